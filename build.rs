@@ -1,0 +1,69 @@
+//! Does nothing by default. With feature `bindgen`, makes the bindings anew from the installed headers;
+//! with feature `overwrite`, also writes them over the file that is checked in.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "bindgen")]
+    generate::bindings();
+}
+
+#[cfg(feature = "bindgen")]
+mod generate {
+    use std::path::PathBuf;
+
+    const TYPES: &[&str] = &[
+        "privcmd_hypercall",
+        "privcmd_mmapbatch_v2",
+        "privcmd_mmap_resource",
+        "privcmd_ioctl",
+        "domid_t",
+        "xen_hvm_param",
+    ];
+
+    const CONSTANTS: &[&str] = &[
+        "FIRST_RESERVED_DOMID",
+        "XEN_DOMID",
+        "__HYPERVISOR_memory_op",
+        "__HYPERVISOR_xen_version",
+        "__HYPERVISOR_hvm_op",
+        "XENMEM_maximum_ram_page",
+        "XENMEM_current_reservation",
+        "XENMEM_maximum_gpfn",
+        "XENMEM_resource_(ioreq_server|grant_table|vmtrace_buf)",
+        "XENVER_(version|extraversion|capabilities|get_features)",
+        "XENFEAT_auto_translated_physmap",
+        "HVMOP_get_param",
+        "HVM_PARAM_STORE_PFN",
+    ];
+
+    pub(super) fn bindings() {
+        println!("cargo::rerun-if-changed=src/uapi/wrapper.h");
+        println!("cargo::rerun-if-changed=src/uapi/bindings.rs");
+        let mut builder = bindgen::Builder::default()
+            .header("src/uapi/wrapper.h")
+            .clang_arg("-Isrc/uapi/include")
+            .rust_target("1.88".parse().expect("the MSRV is a Rust version"))
+            .rust_edition(bindgen::RustEdition::Edition2024)
+            .use_core()
+            .generate_comments(false)
+            .prepend_enum_name(false)
+            .formatter(bindgen::Formatter::Prettyplease)
+            .raw_line("// Made by `cargo build --features overwrite` from linux-libc-dev and libxen-dev; do not edit.")
+            .disable_header_comment();
+        for name in TYPES {
+            builder = builder.allowlist_type(name);
+        }
+        for name in CONSTANTS {
+            builder = builder.allowlist_var(name);
+        }
+        let bindings = builder.generate().expect("bindgen failed: install libclang-dev, linux-libc-dev and libxen-dev");
+        let mut outputs =
+            vec![PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs")];
+        if cfg!(feature = "overwrite") {
+            outputs.push("src/uapi/bindings.rs".into());
+        }
+        for path in outputs {
+            bindings.write_to_file(&path).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
+        }
+    }
+}
