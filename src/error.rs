@@ -1,0 +1,346 @@
+//! What can go wrong, and what the person can do about it.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::types::{Domid, Gfn, MAX_FRAMES};
+
+/// [`std::result::Result`] with this crate's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An operation that failed: which one, on what, and why.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device could not be opened.
+    Open {
+        /// The device that was tried last.
+        path: PathBuf,
+        /// What open(2) said.
+        source: io::Error,
+    },
+    /// The handle could not be confined to one domain.
+    Restrict {
+        /// The domain it should have been confined to.
+        domid: Domid,
+        /// What the ioctl said.
+        source: io::Error,
+    },
+    /// No address range could be had for a mapping.
+    Reserve {
+        /// The size of the range in bytes.
+        bytes: usize,
+        /// What mmap(2) said.
+        source: io::Error,
+    },
+    /// The mapping call failed as a whole; no frame was looked at.
+    MapBatch {
+        /// The domain whose frames were to be mapped.
+        domid: Domid,
+        /// How many frames.
+        frames: usize,
+        /// What the ioctl said.
+        source: io::Error,
+    },
+    /// Some frames could not be mapped, and nothing stays mapped.
+    Frames(FrameErrors),
+    /// A resource could not be mapped, or its size could not be learned.
+    Resource {
+        /// The domain whose resource it is.
+        domid: Domid,
+        /// What the ioctl said.
+        source: io::Error,
+    },
+    /// A hypercall failed.
+    Hypercall {
+        /// Its name in Xen's headers.
+        name: &'static str,
+        /// The domain that was asked about, if it was about one.
+        domid: Option<Domid>,
+        /// What the ioctl said.
+        source: io::Error,
+    },
+    /// No memory could be had that a hypercall may use.
+    HypercallBuffer {
+        /// Its size in bytes.
+        bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The number does not name a domain whose memory can be mapped.
+    InvalidDomid {
+        /// The number.
+        domid: u64,
+    },
+    /// The number is too large for a frame.
+    InvalidGfn {
+        /// The number.
+        gfn: u64,
+    },
+    /// `DOMID_XEN` was to be mapped writable.
+    XenIsReadOnly,
+    /// A mapping of no frames was asked for.
+    Empty,
+    /// A mapping of more frames than an address range can hold was asked for.
+    TooManyFrames {
+        /// How many.
+        frames: usize,
+    },
+    /// An access reaches past the end of a mapping or view.
+    OutOfBounds {
+        /// Where it starts, in bytes.
+        offset: usize,
+        /// How many bytes.
+        len: usize,
+        /// The bytes that there are.
+        size: usize,
+    },
+    /// An atomic access is not at a multiple of its size.
+    Misaligned {
+        /// Where it is, in bytes.
+        offset: usize,
+        /// The size in bytes.
+        align: usize,
+    },
+    /// A write to a read-only mapping.
+    ReadOnly {
+        /// Where it starts, in bytes.
+        offset: usize,
+    },
+    /// An access to a frame that is not mapped.
+    Hole {
+        /// Where the access starts, in bytes.
+        offset: usize,
+        /// The frame, and why it is not mapped.
+        frame: FrameError,
+    },
+    /// Bytes could not be moved between a mapping and a file descriptor.
+    Transfer {
+        /// How many bytes were moved before.
+        done: usize,
+        /// What read(2) or write(2) said.
+        source: io::Error,
+    },
+}
+
+/// One frame that could not be mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameError {
+    /// Its place in the batch.
+    pub index: usize,
+    /// Its number.
+    pub gfn: Gfn,
+    /// Why, as an errno of Linux (positive).
+    pub errno: i32,
+}
+
+impl FrameError {
+    /// What the errno means for a frame.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        // As Linux's privcmd.c has it from Xen's mod_l1_entry (PV) and p2m_add_foreign (auto-translated).
+        let reason = match self.errno {
+            libc::EINVAL => "no RAM there",
+            libc::ENOENT => "paged out, and not back in time",
+            libc::EPERM => "not the domain's own frame, or no privilege over the domain",
+            libc::EBUSY => "owned by another domain, or in use as a page table: map it read-only",
+            libc::ESRCH => "no such domain",
+            errno => return io::Error::from_raw_os_error(errno).to_string(),
+        };
+        reason.to_owned()
+    }
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "frame {} (index {}): {}", self.gfn, self.index, self.reason())
+    }
+}
+
+/// The frames of a batch that could not be mapped, in the order of the batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameErrors {
+    pub(crate) domid: Domid,
+    pub(crate) requested: usize,
+    pub(crate) failed: Vec<FrameError>,
+}
+
+impl FrameErrors {
+    /// The domain.
+    #[must_use]
+    pub fn domid(&self) -> Domid {
+        self.domid
+    }
+
+    /// How many frames the batch had.
+    #[must_use]
+    pub fn requested(&self) -> usize {
+        self.requested
+    }
+
+    /// The frames that failed: at least one.
+    #[must_use]
+    pub fn failed(&self) -> &[FrameError] {
+        &self.failed
+    }
+}
+
+impl fmt::Display for FrameErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (failed, of) = (self.failed.len(), self.requested);
+        if failed == of && self.failed.iter().all(|e| e.errno == libc::ESRCH) {
+            return write!(f, "no such domain: {}", self.domid);
+        }
+        write!(f, "{failed} of {of} frames of domain {} cannot be mapped", self.domid)?;
+        if let Some(first) = self.failed.first() {
+            write!(f, ", the first: {first}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// The errno of Linux (positive) that says best what happened, for callers that speak C.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        if let Some(source) = self.io_error() {
+            return source.raw_os_error().unwrap_or(libc::EIO);
+        }
+        match self {
+            Error::Frames(errors) => errors.failed.first().map_or(libc::EIO, |e| e.errno),
+            Error::Hole { frame, .. } => frame.errno,
+            Error::ReadOnly { .. } | Error::XenIsReadOnly => libc::EACCES,
+            _ => libc::EINVAL,
+        }
+    }
+
+    /// What the system said, where it was asked.
+    fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Error::Open { source, .. }
+            | Error::Restrict { source, .. }
+            | Error::Reserve { source, .. }
+            | Error::MapBatch { source, .. }
+            | Error::Resource { source, .. }
+            | Error::Hypercall { source, .. }
+            | Error::HypercallBuffer { source, .. }
+            | Error::Transfer { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Open { path, source } => {
+                write!(f, "cannot open {}: {source}", path.display())?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::ENOENT) => " (not on xen, or the module xen-privcmd is not loaded)",
+                    Some(libc::ENODEV | libc::ENXIO) => " (not on xen)",
+                    Some(libc::EACCES | libc::EPERM) => " (only root may by default: see the device's mode)",
+                    _ => "",
+                })
+            }
+            Error::Restrict { domid, source } => {
+                write!(f, "cannot restrict the handle to domain {domid}: {source}")?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::EINVAL) => {
+                        " (it is restricted to another domain already, or this is older than linux 4.11)"
+                    }
+                    Some(libc::ENOTTY) => " (needs linux 4.11)",
+                    _ => "",
+                })
+            }
+            Error::Reserve { bytes, source } => {
+                write!(f, "no address range of {bytes} bytes for a mapping: {source}")?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::ENOMEM) => " (see vm.max_map_count and ulimit -v)",
+                    Some(libc::EACCES) => " (the device was opened read-only)",
+                    _ => "",
+                })
+            }
+            Error::MapBatch { domid, frames, source } => {
+                write!(f, "cannot map {frames} frames of domain {domid}: {source}")?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::EINVAL) => " (is linux older than 3.8?)",
+                    Some(libc::ENOTTY) => " (this is no privcmd device)",
+                    _ => hint(source),
+                })
+            }
+            Error::Frames(errors) => errors.fmt(f),
+            Error::Resource { domid, source } => {
+                write!(f, "cannot map the resource of domain {domid}: {source}")?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::ENOTTY) => " (needs linux 4.18)",
+                    Some(libc::EINVAL) => {
+                        " (no such resource, or not so many frames in it; its size can be asked for since linux 5.12)"
+                    }
+                    Some(libc::ESRCH) => " (no such domain)",
+                    Some(libc::EOPNOTSUPP) => " (this xen does not have it)",
+                    _ => hint(source),
+                })
+            }
+            Error::Hypercall { name, domid, source } => {
+                write!(f, "{name}")?;
+                if let Some(domid) = domid {
+                    write!(f, " for domain {domid}")?;
+                }
+                write!(f, " failed: {source}")?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::ESRCH) => " (no such domain)",
+                    Some(libc::EPERM) => " (no privilege, or the handle is restricted)",
+                    _ => "",
+                })
+            }
+            Error::HypercallBuffer { bytes, source } => {
+                write!(f, "cannot get {bytes} bytes of memory for a hypercall: {source}")
+            }
+            Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
+            Error::InvalidDomid { domid } => {
+                write!(f, "{domid} does not name a domain whose memory can be mapped: give 0 to 32751")
+            }
+            Error::InvalidGfn { gfn } => write!(f, "{gfn:#x} is no frame number: the highest is {}", Gfn::MAX),
+            Error::XenIsReadOnly => f.write_str("frames of xen itself can only be mapped read-only"),
+            Error::Empty => f.write_str("a mapping has at least one frame"),
+            Error::TooManyFrames { frames } => {
+                write!(f, "{frames} frames do not fit into one mapping: the most is {MAX_FRAMES}")
+            }
+            Error::OutOfBounds { offset, len, size } => {
+                write!(f, "{len} bytes at offset {offset:#x} reach past the end ({size} bytes)")
+            }
+            Error::Misaligned { offset, align } => {
+                write!(f, "an atomic access of {align} bytes cannot be at offset {offset:#x}: align it")
+            }
+            Error::ReadOnly { offset } => {
+                write!(f, "cannot write at offset {offset:#x}: map with Protection::ReadWrite")
+            }
+            Error::Hole { offset, frame } => {
+                write!(f, "access at offset {offset:#x} reaches what is not mapped: {frame}")
+            }
+            Error::Transfer { done, source } => {
+                write!(f, "stopped after {done} bytes: {source}")?;
+                f.write_str(match source.raw_os_error() {
+                    Some(libc::EFAULT) => " (a mapping cannot be used with O_DIRECT)",
+                    _ => "",
+                })
+            }
+        }
+    }
+}
+
+/// What to do about an errno that any mapping call may give.
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => " (the handle is restricted to another domain, or no privilege)",
+        Some(libc::ENOMEM) => " (out of kernel memory, physical address space or mappings: map less at a time)",
+        _ => "",
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.io_error().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}

@@ -1,0 +1,373 @@
+//! The handle: opening, confining, and mapping batches of foreign frames.
+
+#![expect(unsafe_code, reason = "takes over what the device has mapped")]
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, FrameError, FrameErrors, Result};
+use crate::mapping::ForeignMapping;
+use crate::privcmd::{Device, KernelDevice};
+use crate::region::{Region, Reservation, mapped_bytes};
+use crate::types::{Domid, Gfn, HostKind, MAX_FRAMES, Protection};
+
+/// Frames of one device mapping: 64 MiB. The kernel holds the lock of the whole address space while it populates one,
+/// and populates it by one call only; larger batches are cut, so that no thread waits for long.
+const VMA_FRAMES: usize = 16 * 1024;
+
+/// How long a frame that is paged out is waited for, unless the user says otherwise.
+const PAGED_OUT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The shortest and the longest pause before a paged-out frame is asked for again.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(20));
+
+/// A handle on the host's privcmd device, with which memory of other domains is mapped.
+///
+/// It can be shared by threads, and mappings outlive it.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Gfn, GuestKind, Protection};
+///
+/// let host = MockHost::new(); // on Xen: let memory = xenmap::ForeignMemory::open()?;
+/// let memory = host.open()?;
+///
+/// let guest = host.create_domain(GuestKind::Hvm, 16);
+/// let mapping = memory.map_foreign_range(guest.domid(), Protection::ReadOnly, Gfn::new(2)?, 4)?;
+/// assert_eq!(host.references(guest.domid()), 4);
+///
+/// drop(mapping);
+/// assert_eq!(host.references(guest.domid()), 0);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ForeignMemory {
+    device: Device,
+    host_kind: HostKind,
+    paged_out_timeout: Duration,
+}
+
+/// What becomes of a batch of which some frames cannot be mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnFailure {
+    Refuse,
+    Keep,
+}
+
+impl ForeignMemory {
+    /// Opens the device of the host that this runs on: /dev/xen/privcmd, or /proc/xen/privcmd of old kernels.
+    ///
+    /// Needs Linux 3.8 (2013), a domain that is privileged over others (dom0, as a rule), and the rights to the
+    /// device (root, by default).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Open`], which says what to do if the device is missing or forbidden.
+    pub fn open() -> Result<ForeignMemory> {
+        let device = Device::open().map_err(|(path, source)| Error::Open { path, source })?;
+        Ok(ForeignMemory::with_device(device))
+    }
+
+    /// Uses a privcmd device that has been opened elsewhere, by a privileged parent for example.
+    ///
+    /// To map writable memory it must be open for reading and writing.
+    ///
+    /// # Safety
+    ///
+    /// It is an open privcmd device. The same calls on another device mean something else.
+    #[must_use]
+    pub unsafe fn from_owned_fd(fd: OwnedFd) -> ForeignMemory {
+        ForeignMemory::with_device(Device::Kernel(KernelDevice::from(fd)))
+    }
+
+    pub(crate) fn with_device(device: Device) -> ForeignMemory {
+        let mut memory = ForeignMemory { host_kind: device.host_kind(), device, paged_out_timeout: PAGED_OUT_TIMEOUT };
+        if memory.host_kind == HostKind::Unknown {
+            memory.host_kind = memory.host_kind_by_hypercall().unwrap_or(HostKind::Unknown);
+        }
+        memory
+    }
+
+    /// Sets how long a mapping call waits for frames that are paged out (the default is 5 s); zero does not wait.
+    #[must_use]
+    pub fn with_paged_out_timeout(mut self, timeout: Duration) -> ForeignMemory {
+        self.paged_out_timeout = timeout;
+        self
+    }
+
+    /// What kind of domain we are in ourselves.
+    #[must_use]
+    pub fn host_kind(&self) -> HostKind {
+        self.host_kind
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Confines this handle to one domain, for good; what is mapped already stays.
+    ///
+    /// From then on every mapping of another domain is refused, and so is every hypercall. A device model should do it as
+    /// soon as it has started. It holds for copies of the file descriptor too, but not for other handles.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Restrict`] if the handle is confined to another domain already, or before Linux 4.11.
+    #[doc(alias = "IOCTL_PRIVCMD_RESTRICT")]
+    #[doc(alias = "xenforeignmemory_restrict")]
+    pub fn restrict(&self, domid: Domid) -> Result<()> {
+        self.device.restrict(domid).map_err(|source| Error::Restrict { domid, source })
+    }
+
+    /// Maps frames of a domain one after the other, in the order given: all of them or none.
+    ///
+    /// A frame may be given more than once. Frames that are paged out are asked for until the
+    /// [timeout](ForeignMemory::with_paged_out_timeout).
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
+    /// - [`Error::Empty`], [`Error::TooManyFrames`], [`Error::XenIsReadOnly`] if the request makes no sense.
+    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole.
+    #[doc(alias = "IOCTL_PRIVCMD_MMAPBATCH_V2")]
+    #[doc(alias = "xenforeignmemory_map")]
+    pub fn map_foreign_batch(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {
+        self.map(domid, protection, gfns, OnFailure::Refuse)
+    }
+
+    /// Maps those frames of a domain that can be mapped; the others are holes, which every access checks for.
+    ///
+    /// [`ForeignMapping::failed`] lists them. It is not an error if there is nothing else.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), but [`Error::Frames`].
+    pub fn map_foreign_batch_partial(
+        &self,
+        domid: Domid,
+        protection: Protection,
+        gfns: &[Gfn],
+    ) -> Result<ForeignMapping> {
+        self.map(domid, protection, gfns, OnFailure::Keep)
+    }
+
+    /// Maps `count` consecutive frames of a domain: all of them or none.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidGfn`] if the last frame is
+    /// above [`Gfn::MAX`].
+    #[doc(alias = "xc_map_foreign_range")]
+    pub fn map_foreign_range(
+        &self,
+        domid: Domid,
+        protection: Protection,
+        first: Gfn,
+        count: usize,
+    ) -> Result<ForeignMapping> {
+        let range = first.range(count)?;
+        check_frames(count)?;
+        let mut gfns = Vec::new();
+        gfns.try_reserve_exact(count).map_err(|_| Error::TooManyFrames { frames: count })?;
+        gfns.extend(range);
+        self.map_foreign_batch(domid, protection, &gfns)
+    }
+
+    fn map(&self, domid: Domid, protection: Protection, gfns: &[Gfn], on_failure: OnFailure) -> Result<ForeignMapping> {
+        let frames = gfns.len();
+        check_frames(frames)?;
+        if domid == Domid::XEN && protection == Protection::ReadWrite {
+            return Err(Error::XenIsReadOnly);
+        }
+        let mut batch = Batch {
+            memory: self,
+            domid,
+            protection,
+            on_failure,
+            deadline: None,
+            errors: vec![0; frames.min(VMA_FRAMES)],
+            failed: Vec::new(),
+        };
+        let region = if frames <= VMA_FRAMES { batch.map_whole(gfns)? } else { batch.map_chunked(gfns)? };
+        let failed = batch.failed;
+        if !failed.is_empty() && on_failure == OnFailure::Refuse {
+            return Err(Error::Frames(FrameErrors { domid, requested: frames, failed }));
+        }
+        log::debug!("mapped {frames} frames of domain {domid} at {:p}, {} failed", region.base(), failed.len());
+        Ok(ForeignMapping::new(region, frames, domid, protection, failed))
+    }
+}
+
+/// That a mapping can have so many frames.
+pub(crate) fn check_frames(frames: usize) -> Result<()> {
+    match frames {
+        0 => Err(Error::Empty),
+        1..=MAX_FRAMES => Ok(()),
+        _ => Err(Error::TooManyFrames { frames }),
+    }
+}
+
+/// A mapping in the making.
+struct Batch<'a> {
+    memory: &'a ForeignMemory,
+    domid: Domid,
+    protection: Protection,
+    on_failure: OnFailure,
+    /// Set when the first paged-out frame is met.
+    deadline: Option<Instant>,
+    /// What the kernel writes, for one device mapping; used again for the next.
+    errors: Vec<i32>,
+    failed: Vec<FrameError>,
+}
+
+impl Batch<'_> {
+    fn reserve_error(bytes: usize) -> impl Fn(std::io::Error) -> Error {
+        move |source| Error::Reserve { bytes, source }
+    }
+
+    fn map_whole(&mut self, gfns: &[Gfn]) -> Result<Region> {
+        let device = &self.memory.device;
+        let len = mapped_bytes(gfns.len());
+        let addr = device.mmap(len, self.protection).map_err(Self::reserve_error(len))?;
+        // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
+        let mut region = unsafe { Region::new(addr, len, len, device.unmapper()) };
+        self.populate(&mut region, 0, gfns, 0)?;
+        Ok(region)
+    }
+
+    fn map_chunked(&mut self, gfns: &[Gfn]) -> Result<Region> {
+        let device = &self.memory.device;
+        let len = mapped_bytes(gfns.len());
+        let mut reservation = Reservation::new(len).map_err(Self::reserve_error(len))?;
+        // SAFETY: no bytes at all.
+        let mut region = unsafe { Region::new(reservation.base(), 0, mapped_bytes(VMA_FRAMES), device.unmapper()) };
+        for (chunk, first) in gfns.chunks(VMA_FRAMES).zip((0..).step_by(VMA_FRAMES)) {
+            let len = mapped_bytes(chunk.len());
+            // SAFETY: the reservation is ours, has as many bytes left, and nothing uses them.
+            let mapped = unsafe { device.mmap_fixed(reservation.base(), len, self.protection) };
+            // The kernel may have removed what was there before it failed, and another thread may have the addresses by
+            // now: they are nobody's to give back. It looks at access rights before.
+            if mapped.as_ref().map_or_else(|e| e.raw_os_error() != Some(libc::EACCES), |()| true) {
+                reservation.give_up(len);
+            }
+            mapped.map_err(Self::reserve_error(len))?;
+            // SAFETY: just mapped by the device, behind the last one; all but the last are `VMA_FRAMES` long.
+            unsafe { region.grow(len) };
+            self.populate(&mut region, mapped_bytes(first), chunk, first)?;
+        }
+        Ok(region)
+    }
+
+    /// Populates the last device mapping of a region, which is at `offset`, with frames, of which `first` is the first one's
+    /// place in the batch, and notes those that fail.
+    fn populate(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn], first: usize) -> Result<()> {
+        let mut pause = PAUSES.0;
+        self.ask(region, offset, gfns, 0..gfns.len())?;
+        if !any_failed(&self.errors[..gfns.len()]) {
+            return Ok(());
+        }
+        while self.is_worth_waiting(gfns.len()) && self.wait(&mut pause) {
+            self.retry(region, offset, gfns)?;
+        }
+        for (i, (&error, &gfn)) in self.errors.iter().zip(gfns).enumerate() {
+            if error != 0 {
+                self.failed.push(FrameError { index: first + i, gfn, errno: -error });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a frame is paged out, and none has failed for good that makes all of it vain.
+    fn is_worth_waiting(&self, frames: usize) -> bool {
+        let paged_out = |error: &i32| *error == -libc::ENOENT;
+        let errors = &self.errors[..frames];
+        let vain = self.on_failure == OnFailure::Refuse
+            && (!self.failed.is_empty() || errors.iter().any(|error| *error != 0 && !paged_out(error)));
+        !vain && errors.iter().any(paged_out)
+    }
+
+    /// Asks for some of the frames, and has their errors filled in.
+    fn ask(&mut self, region: &Region, offset: usize, gfns: &[Gfn], range: std::ops::Range<usize>) -> Result<()> {
+        let device = &self.memory.device;
+        // SAFETY: the frames lie one after the other from `offset` on, which is inside the region.
+        let addr = unsafe { region.base().add(offset + range.start * crate::FRAME_SIZE) };
+        let (gfns, errors) = (&gfns[range.clone()], &mut self.errors[range]);
+        // SAFETY: the range is part of a device mapping of ours that nobody has seen yet.
+        let asked = unsafe { device.map_batch(self.domid, addr, gfns, errors) };
+        let error = |source| Error::MapBatch { domid: self.domid, frames: gfns.len(), source };
+        asked.map_err(error)?;
+        // When the kernel runs out of memory for page tables half-way it says nothing, and leaves parts of frame numbers
+        // in the place of errors (privcmd.c, mmap_batch_fn): then no entry can be believed.
+        if any_failed(errors) && !errors_make_sense(errors) {
+            return Err(error(std::io::Error::from_raw_os_error(libc::ENOMEM)));
+        }
+        Ok(())
+    }
+
+    /// Asks again for the frames that were paged out.
+    fn retry(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn]) -> Result<()> {
+        if self.memory.host_kind == HostKind::Pv {
+            match self.ask_for_missing(region, offset, gfns) {
+                // Linux before 3.12 populates a mapping once only.
+                Err(e) if e.errno() == libc::EINVAL => {}
+                asked => return asked,
+            }
+        }
+        // In an auto-translated domain frames that failed count as populated, and asking for a part of a mapping takes
+        // the wrong pages from its pool: only a new mapping can be populated. It takes the old one's place in one call.
+        let device = &self.memory.device;
+        let len = mapped_bytes(gfns.len());
+        // SAFETY: `offset` is inside the region.
+        let addr = unsafe { region.base().add(offset) };
+        // SAFETY: one whole device mapping of ours that nobody has seen yet.
+        if let Err(e) = unsafe { device.mmap_fixed(addr, len, self.protection) } {
+            // As in `map_chunked`: another thread may have these addresses by now.
+            region.truncate(offset);
+            return Err(Self::reserve_error(len)(e));
+        }
+        self.ask(region, offset, gfns, 0..gfns.len())
+    }
+
+    fn ask_for_missing(&mut self, region: &Region, offset: usize, gfns: &[Gfn]) -> Result<()> {
+        let mut next = 0;
+        while let Some(skip) = self.errors[next..gfns.len()].iter().position(|&e| e == -libc::ENOENT) {
+            let start = next + skip;
+            let run = self.errors[start..gfns.len()].iter().take_while(|&&e| e == -libc::ENOENT).count();
+            next = start + run;
+            self.ask(region, offset, gfns, start..next)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for paged-out frames, longer each time; `false` once the deadline has passed.
+    fn wait(&mut self, pause: &mut Duration) -> bool {
+        let now = Instant::now();
+        // A deadline that is too far to be a time is none.
+        let timeout = self.memory.paged_out_timeout;
+        let left = match self.deadline.or_else(|| now.checked_add(timeout)) {
+            Some(deadline) => {
+                self.deadline = Some(deadline);
+                deadline.saturating_duration_since(now)
+            }
+            None => Duration::MAX,
+        };
+        if left.is_zero() {
+            return false;
+        }
+        log::debug!("waiting for paged-out frames of domain {}", self.domid);
+        std::thread::sleep((*pause).min(left));
+        *pause = (*pause * 2).min(PAUSES.1);
+        true
+    }
+}
+
+/// Whether any entry of the kernel's answer is not 0. It looks at all of them, a vector at a time: most often none is.
+fn any_failed(errors: &[i32]) -> bool {
+    errors.iter().fold(0, |all, error| all | error) != 0
+}
+
+/// Whether the kernel's answer can be one: each entry 0 or a negative errno.
+fn errors_make_sense(errors: &[i32]) -> bool {
+    const MAX_ERRNO: i32 = 4095;
+    errors.iter().all(|error| (-MAX_ERRNO..=0).contains(error))
+}

@@ -1,0 +1,232 @@
+//! Hypercalls: the few stable ones that a user of foreign memory needs, and memory for their arguments.
+
+#![expect(unsafe_code, reason = "the hypervisor reads and writes the buffers")]
+
+use std::fmt;
+use std::ptr::NonNull;
+
+use crate::error::{Error, Result};
+use crate::foreign::ForeignMemory;
+use crate::privcmd::Unmapper;
+use crate::region::{Region, mapped_bytes};
+use crate::types::{Domid, FRAME_SIZE, GuestKind, HostKind};
+use crate::uapi;
+
+/// Memory that a hypercall may read and write: zeroed at first, never moved or paged out, and not inherited by children.
+///
+/// Xen takes addresses and cannot wait for a page to be brought in, so ordinary memory will not do.
+#[derive(Debug)]
+pub struct HypercallBuffer {
+    region: Region,
+    len: usize,
+}
+
+impl HypercallBuffer {
+    /// The size in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no bytes at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `len` mapped bytes of our own, initialised (the kernel zeroes them). Only we and, while a hypercall is
+        // made, Xen know of them; who makes one has promised that no borrow is live (`ForeignMemory::hypercall`).
+        unsafe { NonNull::slice_from_raw_parts(self.region.base(), self.len).as_ref() }
+    }
+
+    /// What it holds, to be changed.
+    #[must_use]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `bytes`, and `self` is borrowed exclusively.
+        unsafe { NonNull::slice_from_raw_parts(self.region.base(), self.len).as_mut() }
+    }
+
+    /// Its address, as an argument of a hypercall.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.region.base().as_ptr().expose_provenance() as u64
+    }
+}
+
+/// The version of the hypervisor.
+///
+/// ```
+/// let version = xenmap::mock::MockHost::new().open()?.xen_version()?;
+/// assert_eq!(version.to_string(), "4.17.7-mock");
+/// # Ok::<(), xenmap::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XenVersion {
+    /// The 4 of 4.17.
+    pub major: u16,
+    /// The 17 of 4.17.
+    pub minor: u16,
+    /// What follows, such as `.7`.
+    pub extra: String,
+}
+
+impl fmt::Display for XenVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}{}", self.major, self.minor, self.extra)
+    }
+}
+
+impl ForeignMemory {
+    /// Memory of `len` bytes that a hypercall may use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HypercallBuffer`]; for no bytes, too.
+    pub fn hypercall_buffer(&self, len: usize) -> Result<HypercallBuffer> {
+        let error = |source| Error::HypercallBuffer { bytes: len, source };
+        if len > isize::MAX.cast_unsigned() {
+            return Err(error(std::io::ErrorKind::InvalidInput.into()));
+        }
+        let mapped = mapped_bytes(len.div_ceil(FRAME_SIZE));
+        let addr = self.device().map_hypercall_buffer(mapped).map_err(error)?;
+        let unmapper: Unmapper = self.device().unmapper();
+        // SAFETY: just mapped, `mapped` bytes in one, and nobody else knows of it.
+        let region = unsafe { Region::new(addr, mapped, mapped, unmapper) };
+        Ok(HypercallBuffer { region, len })
+    }
+
+    /// Makes any hypercall, and returns what it returns; `name` is for the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`] with what Xen says, or EPERM if the handle is restricted.
+    ///
+    /// # Safety
+    ///
+    /// A hypercall can do anything to this domain or another. Its addresses must be those of [`HypercallBuffer`]s, large
+    /// enough for what it reads and writes, alive, and not borrowed from until it returns.
+    pub unsafe fn hypercall(&self, name: &'static str, op: u64, arg: [u64; 5]) -> Result<u64> {
+        // SAFETY: the caller's promise.
+        unsafe { self.device().hypercall(op, arg) }.map_err(|source| Error::Hypercall { name, domid: None, source })
+    }
+
+    /// How many frames a domain owns, counting those that only foreign mappings keep alive; an error with `ESRCH` once
+    /// it is gone.
+    ///
+    /// It answers for dying domains too, so it tells whether references are left (`XENMEM_current_reservation`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
+    #[doc(alias = "XENMEM_current_reservation")]
+    pub fn current_reservation(&self, domid: Domid) -> Result<u64> {
+        self.memory_op_on("XENMEM_current_reservation", uapi::XENMEM_CURRENT_RESERVATION, domid)
+    }
+
+    /// The highest frame a guest has ever had; of a PV guest the highest pseudo-physical one, and 0 until it has
+    /// started (`XENMEM_maximum_gpfn`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
+    #[doc(alias = "XENMEM_maximum_gpfn")]
+    pub fn maximum_gpfn(&self, domid: Domid) -> Result<u64> {
+        self.memory_op_on("XENMEM_maximum_gpfn", uapi::XENMEM_MAXIMUM_GPFN, domid)
+    }
+
+    /// The highest machine frame that is RAM, which bounds the frames of every PV guest (`XENMEM_maximum_ram_page`).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`].
+    #[doc(alias = "XENMEM_maximum_ram_page")]
+    pub fn maximum_ram_page(&self) -> Result<u64> {
+        let arg = [u64::from(uapi::XENMEM_MAXIMUM_RAM_PAGE), 0, 0, 0, 0];
+        // SAFETY: it has no argument, and only answers.
+        unsafe { self.hypercall("XENMEM_maximum_ram_page", uapi::HYPERVISOR_MEMORY_OP.into(), arg) }
+    }
+
+    /// Whether a domain is a PV guest or one whose physical addresses Xen translates.
+    ///
+    /// Xen keeps parameters for the latter only (`HVMOP_get_param`, which guests rely on too and so stays as it is).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
+    pub fn guest_kind(&self, domid: Domid) -> Result<GuestKind> {
+        let param = uapi::HvmParam { domid: domid.get(), pad: 0, index: uapi::HVM_PARAM_STORE_PFN, value: 0 };
+        let mut buffer = self.hypercall_buffer(size_of::<uapi::HvmParam>())?;
+        buffer.bytes_mut()[..2].copy_from_slice(&param.domid.to_ne_bytes());
+        buffer.bytes_mut()[4..8].copy_from_slice(&param.index.to_ne_bytes());
+        let arg = [u64::from(uapi::HVMOP_GET_PARAM), buffer.address(), 0, 0, 0];
+        // SAFETY: it reads and writes one `HvmParam`, for which the buffer is large enough.
+        match unsafe { self.device().hypercall(uapi::HYPERVISOR_HVM_OP.into(), arg) } {
+            Ok(_) => Ok(GuestKind::Hvm),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(GuestKind::Pv),
+            Err(source) => Err(Error::Hypercall { name: "HVMOP_get_param", domid: Some(domid), source }),
+        }
+    }
+
+    /// The version of the hypervisor that we run on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
+    pub fn xen_version(&self) -> Result<XenVersion> {
+        let arg = [u64::from(uapi::XENVER_VERSION), 0, 0, 0, 0];
+        // SAFETY: it has no argument, and only answers.
+        let version = unsafe { self.hypercall("XENVER_version", uapi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
+        let [.., a, b, c, d] = version.to_be_bytes();
+        Ok(XenVersion {
+            major: u16::from_be_bytes([a, b]),
+            minor: u16::from_be_bytes([c, d]),
+            extra: self.version_string("XENVER_extraversion", uapi::XENVER_EXTRAVERSION, uapi::EXTRAVERSION_BYTES)?,
+        })
+    }
+
+    /// The kinds of guest that the hypervisor can run, such as `xen-3.0-x86_64 hvm-3.0-x86_64`, separated by spaces.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
+    pub fn xen_capabilities(&self) -> Result<String> {
+        self.version_string("XENVER_capabilities", uapi::XENVER_CAPABILITIES, uapi::CAPABILITIES_BYTES)
+    }
+
+    /// What kind of domain we are in, as the hypervisor says.
+    pub(crate) fn host_kind_by_hypercall(&self) -> Result<HostKind> {
+        // xen_feature_info_t: which 32 features, and their bits.
+        let buffer = self.hypercall_buffer(8)?;
+        let arg = [u64::from(uapi::XENVER_GET_FEATURES), buffer.address(), 0, 0, 0];
+        // SAFETY: it reads and writes two u32, for which the buffer is large enough.
+        unsafe { self.hypercall("XENVER_get_features", uapi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
+        let translated = 1 << uapi::XENFEAT_AUTO_TRANSLATED_PHYSMAP;
+        Ok(if buffer.bytes()[4] & translated != 0 { HostKind::AutoTranslated } else { HostKind::Pv })
+    }
+
+    /// A memory operation that takes a domid and returns a number.
+    fn memory_op_on(&self, name: &'static str, command: u32, domid: Domid) -> Result<u64> {
+        let mut buffer = self.hypercall_buffer(size_of::<u16>())?;
+        buffer.bytes_mut().copy_from_slice(&domid.get().to_ne_bytes());
+        let arg = [u64::from(command), buffer.address(), 0, 0, 0];
+        // SAFETY: it reads one domid, for which the buffer is large enough, and only answers.
+        unsafe { self.device().hypercall(uapi::HYPERVISOR_MEMORY_OP.into(), arg) }.map_err(|source| Error::Hypercall {
+            name,
+            domid: Some(domid),
+            source,
+        })
+    }
+
+    /// A text about the version, which Xen writes into a buffer of the size that its interface fixes.
+    fn version_string(&self, name: &'static str, command: u32, len: usize) -> Result<String> {
+        let buffer = self.hypercall_buffer(len)?;
+        let arg = [u64::from(command), buffer.address(), 0, 0, 0];
+        // SAFETY: it writes at most `len` bytes.
+        unsafe { self.hypercall(name, uapi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
+        let text = buffer.bytes().split(|&byte| byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(text).trim_end().to_owned())
+    }
+}

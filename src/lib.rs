@@ -1,0 +1,28 @@
+#![doc = include_str!("../README.md")]
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("xenmap is for 64-bit Linux: the privcmd device has no 32-bit interface on a 64-bit kernel");
+
+mod copy;
+mod error;
+mod foreign;
+mod hypercall;
+mod mapping;
+#[cfg(feature = "mock")]
+pub mod mock;
+mod privcmd;
+mod region;
+mod resource;
+mod types;
+mod uapi;
+mod view;
+
+pub use copy::Word;
+pub use error::{Error, FrameError, FrameErrors, Result};
+pub use foreign::ForeignMemory;
+pub use hypercall::{HypercallBuffer, XenVersion};
+pub use mapping::ForeignMapping;
+pub use region::leaked_mappings;
+pub use resource::{Resource, ResourceMapping};
+pub use types::{Domid, FRAME_SIZE, Gfn, GuestKind, HostKind, Protection};
+pub use view::View;

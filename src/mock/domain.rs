@@ -1,0 +1,308 @@
+//! A simulated guest, and what it and its toolstack do.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use super::host::{MockHost, machine_frame};
+use super::state::{Domain, Frame, OWNER_OF_RESOURCES, State};
+use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
+
+/// A guest of a [`MockHost`].
+///
+/// Dropping it changes nothing: the guest runs until it is [destroyed](MockDomain::destroy). Frames are read and
+/// written here as the guest does it, without a mapping.
+///
+/// A guest that has been destroyed, or a frame that it does not have, makes its methods panic: it is the test that is
+/// wrong then.
+#[derive(Clone, Debug)]
+pub struct MockDomain {
+    host: MockHost,
+    domid: Domid,
+}
+
+impl MockDomain {
+    pub(super) fn new(host: MockHost, domid: Domid) -> MockDomain {
+        MockDomain { host, domid }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn domid(&self) -> Domid {
+        self.domid
+    }
+
+    /// The frames that it has now, paged-out ones included, in ascending order.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed.
+    #[must_use]
+    pub fn frames(&self) -> Vec<Gfn> {
+        self.with(|_, domain| domain.frames.keys().filter_map(|&gfn| Gfn::new(gfn).ok()).collect())
+    }
+
+    /// How many frames it owns, those included that only mappings keep; `None` once it is gone.
+    ///
+    /// # Panics
+    ///
+    /// As [`MockHost::references`].
+    #[must_use]
+    pub fn owned_frames(&self) -> Option<usize> {
+        let state = &mut self.host.0.lock();
+        self.host.0.reclaim(state);
+        state.domains.contains_key(&self.domid.get()).then(|| state.pages_of(self.domid).count())
+    }
+
+    /// Gives it more frames, behind those that it has, and returns them.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, or there is no memory.
+    #[expect(clippy::must_use_candidate, reason = "the guest has them all the same")]
+    pub fn add_frames(&self, count: usize) -> Vec<Gfn> {
+        let pv_pages = self.with(|_, domain| domain.kind == GuestKind::Pv);
+        if pv_pages {
+            let mut state = self.host.0.lock();
+            let pages = self.host.0.grow(&mut state, |state| state.allocate(self.domid.get(), count));
+            let domain = domain_in(&mut state, self.domid);
+            let gfns = pages.into_iter().map(|page| {
+                let gfn = machine_frame(page);
+                domain.frames.insert(gfn.get(), Frame::Ram(page));
+                gfn
+            });
+            return gfns.collect();
+        }
+        let next = self.with(|_, domain| domain.frames.keys().next_back().map_or(0, |last| last + 1));
+        let gfns: Vec<Gfn> = (next..).take(count).filter_map(|gfn| Gfn::new(gfn).ok()).collect();
+        self.populate(&gfns);
+        gfns
+    }
+
+    /// Gives it frames with these numbers, zeroed; those of a PV guest cannot be chosen.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, is a PV guest, has one of them already, or there is no memory.
+    pub fn populate(&self, gfns: &[Gfn]) {
+        let mut state = self.host.0.lock();
+        let pages = self.host.0.grow(&mut state, |state| state.allocate(self.domid.get(), gfns.len()));
+        let domain = domain_in(&mut state, self.domid);
+        assert_eq!(domain.kind, GuestKind::Hvm, "the frames of a PV guest are Xen's choice: use add_frames");
+        for (gfn, page) in gfns.iter().zip(pages) {
+            domain.highest = domain.highest.max(gfn.get());
+            let before = domain.frames.insert(gfn.get(), Frame::Ram(page));
+            assert!(before.is_none(), "domain {} has frame {gfn} already", self.domid);
+        }
+    }
+
+    /// Takes a frame away, as when the guest balloons it out. While it is mapped, its page stays with the mapping.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frame.
+    pub fn balloon_out(&self, gfn: Gfn) {
+        let page = self.page(gfn);
+        self.with(|pages, domain| {
+            domain.frames.remove(&gfn.get());
+            pages[page].allocated = false;
+        });
+    }
+
+    /// Pages a frame out. Mapping it fails with ENOENT so many times before it is back; in an auto-translated dom0, which cannot
+    /// ask for it, always with EINVAL.
+    ///
+    /// # Errors
+    ///
+    /// EBUSY if the frame is mapped.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frame, or is a PV guest (Xen pages out only those of HVM guests).
+    pub fn page_out(&self, gfn: Gfn, asks: u32) -> io::Result<()> {
+        let page = self.page(gfn);
+        let mut content = vec![0; FRAME_SIZE];
+        self.host.0.ram.read(page * FRAME_SIZE, &mut content)?;
+        let state = &mut self.host.0.lock();
+        if self.host.0.reclaim(state).of(page) != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        let domain = domain_in(state, self.domid);
+        assert_eq!(domain.kind, GuestKind::Hvm, "frames of PV guests are not paged out");
+        domain.frames.insert(gfn.get(), Frame::PagedOut(content, asks));
+        state.pages[page].allocated = false;
+        self.host.0.reclaim(state);
+        Ok(())
+    }
+
+    /// Has a PV guest use a frame as a page table (`MMUEXT_PIN_L1_TABLE`).
+    ///
+    /// # Errors
+    ///
+    /// EINVAL while a PV dom0 maps it writable.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frame, or is no PV guest.
+    pub fn pin_page_table(&self, gfn: Gfn) -> io::Result<()> {
+        let page = self.page(gfn);
+        let state = &mut self.host.0.lock();
+        assert_eq!(domain_in(state, self.domid).kind, GuestKind::Pv, "only a PV guest pins page tables");
+        let references = self.host.0.reclaim(state);
+        if self.host.0.config.dom0 == super::Dom0::Pv && references.writable(page) != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        state.pages[page].pinned = true;
+        Ok(())
+    }
+
+    /// Has a PV guest no longer use a frame as a page table.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frame.
+    pub fn unpin_page_table(&self, gfn: Gfn) {
+        let page = self.page(gfn);
+        self.host.0.lock().pages[page].pinned = false;
+    }
+
+    /// Gives it a resource of so many frames, all zero, and forgets what was there before.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, or there is no memory.
+    pub fn add_resource(&self, resource: crate::Resource, frames: usize) {
+        let mut state = self.host.0.lock();
+        let pages = self.host.0.grow(&mut state, |state| state.allocate(OWNER_OF_RESOURCES, frames));
+        let before = domain_in(&mut state, self.domid).resources.insert(resource.type_and_id(), pages);
+        for page in before.into_iter().flatten() {
+            state.pages[page].allocated = false;
+        }
+    }
+
+    /// Destroys it. Frames that are mapped keep it alive as a [zombie](MockHost::zombies) until the last is unmapped.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed already.
+    pub fn destroy(&self) {
+        let state = &mut self.host.0.lock();
+        let domain = domain_in(state, self.domid);
+        domain.dying = true;
+        domain.frames.clear();
+        let resources: Vec<usize> = std::mem::take(&mut domain.resources).into_values().flatten().collect();
+        let pages: Vec<usize> = state.pages_of(self.domid).chain(resources).collect();
+        for page in pages {
+            state.pages[page].allocated = false;
+        }
+        self.host.0.reclaim(state);
+    }
+
+    /// Writes as the guest does, from an offset into a frame on, into that frame and those that follow it.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frames.
+    pub fn write(&self, gfn: Gfn, offset: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        for (at, len) in pieces(gfn, offset, bytes.len()) {
+            let (piece, more) = rest.split_at(len);
+            let written = self.host.0.ram.write(self.page(at.0) * FRAME_SIZE + at.1, piece);
+            written.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
+            rest = more;
+        }
+    }
+
+    /// Reads as the guest does, from an offset into a frame on, that frame and those that follow it.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frames.
+    #[must_use]
+    pub fn read(&self, gfn: Gfn, offset: usize, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let mut rest = bytes.as_mut_slice();
+        for (at, len) in pieces(gfn, offset, len) {
+            let (piece, more) = rest.split_at_mut(len);
+            let read = self.host.0.ram.read(self.page(at.0) * FRAME_SIZE + at.1, piece);
+            read.unwrap_or_else(|e| panic!("the mock cannot read its memory: {e}"));
+            rest = more;
+        }
+        bytes
+    }
+
+    /// Gives it the frames that a file holds data for, with that data.
+    pub(super) fn load_file(&self, file: &File) -> io::Result<()> {
+        let size = file.metadata()?.len();
+        let frame_size = FRAME_SIZE as u64;
+        let mut next = 0;
+        while let Some(data) = seek(file, next, Whence::SeekData)?.filter(|&data| data < size) {
+            let end = seek(file, data, Whence::SeekHole)?.unwrap_or(size).min(size);
+            let (first, last) = ((data / frame_size).max(next.div_ceil(frame_size)), end.div_ceil(frame_size));
+            let gfns = (first..last).map(Gfn::new).collect::<crate::Result<Vec<Gfn>>>().map_err(io::Error::other)?;
+            self.populate(&gfns);
+            let mut frame = [0; FRAME_SIZE];
+            for gfn in gfns {
+                let offset = gfn.get() * frame_size;
+                let len = usize::try_from(size - offset).unwrap_or(FRAME_SIZE).min(FRAME_SIZE);
+                file.read_exact_at(&mut frame[..len], offset)?;
+                self.write(gfn, 0, &frame[..len]);
+            }
+            next = last * frame_size;
+        }
+        Ok(())
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut [super::state::Page], &mut Domain) -> T) -> T {
+        let State { pages, domains, .. } = &mut *self.host.0.lock();
+        f(pages, alive(domains, self.domid))
+    }
+
+    /// The page of a frame that it has and that is not paged out.
+    fn page(&self, gfn: Gfn) -> usize {
+        match self.with(|_, domain| {
+            domain.frames.get(&gfn.get()).map(|f| if let Frame::Ram(p) = f { Some(*p) } else { None })
+        }) {
+            Some(Some(page)) => page,
+            Some(None) => panic!("frame {gfn} of domain {} is paged out", self.domid),
+            None => panic!("domain {} has no frame {gfn}", self.domid),
+        }
+    }
+}
+
+fn domain_in(state: &mut State, domid: Domid) -> &mut Domain {
+    alive(&mut state.domains, domid)
+}
+
+fn alive(domains: &mut BTreeMap<u16, Domain>, domid: Domid) -> &mut Domain {
+    match domains.get_mut(&domid.get()) {
+        Some(domain) if !domain.dying => domain,
+        _ => panic!("domain {domid} has been destroyed"),
+    }
+}
+
+/// The frames that a range touches, each with the offset into it and the bytes there.
+fn pieces(gfn: Gfn, offset: usize, len: usize) -> impl Iterator<Item = ((Gfn, usize), usize)> {
+    let mut next = offset;
+    let end = offset + len;
+    std::iter::from_fn(move || {
+        let at = next;
+        let gfn = Gfn::new(gfn.get() + (at / FRAME_SIZE) as u64).ok()?;
+        next = (at + FRAME_SIZE - at % FRAME_SIZE).min(end);
+        (at < end).then_some(((gfn, at % FRAME_SIZE), next - at))
+    })
+}
+
+/// Where the next data or hole begins; `None` behind the last data.
+fn seek(file: &File, from: u64, whence: Whence) -> io::Result<Option<u64>> {
+    let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
+    match lseek(file, from, whence) {
+        Ok(at) => Ok(u64::try_from(at).ok()),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,472 @@
+//! The simulated kernel: the system calls on the device.
+
+#![expect(unsafe_code, reason = "follows the pointers of ioctls, and maps memory at given places")]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::config::Dom0;
+use super::fault::Fault;
+use super::host::Host;
+use super::memory::{JUNK_BYTES, unmap};
+use super::state::{Frame, Pte, State, Vma};
+use crate::privcmd::Ioctl;
+use crate::types::{FRAME_SIZE, HostKind, Protection};
+use crate::uapi;
+
+/// `DOMID_INVALID`, which restricts nothing yet.
+const DOMID_INVALID: u16 = 0x7FF4;
+/// `DOMID_IDLE`, which is nobody's.
+const DOMID_IDLE: u16 = 0x7FFF;
+/// Frames of one mapping that a kernel can populate: it allocates 8 bytes for each, and no more than `INT_MAX`. Linux says
+/// so only then; the mock, which keeps books of every page, at once.
+const MAX_FRAMES: usize = (1 << 28) - 1;
+/// Frame numbers that the kernel takes in at a time.
+const BLOCK: usize = 512;
+
+/// An open file of the device.
+#[derive(Debug)]
+pub(crate) struct MockDevice {
+    host: Arc<Host>,
+    access: Protection,
+    /// The domain that it is confined to; [`DOMID_INVALID`] if it is not. It is the file's, so threads share it.
+    restricted: AtomicU32,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct MockUnmapper(Arc<Host>);
+
+fn errno(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(number)
+}
+
+impl MockDevice {
+    pub(super) fn new(host: Arc<Host>, access: Protection) -> MockDevice {
+        let restricted = match host.config.unprivileged {
+            None => DOMID_INVALID,
+            Some(None) => DOMID_IDLE,
+            Some(Some(domid)) => domid.get(),
+        };
+        MockDevice { host, access, restricted: AtomicU32::new(restricted.into()) }
+    }
+
+    pub(crate) fn unmapper(&self) -> MockUnmapper {
+        MockUnmapper(Arc::clone(&self.host))
+    }
+
+    pub(crate) fn host_kind(&self) -> HostKind {
+        self.host.host_kind()
+    }
+
+    pub(crate) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+        self.check_access(protection)?;
+        if len / FRAME_SIZE > MAX_FRAMES {
+            return Err(errno(libc::ENOMEM));
+        }
+        let state = &mut self.host.lock();
+        if let Some(error) = strike_mmap(state) {
+            return Err(error);
+        }
+        let addr = self.host.empty.map(0, len, protection)?;
+        let start = addr.as_ptr().addr();
+        // What the books have there has been unmapped behind our back.
+        self.host.forget(state, start, start + len);
+        state.vmas.insert(start, virgin(len, protection));
+        Ok(addr)
+    }
+
+    /// # Safety
+    ///
+    /// See `Device::mmap_fixed`.
+    pub(crate) unsafe fn mmap_fixed(&self, addr: NonNull<u8>, len: usize, protection: Protection) -> io::Result<()> {
+        self.check_access(protection)?;
+        let state = &mut self.host.lock();
+        let (start, end) = (addr.as_ptr().addr(), addr.as_ptr().addr() + len);
+        let split = [start, end - 1].into_iter().any(|at| {
+            state.vma_at(at).is_some_and(|(first, vma)| first < start || first + vma.ptes.len() * FRAME_SIZE > end)
+        });
+        if split && !self.host.config.allows_splits {
+            return Err(errno(libc::ENOMEM));
+        }
+        if let Some(error) = strike_mmap(state) {
+            self.host.forget(state, start, end);
+            // The kernel removes what was there before it can fail, and then any thread may get these addresses: one does.
+            // SAFETY: the caller's promise.
+            unsafe { self.host.junk.map_over(addr, 0, len, Protection::ReadOnly) }?;
+            state.strangers.push((start, len));
+            return Err(error);
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.host.empty.map_over(addr, 0, len, protection) }?;
+        self.host.forget(state, start, end);
+        state.vmas.insert(start, virgin(len, protection));
+        Ok(())
+    }
+
+    fn check_access(&self, protection: Protection) -> io::Result<()> {
+        if self.access == Protection::ReadOnly && protection == Protection::ReadWrite {
+            return Err(errno(libc::EACCES));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
+        let file = super::memory::MemoryFile::empty()?;
+        file.resize(len / FRAME_SIZE)?;
+        let addr = file.map(0, len, Protection::ReadWrite)?;
+        self.host.lock().buffers.insert(addr.as_ptr().addr(), len);
+        Ok(addr)
+    }
+
+    /// # Safety
+    ///
+    /// See `Device::ioctl`.
+    pub(crate) unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
+        match call {
+            // SAFETY: the caller's promise.
+            Ioctl::MmapBatchV2(batch) => unsafe { self.map_batch(batch) },
+            // SAFETY: the caller's promise.
+            Ioctl::MmapResource(resource) => unsafe { self.map_resource(resource) },
+            Ioctl::Restrict(domid) => self.restrict(*domid),
+            Ioctl::Hypercall(hypercall) => {
+                self.check_restricted(None)?;
+                // SAFETY: the caller's promise.
+                unsafe { self.host.hypercall(hypercall) }
+            }
+        }
+    }
+
+    fn restrict(&self, domid: u16) -> io::Result<u64> {
+        if self.host.config.kernel < (4, 11) {
+            return Err(errno(libc::EINVAL));
+        }
+        let (unrestricted, domid) = (u32::from(DOMID_INVALID), u32::from(domid));
+        match self.restricted.compare_exchange(unrestricted, domid, Ordering::SeqCst, Ordering::SeqCst) {
+            Err(before) if before != domid => Err(errno(libc::EINVAL)),
+            _ => Ok(0),
+        }
+    }
+
+    /// That the file is not confined to another domain; `None` is for what a confined file may not do at all.
+    fn check_restricted(&self, domid: Option<u16>) -> io::Result<()> {
+        let restricted = self.restricted.load(Ordering::SeqCst);
+        if restricted == u32::from(DOMID_INVALID) || domid.map(u32::from) == Some(restricted) {
+            return Ok(());
+        }
+        Err(errno(libc::EPERM))
+    }
+
+    /// The batch call: the checks in the order of Linux's `privcmd_ioctl_mmap_batch`.
+    ///
+    /// # Safety
+    ///
+    /// `arr` holds `num` frame numbers to be read and `err` as many integers to be written, unless they are null; the
+    /// range is the caller's and unused.
+    unsafe fn map_batch(&self, batch: &mut uapi::MmapBatchV2) -> io::Result<u64> {
+        let num = batch.num as usize;
+        if batch.err.is_null() {
+            return Err(errno(libc::EFAULT));
+        }
+        self.check_restricted(Some(batch.dom))?;
+        if num == 0 {
+            return Err(errno(libc::EINVAL));
+        }
+        if batch.arr.is_null() {
+            return Err(errno(libc::EFAULT));
+        }
+        // SAFETY: the caller's promise.
+        let gfns = unsafe { std::slice::from_raw_parts(batch.arr, num) };
+        // SAFETY: the caller's promise.
+        let errors = unsafe { std::slice::from_raw_parts_mut(batch.err, num) };
+        errors.fill(0);
+        let state = &mut self.host.lock();
+        let addr = usize::try_from(batch.addr).map_err(io::Error::other)?;
+        let (start, first) = self.check_range(state, addr, num)?;
+        if let Some(number) = state.faults.strike(|f| if let Fault::MapBatch(e) = f { Some(e) } else { None }) {
+            return Err(errno(number));
+        }
+        let Some(mut vma) = state.vmas.remove(&start) else { return Err(errno(libc::EINVAL)) };
+        let ptes = self.host.look_up(state, batch.dom, vma.protection, gfns, errors);
+        let before = vma.ptes[first..first + num].to_vec();
+        vma.ptes[first..first + num].copy_from_slice(&ptes);
+        // SAFETY: the range is a device mapping that the caller owns and does not use.
+        let mapped = unsafe { self.host.show(start, &vma, first, num) };
+        if let Err(e) = mapped {
+            vma.ptes[first..first + num].copy_from_slice(&before);
+            // SAFETY: as above.
+            unsafe { self.host.show_unpopulated(start, &vma, first, num) }?;
+            state.vmas.insert(start, vma);
+            return Err(e);
+        }
+        vma.populated = true;
+        state.vmas.insert(start, vma);
+        self.host.account_map(state, errors);
+        if let Some(number) = state.faults.strike(|f| if let Fault::MapBatchLate(e) = f { Some(e) } else { None }) {
+            return Err(errno(number));
+        }
+        if self.host.reports_paged_out(errors) { Err(errno(libc::ENOENT)) } else { Ok(0) }
+    }
+
+    /// That a range can be populated; where its mapping starts, and which page of it is the first.
+    fn check_range(&self, state: &mut State, addr: usize, num: usize) -> io::Result<(usize, usize)> {
+        let invalid = || errno(libc::EINVAL);
+        let (start, vma) = state.vma_at(addr).ok_or_else(invalid)?;
+        let first = (addr - start) / FRAME_SIZE;
+        let whole = first == 0 && num == vma.ptes.len();
+        if !vma.populated {
+            return if whole { Ok((start, first)) } else { Err(invalid()) };
+        }
+        // What failed in an auto-translated domain counts as populated; old kernels populate a mapping once only.
+        let single_shot = self.host.config.dom0 != Dom0::Pv || self.host.config.kernel < (3, 12);
+        let range = vma.ptes.get(first..first + num).ok_or_else(invalid)?;
+        if single_shot || range.iter().any(|&pte| pte != Pte::None) {
+            return Err(invalid());
+        }
+        Ok((start, first))
+    }
+
+    /// # Safety
+    ///
+    /// The range, if any, is the caller's and unused.
+    unsafe fn map_resource(&self, request: &mut uapi::MmapResource) -> io::Result<u64> {
+        let kernel = self.host.config.kernel;
+        if kernel < (4, 18) {
+            return Err(errno(if kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }));
+        }
+        self.check_restricted(Some(request.dom))?;
+        let is_question = request.num == 0 && request.addr == 0;
+        if (request.num == 0 || request.addr == 0) && !(is_question && kernel >= (5, 12)) {
+            return Err(errno(libc::EINVAL));
+        }
+        let state = &mut self.host.lock();
+        let addr = usize::try_from(request.addr).map_err(io::Error::other)?;
+        if !is_question && state.vma_at(addr).is_none() {
+            return Err(errno(libc::EINVAL));
+        }
+        if let Some(number) = state.faults.strike(|f| if let Fault::MapResource(e) = f { Some(e) } else { None }) {
+            return Err(errno(number));
+        }
+        let domain = state.domains.get(&request.dom).filter(|domain| !domain.dying);
+        let domain = domain.ok_or_else(|| errno(libc::ESRCH))?;
+        let pages = domain.resources.get(&(request.type_, request.id)).ok_or_else(|| errno(libc::EINVAL))?;
+        if is_question {
+            request.num = pages.len() as u64;
+            return Ok(0);
+        }
+        let first = request.idx as usize;
+        let wanted = usize::try_from(request.num).ok().and_then(|num| pages.get(first..first.checked_add(num)?));
+        let ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
+        let Some(mut vma) = state.vmas.remove(&addr) else { return Err(errno(libc::EINVAL)) };
+        assert!(
+            !vma.populated && vma.ptes.len() == ptes.len(),
+            "a resource must fill an unpopulated mapping of its own: on xen this crashes the kernel"
+        );
+        vma.ptes = ptes;
+        // SAFETY: the range is a device mapping that the caller owns and does not use.
+        let mapped = unsafe { self.host.show(addr, &vma, 0, vma.ptes.len()) };
+        vma.populated = true;
+        let none_failed = vec![0; vma.ptes.len()];
+        state.vmas.insert(addr, vma);
+        self.host.account_map(state, &none_failed);
+        mapped.map(|()| 0)
+    }
+}
+
+fn strike_mmap(state: &mut State) -> Option<io::Error> {
+    state.faults.strike(|fault| if let Fault::Mmap(number) = fault { Some(errno(number)) } else { None })
+}
+
+fn virgin(len: usize, protection: Protection) -> Vma {
+    Vma { protection, populated: false, ptes: vec![Pte::None; len / FRAME_SIZE] }
+}
+
+impl MockUnmapper {
+    /// # Safety
+    ///
+    /// See `Unmapper::munmap`; a part of a mapping is answered as the kernel does.
+    pub(crate) unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
+        let state = &mut self.0.lock();
+        let start = addr.as_ptr().addr();
+        if state.buffers.remove(&start).is_some() {
+            // SAFETY: the caller's promise.
+            return unsafe { unmap(addr, len) };
+        }
+        if let Some(number) = state.faults.strike(|f| if let Fault::Munmap(e) = f { Some(e) } else { None }) {
+            return Err(errno(number));
+        }
+        let Some((first, vma)) = state.vma_at(start) else {
+            // SAFETY: the caller's promise.
+            return unsafe { unmap(addr, len) };
+        };
+        if first != start || vma.ptes.len() * FRAME_SIZE != len {
+            if !self.0.config.allows_splits {
+                return Err(errno(libc::EINVAL));
+            }
+            assert_eq!(
+                self.0.config.dom0,
+                Dom0::Pv,
+                "a part of a mapping was unmapped: this kernel frees its frames twice"
+            );
+        }
+        if state.faults.strike(|fault| (fault == Fault::Leak).then_some(())).is_some() {
+            self.0.leak(state, start)?;
+        }
+        self.0.forget(state, start, start + len);
+        // SAFETY: the caller's promise.
+        unsafe { unmap(addr, len) }
+    }
+}
+
+impl Host {
+    /// What each frame of a batch is; its error, if any, is noted.
+    fn look_up(
+        &self,
+        state: &mut State,
+        domid: u16,
+        protection: Protection,
+        gfns: &[u64],
+        errors: &mut [i32],
+    ) -> Vec<Pte> {
+        let dying = state.domains.get(&domid).is_some_and(|domain| domain.dying);
+        let counted = dying.then(|| self.reclaim(state));
+        let referenced = |page| counted.as_ref().is_some_and(|references| references.of(page) != 0);
+        let faults = state.faults.strike_frames();
+        let failed = match self.config.dom0 {
+            // Before 4.4 it was a hole as in a PV dom0.
+            Dom0::Pvh if self.config.kernel >= (4, 4) => Pte::Junk,
+            _ => Pte::None,
+        };
+        let mut ptes = Vec::with_capacity(gfns.len());
+        for (index, (&gfn, error)) in gfns.iter().zip(errors).enumerate() {
+            let frames = state.domains.get(&domid).map(|domain| &domain.frames);
+            if self.config.dom0 == Dom0::Pv && matches!(frames.and_then(|f| f.get(&gfn)), Some(Frame::PagedOut(_, 0))) {
+                self.page_in(state, domid, gfn);
+            }
+            let injected = faults.iter().find(|(at, _)| *at == index);
+            let found = match injected {
+                Some(&(_, error)) => Err(error),
+                None => state.frame(self.config.dom0, domid, gfn, protection, referenced).map_err(|errno| -errno),
+            };
+            *error = found.err().unwrap_or(0);
+            ptes.push(found.unwrap_or(failed));
+        }
+        ptes
+    }
+
+    /// Maps what pages `first..first + num` of a mapping are.
+    ///
+    /// # Safety
+    ///
+    /// They are mapped, and nothing uses them.
+    unsafe fn show(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
+        for (from, to, pte) in vma.runs().filter(|&(from, to, _)| from < first + num && first < to) {
+            let (from_here, to) = (from.max(first), to.min(first + num));
+            let len = (to - from_here) * FRAME_SIZE;
+            let addr = address(start + from_here * FRAME_SIZE)?;
+            match pte {
+                Pte::None => {}
+                Pte::Page(page) => {
+                    let offset = (page + from_here - from) * FRAME_SIZE;
+                    // SAFETY: the caller's promise.
+                    unsafe { self.ram.map_over(addr, offset, len, vma.protection) }?;
+                }
+                Pte::Junk => {
+                    for done in (0..len).step_by(JUNK_BYTES) {
+                        let addr = address(start + from_here * FRAME_SIZE + done)?;
+                        // SAFETY: the caller's promise.
+                        unsafe { self.junk.map_private_over(addr, JUNK_BYTES.min(len - done), vma.protection) }?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes [`show`](Host::show).
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    unsafe fn show_unpopulated(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
+        let addr = address(start + first * FRAME_SIZE)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.empty.map_over(addr, first * FRAME_SIZE, num * FRAME_SIZE, vma.protection) }
+    }
+
+    fn account_map(&self, state: &mut State, errors: &[i32]) {
+        let failed: Vec<bool> = errors.iter().map(|&error| error != 0).collect();
+        match self.config.dom0 {
+            Dom0::Pv => state.hypercalls.map_pv(&failed),
+            Dom0::Pvh | Dom0::Arm => state.hypercalls.translate(failed.len()),
+        }
+    }
+
+    /// Whether the batch call as a whole says ENOENT.
+    fn reports_paged_out(&self, errors: &[i32]) -> bool {
+        let paged_out = |error: &i32| *error == -libc::ENOENT;
+        if self.config.kernel < (4, 1) {
+            return errors.iter().any(paged_out);
+        }
+        // What remains of the hypercalls of a block is the status of the last.
+        self.config.dom0 == Dom0::Pv && errors.chunks(BLOCK).any(|block| block.last().is_some_and(paged_out))
+    }
+
+    /// Takes a range out of the books; what is left of a mapping at its ends stays in them.
+    pub(super) fn forget(&self, state: &mut State, start: usize, end: usize) {
+        let hit: Vec<usize> = state.vmas.range(..end).map(|(&start, _)| start).collect();
+        for first in hit.into_iter().rev() {
+            let Some(vma) = state.vmas.remove(&first) else { continue };
+            let last = first + vma.ptes.len() * FRAME_SIZE;
+            if last <= start {
+                state.vmas.insert(first, vma);
+                break;
+            }
+            let part = |from: usize, to: usize| Vma {
+                protection: vma.protection,
+                populated: vma.populated,
+                ptes: vma.ptes[(from - first) / FRAME_SIZE..(to - first) / FRAME_SIZE].to_vec(),
+            };
+            if first < start {
+                state.vmas.insert(first, part(first, start));
+            }
+            if end < last {
+                state.vmas.insert(end, part(end, last));
+            }
+            self.account_unmap(state, &part(first.max(start), last.min(end)));
+        }
+    }
+
+    /// Keeps a mapping's references: it is mapped once more, where nobody knows of it.
+    fn leak(&self, state: &mut State, start: usize) -> io::Result<()> {
+        let Some(vma) = state.vmas.get(&start) else { return Ok(()) };
+        let mut leaks = Vec::new();
+        for (from, to, pte) in vma.runs() {
+            if let Pte::Page(page) = pte {
+                let len = (to - from) * FRAME_SIZE;
+                let addr = self.ram.map(page * FRAME_SIZE, len, vma.protection)?;
+                leaks.push((addr.as_ptr().addr(), len));
+            }
+        }
+        state.leaks.extend(leaks);
+        Ok(())
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let state = &mut *self.lock();
+        for (addr, len) in state.leaks.drain(..).chain(state.strangers.drain(..)) {
+            if let Ok(addr) = address(addr) {
+                // SAFETY: only the books know of this mapping.
+                let unmapped = unsafe { unmap(addr, len) };
+                unmapped.unwrap_or_else(|e| log::error!("the mock cannot unmap a mapping of its own: {e}"));
+            }
+        }
+    }
+}
+
+fn address(addr: usize) -> io::Result<NonNull<u8>> {
+    NonNull::new(std::ptr::with_exposed_provenance_mut(addr)).ok_or_else(|| errno(libc::EFAULT))
+}

@@ -1,0 +1,146 @@
+//! The memory files that stand for machine memory, and for what lies behind a frame that is not mapped.
+
+#![expect(unsafe_code, reason = "maps memory files where the kernel would map foreign frames")]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::ptr::NonNull;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+
+use crate::types::{FRAME_SIZE, Protection};
+
+/// Bytes of [`MemoryFile::junk`].
+pub(super) const JUNK_BYTES: usize = 2 << 20;
+
+/// A memory file, known to the kernel's tables by its device and inode.
+#[derive(Debug)]
+pub(super) struct MemoryFile {
+    file: File,
+    pub(super) device: u64,
+    pub(super) inode: u64,
+}
+
+impl MemoryFile {
+    fn new(name: &std::ffi::CStr) -> io::Result<MemoryFile> {
+        let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
+        let metadata = file.metadata()?;
+        Ok(MemoryFile { file, device: metadata.dev(), inode: metadata.ino() })
+    }
+
+    /// Machine memory: page n of the file is frame n.
+    pub(super) fn ram() -> io::Result<MemoryFile> {
+        MemoryFile::new(c"xenmap-ram")
+    }
+
+    /// A file that stays empty: what maps it is a SIGBUS on every access, as an unpopulated device mapping is.
+    pub(super) fn empty() -> io::Result<MemoryFile> {
+        MemoryFile::new(c"xenmap-empty")
+    }
+
+    /// What a failed frame of an auto-translated dom0 reads as: bytes 0xFF.
+    pub(super) fn junk() -> io::Result<MemoryFile> {
+        let junk = MemoryFile::new(c"xenmap-junk")?;
+        junk.file.write_all_at(&[0xFF].repeat(JUNK_BYTES), 0)?;
+        Ok(junk)
+    }
+
+    pub(super) fn resize(&self, frames: usize) -> io::Result<()> {
+        self.file.set_len((frames * FRAME_SIZE) as u64)
+    }
+
+    pub(super) fn read(&self, offset: usize, to: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(to, offset as u64)
+    }
+
+    pub(super) fn write(&self, offset: usize, from: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(from, offset as u64)
+    }
+
+    /// Makes a frame zero, as Xen does with one that is free.
+    pub(super) fn scrub(&self, frame: usize) -> io::Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let offset = libc::off_t::try_from(frame * FRAME_SIZE).map_err(io::Error::other)?;
+        Ok(fallocate(&self.file, flags, offset, FRAME_SIZE.cast_signed() as libc::off_t)?)
+    }
+
+    /// Maps a part of the file, as a device mapping is: shared, not inherited by children, and not dumped.
+    pub(super) fn map(&self, offset: usize, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        unsafe { self.map_at(None, offset, len, protection, MapFlags::MAP_SHARED) }
+    }
+
+    /// The same in the place of another mapping.
+    ///
+    /// # Safety
+    ///
+    /// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
+    pub(super) unsafe fn map_over(
+        &self,
+        addr: NonNull<u8>,
+        offset: usize,
+        len: usize,
+        protection: Protection,
+    ) -> io::Result<()> {
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: the caller's promise.
+        unsafe { self.map_at(Some(addr), offset, len, protection, flags) }.map(|_| ())
+    }
+
+    /// The same, but writes stay with this mapping.
+    ///
+    /// # Safety
+    ///
+    /// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
+    pub(super) unsafe fn map_private_over(
+        &self,
+        addr: NonNull<u8>,
+        len: usize,
+        protection: Protection,
+    ) -> io::Result<()> {
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
+        // SAFETY: the caller's promise.
+        unsafe { self.map_at(Some(addr), 0, len, protection, flags) }.map(|_| ())
+    }
+
+    /// # Safety
+    ///
+    /// If `addr` is given, the `len` bytes there are the caller's own mapping, and nothing uses them.
+    unsafe fn map_at(
+        &self,
+        addr: Option<NonNull<u8>>,
+        offset: usize,
+        len: usize,
+        protection: Protection,
+        flags: MapFlags,
+    ) -> io::Result<NonNull<u8>> {
+        let prot = match protection {
+            Protection::ReadOnly => ProtFlags::PROT_READ,
+            Protection::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: either the kernel picks the addresses, or the caller owns them.
+        let mapped = unsafe { mman::mmap(addr.map(NonNull::addr), size, prot, flags, self.file.as_fd(), offset) }?;
+        for advice in [MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_DONTDUMP] {
+            // SAFETY: the range has just been mapped, and the advice changes nothing for this process.
+            unsafe { mman::madvise(mapped, len, advice) }?;
+        }
+        Ok(mapped.cast())
+    }
+}
+
+/// Unmaps.
+///
+/// # Safety
+///
+/// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
+pub(super) unsafe fn unmap(addr: NonNull<u8>, len: usize) -> io::Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { mman::munmap(addr.cast(), len) }.map_err(io::Error::from)
+}

@@ -1,0 +1,241 @@
+//! Counting references from the kernel's own tables.
+
+#![expect(unsafe_code, reason = "asks the kernel whether two processes share their memory")]
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::config::Dom0;
+use super::host::Host;
+use super::memory::MemoryFile;
+use super::state::{Pte, State, Vma};
+use crate::types::{FRAME_SIZE, Protection};
+
+/// How often each page of the RAM file is mapped.
+#[derive(Debug)]
+pub(super) struct References {
+    mapped: Vec<u32>,
+    writable: Vec<u32>,
+}
+
+/// A mapping of one of the host's files, as the kernel lists it.
+#[derive(Clone, Copy, Debug)]
+struct Segment<'a> {
+    start: usize,
+    end: usize,
+    offset: usize,
+    /// `rw-s` and the like.
+    permissions: &'a str,
+    file: &'a MemoryFile,
+}
+
+impl References {
+    pub(super) fn of(&self, page: usize) -> usize {
+        self.mapped.get(page).copied().unwrap_or(0) as usize
+    }
+
+    /// How often it is mapped for writing.
+    pub(super) fn writable(&self, page: usize) -> usize {
+        self.writable.get(page).copied().unwrap_or(0) as usize
+    }
+
+    /// Counts what this process and its children map, and brings the books of this process up to date.
+    ///
+    /// # Panics
+    ///
+    /// If a mapping is not as it was made.
+    pub(super) fn count(host: &Host, state: &mut State) -> References {
+        let mut references = References { mapped: vec![0; state.pages.len()], writable: vec![0; state.pages.len()] };
+        let maps = fs::read_to_string("/proc/self/maps");
+        let maps = maps.unwrap_or_else(|e| panic!("references cannot be counted: /proc/self/maps: {e}"));
+        let segments: Vec<Segment<'_>> = parse(host, &maps).collect();
+        settle(host, state, &segments);
+        references.add(host, &segments);
+        let us = std::process::id();
+        for process in descendants(us) {
+            let maps = read_maps(process);
+            let mut theirs: Vec<Segment<'_>> = parse(host, &maps).collect();
+            match shares_memory(us, process) {
+                Some(true) => continue,
+                Some(false) => {}
+                // What lies at the same place is taken for the same: a true child has not inherited it.
+                None => theirs.retain(|segment| !segments.iter().any(|ours| ours.is_same(segment))),
+            }
+            references.add(host, &theirs);
+        }
+        references
+    }
+
+    fn add(&mut self, host: &Host, segments: &[Segment<'_>]) {
+        for segment in segments.iter().filter(|segment| segment.file.inode == host.ram.inode) {
+            let first = segment.offset / FRAME_SIZE;
+            let pages = first..first + (segment.end - segment.start) / FRAME_SIZE;
+            // A child may map pages that it has added to its own copy of the host.
+            self.mapped.resize(self.mapped.len().max(pages.end), 0);
+            self.writable.resize(self.mapped.len(), 0);
+            for page in pages {
+                self.mapped[page] += 1;
+                self.writable[page] += u32::from(segment.permissions.as_bytes()[1] == b'w');
+            }
+        }
+    }
+}
+
+/// Compares the books with the kernel's tables: takes out what has been unmapped, and panics on what is not as it was made.
+fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
+    for &(start, len) in &state.strangers {
+        let there = overlapping(segments, start, start + len).iter();
+        let left: usize = there.map(|segment| segment.end.min(start + len) - segment.start.max(start)).sum();
+        assert_eq!(left, len, "addresses were unmapped at {start:#x} that another thread had got since");
+    }
+    let mut known: BTreeMap<usize, usize> = state.leaks.iter().map(|&(addr, len)| (addr, addr + len)).collect();
+    let vmas = std::mem::take(&mut state.vmas);
+    for (start, vma) in vmas {
+        let end = start + vma.ptes.len() * FRAME_SIZE;
+        let inside = overlapping(segments, start, end);
+        if inside.is_empty() {
+            host.account_unmap(state, &vma);
+            continue;
+        }
+        compare(host, start, &vma, inside);
+        known.insert(start, end);
+        state.vmas.insert(start, vma);
+    }
+    for segment in segments.iter().filter(|segment| segment.file.inode == host.ram.inode) {
+        let mut at = segment.start;
+        while at < segment.end {
+            let holder = known.range(..=at).next_back().filter(|&(_, &end)| at < end);
+            let Some((_, &end)) = holder else {
+                panic!(
+                    "foreign frames are mapped at {at:#x}, where none were: a mapping was moved (mremap), which on xen loses its frames"
+                );
+            };
+            at = end;
+        }
+    }
+}
+
+/// The segments that reach into a range; they are in order.
+fn overlapping<'a, 's>(segments: &'s [Segment<'a>], start: usize, end: usize) -> &'s [Segment<'a>] {
+    let first = segments.partition_point(|segment| segment.end <= start);
+    let count = segments[first..].partition_point(|segment| segment.start < end);
+    &segments[first..first + count]
+}
+
+/// That each page of a mapping is what it was made as.
+fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
+    for (first, last, pte) in vma.runs() {
+        let (mut at, end) = (start + first * FRAME_SIZE, start + last * FRAME_SIZE);
+        let access = match vma.protection {
+            Protection::ReadOnly => "r-",
+            Protection::ReadWrite => "rw",
+        };
+        let (file, offset, shared) = match pte {
+            Pte::None => (&host.empty, None, 's'),
+            Pte::Page(page) => (&host.ram, Some(page * FRAME_SIZE), 's'),
+            Pte::Junk => (&host.junk, None, 'p'),
+        };
+        while at < end {
+            let next = segments.get(segments.partition_point(|segment| segment.end <= at));
+            let Some(segment) = next.filter(|segment| segment.start <= at) else {
+                panic!(
+                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on xen that frees frames twice, or is refused"
+                );
+            };
+            let found = segment.offset + (at - segment.start);
+            if segment.file.inode != file.inode
+                || offset.is_some_and(|offset| found != offset + (at - start - first * FRAME_SIZE))
+            {
+                panic!(
+                    "the mapping at {start:#x} has something else at {at:#x}: it was moved (mremap), or replaced in part"
+                );
+            }
+            let permissions = segment.permissions;
+            assert!(
+                permissions.starts_with(access) && permissions.ends_with(shared),
+                "the mapping at {start:#x} is {permissions} and was made {access}-{shared}: mprotect of foreign frames is undefined on xen"
+            );
+            at = segment.end.min(end);
+        }
+    }
+}
+
+/// The kernel's list of a child's mappings; nothing if it has gone, or has become a program that may not be looked into
+/// (which maps nothing of ours any more).
+fn read_maps(process: u32) -> String {
+    fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_else(|e| {
+        log::debug!("the mappings of child {process} are not counted: {e}");
+        String::new()
+    })
+}
+
+/// Those of its lines that are about the host's files: `start-end permissions offset major:minor inode name`.
+fn parse<'a>(host: &'a Host, maps: &'a str) -> impl Iterator<Item = Segment<'a>> {
+    maps.lines().filter(|line| line.contains("/memfd:xenmap-")).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let permissions = fields.next()?;
+        let offset = hex(fields.next()?)?;
+        let (major, minor) = fields.next()?.split_once(':')?;
+        let device = nix::sys::stat::makedev(hex(major)? as u64, hex(minor)? as u64);
+        let inode = fields.next()?.parse().ok()?;
+        let file = [&host.ram, &host.empty, &host.junk].into_iter().find(|f| (f.device, f.inode) == (device, inode))?;
+        Some(Segment { start: hex(start)?, end: hex(end)?, offset, permissions, file })
+    })
+}
+
+fn hex(digits: &str) -> Option<usize> {
+    usize::from_str_radix(digits, 16).ok()
+}
+
+/// The children of a process, theirs, and so on.
+fn descendants(of: u32) -> Vec<u32> {
+    let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // The name in parentheses may hold anything; behind it are the state and the parent.
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse().ok());
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(process);
+        }
+    }
+    let mut found = children.remove(&of).unwrap_or_default();
+    let mut next = 0;
+    while let Some(process) = found.get(next) {
+        found.extend(children.remove(process).unwrap_or_default());
+        next += 1;
+    }
+    found
+}
+
+/// Whether a child runs in this process's memory, as between vfork and exec: then its mappings are ours. `None` if the
+/// kernel does not tell (no `CONFIG_KCMP`, or not permitted).
+fn shares_memory(process: u32, child: u32) -> Option<bool> {
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: takes numbers only. It answers 0 if they are the same, and 1 or 2 if not.
+    match unsafe { libc::syscall(libc::SYS_kcmp, process, child, KCMP_VM, 0, 0) } {
+        0 => Some(true),
+        1.. => Some(false),
+        _ => None,
+    }
+}
+
+impl Segment<'_> {
+    fn is_same(&self, other: &Segment<'_>) -> bool {
+        (self.start, self.end, self.offset) == (other.start, other.end, other.offset)
+    }
+}
+
+impl Host {
+    /// Notes what the unmapping of a mapping costs on Xen.
+    pub(super) fn account_unmap(&self, state: &mut State, vma: &Vma) {
+        if !vma.populated {
+            return;
+        }
+        match self.config.dom0 {
+            Dom0::Pv => state.hypercalls.unmap_pv(vma.mapped()),
+            Dom0::Pvh | Dom0::Arm => state.hypercalls.translate(vma.ptes.len()),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The books of the simulated host: machine memory, domains, and what is mapped where.
+
+use std::collections::BTreeMap;
+
+use super::config::Dom0;
+use super::fault::Faults;
+use super::hypercalls::Hypercalls;
+use crate::privcmd::ProcessId;
+use crate::types::{GuestKind, Protection};
+use crate::uapi;
+
+/// The machine frame number of page 0 of the RAM file: below it is no RAM.
+pub(super) const FIRST_MFN: u64 = 0x1_0000;
+
+/// The domain we are.
+const DOM0: u16 = 0;
+const DOMID_SELF: u16 = 0x7FF0;
+const DOMID_IO: u16 = 0x7FF1;
+/// Whose the pages of resources are: Xen's own, but shown to nobody as frames (`DOMID_IDLE`).
+pub(super) const OWNER_OF_RESOURCES: u16 = 0x7FFF;
+
+/// A page of machine memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Page {
+    pub(super) owner: Option<u16>,
+    /// Whether its owner still has it, or only mappings keep it.
+    pub(super) allocated: bool,
+    /// Whether its owner, a PV guest, uses it as a page table.
+    pub(super) pinned: bool,
+}
+
+/// What a domain's frame number stands for.
+#[derive(Debug)]
+pub(super) enum Frame {
+    Ram(usize),
+    /// Its content, and how often it must be asked for until it is back.
+    PagedOut(Vec<u8>, u32),
+}
+
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub(super) kind: GuestKind,
+    pub(super) dying: bool,
+    pub(super) frames: BTreeMap<u64, Frame>,
+    /// The highest frame number it has ever had.
+    pub(super) highest: u64,
+    /// Pages of its resources, by type and id. Xen's own, so they do not count as the domain's.
+    pub(super) resources: BTreeMap<(u32, u32), Vec<usize>>,
+}
+
+/// What a page of a device mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pte {
+    None,
+    /// A page of the RAM file.
+    Page(usize),
+    /// A frame that failed in an auto-translated dom0, or that is not a guest's.
+    Junk,
+}
+
+/// A device mapping.
+#[derive(Debug)]
+pub(super) struct Vma {
+    pub(super) protection: Protection,
+    pub(super) populated: bool,
+    pub(super) ptes: Vec<Pte>,
+}
+
+impl Vma {
+    /// The page as an index, and what comes behind its run: a run is consecutive pages of the file, or of one kind.
+    pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, Pte)> + '_ {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let start = next;
+            let first = *self.ptes.get(start)?;
+            let continues = |i: &usize| match (first, self.ptes[*i]) {
+                (Pte::Page(page), Pte::Page(other)) => other == page + (i - start),
+                (first, other) => first == other,
+            };
+            next = (start + 1..self.ptes.len()).find(|i| !continues(i)).unwrap_or(self.ptes.len());
+            Some((start, next, first))
+        })
+    }
+
+    pub(super) fn mapped(&self) -> usize {
+        self.ptes.iter().filter(|&&pte| pte != Pte::None).count()
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) pages: Vec<Page>,
+    pub(super) domains: BTreeMap<u16, Domain>,
+    /// The device mappings of `process`, by address.
+    pub(super) vmas: BTreeMap<usize, Vma>,
+    /// Mappings that stand for references that Xen did not get back, as address and bytes.
+    pub(super) leaks: Vec<(usize, usize)>,
+    /// What another thread has mapped, as it were, where a mapping could not be replaced, as address and bytes.
+    pub(super) strangers: Vec<(usize, usize)>,
+    /// Memory for hypercalls, as address and bytes.
+    pub(super) buffers: BTreeMap<usize, usize>,
+    /// Whose books these are: a child has its own copy.
+    pub(super) process: Option<ProcessId>,
+    pub(super) faults: Faults,
+    pub(super) hypercalls: Hypercalls,
+}
+
+impl State {
+    /// The page behind a frame number of a domain, as the batch call of this kind of dom0 would find it; or its errno.
+    ///
+    /// `referenced` tells whether a page of a dying domain is still mapped by someone.
+    pub(super) fn frame(
+        &mut self,
+        dom0: Dom0,
+        domid: u16,
+        gfn: u64,
+        protection: Protection,
+        referenced: impl Fn(usize) -> bool,
+    ) -> Result<Pte, i32> {
+        let pv = dom0 == Dom0::Pv;
+        match domid {
+            // A PV dom0 gets its own machine frames, or raw MMIO, and is told that all is well.
+            DOMID_SELF | DOMID_IO if pv => return Ok(Pte::Junk),
+            DOM0 => return Err(if pv { libc::ESRCH } else { libc::EPERM }),
+            _ => {}
+        }
+        let domain = self.domains.get_mut(&domid).ok_or(libc::ESRCH)?;
+        if domain.kind == GuestKind::Hvm {
+            if domain.dying {
+                return Err(libc::EINVAL);
+            }
+            // The frame number becomes a page-table entry, which has no room for the upper bits.
+            let gfn = if pv { gfn & ((1 << 40) - 1) } else { gfn };
+            return match domain.frames.get_mut(&gfn) {
+                Some(Frame::Ram(page)) => Ok(Pte::Page(*page)),
+                Some(Frame::PagedOut(_, asks)) if pv => {
+                    *asks = asks.saturating_sub(1);
+                    Err(libc::ENOENT)
+                }
+                Some(Frame::PagedOut(..)) | None => Err(libc::EINVAL),
+            };
+        }
+        // All ones stand for no frame.
+        if pv && gfn == crate::Gfn::MAX.get() {
+            return Err(libc::EINVAL);
+        }
+        let not_its_own = if pv { libc::EBUSY } else { libc::EINVAL };
+        let no_ram = if pv { libc::EPERM } else { libc::EINVAL };
+        let number = gfn.checked_sub(FIRST_MFN).and_then(|page| usize::try_from(page).ok()).ok_or(no_ram)?;
+        let page = self.pages.get(number).ok_or(no_ram)?;
+        if page.owner != Some(domid) {
+            return Err(not_its_own);
+        }
+        if !page.allocated && !referenced(number) {
+            return Err(no_ram);
+        }
+        if pv && page.pinned && protection == Protection::ReadWrite {
+            return Err(libc::EBUSY);
+        }
+        Ok(Pte::Page(number))
+    }
+
+    /// Takes `count` free pages, consecutive ones as far as possible, for a domain (or for Xen).
+    pub(super) fn allocate(&mut self, owner: u16, count: usize) -> Vec<usize> {
+        let free = self.pages.iter().enumerate().filter(|(_, page)| page.owner.is_none()).map(|(i, _)| i);
+        let mut taken: Vec<usize> = free.take(count).collect();
+        let more = self.pages.len()..self.pages.len() + count - taken.len();
+        taken.extend(more.clone());
+        self.pages.resize(more.end, Page::default());
+        for &page in &taken {
+            self.pages[page] = Page { owner: Some(owner), allocated: true, pinned: false };
+        }
+        taken
+    }
+
+    /// The mapping that holds an address, and where it starts.
+    pub(super) fn vma_at(&mut self, addr: usize) -> Option<(usize, &mut Vma)> {
+        let (&start, vma) = self.vmas.range_mut(..=addr).next_back()?;
+        (addr < start + vma.ptes.len() * crate::FRAME_SIZE).then_some((start, vma))
+    }
+
+    /// What Xen owns and shows to others: its own frames, as a domain that is not one.
+    pub(super) fn add_xen(&mut self, frames: usize) -> Vec<usize> {
+        let domain = Domain {
+            kind: GuestKind::Pv,
+            dying: false,
+            frames: BTreeMap::new(),
+            highest: 0,
+            resources: BTreeMap::new(),
+        };
+        self.domains.insert(uapi::XEN_DOMID, domain);
+        self.allocate(uapi::XEN_DOMID, frames)
+    }
+}

@@ -1,0 +1,258 @@
+//! The driver's answers to what the library never asks: the order of its checks, populated and partial mappings.
+
+#![expect(unsafe_code, reason = "speaks to the driver as a program does to the kernel")]
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::driver::MockDevice;
+use super::{Dom0, HostConfig, MockDomain, MockHost};
+use crate::privcmd::{Device, Ioctl};
+use crate::types::{FRAME_SIZE, Gfn, GuestKind, Protection};
+use crate::uapi;
+
+struct Driver {
+    host: MockHost,
+    device: Device,
+    guest: MockDomain,
+}
+
+impl Driver {
+    fn new(dom0: Dom0) -> Driver {
+        Driver::with_config(HostConfig { dom0, ..HostConfig::default() })
+    }
+
+    fn with_config(config: HostConfig) -> Driver {
+        let host = MockHost::with_config(config);
+        let guest = host.create_domain(GuestKind::Hvm, 64);
+        Driver { device: Device::Mock(MockDevice::new(Arc::clone(&host.0), Protection::ReadWrite)), host, guest }
+    }
+
+    fn mmap(&self, frames: usize) -> NonNull<u8> {
+        self.device.mmap(frames * FRAME_SIZE, Protection::ReadWrite).unwrap()
+    }
+
+    /// The batch call for frames of the guest, `skip` frames behind an address.
+    fn map(&self, addr: NonNull<u8>, skip: usize, gfns: &[u64]) -> (Option<i32>, Vec<i32>) {
+        self.map_of(self.guest.domid().get(), addr, skip, gfns)
+    }
+
+    fn map_of(&self, dom: u16, addr: NonNull<u8>, skip: usize, gfns: &[u64]) -> (Option<i32>, Vec<i32>) {
+        let mut errors = vec![0x5555; gfns.len()];
+        let mut batch = uapi::MmapBatchV2 {
+            num: u32::try_from(gfns.len()).unwrap(),
+            dom,
+            addr: (addr.as_ptr().addr() + skip * FRAME_SIZE) as u64,
+            arr: gfns.as_ptr(),
+            err: errors.as_mut_ptr(),
+        };
+        (errno(self.ioctl(Ioctl::MmapBatchV2(&mut batch))), errors)
+    }
+
+    fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
+        let Device::Mock(device) = &self.device else { unreachable!() };
+        // SAFETY: the arrays are as long as the argument says, or null, and nobody uses the mapping.
+        unsafe { device.ioctl(call) }
+    }
+
+    fn munmap(&self, addr: NonNull<u8>, skip: usize, frames: usize) -> Option<i32> {
+        // SAFETY: inside the mapping, or one past its end.
+        let addr = unsafe { addr.add(skip * FRAME_SIZE) };
+        // SAFETY: nobody uses the mapping.
+        errno(unsafe { self.device.unmapper().munmap(addr, frames * FRAME_SIZE) })
+    }
+
+    fn references(&self) -> usize {
+        self.host.references(self.guest.domid())
+    }
+}
+
+fn errno<T>(result: io::Result<T>) -> Option<i32> {
+    result.err().and_then(|e| e.raw_os_error())
+}
+
+#[test]
+fn first_call_must_cover_the_whole_mapping() {
+    let driver = Driver::new(Dom0::Pv);
+    let addr = driver.mmap(4);
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2]), (Some(libc::EINVAL), vec![0; 3]), "shorter; the errors are cleared");
+    assert_eq!(driver.map(addr, 1, &[0, 1, 2]), (Some(libc::EINVAL), vec![0; 3]), "not at the start");
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3, 4]), (Some(libc::EINVAL), vec![0; 5]), "longer");
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]));
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "populated already");
+    assert_eq!(driver.references(), 4);
+    assert_eq!(driver.munmap(addr, 0, 4), None);
+    assert_eq!(driver.references(), 0);
+}
+
+#[test]
+fn hole_is_populated_later_in_a_pv_dom0_only() {
+    for (dom0, kernel, later) in [
+        (Dom0::Pv, (6, 1), None),
+        (Dom0::Pv, (3, 11), Some(libc::EINVAL)),
+        (Dom0::Pvh, (6, 1), Some(libc::EINVAL)),
+        (Dom0::Pvh, (4, 3), Some(libc::EINVAL)),
+        (Dom0::Arm, (6, 1), Some(libc::EINVAL)),
+    ] {
+        let driver = Driver::with_config(HostConfig { dom0, kernel, ..HostConfig::default() });
+        let addr = driver.mmap(3);
+        assert_eq!(driver.map(addr, 0, &[0, 0xE_0000, 2]), (None, vec![0, -libc::EINVAL, 0]));
+        assert_eq!(driver.map(addr, 1, &[1]).0, later, "{dom0:?}, linux {kernel:?}");
+        assert_eq!(driver.references(), if later.is_none() { 3 } else { 2 });
+        assert_eq!(driver.munmap(addr, 0, 3), None);
+    }
+}
+
+#[test]
+fn checks_come_in_the_kernels_order() {
+    let driver = Driver::new(Dom0::Pv);
+    let (mut error, first) = (7, 0);
+    let mut batch = uapi::MmapBatchV2 { num: 0, dom: 1, addr: 0, arr: std::ptr::null(), err: std::ptr::null_mut() };
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EFAULT), "no place for errors");
+    batch.err = &raw mut error;
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EINVAL), "no frames");
+    batch.num = 1;
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EFAULT), "no frame numbers");
+    batch.arr = &raw const first;
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EINVAL), "no mapping");
+    assert_eq!(error, 0, "the errors have been cleared by then");
+
+    driver.ioctl(Ioctl::Restrict(&mut 9)).unwrap();
+    batch.num = 0;
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EPERM), "before the number of frames");
+}
+
+#[test]
+fn part_of_a_mapping_is_not_unmapped() {
+    for dom0 in [Dom0::Pv, Dom0::Pvh] {
+        let driver = Driver::new(dom0);
+        let addr = driver.mmap(4);
+        driver.map(addr, 0, &[0, 1, 2, 3]);
+        assert_eq!(driver.munmap(addr, 1, 2), Some(libc::EINVAL));
+        assert_eq!(driver.munmap(addr, 0, 3), Some(libc::EINVAL));
+        assert_eq!(driver.references(), 4, "nothing has changed");
+        assert_eq!(driver.munmap(addr, 0, 4), None);
+    }
+}
+
+#[test]
+fn old_kernel_unmaps_a_part_in_a_pv_dom0() {
+    let driver = Driver::with_config(HostConfig { allows_splits: true, ..HostConfig::default() });
+    let addr = driver.mmap(4);
+    driver.map(addr, 0, &[0, 1, 2, 3]);
+    assert_eq!(driver.munmap(addr, 1, 2), None);
+    assert_eq!(driver.references(), 2);
+    assert_eq!(driver.munmap(addr, 0, 1), None);
+    assert_eq!(driver.munmap(addr, 3, 1), None);
+    assert_eq!(driver.references(), 0);
+}
+
+#[test]
+#[should_panic(expected = "this kernel frees its frames twice")]
+fn old_kernel_unmaps_a_part_in_an_auto_translated_dom0() {
+    let driver = Driver::with_config(HostConfig { dom0: Dom0::Pvh, allows_splits: true, ..HostConfig::default() });
+    let addr = driver.mmap(4);
+    driver.map(addr, 0, &[0, 1, 2, 3]);
+    driver.munmap(addr, 1, 2);
+}
+
+#[test]
+fn large_frame_numbers_alias_in_a_pv_dom0() {
+    assert_eq!(Gfn::MAX.get() + 1, 1 << 40);
+    let driver = Driver::new(Dom0::Pv);
+    assert_eq!(driver.map(driver.mmap(1), 0, &[1 << 40]), (None, vec![0]), "frame 0 in fact");
+    assert_eq!(driver.references(), 1);
+    let driver = Driver::new(Dom0::Pvh);
+    assert_eq!(driver.map(driver.mmap(1), 0, &[1 << 40]), (None, vec![-libc::EINVAL]));
+}
+
+#[test]
+fn special_domains_are_answered_as_by_xen() {
+    const DOMID_SELF: u16 = 0x7FF0;
+    const DOMID_IO: u16 = 0x7FF1;
+    for (dom0, own, zero) in [(Dom0::Pv, 0, -libc::ESRCH), (Dom0::Pvh, -libc::ESRCH, -libc::EPERM)] {
+        let driver = Driver::new(dom0);
+        for (dom, error) in
+            [(DOMID_SELF, own), (DOMID_IO, own), (0x7FF4, -libc::ESRCH), (0x7FFF, -libc::ESRCH), (0, zero)]
+        {
+            assert_eq!(driver.map_of(dom, driver.mmap(1), 0, &[5]), (None, vec![error]), "{dom:#x} in {dom0:?}");
+        }
+    }
+}
+
+#[test]
+fn enoent_is_the_calls_errno_by_the_kernels_rule() {
+    // Which frames of 600 are paged out, and whether old and new kernels say so.
+    for (frame, old, new) in [(0, true, false), (511, true, true), (512, true, false), (599, true, true)] {
+        for (kernel, says) in [((4, 0), old), ((4, 1), new)] {
+            let driver = Driver::with_config(HostConfig { kernel, ..HostConfig::default() });
+            let more = driver.guest.add_frames(600 - 64);
+            assert_eq!(more.len(), 536);
+            driver.guest.page_out(Gfn::new(frame).unwrap(), 1).unwrap();
+            let gfns: Vec<u64> = (0..600).collect();
+            let (errno, errors) = driver.map(driver.mmap(600), 0, &gfns);
+            assert_eq!(errno, says.then_some(libc::ENOENT), "frame {frame}, linux {kernel:?}");
+            assert_eq!(errors.iter().filter(|&&e| e == -libc::ENOENT).count(), 1);
+        }
+    }
+}
+
+#[test]
+fn mapping_and_populating_go_by_different_files() {
+    let driver = Driver::new(Dom0::Pv);
+    let addr = driver.mmap(1);
+    let other = Driver {
+        device: Device::Mock(MockDevice::new(Arc::clone(&driver.host.0), Protection::ReadWrite)),
+        host: driver.host.clone(),
+        guest: driver.guest.clone(),
+    };
+    driver.ioctl(Ioctl::Restrict(&mut 77)).unwrap();
+    assert_eq!(driver.map(addr, 0, &[0]).0, Some(libc::EPERM));
+    assert_eq!(other.map(addr, 0, &[0]), (None, vec![0]), "the other file is not restricted");
+}
+
+#[test]
+fn mapping_over_a_part_is_refused_and_over_the_whole_drops_it() {
+    let driver = Driver::new(Dom0::Pv);
+    let addr = driver.mmap(4);
+    driver.map(addr, 0, &[0, 1, 2, 3]);
+    // SAFETY: nobody uses the mapping.
+    let part = unsafe { driver.device.mmap_fixed(addr, FRAME_SIZE, Protection::ReadOnly) };
+    assert_eq!(errno(part), Some(libc::ENOMEM));
+    assert_eq!(driver.references(), 4);
+    // SAFETY: nobody uses the mapping.
+    unsafe { driver.device.mmap_fixed(addr, 4 * FRAME_SIZE, Protection::ReadOnly) }.unwrap();
+    assert_eq!(driver.references(), 0);
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]), "it is unpopulated again");
+}
+
+#[test]
+fn out_of_memory_leaves_the_mapping_unpopulated() {
+    let driver = Driver::new(Dom0::Pvh);
+    let addr = driver.mmap(2);
+    driver.host.inject(super::Fault::MapBatch(libc::ENOMEM));
+    assert_eq!(driver.map(addr, 0, &[0, 1]).0, Some(libc::ENOMEM));
+    assert_eq!(driver.map(addr, 0, &[0, 1]), (None, vec![0; 2]), "the call may be repeated");
+}
+
+#[test]
+fn resource_size_is_asked_for_with_nothing() {
+    let driver = Driver::new(Dom0::Pv);
+    driver.guest.add_resource(crate::Resource::GrantTable, 3);
+    let mut request = uapi::MmapResource { dom: 1, type_: 1, id: 0, idx: 0, num: 0, addr: 0 };
+    driver.ioctl(Ioctl::MmapResource(&mut request)).unwrap();
+    assert_eq!(request.num, 3);
+    request.addr = driver.mmap(1).as_ptr().addr() as u64;
+    request.num = 0;
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapResource(&mut request))), Some(libc::EINVAL), "an address, but no frames");
+}
+
+#[test]
+fn hypercall_argument_outside_a_buffer_is_efault() {
+    let driver = Driver::new(Dom0::Pv);
+    let domid = driver.guest.domid().get();
+    let op = u64::from(uapi::HYPERVISOR_MEMORY_OP);
+    let arg = [u64::from(uapi::XENMEM_CURRENT_RESERVATION), (&raw const domid).addr() as u64, 0, 0, 0];
+    assert_eq!(errno(driver.ioctl(Ioctl::Hypercall(&mut uapi::Hypercall { op, arg }))), Some(libc::EFAULT));
+}

@@ -1,0 +1,189 @@
+//! The device of a real Xen host.
+
+#![expect(unsafe_code, reason = "system calls that map memory")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+use nix::sys::mman::{self, MapFlags, ProtFlags};
+
+use super::Ioctl;
+use crate::types::{HostKind, Protection};
+use crate::uapi;
+
+/// The device since Linux 2.6.39, and where xenfs had it before.
+const DEVICES: [&str; 2] = ["/dev/xen/privcmd", "/proc/xen/privcmd"];
+
+/// Memory for hypercalls, since Linux 4.18.
+const HYPERCALL_DEVICE: &str = "/dev/xen/hypercall";
+
+/// The features of the hypervisor that we run on, as a hexadecimal bit mask.
+const FEATURES: &str = "/sys/hypervisor/properties/features";
+
+#[derive(Debug)]
+pub(crate) struct KernelDevice {
+    fd: OwnedFd,
+    /// Opened when the first buffer is wanted; `None` where the kernel has no such device.
+    hypercall: OnceLock<Option<File>>,
+}
+
+impl KernelDevice {
+    pub(super) fn open() -> Result<KernelDevice, (PathBuf, io::Error)> {
+        let [device, before] = DEVICES;
+        match open(device) {
+            Ok(file) => Ok(KernelDevice::from(OwnedFd::from(file))),
+            // What the older place says counts only if there is one.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && Path::new(before).exists() => {
+                open(before).map(|file| KernelDevice::from(OwnedFd::from(file))).map_err(|e| (before.into(), e))
+            }
+            Err(e) => Err((device.into(), e)),
+        }
+    }
+
+    pub(super) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        unsafe { map(None, len, protection, &self.fd) }
+    }
+
+    /// # Safety
+    ///
+    /// See `Device::mmap_fixed`.
+    pub(super) unsafe fn mmap_fixed(&self, addr: NonNull<u8>, len: usize, protection: Protection) -> io::Result<()> {
+        // SAFETY: the caller promises that the range is its own and unused.
+        unsafe { map(Some(addr), len, protection, &self.fd) }.map(|_| ())
+    }
+
+    /// # Safety
+    ///
+    /// See `Device::ioctl`.
+    pub(super) unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
+        // The numbers say _IOC_NONE whatever the direction is: what the kernel may write goes by `&mut`.
+        let (number, argument) = match call {
+            Ioctl::MmapBatchV2(batch) => (uapi::IOCTL_PRIVCMD_MMAPBATCH_V2, (&raw mut *batch).cast()),
+            Ioctl::MmapResource(resource) => (uapi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
+            Ioctl::Restrict(domid) => (uapi::IOCTL_PRIVCMD_RESTRICT, (&raw mut *domid).cast()),
+            Ioctl::Hypercall(hypercall) => (uapi::IOCTL_PRIVCMD_HYPERCALL, (&raw mut *hypercall).cast()),
+        };
+        let argument: *mut libc::c_void = argument;
+        // SAFETY: the number says the size of the argument (uapi asserts it), which is exclusively borrowed; what the
+        // argument points to is the caller's promise.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::Ioctl::from(number), argument) };
+        u64::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    pub(super) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
+        let device = self.hypercall.get_or_init(|| open(HYPERCALL_DEVICE).ok());
+        if let Some(device) = device {
+            // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+            let addr = unsafe { map(None, len, Protection::ReadWrite, device) }?;
+            // SAFETY: the range has just been mapped; a child that does not have it changes nothing for this process.
+            unsafe { mman::madvise(addr.cast(), len, mman::MmapAdvise::MADV_DONTFORK) }?;
+            return Ok(addr);
+        }
+        lock_memory(len)
+    }
+}
+
+impl From<OwnedFd> for KernelDevice {
+    fn from(fd: OwnedFd) -> KernelDevice {
+        KernelDevice { fd, hypercall: OnceLock::new() }
+    }
+}
+
+/// Opens a device as mappings need it: for reading and writing, and closed on exec. An open that a signal
+/// interrupts (possible in a domU since XSA-482, which waits for xenstore) is tried again by the standard library.
+fn open(path: &str) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)
+}
+
+fn nonzero(len: usize) -> io::Result<NonZeroUsize> {
+    NonZeroUsize::new(len).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// Maps a device: shared always, since a private mapping would hand out copies.
+///
+/// # Safety
+///
+/// If `addr` is given, the `len` bytes there are the caller's own mapping, and nothing uses them.
+unsafe fn map(
+    addr: Option<NonNull<u8>>,
+    len: usize,
+    protection: Protection,
+    device: impl AsFd,
+) -> io::Result<NonNull<u8>> {
+    let flags = match addr {
+        None => MapFlags::MAP_SHARED,
+        Some(_) => MapFlags::MAP_SHARED | MapFlags::MAP_FIXED,
+    };
+    let prot = match protection {
+        Protection::ReadOnly => ProtFlags::PROT_READ,
+        Protection::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+    };
+    // SAFETY: either the kernel picks the addresses, or the caller owns them.
+    let mapped = unsafe { mman::mmap(addr.map(NonNull::addr), nonzero(len)?, prot, flags, device, 0) }?;
+    Ok(mapped.cast())
+}
+
+/// Memory for hypercalls where /dev/xen/hypercall is missing (before Linux 4.18): locked, and not shared with children,
+/// since a copy-on-write fault would move it away under the hypervisor's hands.
+fn lock_memory(len: usize) -> io::Result<NonNull<u8>> {
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+    let addr = unsafe { mman::mmap_anonymous(None, nonzero(len)?, prot, MapFlags::MAP_PRIVATE) }?;
+    let locked = {
+        // SAFETY: the range has just been mapped; DONTFORK changes nothing for this process.
+        unsafe { mman::madvise(addr, len, mman::MmapAdvise::MADV_DONTFORK) }
+            // SAFETY: the range has just been mapped.
+            .and_then(|()| unsafe { mman::mlock(addr, len) })
+    };
+    if let Err(e) = locked {
+        // SAFETY: the range has just been mapped, and nobody knows of it.
+        unsafe { munmap(addr.cast(), len) }?;
+        return Err(e.into());
+    }
+    Ok(addr.cast())
+}
+
+/// # Safety
+///
+/// See `Unmapper::munmap`.
+pub(super) unsafe fn munmap(addr: NonNull<u8>, len: usize) -> io::Result<()> {
+    // SAFETY: the caller promises a whole mapping of its own that nothing uses.
+    unsafe { mman::munmap(addr.cast(), len) }.map_err(io::Error::from)
+}
+
+pub(super) fn host_kind() -> HostKind {
+    std::fs::read_to_string(FEATURES).map_or(HostKind::Unknown, |features| parse_features(&features))
+}
+
+fn parse_features(features: &str) -> HostKind {
+    match u64::from_str_radix(features.trim(), 16) {
+        Ok(mask) if mask & (1 << uapi::XENFEAT_AUTO_TRANSLATED_PHYSMAP) != 0 => HostKind::AutoTranslated,
+        Ok(_) => HostKind::Pv,
+        Err(_) => HostKind::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_tell_the_kind_of_host() {
+        // As Xen 4.17 gives them to a PV dom0 and to a PVH dom0.
+        assert_eq!(parse_features("00002f13\n"), HostKind::Pv);
+        assert_eq!(parse_features("00007ffc\n"), HostKind::AutoTranslated);
+    }
+
+    #[test]
+    fn features_that_make_no_sense_are_no_kind() {
+        assert_eq!(parse_features(""), HostKind::Unknown);
+        assert_eq!(parse_features("yes"), HostKind::Unknown);
+    }
+}

@@ -1,0 +1,197 @@
+//! The seam: the few kernel operations that everything else is built on, and the two hosts that carry them out.
+//!
+//! The seam is at the system calls (mmap, munmap and ioctl on the device), so all that is above it, from the
+//! arguments' layout to `Drop`, is the same code on a real Xen and on the simulated one.
+
+#![expect(unsafe_code, reason = "hands promises about memory on to the host")]
+
+mod kernel;
+mod process;
+
+use std::io;
+use std::path::PathBuf;
+use std::ptr::NonNull;
+
+use crate::types::{Domid, Gfn, HostKind, Protection};
+use crate::uapi;
+
+pub(crate) use kernel::KernelDevice;
+pub(crate) use process::ProcessId;
+
+#[cfg(feature = "mock")]
+use crate::mock::{MockDevice, MockUnmapper};
+
+/// An ioctl on the device, with its argument as the kernel sees it.
+#[derive(Debug)]
+pub(crate) enum Ioctl<'a> {
+    MmapBatchV2(&'a mut uapi::MmapBatchV2),
+    MmapResource(&'a mut uapi::MmapResource),
+    Restrict(&'a mut u16),
+    Hypercall(&'a mut uapi::Hypercall),
+}
+
+/// An open /dev/xen/privcmd, real or simulated.
+#[derive(Debug)]
+pub(crate) enum Device {
+    Kernel(KernelDevice),
+    #[cfg(feature = "mock")]
+    Mock(MockDevice),
+}
+
+/// What unmaps: all of a device that a mapping needs, so that it outlives the handle it was made with.
+#[derive(Clone, Debug)]
+pub(crate) enum Unmapper {
+    Kernel,
+    #[cfg(feature = "mock")]
+    Mock(MockUnmapper),
+}
+
+impl Device {
+    /// Opens the device of the host we run on. The error names the path that was tried last.
+    pub(crate) fn open() -> Result<Device, (PathBuf, io::Error)> {
+        KernelDevice::open().map(Device::Kernel)
+    }
+
+    /// Maps `len` bytes of the device, unpopulated: every access is a SIGBUS until a batch or resource is mapped there.
+    pub(crate) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+        match self {
+            Device::Kernel(device) => device.mmap(len, protection),
+            #[cfg(feature = "mock")]
+            Device::Mock(device) => device.mmap(len, protection),
+        }
+    }
+
+    /// The same at a place of ours, in exchange for what was mapped there.
+    ///
+    /// # Safety
+    ///
+    /// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
+    pub(crate) unsafe fn mmap_fixed(&self, addr: NonNull<u8>, len: usize, protection: Protection) -> io::Result<()> {
+        match self {
+            // SAFETY: the caller's promise is the one that is asked for.
+            Device::Kernel(device) => unsafe { device.mmap_fixed(addr, len, protection) },
+            #[cfg(feature = "mock")]
+            // SAFETY: the caller's promise is the one that is asked for.
+            Device::Mock(device) => unsafe { device.mmap_fixed(addr, len, protection) },
+        }
+    }
+
+    pub(crate) fn unmapper(&self) -> Unmapper {
+        match self {
+            Device::Kernel(_) => Unmapper::Kernel,
+            #[cfg(feature = "mock")]
+            Device::Mock(device) => Unmapper::Mock(device.unmapper()),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// The pointers and addresses in the argument are valid for what the ioctl does with them.
+    unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
+        match self {
+            // SAFETY: the caller's promise is the one that is asked for.
+            Device::Kernel(device) => unsafe { device.ioctl(call) },
+            #[cfg(feature = "mock")]
+            // SAFETY: the caller's promise is the one that is asked for.
+            Device::Mock(device) => unsafe { device.ioctl(call) },
+        }
+    }
+
+    /// Populates the device mapping at `addr` with a domain's frames (`IOCTL_PRIVCMD_MMAPBATCH_V2`).
+    ///
+    /// `Ok` says that `errors`, one per frame, is filled in (0: mapped, else a negative errno), not that anything was
+    /// mapped. The kernel's ENOENT (some frame is paged out) is `Ok` too: the frame's own entry says so.
+    ///
+    /// # Safety
+    ///
+    /// The addresses are within a live device mapping of the caller's that nothing uses.
+    pub(crate) unsafe fn map_batch(
+        &self,
+        domid: Domid,
+        addr: NonNull<u8>,
+        gfns: &[Gfn],
+        errors: &mut [i32],
+    ) -> io::Result<()> {
+        // The kernel goes by one count for both arrays.
+        if gfns.len() != errors.len() {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let mut batch = uapi::MmapBatchV2 {
+            num: u32::try_from(gfns.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?,
+            dom: domid.get(),
+            addr: addr.as_ptr().expose_provenance() as u64,
+            arr: gfns.as_ptr().cast::<uapi::XenPfn>(),
+            err: errors.as_mut_ptr(),
+        };
+        // SAFETY: `arr` is `num` frame numbers (Gfn is a transparent u64, as is xen_pfn_t), `err` is `num` integers of
+        // ours to write, both alive until the call returns; `addr` is the caller's promise.
+        match unsafe { self.ioctl(Ioctl::MmapBatchV2(&mut batch)) } {
+            Ok(_) => Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Populates the device mapping at `resource.addr` with a resource; with `num` and `addr` 0 asks for its size,
+    /// which it puts into `num` (`IOCTL_PRIVCMD_MMAP_RESOURCE`).
+    ///
+    /// # Safety
+    ///
+    /// `resource.addr` is 0, or an unpopulated device mapping of the caller's of exactly `resource.num` frames.
+    pub(crate) unsafe fn map_resource(&self, resource: &mut uapi::MmapResource) -> io::Result<()> {
+        // SAFETY: the structure holds no pointer but `addr`, which is the caller's promise.
+        unsafe { self.ioctl(Ioctl::MmapResource(resource)) }.map(|_| ())
+    }
+
+    /// Confines this open file to one domain, for good (`IOCTL_PRIVCMD_RESTRICT`).
+    pub(crate) fn restrict(&self, domid: Domid) -> io::Result<()> {
+        // SAFETY: the argument is a domid, and holds no pointer.
+        unsafe { self.ioctl(Ioctl::Restrict(&mut domid.get())) }.map(|_| ())
+    }
+
+    /// Makes a hypercall (`IOCTL_PRIVCMD_HYPERCALL`) and returns what it returned.
+    ///
+    /// # Safety
+    ///
+    /// Addresses among the arguments are those of hypercall buffers that are alive and large enough.
+    pub(crate) unsafe fn hypercall(&self, op: u64, arg: [u64; 5]) -> io::Result<u64> {
+        // SAFETY: the structure holds no pointer but those in `arg`, which are the caller's promise.
+        unsafe { self.ioctl(Ioctl::Hypercall(&mut uapi::Hypercall { op, arg })) }
+    }
+
+    /// Maps `len` bytes of zeroed memory that a hypercall may use.
+    pub(crate) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
+        match self {
+            Device::Kernel(device) => device.map_hypercall_buffer(len),
+            #[cfg(feature = "mock")]
+            Device::Mock(device) => device.map_hypercall_buffer(len),
+        }
+    }
+
+    /// What kind of domain we are in, as far as the system tells without privilege.
+    pub(crate) fn host_kind(&self) -> HostKind {
+        match self {
+            Device::Kernel(_) => kernel::host_kind(),
+            #[cfg(feature = "mock")]
+            Device::Mock(device) => device.host_kind(),
+        }
+    }
+}
+
+impl Unmapper {
+    /// Unmaps; the kernel gives the references back to Xen.
+    ///
+    /// # Safety
+    ///
+    /// The `len` bytes at `addr` are a whole mapping of the caller's, made through this device or with
+    /// `map_hypercall_buffer`, and nothing uses them any more.
+    pub(crate) unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
+        match self {
+            // SAFETY: the caller's promise is the one that is asked for.
+            Unmapper::Kernel => unsafe { kernel::munmap(addr, len) },
+            #[cfg(feature = "mock")]
+            // SAFETY: the caller's promise is the one that is asked for.
+            Unmapper::Mock(host) => unsafe { host.munmap(addr, len) },
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Address ranges: the one reserved for a mapping to come, and the one a mapping owns.
+
+#![expect(unsafe_code, reason = "owns and releases address ranges")]
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::unistd::{SysconfVar, sysconf};
+
+use crate::privcmd::{ProcessId, Unmapper};
+use crate::types::FRAME_SIZE;
+
+static LEAKED: AtomicU64 = AtomicU64::new(0);
+
+/// How many mappings of this process (of a large one: pieces of 64 MiB) could not be unmapped when they were dropped,
+/// so that their references are held until it exits.
+///
+/// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
+/// do when out of memory. Each case is logged as an error.
+pub fn leaked_mappings() -> u64 {
+    LEAKED.load(Ordering::Relaxed)
+}
+
+/// Bytes that the kernel maps for so many frames: it knows only its own pages, which may be larger.
+pub(crate) fn mapped_bytes(frames: usize) -> usize {
+    (frames * FRAME_SIZE).next_multiple_of(host_page_size())
+}
+
+fn host_page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+        size.and_then(|size| usize::try_from(size).ok()).unwrap_or(FRAME_SIZE)
+    })
+}
+
+/// One contiguous range of device mappings, each `vma_len` bytes (the last may be shorter); dropping it unmaps them.
+///
+/// The kernel knows a device mapping as a whole only: unmapping a part of one frees frames twice on kernels before
+/// XSA-487, and is refused since. So each is unmapped by a call of its own, which also keeps the address space
+/// unlocked in between for other threads.
+#[derive(Debug)]
+pub(crate) struct Region {
+    base: NonNull<u8>,
+    len: usize,
+    vma_len: usize,
+    unmapper: Unmapper,
+    process: ProcessId,
+}
+
+// SAFETY: a range of addresses means the same on every thread, and whoever reaches the memory does so through the copying
+// of copy.rs, which any number of threads may do at once.
+unsafe impl Send for Region {}
+// SAFETY: as above; no method changes anything but `grow`, which takes `&mut`.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Takes over the `len` mapped bytes at `base`: device mappings of `vma_len` bytes each.
+    ///
+    /// # Safety
+    ///
+    /// They are mapped through `unmapper`'s device, and nobody else unmaps them.
+    pub(crate) unsafe fn new(base: NonNull<u8>, len: usize, vma_len: usize, unmapper: Unmapper) -> Region {
+        Region { base, len, vma_len, unmapper, process: ProcessId::current() }
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Takes over the `len` bytes behind the last one.
+    ///
+    /// # Safety
+    ///
+    /// They are one device mapping, made as the others were, and nobody else unmaps it; the last one has `vma_len` bytes.
+    pub(crate) unsafe fn grow(&mut self, len: usize) {
+        self.len += len;
+    }
+
+    /// Forgets what is behind the first `len` bytes: it is not ours to unmap any more.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // A forked child has this object but not the mapping, and may have something else at these addresses.
+        if self.process != ProcessId::current() {
+            return;
+        }
+        for start in (0..self.len).step_by(self.vma_len) {
+            let len = self.vma_len.min(self.len - start);
+            // SAFETY: `start` is below `len`, and all `len` bytes are mapped.
+            let addr = unsafe { self.base.add(start) };
+            // SAFETY: this is one whole mapping of ours (`new`, `grow`), and whoever uses it borrows this object.
+            if let Err(e) = unsafe { self.unmapper.munmap(addr, len) } {
+                LEAKED.fetch_add(1, Ordering::Relaxed);
+                log::error!(
+                    "cannot unmap {len} bytes at {addr:p}: {e}; their references are held until this process ends"
+                );
+            }
+        }
+    }
+}
+
+/// A range of addresses that nobody else gets, and that is not backed by anything; dropping it gives it back.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Reservation {
+    pub(crate) fn new(len: usize) -> io::Result<Reservation> {
+        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        let base = unsafe { mman::mmap_anonymous(None, size, ProtFlags::PROT_NONE, flags) }?;
+        Ok(Reservation { base: base.cast(), len })
+    }
+
+    /// Where what is left of it begins.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Forgets the first `len` bytes: something else is there now, or may be.
+    pub(crate) fn give_up(&mut self, len: usize) {
+        let len = len.min(self.len);
+        // SAFETY: at most the end of the range.
+        self.base = unsafe { self.base.add(len) };
+        self.len -= len;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        // SAFETY: what has not been given up is ours alone.
+        if let Err(e) = unsafe { mman::munmap(self.base.cast(), self.len) } {
+            log::warn!("cannot give back {} reserved bytes: {e}", self.len);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Resources of a domain that are not its RAM.
+
+#![expect(unsafe_code, reason = "takes over what the device has mapped")]
+
+use crate::error::{Error, Result};
+use crate::foreign::{ForeignMemory, check_frames};
+use crate::region::{Region, mapped_bytes};
+use crate::types::{Domid, FRAME_SIZE, Protection};
+use crate::uapi;
+use crate::view::View;
+
+/// What Xen lets a privileged domain map besides RAM (`XENMEM_acquire_resource`, Xen 4.11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Resource {
+    /// The pages of an ioreq server: frame 0 is for buffered requests, frame 1 on for synchronous ones.
+    ///
+    /// Never drop the mapping while an ioeventfd is bound to it: the kernel keeps a pointer to its first page.
+    IoreqServer {
+        /// The server's number.
+        id: u32,
+    },
+    /// The frames of the grant table.
+    GrantTable,
+    /// The status frames of a version 2 grant table.
+    GrantStatus,
+    /// The processor trace buffer of a vcpu (Xen 4.15).
+    Vmtrace {
+        /// The vcpu's number.
+        vcpu: u32,
+    },
+}
+
+impl Resource {
+    /// The type and the id, as Xen counts them.
+    pub(crate) fn type_and_id(self) -> (u32, u32) {
+        match self {
+            Resource::IoreqServer { id } => (uapi::XENMEM_RESOURCE_IOREQ_SERVER, id),
+            Resource::GrantTable => (uapi::XENMEM_RESOURCE_GRANT_TABLE, 0),
+            Resource::GrantStatus => (uapi::XENMEM_RESOURCE_GRANT_TABLE, 1),
+            Resource::Vmtrace { vcpu } => (uapi::XENMEM_RESOURCE_VMTRACE_BUF, vcpu),
+        }
+    }
+}
+
+/// Frames of a resource; dropping it unmaps them.
+///
+/// What is said of [`ForeignMapping`](crate::ForeignMapping) on dropping, forking and slices holds here too.
+#[derive(Debug)]
+pub struct ResourceMapping {
+    region: Region,
+    frames: usize,
+    protection: Protection,
+}
+
+impl ResourceMapping {
+    /// How many frames there are.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// All of it, for reading and, if it is mapped so, writing.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        View::new(&self.region, self.frames * FRAME_SIZE, self.protection, &[])
+    }
+}
+
+impl ForeignMemory {
+    /// Maps `frames` frames of a resource, from its frame `first` on. Needs Linux 4.18.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Resource`], which says why: no such resource, not so many frames in it, no such domain, no privilege.
+    /// - [`Error::Empty`] for no frames (which the kernel takes for a question about the size), [`Error::TooManyFrames`],
+    ///   [`Error::Reserve`].
+    #[doc(alias = "IOCTL_PRIVCMD_MMAP_RESOURCE")]
+    #[doc(alias = "xenforeignmemory_map_resource")]
+    pub fn map_resource(
+        &self,
+        domid: Domid,
+        resource: Resource,
+        first: u32,
+        frames: usize,
+        protection: Protection,
+    ) -> Result<ResourceMapping> {
+        check_frames(frames)?;
+        let (type_, id) = resource.type_and_id();
+        let len = mapped_bytes(frames);
+        let device = self.device();
+        let addr = device.mmap(len, protection).map_err(|source| Error::Reserve { bytes: len, source })?;
+        // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
+        let region = unsafe { Region::new(addr, len, len, device.unmapper()) };
+        let mut request = uapi::MmapResource {
+            dom: domid.get(),
+            type_,
+            id,
+            idx: first,
+            num: frames as u64,
+            addr: addr.as_ptr().expose_provenance() as u64,
+        };
+        // SAFETY: a device mapping of ours, unpopulated, of just so many frames.
+        unsafe { device.map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
+        Ok(ResourceMapping { region, frames, protection })
+    }
+
+    /// How many frames a resource has. Needs Linux 5.12 and Xen 4.16.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Resource`], as for [`map_resource`](ForeignMemory::map_resource).
+    #[doc(alias = "xenforeignmemory_resource_size")]
+    pub fn resource_size(&self, domid: Domid, resource: Resource) -> Result<u64> {
+        let (type_, id) = resource.type_and_id();
+        let mut request = uapi::MmapResource { dom: domid.get(), type_, id, idx: 0, num: 0, addr: 0 };
+        // SAFETY: without an address it is a question.
+        unsafe { self.device().map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
+        Ok(request.num)
+    }
+}
