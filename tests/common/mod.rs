@@ -1,0 +1,311 @@
+//! What the contract suite runs on: the simulated host, or the real Xen that `XENMAP_TEST_XEN` (`pv` or `pvh`, the kind
+//! of dom0) says we are on. A test is the same for both; what differs by kind of host or guest it states itself.
+
+#![allow(clippy::allow_attributes, reason = "what one test file has no use for, another has")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(unsafe_code, reason = "hypercalls of a toolstack, forks")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(clippy::print_stdout, reason = "says which host and guest a failing test was on")]
+#![allow(clippy::unused_self, reason = "what is asked of a host is a method of it")]
+
+mod xen;
+
+use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
+use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HostKind, Protection, Result};
+
+pub use Protection::{ReadOnly, ReadWrite};
+
+pub const FRAME: usize = xenmap::FRAME_SIZE;
+
+/// The host under test.
+pub enum Host {
+    Mock(MockHost),
+    Xen(xen::Toolstack),
+}
+
+/// A guest of the host under test, which the test has to itself; it is destroyed when it is dropped.
+pub struct Guest {
+    inner: Inner,
+    kind: GuestKind,
+    destroyed: bool,
+}
+
+enum Inner {
+    Mock(MockHost, MockDomain),
+    Xen(xen::Domain),
+}
+
+fn xen_dom0() -> Option<String> {
+    std::env::var("XENMAP_TEST_XEN").ok()
+}
+
+/// Runs a test on each host there is: on Xen the one we are on, else each kind that the mock has.
+pub fn on_each_host(test: impl Fn(&Host)) {
+    if xen_dom0().is_some() {
+        return test(&Host::Xen(xen::Toolstack::new()));
+    }
+    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
+        println!("on the mock, {dom0:?} dom0");
+        test(&Host::Mock(mock(dom0)));
+    }
+}
+
+/// Runs a test with each kind of guest on each host.
+pub fn with_each_guest(frames: usize, test: impl Fn(&Host, Guest)) {
+    on_each_host(|host| {
+        for kind in [GuestKind::Hvm, GuestKind::Pv] {
+            println!("{kind:?} guest");
+            test(host, host.create(kind, frames));
+        }
+    });
+}
+
+/// A simulated host, for what a real one cannot be brought to do. A test that uses it is listed in
+/// tests/xen/mock-only.txt with the reason.
+pub fn mock(dom0: Dom0) -> MockHost {
+    let mut config = HostConfig::default();
+    config.dom0 = dom0;
+    mock_with(config)
+}
+
+/// See [`mock`].
+pub fn mock_with(config: HostConfig) -> MockHost {
+    assert!(xen_dom0().is_none(), "this test needs the mock: list it in tests/xen/mock-only.txt");
+    MockHost::with_config(config)
+}
+
+impl Host {
+    pub fn open(&self) -> ForeignMemory {
+        match self {
+            Host::Mock(host) => host.open().unwrap(),
+            Host::Xen(_) => ForeignMemory::open().unwrap(),
+        }
+    }
+
+    pub fn create(&self, kind: GuestKind, frames: usize) -> Guest {
+        let inner = match self {
+            Host::Mock(host) => Inner::Mock(host.clone(), host.create_domain(kind, frames)),
+            Host::Xen(toolstack) => Inner::Xen(toolstack.create_domain(kind, frames)),
+        };
+        Guest { inner, kind, destroyed: false }
+    }
+
+    /// What the host is, whatever the library believes.
+    pub fn kind(&self) -> HostKind {
+        let pv = match self {
+            Host::Mock(host) => host.open().unwrap().host_kind() == HostKind::Pv,
+            Host::Xen(_) => xen_dom0().unwrap() == "pv",
+        };
+        if pv { HostKind::Pv } else { HostKind::AutoTranslated }
+    }
+
+    pub fn is_pv(&self) -> bool {
+        self.kind() == HostKind::Pv
+    }
+
+    /// Whether it is the mock's Arm dom0.
+    pub fn is_arm(&self) -> bool {
+        matches!(self, Host::Mock(host) if host.dom0() == Dom0::Arm)
+    }
+
+    /// How many frames a domain owns; `None` once it is gone.
+    pub fn owned(&self, domid: Domid) -> Option<u64> {
+        match self.open().current_reservation(domid) {
+            Ok(frames) => Some(frames),
+            Err(e) if e.errno() == libc::ESRCH => None,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    /// A number that no domain has.
+    pub fn nobody(&self) -> Domid {
+        Domid::new(31_000).unwrap()
+    }
+
+    /// Frames of Xen itself that anyone may read.
+    pub fn xen_frames(&self) -> Vec<Gfn> {
+        match self {
+            Host::Mock(host) => host.xen_frames(),
+            Host::Xen(toolstack) => toolstack.machine_to_phys_frames(),
+        }
+    }
+}
+
+impl Guest {
+    pub fn domid(&self) -> Domid {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.domid(),
+            Inner::Xen(guest) => guest.domid(),
+        }
+    }
+
+    pub fn kind(&self) -> GuestKind {
+        self.kind
+    }
+
+    /// Its frames, in ascending order of its own memory.
+    pub fn gfns(&self) -> Vec<Gfn> {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.frames(),
+            Inner::Xen(guest) => guest.gfns(),
+        }
+    }
+
+    /// A frame number where it has no RAM, and neither has anybody else.
+    pub fn hole(&self) -> Gfn {
+        Gfn::new(match self.kind {
+            GuestKind::Pv => 0x1234_5678,
+            _ => 0xE_0000,
+        })
+        .unwrap()
+    }
+
+    pub fn write(&self, gfn: Gfn, offset: usize, bytes: &[u8]) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.write(gfn, offset, bytes),
+            Inner::Xen(guest) => map_one(guest.domid(), ReadWrite, gfn).view().write_bytes(offset, bytes).unwrap(),
+        }
+    }
+
+    pub fn read(&self, gfn: Gfn, offset: usize, len: usize) -> Vec<u8> {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.read(gfn, offset, len),
+            Inner::Xen(guest) => {
+                let mut bytes = vec![0; len];
+                map_one(guest.domid(), ReadOnly, gfn).view().read_bytes(offset, &mut bytes).unwrap();
+                bytes
+            }
+        }
+    }
+
+    /// Writes its place in `gfns` into the first 8 bytes of each frame.
+    pub fn number_frames(&self) {
+        match &self.inner {
+            Inner::Mock(_, guest) => {
+                for (i, &gfn) in guest.frames().iter().enumerate() {
+                    guest.write(gfn, 0, &(i as u64).to_ne_bytes());
+                }
+            }
+            Inner::Xen(guest) => {
+                let mapping = ForeignMemory::open().unwrap().map_foreign_batch(guest.domid(), ReadWrite, &guest.gfns());
+                number(&mapping.unwrap());
+            }
+        }
+    }
+
+    pub fn balloon_out(&self, gfn: Gfn) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.balloon_out(gfn),
+            Inner::Xen(guest) => guest.balloon_out(gfn),
+        }
+    }
+
+    pub fn populate(&self, gfn: Gfn) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.populate(&[gfn]),
+            Inner::Xen(guest) => guest.populate(gfn),
+        }
+    }
+
+    pub fn pin_page_table(&self, gfn: Gfn) -> std::io::Result<()> {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.pin_page_table(gfn),
+            Inner::Xen(guest) => guest.pin_page_table(gfn),
+        }
+    }
+
+    pub fn unpin_page_table(&self, gfn: Gfn) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.unpin_page_table(gfn),
+            Inner::Xen(guest) => guest.unpin_page_table(gfn),
+        }
+    }
+
+    pub fn destroy(&mut self) {
+        self.destroyed = true;
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.destroy(),
+            Inner::Xen(guest) => guest.destroy(),
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if !self.destroyed && !std::thread::panicking() {
+            self.destroy();
+        }
+    }
+}
+
+fn map_one(domid: Domid, protection: Protection, gfn: Gfn) -> ForeignMapping {
+    ForeignMemory::open().unwrap().map_foreign_batch(domid, protection, &[gfn]).unwrap()
+}
+
+/// Writes into each frame its place in the mapping.
+pub fn number(mapping: &ForeignMapping) {
+    for i in 0..mapping.frames() {
+        mapping.view().write(i * FRAME, i as u64).unwrap();
+    }
+}
+
+/// What [`number`] or [`Guest::number_frames`] has written.
+pub fn numbers(mapping: &ForeignMapping) -> Vec<u64> {
+    (0..mapping.frames()).map(|i| mapping.view().read(i * FRAME).unwrap()).collect()
+}
+
+/// The indices and errors of the frames that failed.
+pub fn failures(result: Result<ForeignMapping>) -> Vec<(usize, i32)> {
+    match result {
+        Err(Error::Frames(errors)) => errors.failed().iter().map(|e| (e.index, e.errno)).collect(),
+        Err(e) => panic!("not about frames: {e}"),
+        Ok(mapping) => panic!("all {} frames were mapped", mapping.frames()),
+    }
+}
+
+/// Runs a function in a forked child, which leaves with status 0 if it returns true. It gets a function that waits for
+/// the parent; the parent's own part runs while it waits, and says whether to kill the child instead of letting it go on.
+pub fn in_child(child: impl FnOnce(&dyn Fn()) -> bool, parent: impl FnOnce() -> ThenChild) -> bool {
+    let (ready_read, ready_write) = std::io::pipe().unwrap();
+    let (go_read, go_write) = std::io::pipe().unwrap();
+    // SAFETY: the child runs the closure and leaves by _exit; the locks it needs are those of objects of this test, which
+    // no other thread holds, and glibc makes its allocator usable in the child.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork: {}", std::io::Error::last_os_error()),
+        0 => {
+            drop((ready_read, go_write));
+            let wait = || {
+                use std::io::{Read, Write};
+                (&ready_write).write_all(b"r").unwrap();
+                (&go_read).read_exact(&mut [0]).unwrap();
+            };
+            let good = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| child(&wait))).unwrap_or(false);
+            // SAFETY: leaves at once.
+            unsafe { libc::_exit(i32::from(!good)) }
+        }
+        pid => {
+            use std::io::{Read, Write};
+            drop((ready_write, go_read));
+            let reached = (&ready_read).read_exact(&mut [0]).is_ok();
+            let then = if reached { parent() } else { ThenChild::GoesOn };
+            match then {
+                ThenChild::GoesOn => drop((&go_write).write_all(b"g")),
+                // SAFETY: our own child, which has not been waited for.
+                ThenChild::IsKilled => assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0),
+            }
+            let mut status = 0;
+            // SAFETY: waits for our own child, into our own integer.
+            assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+            match then {
+                ThenChild::GoesOn => reached && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+                ThenChild::IsKilled => libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ThenChild {
+    GoesOn,
+    IsKilled,
+}

@@ -1,0 +1,196 @@
+//! A toolstack of a few hypercalls: creates, changes and destroys domains of a real Xen 4.17 without vcpus or xenstore.
+//!
+//! The numbers and layouts are those of xen/include/public/{domctl,memory,xen}.h of that release.
+
+use std::cell::RefCell;
+
+use xenmap::{Domid, ForeignMemory, Gfn, GuestKind};
+
+const MEMORY_OP: u64 = 12;
+const MMUEXT_OP: u64 = 26;
+const DOMCTL: u64 = 36;
+
+const DOMCTL_INTERFACE_VERSION: u32 = 0x15;
+const DOMCTL_CREATEDOMAIN: u32 = 1;
+const DOMCTL_DESTROYDOMAIN: u32 = 2;
+const DOMCTL_MAX_MEM: u32 = 11;
+const DOMCTL_SET_PAGING_MEMPOOL_SIZE: u32 = 86;
+
+const XENMEM_DECREASE_RESERVATION: u64 = 1;
+const XENMEM_MACHPHYS_MFN_LIST: u64 = 5;
+const XENMEM_POPULATE_PHYSMAP: u64 = 6;
+
+const MMUEXT_PIN_L1_TABLE: u32 = 0;
+const MMUEXT_UNPIN_TABLE: u32 = 4;
+
+pub struct Toolstack {
+    memory: ForeignMemory,
+}
+
+pub struct Domain {
+    memory: ForeignMemory,
+    domid: Domid,
+    gfns: RefCell<Vec<Gfn>>,
+}
+
+/// An argument of a hypercall, put together field by field.
+#[derive(Default)]
+struct Bytes(Vec<u8>);
+
+impl Bytes {
+    fn u16(mut self, value: u16) -> Bytes {
+        self.0.extend(value.to_ne_bytes());
+        self
+    }
+
+    fn u32(mut self, value: u32) -> Bytes {
+        self.0.extend(value.to_ne_bytes());
+        self
+    }
+
+    fn u64(mut self, value: u64) -> Bytes {
+        self.0.extend(value.to_ne_bytes());
+        self
+    }
+
+    fn up_to(mut self, len: usize) -> Bytes {
+        assert!(self.0.len() <= len);
+        self.0.resize(len, 0);
+        self
+    }
+}
+
+impl Toolstack {
+    pub fn new() -> Toolstack {
+        Toolstack { memory: ForeignMemory::open().unwrap() }
+    }
+
+    /// A domain with one vcpu that never runs, and so many frames.
+    pub fn create_domain(&self, kind: GuestKind, frames: usize) -> Domain {
+        // CDF_hvm | CDF_hap, and a local APIC as the only emulated device: a PVH guest.
+        let (flags, emulation) = if kind == GuestKind::Hvm { (3, 1) } else { (0, 0) };
+        let arguments = Bytes::default()
+            .u32(0) // ssidref
+            .up_to(20) // handle
+            .u32(flags)
+            .u32(0) // iommu_opts
+            .u32(1) // max_vcpus
+            .u32(64) // max_evtchn_port
+            .u32(4) // max_grant_frames
+            .u32(0) // max_maptrack_frames
+            .u32(1) // grant table version
+            .u32(0) // vmtrace_size
+            .u32(0) // cpupool
+            .u32(emulation)
+            .u32(0);
+        let domid = domctl(&self.memory, DOMCTL_CREATEDOMAIN, 0, arguments).unwrap();
+        let domid = Domid::new(domid).unwrap();
+        if kind == GuestKind::Hvm {
+            // Memory for its page tables, which a domain without vcpus gets in no other way.
+            let bytes = Bytes::default().u64(8 << 20);
+            domctl(&self.memory, DOMCTL_SET_PAGING_MEMPOOL_SIZE, domid.get(), bytes).unwrap();
+        }
+        let kib = Bytes::default().u64((frames as u64 + 64) * 4);
+        domctl(&self.memory, DOMCTL_MAX_MEM, domid.get(), kib).unwrap();
+        let domain = Domain { memory: ForeignMemory::open().unwrap(), domid, gfns: RefCell::default() };
+        let pfns: Vec<u64> = (0..frames as u64).collect();
+        // Of a PV guest Xen says which machine frames they are.
+        let gfns = domain.reservation(XENMEM_POPULATE_PHYSMAP, &pfns);
+        domain.gfns.borrow_mut().extend(gfns.into_iter().map(|gfn| Gfn::new(gfn).unwrap()));
+        domain
+    }
+
+    pub fn machine_to_phys_frames(&self) -> Vec<Gfn> {
+        let extents = self.memory.hypercall_buffer(8).unwrap();
+        // struct xen_machphys_mfn_list: max_extents, extent_start, nr_extents.
+        let mut argument = self.memory.hypercall_buffer(24).unwrap();
+        argument.bytes_mut()[..4].copy_from_slice(&1_u32.to_ne_bytes());
+        argument.bytes_mut()[8..16].copy_from_slice(&extents.address().to_ne_bytes());
+        let arg = [XENMEM_MACHPHYS_MFN_LIST, argument.address(), 0, 0, 0];
+        // SAFETY: it reads the structure, and writes one frame number.
+        unsafe { self.memory.hypercall("XENMEM_machphys_mfn_list", MEMORY_OP, arg) }.unwrap();
+        let first = u64::from_ne_bytes(extents.bytes().try_into().unwrap());
+        (first..first + 4).map(|mfn| Gfn::new(mfn).unwrap()).collect()
+    }
+}
+
+impl Domain {
+    pub fn domid(&self) -> Domid {
+        self.domid
+    }
+
+    pub fn gfns(&self) -> Vec<Gfn> {
+        self.gfns.borrow().clone()
+    }
+
+    pub fn balloon_out(&self, gfn: Gfn) {
+        self.reservation(XENMEM_DECREASE_RESERVATION, &[gfn.get()]);
+        self.gfns.borrow_mut().retain(|&other| other != gfn);
+    }
+
+    pub fn populate(&self, gfn: Gfn) {
+        self.reservation(XENMEM_POPULATE_PHYSMAP, &[gfn.get()]);
+        self.gfns.borrow_mut().push(gfn);
+        self.gfns.borrow_mut().sort();
+    }
+
+    pub fn pin_page_table(&self, gfn: Gfn) -> std::io::Result<()> {
+        self.mmuext(MMUEXT_PIN_L1_TABLE, gfn)
+    }
+
+    pub fn unpin_page_table(&self, gfn: Gfn) {
+        self.mmuext(MMUEXT_UNPIN_TABLE, gfn).unwrap();
+    }
+
+    pub fn destroy(&self) {
+        // It is done in pieces: Xen says EAGAIN (or ERESTART) in between.
+        loop {
+            match domctl(&self.memory, DOMCTL_DESTROYDOMAIN, self.domid.get(), Bytes::default()) {
+                Ok(_) => return,
+                Err(libc::EAGAIN | libc::ERESTART | libc::EINTR) => {}
+                Err(errno) => panic!("destroying domain {}: {}", self.domid, std::io::Error::from_raw_os_error(errno)),
+            }
+        }
+    }
+
+    /// A memory operation on frames, and what has become of their numbers.
+    fn reservation(&self, command: u64, gfns: &[u64]) -> Vec<u64> {
+        let mut extents = self.memory.hypercall_buffer(gfns.len() * 8).unwrap();
+        for (bytes, gfn) in extents.bytes_mut().chunks_exact_mut(8).zip(gfns) {
+            bytes.copy_from_slice(&gfn.to_ne_bytes());
+        }
+        // struct xen_memory_reservation: extent_start, nr_extents, extent_order, mem_flags, domid.
+        let fields = Bytes::default().u64(extents.address()).u64(gfns.len() as u64).u32(0).u32(0);
+        let fields = fields.u16(self.domid.get()).up_to(32);
+        let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
+        argument.bytes_mut().copy_from_slice(&fields.0);
+        let arg = [command, argument.address(), 0, 0, 0];
+        // SAFETY: it reads the structure, and reads and writes as many frame numbers as that says.
+        let done = unsafe { self.memory.hypercall("memory_op", MEMORY_OP, arg) }.unwrap();
+        assert_eq!(done, gfns.len() as u64, "memory_op {command} did not do all");
+        extents.bytes().chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap())).collect()
+    }
+
+    fn mmuext(&self, command: u32, gfn: Gfn) -> std::io::Result<()> {
+        // struct mmuext_op: cmd, mfn, and a third word that is not used here.
+        let fields = Bytes::default().u32(command).u32(0).u64(gfn.get()).u64(0);
+        let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
+        argument.bytes_mut().copy_from_slice(&fields.0);
+        let arg = [argument.address(), 1, 0, self.domid.get().into(), 0];
+        // SAFETY: it reads one structure.
+        let done = unsafe { self.memory.hypercall("mmuext_op", MMUEXT_OP, arg) };
+        done.map(|_| ()).map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
+    }
+}
+
+/// Makes a domctl, and returns the domid that it leaves behind, or the errno.
+fn domctl(memory: &ForeignMemory, command: u32, domid: u16, arguments: Bytes) -> Result<u16, i32> {
+    let fields = Bytes::default().u32(command).u32(DOMCTL_INTERFACE_VERSION).u16(domid).up_to(16);
+    let arguments = arguments.up_to(128);
+    let mut buffer = memory.hypercall_buffer(144).unwrap();
+    buffer.bytes_mut()[..16].copy_from_slice(&fields.0);
+    buffer.bytes_mut()[16..].copy_from_slice(&arguments.0);
+    // SAFETY: it reads and writes one struct xen_domctl, and the commands used here hold no addresses.
+    unsafe { memory.hypercall("domctl", DOMCTL, [buffer.address(), 0, 0, 0, 0]) }.map_err(|e| e.errno())?;
+    Ok(u16::from_ne_bytes(buffer.bytes()[8..10].try_into().unwrap()))
+}
