@@ -1,0 +1,251 @@
+//! What mapping costs on a real Xen beside Debian's libxenforeignmemory, which is opened while this runs.
+//!
+//! `tests/xen/run pv --lane cost` (or `pvh`) runs it in a dom0 whose clock counts instructions, so that the figures
+//! repeat and their ratios can be asserted. `xen_cost --syscalls ours|theirs` is for counting system calls from outside.
+
+#![expect(unsafe_code, reason = "calls a C library, and counts allocations")]
+#![expect(clippy::print_stdout, reason = "the figures are what it is for")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ffi::{CStr, c_int, c_uint, c_void};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use xenmap::{Domid, ForeignMemory, Gfn, GuestKind, Protection};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+/// Frames of a call; rounds (odd, for the median); and how much more than theirs ours may cost.
+const SIZES: [(u32, usize, f64); 5] =
+    [(1, 401, 1.05), (16, 101, 1.02), (512, 21, 1.02), (8192, 7, 1.02), (32768, 3, 1.02)];
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
+    if std::env::var_os("XENMAP_TEST_XEN").is_none() {
+        println!("only on a real Xen: tests/xen/run pv --lane cost");
+        return;
+    }
+    match (arguments.next().as_deref(), arguments.next().as_deref()) {
+        (None, None) => compare(),
+        (Some("--syscalls"), Some("ours")) => make_system_calls(&Ours::open()),
+        (Some("--syscalls"), Some("theirs")) => make_system_calls(&Theirs::open()),
+        _ => panic!("usage: xen_cost [--syscalls ours|theirs]"),
+    }
+}
+
+fn with_guest(run: impl Fn(Domid, &[Gfn])) {
+    common::on_each_host(|host| {
+        // A few more frames than the largest size.
+        let guest = host.create(GuestKind::Hvm, 33_000);
+        run(guest.domid(), &guest.gfns());
+    });
+}
+
+/// What is compared: how long it takes to map all of the frames, read-write, and to unmap them.
+trait Maps {
+    fn map_unmap(&self, domid: Domid, gfns: &[Gfn]) -> Cost;
+}
+
+#[derive(Clone, Copy)]
+struct Cost {
+    map: Duration,
+    unmap: Duration,
+}
+
+struct Ours(ForeignMemory);
+
+impl Ours {
+    fn open() -> Ours {
+        Ours(ForeignMemory::open().expect("a dom0"))
+    }
+}
+
+impl Maps for Ours {
+    fn map_unmap(&self, domid: Domid, gfns: &[Gfn]) -> Cost {
+        let start = Instant::now();
+        let mapping = self.0.map_foreign_batch(domid, Protection::ReadWrite, gfns).expect("frames of the guest");
+        let mapped = Instant::now();
+        drop(mapping);
+        Cost { map: mapped - start, unmap: mapped.elapsed() }
+    }
+}
+
+/// The functions that are called here, as in xenforeignmemory.h of Debian 12.
+struct Theirs {
+    handle: *mut c_void,
+    map: unsafe extern "C" fn(*mut c_void, u32, c_int, usize, *const u64, *mut c_int) -> *mut c_void,
+    unmap: unsafe extern "C" fn(*mut c_void, *mut c_void, usize) -> c_int,
+    close: unsafe extern "C" fn(*mut c_void) -> c_int,
+}
+
+impl Theirs {
+    fn open() -> Theirs {
+        // SAFETY: an ordinary library, whose constructors do nothing of note.
+        let library = unsafe { libc::dlopen(c"libxenforeignmemory.so.1".as_ptr(), libc::RTLD_NOW) };
+        assert!(!library.is_null(), "libxenforeignmemory.so.1 is missing");
+        // SAFETY: the type is that of the header.
+        let open: unsafe extern "C" fn(*mut c_void, c_uint) -> *mut c_void =
+            unsafe { function(library, c"xenforeignmemory_open") };
+        // SAFETY: without a logger it makes its own.
+        let handle = unsafe { open(std::ptr::null_mut(), 0) };
+        assert!(!handle.is_null(), "xenforeignmemory_open: {}", std::io::Error::last_os_error());
+        Theirs {
+            handle,
+            // SAFETY: the type is that of the header.
+            map: unsafe { function(library, c"xenforeignmemory_map") },
+            // SAFETY: the type is that of the header.
+            unmap: unsafe { function(library, c"xenforeignmemory_unmap") },
+            // SAFETY: the type is that of the header.
+            close: unsafe { function(library, c"xenforeignmemory_close") },
+        }
+    }
+}
+
+/// # Safety
+///
+/// `F` is the type of the function pointer.
+unsafe fn function<F: Copy>(library: *mut c_void, name: &CStr) -> F {
+    // SAFETY: an open library, and a string.
+    let address = unsafe { libc::dlsym(library, name.as_ptr()) };
+    assert!(!address.is_null(), "libxenforeignmemory has no {}", name.to_string_lossy());
+    const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+    // SAFETY: the caller's promise; the sizes are the same.
+    unsafe { std::mem::transmute_copy(&address) }
+}
+
+impl Maps for Theirs {
+    fn map_unmap(&self, domid: Domid, gfns: &[Gfn]) -> Cost {
+        // A `Gfn` is a `u64` (`repr(transparent)`); nothing of this is part of what is measured.
+        let (arr, pages, dom) = (gfns.as_ptr().cast::<u64>(), gfns.len(), domid.get().into());
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let start = Instant::now();
+        // SAFETY: `arr` has so many entries. Without an array for errors it maps all of them or none, as ours does.
+        let addr = unsafe { (self.map)(self.handle, dom, prot, pages, arr, std::ptr::null_mut()) };
+        let mapped = Instant::now();
+        assert!(!addr.is_null(), "xenforeignmemory_map: {}", std::io::Error::last_os_error());
+        let before = Instant::now();
+        // SAFETY: just mapped, and unused.
+        let result = unsafe { (self.unmap)(self.handle, addr, pages) };
+        let unmap = before.elapsed();
+        assert_eq!(result, 0, "xenforeignmemory_unmap: {}", std::io::Error::last_os_error());
+        Cost { map: mapped - start, unmap }
+    }
+}
+
+impl Drop for Theirs {
+    fn drop(&mut self) {
+        // SAFETY: open, and not used any more.
+        unsafe { (self.close)(self.handle) };
+    }
+}
+
+fn compare() {
+    let all_good = Cell::new(true);
+    let verdict = |good: bool, name: &str| {
+        println!("{} cost::{name}", if good { "PASS" } else { "FAIL" });
+        all_good.set(all_good.get() && good);
+    };
+    with_guest(|domid, gfns| {
+        let (ours, theirs) = (Ours::open(), Theirs::open());
+        println!("| frames | ours map | theirs map | ours unmap | theirs unmap | ratio of the sum |");
+        println!("|---|---|---|---|---|---|");
+        for (frames, rounds, limit) in SIZES {
+            let gfns = &gfns[..frames as usize];
+            // The first round of a size is for warming up. They take turns, so that what else goes on meets both.
+            let costs = (0..=rounds).map(|_| (ours.map_unmap(domid, gfns), theirs.map_unmap(domid, gfns)));
+            let (ours, theirs): (Vec<Cost>, Vec<Cost>) = costs.skip(1).unzip();
+            let [map, unmap, sum] = [|c: &Cost| c.map, |c: &Cost| c.unmap, |c: &Cost| c.map + c.unmap];
+            let per_frame = |costs: &[Cost], part| (median(costs, part) / frames).as_nanos();
+            let ratio = median(&ours, sum).div_duration_f64(median(&theirs, sum));
+            println!(
+                "| {frames} | {} | {} | {} | {} | {ratio:.4} |",
+                per_frame(&ours, map),
+                per_frame(&theirs, map),
+                per_frame(&ours, unmap),
+                per_frame(&theirs, unmap),
+            );
+            verdict(ratio <= limit, &format!("map_unmap_{frames}_frames"));
+        }
+        let [(calls_512, bytes_512), (calls_32768, bytes_32768)] = [512, 32768].map(|frames| {
+            let (calls, bytes) = allocated(|| ours.map_unmap(domid, &gfns[..frames]));
+            println!("| ours, {frames} frames: {calls} allocations, {bytes} bytes");
+            (calls, bytes)
+        });
+        verdict(calls_512 == calls_32768 && calls_512 <= 4, "allocations_do_not_grow_with_frames");
+        // A copied frame number alone would be 8 bytes; the error that the kernel writes for each is 4.
+        verdict(bytes_512 < 8 * 512 && bytes_32768 < 8 * 32768, "gfns_are_not_copied");
+    });
+    if !all_good.get() {
+        std::process::exit(1);
+    }
+}
+
+fn median(costs: &[Cost], part: fn(&Cost) -> Duration) -> Duration {
+    let mut times: Vec<Duration> = costs.iter().map(part).collect();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// Maps and unmaps 16 frames 16 times, between two calls of getppid(2) that strace(1) shows.
+fn make_system_calls(maps: &impl Maps) {
+    let mark = std::os::unix::process::parent_id;
+    with_guest(|domid, gfns| {
+        maps.map_unmap(domid, &gfns[..16]);
+        let before = mark();
+        for _ in 0..16 {
+            maps.map_unmap(domid, &gfns[..16]);
+        }
+        assert_eq!(mark(), before, "the parent is the same");
+    });
+}
+
+/// How many allocations a function makes, and of how many bytes altogether.
+fn allocated<T>(run: impl FnOnce() -> T) -> (usize, usize) {
+    let now = || (CALLS.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed));
+    let before = now();
+    run();
+    let after = now();
+    (after.0 - before.0, after.1 - before.1)
+}
+
+static CALLS: AtomicUsize = AtomicUsize::new(0);
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// The usual allocator, counting. It adds a few instructions to our side of the comparison, and none to theirs.
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count(bytes: usize) {
+    CALLS.fetch_add(1, Ordering::Relaxed);
+    BYTES.fetch_add(bytes, Ordering::Relaxed);
+}
+
+// SAFETY: all is done by the usual allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(old, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
