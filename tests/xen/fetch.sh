@@ -1,0 +1,117 @@
+# shellcheck shell=bash disable=SC2154
+# Debian's Xen, kernel and tools, downloaded and unpacked under $lab (target/xen-lab) and made into what every boot
+# shares: $cache/xen.elf, vmlinuz and base.cpio. Nothing is installed.
+
+# What the dom0 is made of. linux-image-amd64 and the others bring their dependencies along.
+packages=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils linux-image-amd64 busybox-static strace)
+# The programs that are kept of them, and the libraries that nothing links to but a bench opens.
+programs=(usr/lib/xen-4.17/bin/{xl,xenstored,xenconsoled,xenconsole,xen-init-dom0,libxl-save-helper}
+          usr/bin/{strace,xenstore-ls})
+extra_libraries=(libxenforeignmemory.so.1 libgcc_s.so.1)
+
+say() { printf '%s\n' "xen-lab: $*"; }
+die() { printf '%s\n' "xen-lab: $*" >&2; exit 1; }
+
+need_system_packages() {
+    local missing=()
+    command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+    command -v cpio >/dev/null || missing+=(cpio)
+    if ((${#missing[@]})); then
+        echo "xen-lab: these packages are missing: apt-get install ${missing[*]}" >&2
+        exit 2
+    fi
+    command -v apt-get >/dev/null || die "apt-get is needed to download Debian's Xen (Debian 12 is what this is made for)"
+    command -v cargo >/dev/null || die "cargo is needed to build the test programs"
+}
+
+# apt with a state of its own: an empty list of installed packages, so that the whole closure is
+# downloaded whatever this machine has, and caches and locks of its own, so that root is not needed.
+own_apt() {
+    mkdir -p "$debs/partial" "$lab/apt/lists/partial"
+    : >"$lab/apt/status"
+    local lists=()
+    # Lists of our own once the machine's turned out to be missing or stale (see fetch).
+    [ -e "$lab/apt/use-own-lists" ] && lists=(-o "Dir::State::lists=$lab/apt/lists")
+    LC_ALL=C apt-get -qy --no-install-recommends -o "Dir::State::status=$lab/apt/status" -o "Dir::Cache=$lab/apt" \
+        -o "Dir::Cache::archives=$debs/" -o APT::Sandbox::User="$(id -un)" -o APT::Architecture=amd64 \
+        -o Debug::NoLocking=1 "${lists[@]}" "$@" </dev/null
+}
+
+update_own_lists() {
+    say "downloading package lists (apt-get update, into $lab/apt/lists)"
+    touch "$lab/apt/use-own-lists"
+    own_apt update >"$lab/apt/log" 2>&1 || true
+}
+
+# Sets $cache to the folder that belongs to exactly these package versions and this recipe, and fills it if it is new.
+fetch() {
+    mkdir -p "$lab/apt"
+    exec 9>"$lab/lock" # two runs may have been started together
+    flock 9
+    if ! find_packages; then
+        update_own_lists
+        find_packages || { cat "$lab/apt/log" >&2; die "apt finds no candidate for: ${packages[*]}"; }
+    fi
+    if [ ! -e "$cache/complete" ]; then
+        say "downloading Debian's Xen, kernel and tools (100 MB)"
+        if ! download; then
+            # The lists name versions that the mirror no longer has.
+            update_own_lists
+            if ! find_packages || ! download; then
+                cat "$lab/apt/log" >&2
+                die "the download failed"
+            fi
+        fi
+        unpack_packages
+        touch "$cache/complete"
+    fi
+    exec 9>&-
+}
+
+find_packages() {
+    local uris
+    debs=$lab/apt/archives # apt makes this folder's lock even if it only looks
+    uris=$(own_apt install --print-uris "${packages[@]}" 2>"$lab/apt/log") || return
+    debs=$lab/debs-$(sha256sum <<<"$uris" | cut -c1-16)
+    cache=$lab/cache-$(cat - "$here/fetch.sh" <<<"$uris" | sha256sum | cut -c1-16)
+}
+
+download() {
+    find "$lab" -maxdepth 1 \( -name 'cache-*' -o -name 'debs-*' ! -path "$debs" \) -exec rm -rf {} +
+    own_apt install --download-only "${packages[@]}" >"$lab/apt/log" 2>&1
+}
+
+unpack_packages() {
+    local all=$cache/all base=$cache/base deb lib
+    local ld=$all/lib64/ld-linux-x86-64.so.2 libs=$all/lib/x86_64-linux-gnu:$all/usr/lib/x86_64-linux-gnu
+    say "unpacking $(find "$debs" -name '*.deb' | wc -l) packages"
+    mkdir -p "$all" "$base"/{bin,dev,proc,sys,tmp,lib64,lib/x86_64-linux-gnu,lib/modules}
+    for deb in "$debs"/*.deb; do
+        case ${deb##*/} in
+        linux-image-[0-9]*)
+            dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$all" --wildcards './boot/vmlinuz-*' '*/kernel/drivers/xen/*' ;;
+        lib* | zlib* | xen* | strace_* | busybox-static_*) dpkg -x "$deb" "$all" ;;
+        esac
+    done
+    gunzip -c "$all"/boot/xen-4.17-amd64.gz >"$cache/xen.elf"
+    cp "$all"/boot/vmlinuz-* "$cache/vmlinuz"
+    cp "$all"/lib/modules/*/kernel/drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs}.ko \
+        "$base/lib/modules/"
+    cp "$all/bin/busybox" "$base/bin/"
+    # The loader itself says which libraries the kept programs need, and where they are.
+    for program in "${programs[@]}"; do
+        install -D "$all/$program" "$base/$program"
+        "$ld" --library-path "$libs" --list "$all/$program"
+    done | sed -n 's/.* => \([^ ]*\) .*/\1/p' >"$cache/libraries"
+    for lib in "${extra_libraries[@]}"; do
+        find "$all/lib" "$all/usr/lib" -name "$lib" >>"$cache/libraries"
+    done
+    sort -u "$cache/libraries" | while read -r lib; do cp -L "$lib" "$base/lib/x86_64-linux-gnu/"; done
+    cp -L "$ld" "$base/lib64/"
+    cp "$cache/vmlinuz" "$base/vmlinuz"
+    pack "$base" "$cache/base.cpio"
+    rm -rf "$all"
+}
+
+# A folder as a cpio for the kernel. Not compressed: the emulated machine unpacks slower than it reads.
+pack() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$2"; }

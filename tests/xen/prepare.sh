@@ -1,0 +1,75 @@
+# shellcheck shell=bash disable=SC2154
+# What one boot adds to the shared base: the test programs, the jobs, the list of what is to be run.
+
+# Builds what runs in dom0 and puts it into $work/overlay/tests. Static, since the dom0 has only the libraries of Debian's
+# Xen tools, and in a target folder of their own, since the flags differ from those of a usual build.
+build_programs() {
+    local triple=x86_64-unknown-linux-gnu example file binary
+    mkdir -p "$work/overlay/tests" "$work/overlay/lab"
+    : >"$work/overlay/lab/plan"
+    say "building the programs for dom0"
+    if [[ $lane == cost ]]; then
+        # Dynamic: it opens Debian's libxenforeignmemory beside ours.
+        cargo_build bench --no-run --bench xen_cost
+        binary=$(executables benches | cut -d' ' -f2-)
+        strip -o "$work/overlay/tests/xen_cost" "$binary"
+        return
+    fi
+    export RUSTFLAGS=-Ctarget-feature=+crt-static
+    cargo_build build --release --target $triple --example guest_ram --example compare_core
+    for example in guest_ram compare_core; do
+        strip -o "$work/overlay/tests/$example" "$lab/cargo/$triple/release/examples/$example"
+    done
+    [[ $lane == contract ]] || return 0
+    cargo_build test --no-run --release --target $triple --tests
+    # Cargo's own list of what it has built: no leftovers of older builds.
+    mkdir -p "$work/suite"
+    while read -r file binary; do
+        strip -o "$work/suite/$file" "$binary"
+    done < <(executables tests)
+    plan_tests
+    cp "$work"/suite/* "$work/overlay/tests/"
+}
+
+cargo_build() {
+    (cd "$root" && cargo --color never "$@" --target-dir "$lab/cargo") >"$work/cargo.log" 2>&1 ||
+        { cat "$work/cargo.log" >&2; die "the build failed"; }
+}
+
+# "mapping /path/mapping-0123456789abcdef" for each "  Executable tests/mapping.rs (/path/…)" that cargo wrote.
+executables() { sed -n "s/^ *Executable $1\/\(.*\)\.rs (\(.*\))$/\1 \2/p" "$work/cargo.log"; }
+
+# Writes the plan, "file test" a line: every test there is but those that mock-only.txt excuses. Made here and not in
+# dom0 so that a wrong list is told before the boot, and so that the host knows what it must see a result of.
+plan_tests() {
+    local plan=$work/overlay/lab/plan file test entry excused='' wrong='' form='^tests/([^/ ]+)[.]rs +([^ #]+) +# *[^ ]'
+    for file in "$work"/suite/*; do
+        [ -e "$file" ] || continue
+        test=$("$file" --list --ignored --format terse) || die "${file##*/} --list failed"
+        [ -z "$test" ] || die "ignored tests in tests/${file##*/}.rs (name them in mock-only.txt instead): $test"
+        "$file" --list --format terse | sed -n "s/^\(.*\): test\$/${file##*/} \1/p"
+    done >"$work/all-tests"
+    while IFS= read -r entry; do
+        [[ $entry =~ ^[[:space:]]*(#.*)?$ ]] && continue
+        if [[ ! $entry =~ $form ]]; then
+            wrong+=$'\n'"  not of the form 'tests/FILE.rs NAME  # reason': $entry"
+        elif ! grep -qxF "${BASH_REMATCH[1]} ${BASH_REMATCH[2]}" "$work/all-tests"; then
+            wrong+=$'\n'"  there is no such test: $entry"
+        else
+            excused+="${BASH_REMATCH[1]} ${BASH_REMATCH[2]}"$'\n'
+        fi
+    done <"$here/mock-only.txt"
+    [ -z "$wrong" ] || die "mock-only.txt:$wrong"
+    { grep -vxF "${excused%$'\n'}" "$work/all-tests" || true; } >"$plan"
+    [ -s "$plan" ] || die "there is no test to run"
+    say "$(wc -l <"$plan") tests to run, $(grep -c . <<<"$excused" || true) that only the mock can carry out"
+}
+
+build_overlay() {
+    cp "$here/init" "$work/overlay/init"
+    cp "$here"/job-* "$here"/{guest-init,greeting} "$work/overlay/lab/"
+    printf '%s\n' "XENMAP_TEST_XEN=$kind LAB_JOB=job-$lane LAB_SHELL=$shell" >"$work/overlay/lab/settings"
+    chmod +x "$work/overlay/init"
+    pack "$work/overlay" "$work/overlay.cpio"
+    cat "$cache/base.cpio" "$work/overlay.cpio" >"$work/initramfs"
+}
