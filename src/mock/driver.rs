@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::config::Dom0;
 use super::fault::Fault;
 use super::host::Host;
-use super::memory::{JUNK_BYTES, unmap};
+use super::memory::{JUNK_BYTES, MemoryFile, unmap};
 use super::state::{Frame, Pte, State, Vma};
 use crate::privcmd::Ioctl;
 use crate::types::{FRAME_SIZE, HostKind, Protection};
@@ -113,9 +113,7 @@ impl MockDevice {
     }
 
     pub(crate) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
-        let file = super::memory::MemoryFile::empty()?;
-        file.resize(len / FRAME_SIZE)?;
-        let addr = file.map(0, len, Protection::ReadWrite)?;
+        let addr = MemoryFile::zeros(len)?.map(0, len, Protection::ReadWrite)?;
         self.host.lock().buffers.insert(addr.as_ptr().addr(), len);
         Ok(addr)
     }

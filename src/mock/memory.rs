@@ -50,6 +50,13 @@ impl MemoryFile {
         Ok(junk)
     }
 
+    /// Zeros, for the arguments of hypercalls.
+    pub(super) fn zeros(len: usize) -> io::Result<MemoryFile> {
+        let zeros = MemoryFile::new(c"xenmap-hypercall")?;
+        zeros.file.set_len(len as u64)?;
+        Ok(zeros)
+    }
+
     pub(super) fn resize(&self, frames: usize) -> io::Result<()> {
         self.file.set_len((frames * FRAME_SIZE) as u64)
     }

@@ -70,9 +70,6 @@ impl References {
         for segment in segments.iter().filter(|segment| segment.file.inode == host.ram.inode) {
             let first = segment.offset / FRAME_SIZE;
             let pages = first..first + (segment.end - segment.start) / FRAME_SIZE;
-            // A child may map pages that it has added to its own copy of the host.
-            self.mapped.resize(self.mapped.len().max(pages.end), 0);
-            self.writable.resize(self.mapped.len(), 0);
             for page in pages {
                 self.mapped[page] += 1;
                 self.writable[page] += u32::from(segment.permissions.as_bytes()[1] == b'w');
