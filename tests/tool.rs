@@ -220,7 +220,7 @@ fn dump_equals_the_file() {
 }
 
 #[test]
-fn dump_tells_zero_frames_from_holes() {
+fn defect_16_dump_tells_zero_frames_from_holes() {
     let folder = folder("zero");
     ram(&folder, &[(frame(1), b"x"), (frame(2), &[0; 4 * FRAME_SIZE])]);
     let output = run_in(&folder, "--mock ram dump out");
