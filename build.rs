@@ -18,6 +18,10 @@ mod generate {
         "privcmd_ioctl",
         "domid_t",
         "xen_hvm_param",
+        "xen_domctl_getdomaininfo",
+        "xen_machphys_mfn_list",
+        "offset",
+        "hvm_record",
     ];
 
     const CONSTANTS: &[&str] = &[
@@ -26,14 +30,23 @@ mod generate {
         "__HYPERVISOR_memory_op",
         "__HYPERVISOR_xen_version",
         "__HYPERVISOR_hvm_op",
+        "__HYPERVISOR_sysctl",
+        "__HYPERVISOR_domctl",
         "XENMEM_maximum_ram_page",
-        "XENMEM_current_reservation",
+        "XENMEM_(current|maximum)_reservation",
         "XENMEM_maximum_gpfn",
+        "XENMEM_machphys_mfn_list",
         "XENMEM_resource_(ioreq_server|grant_table|vmtrace_buf)",
         "XENVER_(version|extraversion|capabilities|get_features)",
         "XENFEAT_auto_translated_physmap",
         "HVMOP_get_param",
         "HVM_PARAM_STORE_PFN",
+        "XEN_DOMCTL_(pausedomain|unpausedomain|getdomaininfo|getvcpucontext|get_address_size)",
+        "XEN_DOMCTL_(gethvmcontext_partial|getpageframeinfo3)",
+        "XEN_DOMCTL_PFINFO_(LTABTYPE_MASK|LTAB_MASK|XTAB|BROKEN)",
+        "XEN_DOMINF_(dying|hvm_guest|shutdown|paused)",
+        "XEN_SYSCTL_getdomaininfolist",
+        "_XEN_X86_EMU_PIT",
     ];
 
     pub(super) fn bindings() {

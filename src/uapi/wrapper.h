@@ -10,10 +10,15 @@
 #define __XEN_TOOLS__ 1
 #include <xen/xen.h>
 #include <xen/features.h>
+#include <xen/domctl.h>
 #include <xen/memory.h>
+#include <xen/sysctl.h>
 #include <xen/version.h>
 #include <xen/hvm/hvm_op.h>
 #include <xen/hvm/params.h>
+#include <xen/hvm/save.h>
+#include <xen/foreign/x86_32.h>
+#include <xen/foreign/x86_64.h>
 #include <xen/privcmd.h>
 
 enum privcmd_ioctl {
@@ -25,3 +30,29 @@ enum privcmd_ioctl {
 
 static const domid_t FIRST_RESERVED_DOMID = DOMID_FIRST_RESERVED;
 static const domid_t XEN_DOMID = DOMID_XEN;
+
+/* Where the few fields lie that we read of structures that differ by guest or are large, in bytes. */
+enum offset {
+	SHARED_INFO_64_MAX_PFN = offsetof(struct shared_info_x86_64, arch.max_pfn),
+	SHARED_INFO_64_FRAME_LIST_LIST = offsetof(struct shared_info_x86_64, arch.pfn_to_mfn_frame_list_list),
+	SHARED_INFO_64_P2M_CR3 = offsetof(struct shared_info_x86_64, arch.p2m_cr3),
+	SHARED_INFO_64_P2M_VADDR = offsetof(struct shared_info_x86_64, arch.p2m_vaddr),
+	SHARED_INFO_64_P2M_GENERATION = offsetof(struct shared_info_x86_64, arch.p2m_generation),
+	SHARED_INFO_32_MAX_PFN = offsetof(struct shared_info_x86_32, arch.max_pfn),
+	SHARED_INFO_32_FRAME_LIST_LIST = offsetof(struct shared_info_x86_32, arch.pfn_to_mfn_frame_list_list),
+	SHARED_INFO_32_P2M_CR3 = offsetof(struct shared_info_x86_32, arch.p2m_cr3),
+	SHARED_INFO_32_P2M_VADDR = offsetof(struct shared_info_x86_32, arch.p2m_vaddr),
+	SHARED_INFO_32_P2M_GENERATION = offsetof(struct shared_info_x86_32, arch.p2m_generation),
+	VCPU_CONTEXT_64_BYTES = sizeof(struct vcpu_guest_context_x86_64),
+	VCPU_CONTEXT_64_CR3 = offsetof(struct vcpu_guest_context_x86_64, ctrlreg[3]),
+	VCPU_CONTEXT_32_CR3 = offsetof(struct vcpu_guest_context_x86_32, ctrlreg[3]),
+	HVM_CPU_BYTES = sizeof(struct hvm_hw_cpu),
+	HVM_CPU_CR0 = offsetof(struct hvm_hw_cpu, cr0),
+	HVM_CPU_CR3 = offsetof(struct hvm_hw_cpu, cr3),
+	HVM_CPU_CR4 = offsetof(struct hvm_hw_cpu, cr4),
+	HVM_CPU_EFER = offsetof(struct hvm_hw_cpu, msr_efer),
+};
+
+enum hvm_record {
+	HVM_RECORD_CPU = HVM_SAVE_CODE(CPU),
+};
