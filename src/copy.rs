@@ -1,15 +1,15 @@
 //! Copying to and from memory that somebody else writes.
 //!
 //! A guest writes its memory while we read it, and so may another of our own threads, through another mapping of the
-//! same frame. In Rust a plain or volatile access that races with a write is undefined behaviour, and so are atomic accesses of
-//! different sizes that race. So no access here is one that the compiler knows of: each is inline assembly, whose
-//! meaning is that of relaxed atomic accesses to single bytes, in some order. What is read may be torn; it is
-//! some bytes, always.
+//! same frame. In Rust a plain or volatile access that races with a write is undefined behaviour, and so are atomic
+//! accesses of different sizes that race. So no access here is one that the compiler knows of: each is inline
+//! assembly, whose meaning is that of relaxed atomic accesses to single bytes, in some order. What is read may be
+//! torn; it is some bytes, always.
 //!
-//! Where a checker must see the accesses (Miri, or `--cfg xenmap_portable_copy` for `ThreadSanitizer`), they are relaxed
-//! atomic operations of Rust: of bytes for copies, and of the integer's size for aligned integers, as devices need it. So it is on
-//! other architectures too until they have assembly of their own; there two threads that access the same bytes in different sizes at once
-//! rely on what the hardware does, since Rust does not say.
+//! Where a checker must see the accesses (Miri, or `--cfg xenmap_portable_copy` for `ThreadSanitizer`), they are
+//! relaxed atomic operations of Rust: of bytes for copies, and of the integer's size for aligned integers, as devices
+//! need it. So it is on other architectures too until they have assembly of their own; there two threads that access
+//! the same bytes in different sizes at once rely on what the hardware does, since Rust does not say.
 
 #![expect(unsafe_code, reason = "access to foreign memory by pointer")]
 
@@ -18,7 +18,7 @@ use portable as arch;
 #[cfg(all(target_arch = "x86_64", not(miri), not(xenmap_portable_copy)))]
 use x86_64 as arch;
 
-pub(crate) use arch::{read, write};
+pub(crate) use arch::{is_zero, read, write};
 
 /// An integer that is read and written by one access, and atomically, if its address is a multiple of its size.
 ///
@@ -121,6 +121,49 @@ mod x86_64 {
     pub(crate) unsafe fn write(from: *const u8, to: *mut u8, len: usize) {
         // SAFETY: the copy is the same in both directions.
         unsafe { read(from, to, len) }
+    }
+
+    /// Whether `len` bytes of foreign memory are all zero; it stops at the first block of 64 that is not.
+    ///
+    /// # Safety
+    ///
+    /// `from` is valid for reading `len` bytes.
+    pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
+        const BLOCK: usize = 64;
+        let in_blocks = len - len % BLOCK;
+        // SAFETY: the caller promises `len` bytes.
+        let end = unsafe { from.add(in_blocks) };
+        if in_blocks != 0 {
+            let bits: u64;
+            // SAFETY: the caller's promise: it reads whole blocks up to `end`, of which there is at least one.
+            unsafe {
+                asm!(
+                    "2:",
+                    "mov {bits}, [{at}]",
+                    "or {bits}, [{at} + 8]",
+                    "or {bits}, [{at} + 16]",
+                    "or {bits}, [{at} + 24]",
+                    "or {bits}, [{at} + 32]",
+                    "or {bits}, [{at} + 40]",
+                    "or {bits}, [{at} + 48]",
+                    "or {bits}, [{at} + 56]",
+                    "jnz 3f",
+                    "add {at}, 64",
+                    "cmp {at}, {end}",
+                    "jne 2b",
+                    "3:",
+                    bits = out(reg) bits, at = inout(reg) from => _, end = in(reg) end,
+                    options(nostack, readonly),
+                );
+            }
+            if bits != 0 {
+                return false;
+            }
+        }
+        let mut rest = [0; BLOCK];
+        // SAFETY: the caller promises the bytes; fewer than a block are left.
+        unsafe { read(end, rest.as_mut_ptr(), len - in_blocks) };
+        rest == [0; BLOCK]
     }
 
     macro_rules! word {
@@ -240,6 +283,20 @@ mod portable {
         }
     }
 
+    /// Whether `len` bytes of foreign memory are all zero; it stops at the first that is not.
+    ///
+    /// # Safety
+    ///
+    /// `from` is valid for reading `len` bytes.
+    pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
+        (0..len).all(|i| {
+            // SAFETY: the caller promises `len` bytes.
+            let from = unsafe { from.add(i) };
+            // SAFETY: the byte is valid, and every access to it in this program is atomic.
+            unsafe { AtomicU8::from_ptr(from.cast_mut()) }.load(Relaxed) == 0
+        })
+    }
+
     macro_rules! word {
         ($type:ty, $atomic:ty) => {
             impl super::sealed::Word for $type {
@@ -284,7 +341,21 @@ mod portable {
 #[cfg(test)]
 mod tests {
     use super::sealed::Word;
-    use super::{read, write};
+    use super::{is_zero, read, write};
+
+    #[test]
+    fn any_byte_that_is_not_zero_is_found() {
+        let mut bytes = [0; 200];
+        for (start, len) in [(0, 0), (0, 1), (3, 63), (1, 64), (7, 65), (0, 128), (5, 190)] {
+            for at in 0..bytes.len() {
+                bytes[at] = 0x80;
+                let inside = (start..start + len).contains(&at);
+                // SAFETY: the bytes are inside.
+                assert_eq!(unsafe { is_zero(bytes[start..].as_ptr(), len) }, !inside, "byte {at} of {len} at {start}");
+                bytes[at] = 0;
+            }
+        }
+    }
 
     #[test]
     fn copies_hold_every_byte_and_no_other() {

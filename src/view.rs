@@ -63,8 +63,8 @@ pub struct View<'a> {
     mapping: PhantomData<&'a Region>,
 }
 
-// SAFETY: a view is a shared borrow of a `Region`, which is Sync, and its accesses are those of copy.rs, which any number of
-// threads may make at once.
+// SAFETY: a view is a shared borrow of a `Region`, which is Sync, and its accesses are those of copy.rs, which any
+// number of threads may make at once.
 unsafe impl Send for View<'_> {}
 // SAFETY: as above; no method changes the view itself.
 unsafe impl Sync for View<'_> {}
@@ -118,9 +118,23 @@ impl<'a> View<'a> {
     /// [`Error::OutOfBounds`], [`Error::Hole`] or [`Error::ReadOnly`]; nothing is written.
     pub fn write_bytes(&self, offset: usize, from: &[u8]) -> Result<()> {
         let to = self.check_write(offset, from.len())?;
-        // SAFETY: `check_write` found the bytes mapped for writing; `from` is a reference, so it is no part of the mapping.
+        // SAFETY: `check_write` found the bytes mapped for writing; `from` is a reference, so it is no part of the
+        // mapping.
         unsafe { copy::write(from.as_ptr(), to, from.len()) };
         Ok(())
+    }
+
+    /// Whether `len` bytes are all zero. They are looked at in place, up to the first that are not.
+    ///
+    /// The guest may write meanwhile: each byte was zero at some moment, all of them perhaps never.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] or [`Error::Hole`].
+    pub fn is_zero(&self, offset: usize, len: usize) -> Result<bool> {
+        let from = self.check_read(offset, len)?;
+        // SAFETY: `check_read` found the bytes mapped.
+        Ok(unsafe { copy::is_zero(from, len) })
     }
 
     /// Reads an integer in native byte order; by a single access if its address is a multiple of its size.
@@ -157,7 +171,8 @@ impl<'a> View<'a> {
         Ok(())
     }
 
-    /// Reads an integer atomically; `Relaxed`, `Acquire` or `SeqCst` (what makes no sense for a load counts as `SeqCst`).
+    /// Reads an integer atomically; `Relaxed`, `Acquire` or `SeqCst` (what makes no sense for a load counts as
+    /// `SeqCst`).
     ///
     /// # Errors
     ///
@@ -174,7 +189,8 @@ impl<'a> View<'a> {
         Ok(value)
     }
 
-    /// Writes an integer atomically; `Relaxed`, `Release` or `SeqCst` (what makes no sense for a store counts as `SeqCst`).
+    /// Writes an integer atomically; `Relaxed`, `Release` or `SeqCst` (what makes no sense for a store counts as
+    /// `SeqCst`).
     ///
     /// # Errors
     ///
@@ -203,7 +219,8 @@ impl<'a> View<'a> {
         Ok(unsafe { T::swap(at, value) })
     }
 
-    /// Replaces an integer atomically (`SeqCst`) if it is `current`: `Ok` with what was there if so, else `Err` with it.
+    /// Replaces an integer atomically (`SeqCst`) if it is `current`: `Ok` with what was there if so, else `Err` with
+    /// it.
     ///
     /// # Errors
     ///
@@ -257,7 +274,8 @@ impl<'a> View<'a> {
     /// Writes `len` bytes at `offset` to a file, pipe or socket, at its current position; the kernel copies them from
     /// the mapping itself.
     ///
-    /// It goes on until all are written. The descriptor must not be open with `O_DIRECT`: the kernel cannot pin foreign frames.
+    /// It goes on until all are written. The descriptor must not be open with `O_DIRECT`: the kernel cannot pin
+    /// foreign frames.
     ///
     /// # Errors
     ///
@@ -275,7 +293,8 @@ impl<'a> View<'a> {
     /// Reads `len` bytes from a file, pipe or socket, at its current position; the kernel copies them into the mapping
     /// itself.
     ///
-    /// It goes on until all are read. The descriptor must not be open with `O_DIRECT`: the kernel cannot pin foreign frames.
+    /// It goes on until all are read. The descriptor must not be open with `O_DIRECT`: the kernel cannot pin foreign
+    /// frames.
     ///
     /// # Errors
     ///
@@ -294,8 +313,8 @@ impl<'a> View<'a> {
     /// The address of the first byte, for those who must hand it on.
     ///
     /// Nothing is checked on the way to it: a failed frame kills the process or reads as garbage, depending on the
-    /// host; plain accesses race with the guest; and memory of the kernel's own pages beyond the last frame must not be touched.
-    /// The pointer is good as long as the mapping lives.
+    /// host; plain accesses race with the guest; and memory of the kernel's own pages beyond the last frame must not
+    /// be touched. The pointer is good as long as the mapping lives.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.base.as_ptr()
@@ -343,8 +362,8 @@ impl<'a> View<'a> {
     }
 }
 
-/// Repeats a read(2) or write(2) until `len` bytes are done; it is told how many are, and how many are left. That it moves
-/// none at all is an error of the kind given.
+/// Repeats a read(2) or write(2) until `len` bytes are done; it is told how many are, and how many are left. That it
+/// moves none at all is an error of the kind given.
 fn transfer(len: usize, nothing: io::ErrorKind, mut call: impl FnMut(usize, usize) -> isize) -> Result<()> {
     let mut done = 0;
     while done < len {

@@ -50,6 +50,19 @@ fn integers_are_read_and_written_at_any_offset() {
 }
 
 #[test]
+fn zeros_are_told_from_what_is_not() {
+    on_two_frames(|view| {
+        assert!(view.is_zero(0, 2 * FRAME).unwrap());
+        assert!(view.is_zero(2 * FRAME, 0).unwrap(), "no bytes at all");
+        view.write(FRAME + 77, 1_u8).unwrap();
+        assert!(view.is_zero(0, FRAME + 77).unwrap());
+        assert!(!view.is_zero(0, FRAME + 78).unwrap());
+        assert!(!view.is_zero(FRAME + 77, 1).unwrap());
+        assert!(view.is_zero(FRAME + 78, FRAME - 78).unwrap());
+    });
+}
+
+#[test]
 fn atomic_operations_are_those_of_the_standard_library() {
     on_two_frames(|view| {
         view.store(8, 5_u32, Ordering::Release).unwrap();
@@ -93,6 +106,7 @@ fn access_past_the_end_is_refused() {
         assert!(refused(view.read::<u64>(end - 7).map(drop)));
         assert!(refused(view.write(end - 1, 0_u16)));
         assert!(refused(view.read_bytes(end - 1, &mut [0; 2])));
+        assert!(refused(view.is_zero(end - 1, 2).map(drop)));
         assert!(refused(view.write_bytes(usize::MAX, &[0; 2])));
         assert!(refused(view.load::<u64>(end, Ordering::Relaxed).map(drop)));
         assert!(refused(view.store(usize::MAX - 7, 0_u64, Ordering::Relaxed)));
