@@ -180,8 +180,11 @@ pub enum HostKind {
 pub enum GuestKind {
     /// A PV guest, whose frames are named by machine frame number.
     Pv,
-    /// A PVH or HVM guest (on Arm every guest), whose frames are named by its own physical frame number.
+    /// An HVM guest, whose frames are named by its own physical frame number; also a PVH guest (on Arm every guest is
+    /// one) where Xen does not tell which of the two it is.
     Hvm,
+    /// A PVH guest: the same without emulated devices.
+    Pvh,
 }
 
 #[cfg(test)]

@@ -35,18 +35,28 @@ pub struct HostConfig {
     /// The version of its Linux, 3.8 or later. It decides which ioctls there are (RESTRICT since 4.11, `MMAP_RESOURCE`
     /// since 4.18, asking for a resource's size since 5.12), when ENOENT is reported, and what a failed frame is.
     pub kernel: (u16, u16),
-    /// Whether a part of a mapping can be unmapped, as before XSA-487 (April 2026). In an auto-translated domain that frees frames
-    /// twice, so the simulated kernel panics.
+    /// Whether a part of a mapping can be unmapped, as before XSA-487 (April 2026). In an auto-translated domain that
+    /// frees frames twice, so the simulated kernel panics.
     pub allows_splits: bool,
     /// `Some` if it is not the initial domain, with the domain that its handles are restricted to from the start
     /// (XSA-482), if any.
     pub unprivileged: Option<Option<Domid>>,
+    /// The version of Xen, which decides what its toolstack's interfaces are (4.11 to 4.22; those of any other are of
+    /// versions that no caller knows).
+    pub xen: (u16, u16),
     /// Whether /sys/hypervisor says what kind of domain it is.
     pub sysfs: bool,
 }
 
 impl Default for HostConfig {
     fn default() -> HostConfig {
-        HostConfig { dom0: Dom0::Pv, kernel: (6, 1), allows_splits: false, unprivileged: None, sysfs: true }
+        HostConfig {
+            dom0: Dom0::Pv,
+            kernel: (6, 1),
+            allows_splits: false,
+            unprivileged: None,
+            xen: (4, 17),
+            sysfs: true,
+        }
     }
 }

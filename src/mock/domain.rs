@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -55,7 +56,47 @@ impl MockDomain {
     pub fn owned_frames(&self) -> Option<usize> {
         let state = &mut self.host.0.lock();
         self.host.0.reclaim(state);
-        state.domains.contains_key(&self.domid.get()).then(|| state.pages_of(self.domid).count())
+        let owned = usize::try_from(state.owned_by(self.domid.get())).unwrap_or(usize::MAX);
+        state.domains.contains_key(&self.domid.get()).then_some(owned)
+    }
+
+    /// Gives it a name, as xenstore has it.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed.
+    pub fn set_name(&self, name: &str) {
+        self.with(|_, domain| domain.name = Some(name.to_owned()));
+    }
+
+    /// Keeps it from running, as its toolstack does; Xen counts how often.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, or is paused 255 times already.
+    pub fn pause(&self) {
+        let paused = self.with(|_, domain| domain.pause());
+        assert_eq!(paused, Ok(()), "domain {} is paused 255 times", self.domid);
+    }
+
+    /// Takes one pause back.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, or is not paused.
+    pub fn unpause(&self) {
+        let unpaused = self.with(|_, domain| domain.unpause());
+        assert_eq!(unpaused, Ok(()), "domain {} is not paused", self.domid);
+    }
+
+    /// Whether it is paused.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.with(|_, domain| domain.pauses != 0)
     }
 
     /// Gives it more frames, behind those that it has, and returns them.
@@ -92,7 +133,7 @@ impl MockDomain {
         let mut state = self.host.0.lock();
         let pages = self.host.0.grow(&mut state, |state| state.allocate(self.domid.get(), gfns.len()));
         let domain = domain_in(&mut state, self.domid);
-        assert_eq!(domain.kind, GuestKind::Hvm, "the frames of a PV guest are Xen's choice: use add_frames");
+        assert_ne!(domain.kind, GuestKind::Pv, "the frames of a PV guest are Xen's choice: use add_frames");
         for (gfn, page) in gfns.iter().zip(pages) {
             domain.highest = domain.highest.max(gfn.get());
             let before = domain.frames.insert(gfn.get(), Frame::Ram(page));
@@ -113,8 +154,8 @@ impl MockDomain {
         });
     }
 
-    /// Pages a frame out. Mapping it fails with ENOENT so many times before it is back; in an auto-translated dom0, which cannot
-    /// ask for it, always with EINVAL.
+    /// Pages a frame out. Mapping it fails with ENOENT so many times before it is back; in an auto-translated dom0,
+    /// which cannot ask for it, always with EINVAL.
     ///
     /// # Errors
     ///
@@ -132,11 +173,39 @@ impl MockDomain {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         let domain = domain_in(state, self.domid);
-        assert_eq!(domain.kind, GuestKind::Hvm, "frames of PV guests are not paged out");
+        assert_ne!(domain.kind, GuestKind::Pv, "frames of PV guests are not paged out");
         domain.frames.insert(gfn.get(), Frame::PagedOut(content, asks));
         state.pages[page].allocated = false;
         self.host.0.reclaim(state);
         Ok(())
+    }
+
+    /// Has the machine's memory fail where a frame is.
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frame.
+    pub fn break_frame(&self, gfn: Gfn) {
+        let page = self.page(gfn);
+        self.with(|_, domain| domain.frames.insert(gfn.get(), Frame::Broken(page)));
+    }
+
+    /// Shows it a frame of Xen's own at this number, as its grant table is: it can be mapped, but does not count as
+    /// the guest's. A frame that it has there is given back.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, is a PV guest, or there is no memory.
+    pub fn lend(&self, gfn: Gfn) {
+        let mut state = self.host.0.lock();
+        let page = self.host.0.lend(&mut state, self.domid.get());
+        let State { pages, domains, .. } = &mut *state;
+        let domain = alive(domains, self.domid);
+        assert_ne!(domain.kind, GuestKind::Pv, "frames of Xen's are not among those of a PV guest");
+        domain.highest = domain.highest.max(gfn.get());
+        if let Some(Frame::Ram(before) | Frame::Broken(before)) = domain.frames.insert(gfn.get(), Frame::Ram(page)) {
+            pages[before].allocated = false;
+        }
     }
 
     /// Has a PV guest use a frame as a page table (`MMUEXT_PIN_L1_TABLE`).
@@ -193,6 +262,7 @@ impl MockDomain {
         let state = &mut self.host.0.lock();
         let domain = domain_in(state, self.domid);
         domain.dying = true;
+        domain.name = None;
         domain.frames.clear();
         let resources: Vec<usize> = std::mem::take(&mut domain.resources).into_values().flatten().collect();
         let pages: Vec<usize> = state.pages_of(self.domid).chain(resources).collect();
@@ -237,40 +307,40 @@ impl MockDomain {
 
     /// Gives it the frames that a file holds data for, with that data.
     pub(super) fn load_file(&self, file: &File) -> io::Result<()> {
-        let size = file.metadata()?.len();
-        let frame_size = FRAME_SIZE as u64;
-        let mut next = 0;
-        while let Some(data) = seek(file, next, Whence::SeekData)?.filter(|&data| data < size) {
-            let end = seek(file, data, Whence::SeekHole)?.unwrap_or(size).min(size);
-            let (first, last) = ((data / frame_size).max(next.div_ceil(frame_size)), end.div_ceil(frame_size));
-            let gfns = (first..last).map(Gfn::new).collect::<crate::Result<Vec<Gfn>>>().map_err(io::Error::other)?;
-            self.populate(&gfns);
-            let mut frame = [0; FRAME_SIZE];
-            for gfn in gfns {
-                let offset = gfn.get() * frame_size;
-                let len = usize::try_from(size - offset).unwrap_or(FRAME_SIZE).min(FRAME_SIZE);
-                file.read_exact_at(&mut frame[..len], offset)?;
-                self.write(gfn, 0, &frame[..len]);
+        let gfns = frames_in(file)?.into_iter().flatten().map(Gfn::new);
+        let gfns = gfns.collect::<crate::Result<Vec<Gfn>>>().map_err(io::Error::other)?;
+        self.populate(&gfns);
+        gfns.into_iter().try_for_each(|gfn| self.load_frame(file, gfn.get(), gfn))
+    }
+
+    /// Fills a frame with that frame of a file; what is missing at its end is zero.
+    pub(super) fn load_frame(&self, file: &File, number: u64, gfn: Gfn) -> io::Result<()> {
+        let mut frame = [0; FRAME_SIZE];
+        let mut len = 0;
+        while len < FRAME_SIZE {
+            match file.read_at(&mut frame[len..], number * FRAME_SIZE as u64 + len as u64)? {
+                0 => break,
+                more => len += more,
             }
-            next = last * frame_size;
         }
+        self.write(gfn, 0, &frame);
         Ok(())
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut [super::state::Page], &mut Domain) -> T) -> T {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut [super::state::Page], &mut Domain) -> T) -> T {
         let State { pages, domains, .. } = &mut *self.host.0.lock();
         f(pages, alive(domains, self.domid))
     }
 
     /// The page of a frame that it has and that is not paged out.
-    fn page(&self, gfn: Gfn) -> usize {
-        match self.with(|_, domain| {
-            domain.frames.get(&gfn.get()).map(|f| if let Frame::Ram(p) = f { Some(*p) } else { None })
-        }) {
-            Some(Some(page)) => page,
-            Some(None) => panic!("frame {gfn} of domain {} is paged out", self.domid),
-            None => panic!("domain {} has no frame {gfn}", self.domid),
-        }
+    pub(super) fn page(&self, gfn: Gfn) -> usize {
+        let page = self.with(|_, domain| match domain.frames.get(&gfn.get()) {
+            Some(Frame::Ram(page)) => Ok(*page),
+            Some(Frame::PagedOut(..)) => Err("is paged out"),
+            Some(Frame::Broken(_)) => Err("is broken"),
+            None => domain.shared_info.filter(|&page| machine_frame(page) == gfn).ok_or("does not exist"),
+        });
+        page.unwrap_or_else(|reason| panic!("frame {gfn} of domain {} {reason}", self.domid))
     }
 }
 
@@ -295,6 +365,21 @@ fn pieces(gfn: Gfn, offset: usize, len: usize) -> impl Iterator<Item = ((Gfn, us
         next = (at + FRAME_SIZE - at % FRAME_SIZE).min(end);
         (at < end).then_some(((gfn, at % FRAME_SIZE), next - at))
     })
+}
+
+/// The frames that a file holds data for.
+pub(super) fn frames_in(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let frame_size = FRAME_SIZE as u64;
+    let size = file.metadata()?.len();
+    let mut frames: Vec<Range<u64>> = Vec::new();
+    let mut next = 0;
+    while let Some(data) = seek(file, next, Whence::SeekData)?.filter(|&data| data < size) {
+        let end = seek(file, data, Whence::SeekHole)?.unwrap_or(size).min(size);
+        let (first, last) = ((data / frame_size).max(next.div_ceil(frame_size)), end.div_ceil(frame_size));
+        frames.push(first..last);
+        next = last * frame_size;
+    }
+    Ok(frames)
 }
 
 /// Where the next data or hole begins; `None` behind the last data.

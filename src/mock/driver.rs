@@ -13,15 +13,15 @@ use super::host::Host;
 use super::memory::{JUNK_BYTES, MemoryFile, unmap};
 use super::state::{Frame, Pte, State, Vma};
 use crate::privcmd::Ioctl;
-use crate::types::{FRAME_SIZE, HostKind, Protection};
+use crate::types::{Domid, FRAME_SIZE, HostKind, Protection};
 use crate::uapi;
 
 /// `DOMID_INVALID`, which restricts nothing yet.
 const DOMID_INVALID: u16 = 0x7FF4;
 /// `DOMID_IDLE`, which is nobody's.
 const DOMID_IDLE: u16 = 0x7FFF;
-/// Frames of one mapping that a kernel can populate: it allocates 8 bytes for each, and no more than `INT_MAX`. Linux says
-/// so only then; the mock, which keeps books of every page, at once.
+/// Frames of one mapping that a kernel can populate: it allocates 8 bytes for each, and no more than `INT_MAX`. Linux
+/// says so only then; the mock, which keeps books of every page, at once.
 const MAX_FRAMES: usize = (1 << 28) - 1;
 /// Frame numbers that the kernel takes in at a time.
 const BLOCK: usize = 512;
@@ -60,6 +60,11 @@ impl MockDevice {
         self.host.host_kind()
     }
 
+    /// The name that the simulated xenstore has of a domain.
+    pub(crate) fn domain_name(&self, domid: Domid) -> Option<String> {
+        self.host.lock().domains.get(&domid.get())?.name.clone()
+    }
+
     pub(crate) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
         if len / FRAME_SIZE > MAX_FRAMES {
@@ -92,8 +97,8 @@ impl MockDevice {
         }
         if let Some(error) = strike_mmap(state) {
             self.host.forget(state, start, end);
-            // The kernel removes what was there before it can fail, and then any thread may get these addresses: one does.
-            // SAFETY: the caller's promise.
+            // The kernel removes what was there before it can fail, and then any thread may get these addresses: one
+            // does. SAFETY: the caller's promise.
             unsafe { self.host.junk.map_over(addr, 0, len, Protection::ReadOnly) }?;
             state.strangers.push((start, len));
             return Err(error);

@@ -1,6 +1,5 @@
 //! The simulated host as a whole.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +11,7 @@ use super::fault::Fault;
 use super::hypercalls::Hypercalls;
 use super::memory::MemoryFile;
 use super::references::References;
-use super::state::{Domain, FIRST_MFN, Frame, State};
+use super::state::{DOM0, Domain, FIRST_MFN, Frame, State};
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::privcmd::{Device, ProcessId};
@@ -21,6 +20,8 @@ use crate::uapi;
 
 /// Frames that Xen shows read-only under `DOMID_XEN`.
 const XEN_FRAMES: usize = 4;
+/// Frames that the domain we are has.
+const DOM0_FRAMES: usize = 4;
 
 /// A simulated Xen host, with its hypervisor, the kernel that maps, and its guests.
 ///
@@ -78,6 +79,7 @@ impl MockHost {
             state: Mutex::default(),
         };
         host.grow(&mut host.lock(), |state| state.add_xen(XEN_FRAMES));
+        host.grow(&mut host.lock(), |state| state.add_dom0(host.config.dom0, DOM0_FRAMES));
         MockHost(Arc::new(host))
     }
 
@@ -131,7 +133,10 @@ impl MockHost {
         self.0.reclaim(&mut state);
         let free = (1..uapi::FIRST_RESERVED_DOMID).find(|id| !state.domains.contains_key(id));
         let Some(domid) = free else { panic!("the mock has as many domains as there are numbers") };
-        let domain = Domain { kind, dying: false, frames: BTreeMap::new(), highest: 0, resources: BTreeMap::new() };
+        let mut domain = Domain::new(kind);
+        if kind == GuestKind::Pv {
+            domain.shared_info = Some(self.0.lend(&mut state, domid));
+        }
         state.domains.insert(domid, domain);
         drop(state);
         let Ok(domid) = Domid::new(domid) else { unreachable!("only unreserved numbers were tried") };
@@ -145,11 +150,11 @@ impl MockHost {
     pub fn domain(&self, domid: Domid) -> Option<MockDomain> {
         let state = self.0.lock();
         let alive = state.domains.get(&domid.get()).is_some_and(|domain| !domain.dying);
-        (alive && domid != Domid::XEN).then(|| MockDomain::new(self.clone(), domid))
+        (alive && domid != Domid::XEN && domid.get() != DOM0).then(|| MockDomain::new(self.clone(), domid))
     }
 
-    /// Creates a guest whose RAM is what a file holds, from frame 0 on. A hole of a sparse file that covers a whole frame is
-    /// a hole in the guest; what is missing of the last frame is zero.
+    /// Creates a PVH guest whose RAM is what a file holds, from frame 0 on. A hole of a sparse file that covers a
+    /// whole frame is a hole in the guest; what is missing of the last frame is zero.
     ///
     /// # Errors
     ///
@@ -159,8 +164,24 @@ impl MockHost {
     ///
     /// As [`create_domain`](MockHost::create_domain).
     pub fn create_domain_from_file(&self, file: &File) -> io::Result<MockDomain> {
-        let guest = self.create_domain(GuestKind::Hvm, 0);
+        let guest = self.create_domain(GuestKind::Pvh, 0);
         guest.load_file(file)?;
+        Ok(guest)
+    }
+
+    /// The same for a PV guest, with a [kernel](super::PvKernel) that has started: what the file holds is at its
+    /// pseudo-physical addresses. Its tables lie behind.
+    ///
+    /// # Errors
+    ///
+    /// What reading the file says.
+    ///
+    /// # Panics
+    ///
+    /// As [`create_domain`](MockHost::create_domain).
+    pub fn create_pv_domain_from_file(&self, file: &File) -> io::Result<MockDomain> {
+        let guest = self.create_domain(GuestKind::Pv, 0);
+        guest.load_pv_file(file)?;
         Ok(guest)
     }
 
@@ -225,6 +246,12 @@ pub(super) fn machine_frame(page: usize) -> Gfn {
 }
 
 impl State {
+    /// How many frames a domain owns, those included that only mappings keep.
+    pub(super) fn owned_by(&self, domid: u16) -> u64 {
+        self.pages.iter().filter(|page| page.owner == Some(domid) && !page.lent).count() as u64
+    }
+
+    /// The pages of a domain, with what Xen lends to it.
     pub(super) fn pages_of(&self, domid: Domid) -> impl Iterator<Item = usize> {
         let pages = self.pages.iter().enumerate();
         pages.filter(move |(_, page)| page.owner == Some(domid.get())).map(|(i, _)| i)
@@ -295,6 +322,13 @@ impl Host {
         let owners: std::collections::BTreeSet<u16> = state.pages.iter().filter_map(|page| page.owner).collect();
         state.domains.retain(|domid, domain| !domain.dying || owners.contains(domid));
         references
+    }
+
+    /// Takes a page for Xen itself, which a domain may use.
+    pub(super) fn lend(&self, state: &mut State, domid: u16) -> usize {
+        let page = self.grow(state, |state| state.allocate(domid, 1))[0];
+        state.pages[page].lent = true;
+        page
     }
 
     /// Brings a paged-out frame back.

@@ -6,7 +6,7 @@ use std::io;
 
 use super::fault::Fault;
 use super::host::Host;
-use super::state::{Domain, FIRST_MFN, State};
+use super::state::{FIRST_MFN, State};
 use crate::types::GuestKind;
 use crate::uapi;
 
@@ -25,6 +25,8 @@ pub struct Hypercalls {
     pub pte_writes: u64,
     /// `memory_op`: an auto-translated dom0 maps each frame with one, and unmaps each with one.
     pub memory_op: u64,
+    /// `domctl` and `sysctl`: the toolstack's questions about domains and their frames.
+    pub toolstack: u64,
 }
 
 /// Frames that the kernel takes on at a time.
@@ -58,8 +60,7 @@ impl Hypercalls {
     }
 }
 
-/// 4.17, and what the mock adds.
-const VERSION: (u64, &[u8]) = (0x0004_0011, b".7-mock");
+const EXTRAVERSION: &[u8] = b".7-mock";
 const CAPABILITIES: &[u8] = b"xen-3.0-x86_64 hvm-3.0-x86_64";
 
 impl Host {
@@ -81,6 +82,10 @@ impl Host {
             uapi::HYPERVISOR_XEN_VERSION => unsafe { self.version_op(state, command, call.arg[1]) },
             // SAFETY: the caller's promise.
             uapi::HYPERVISOR_HVM_OP => unsafe { hvm_op(state, command, call.arg[1]) },
+            // SAFETY: the caller's promise.
+            uapi::HYPERVISOR_DOMCTL => unsafe { self.domctl(state, call.arg[0]) },
+            // SAFETY: the caller's promise.
+            uapi::HYPERVISOR_SYSCTL => unsafe { self.sysctl(state, call.arg[0]) },
             _ => Err(libc::ENOSYS),
         };
         answer.map_err(io::Error::from_raw_os_error)
@@ -93,14 +98,21 @@ impl Host {
         if command == uapi::XENMEM_MAXIMUM_RAM_PAGE {
             return Ok(FIRST_MFN + state.pages.len() as u64 - 1);
         }
+        if command == uapi::XENMEM_MACHPHYS_MFN_LIST {
+            // SAFETY: the caller's promise.
+            return unsafe { self.machphys_mfn_list(state, arg) };
+        }
         // SAFETY: the caller's promise.
         let domid = u16::from_ne_bytes(unsafe { take(state, arg) }?);
-        self.reclaim(state);
-        let domain = state.domains.get(&domid).filter(|_| domid != uapi::XEN_DOMID).ok_or(libc::ESRCH)?;
+        let is_domain = |state: &State| domid != uapi::XEN_DOMID && state.domains.contains_key(&domid);
+        // To count references takes long, and is in vain for a domain that is not there.
+        if is_domain(state) {
+            self.reclaim(state);
+        }
+        let domain = state.domains.get(&domid).filter(|_| is_domain(state)).ok_or(libc::ESRCH)?;
         match command {
-            uapi::XENMEM_CURRENT_RESERVATION => {
-                Ok(state.pages.iter().filter(|page| page.owner == Some(domid)).count() as u64)
-            }
+            uapi::XENMEM_CURRENT_RESERVATION => Ok(state.owned_by(domid)),
+            uapi::XENMEM_MAXIMUM_RESERVATION => Ok(domain.max_pages),
             uapi::XENMEM_MAXIMUM_GPFN => Ok(domain.highest),
             _ => Err(libc::ENOSYS),
         }
@@ -117,8 +129,11 @@ impl Host {
         let mut info = [0; 8];
         info[4..].copy_from_slice(&features.to_ne_bytes());
         let answer: &[u8] = match command {
-            uapi::XENVER_VERSION => return Ok(VERSION.0),
-            uapi::XENVER_EXTRAVERSION => VERSION.1,
+            uapi::XENVER_VERSION => {
+                let (major, minor) = self.config.xen;
+                return Ok(u64::from(major) << 16 | u64::from(minor));
+            }
+            uapi::XENVER_EXTRAVERSION => EXTRAVERSION,
             uapi::XENVER_CAPABILITIES => CAPABILITIES,
             uapi::XENVER_GET_FEATURES => &info,
             _ => return Err(libc::ENOSYS),
@@ -137,15 +152,14 @@ unsafe fn hvm_op(state: &State, command: u32, arg: u64) -> Result<u64, i32> {
     }
     // SAFETY: the caller's promise.
     let domid = u16::from_ne_bytes(unsafe { take(state, arg) }?);
-    let alive = |domain: &&Domain| domid != uapi::XEN_DOMID && !domain.dying;
-    match state.domains.get(&domid).filter(alive).ok_or(libc::ESRCH)?.kind {
+    match state.domains.get(&domid).filter(|_| domid != uapi::XEN_DOMID).ok_or(libc::ESRCH)?.kind {
         GuestKind::Pv => Err(libc::EINVAL),
-        GuestKind::Hvm => Ok(0),
+        GuestKind::Hvm | GuestKind::Pvh => Ok(0),
     }
 }
 
 /// Where the hypercall buffer is that holds `len` bytes at an address; EFAULT if there is none, as Xen says.
-fn buffer(state: &State, addr: u64, len: usize) -> Result<*mut u8, i32> {
+pub(super) fn buffer(state: &State, addr: u64, len: usize) -> Result<*mut u8, i32> {
     let addr = usize::try_from(addr).map_err(|_| libc::EFAULT)?;
     let (&start, &size) = state.buffers.range(..=addr).next_back().ok_or(libc::EFAULT)?;
     if addr - start + len > size {
@@ -159,7 +173,7 @@ fn buffer(state: &State, addr: u64, len: usize) -> Result<*mut u8, i32> {
 /// # Safety
 ///
 /// As for [`Host::hypercall`].
-unsafe fn take<const N: usize>(state: &State, addr: u64) -> Result<[u8; N], i32> {
+pub(super) unsafe fn take<const N: usize>(state: &State, addr: u64) -> Result<[u8; N], i32> {
     let from = buffer(state, addr, N)?;
     // SAFETY: `buffer` found so many bytes mapped, and nobody borrows them (the caller's promise).
     Ok(unsafe { from.cast::<[u8; N]>().read() })
@@ -170,7 +184,7 @@ unsafe fn take<const N: usize>(state: &State, addr: u64) -> Result<[u8; N], i32>
 /// # Safety
 ///
 /// As for [`Host::hypercall`].
-unsafe fn give(state: &State, addr: u64, bytes: &[u8]) -> Result<(), i32> {
+pub(super) unsafe fn give(state: &State, addr: u64, bytes: &[u8]) -> Result<(), i32> {
     let to = buffer(state, addr, bytes.len())?;
     // SAFETY: `buffer` found so many bytes mapped, and nobody borrows them (the caller's promise).
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };

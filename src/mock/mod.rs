@@ -23,9 +23,10 @@
 //! # What is real
 //!
 //! The seam is at the system calls, so the library above it is the one that runs on Xen. A guest's RAM is a memory
-//! file, and a mapping maps pages of it, so two mappings of one frame are the same memory. A frame that a PV dom0 could not map raises a real
-//! SIGBUS. References are counted from the kernel's own tables of this process and its children
-//! (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process; nothing else does.
+//! file, and a mapping maps pages of it, so two mappings of one frame are the same memory. A frame that a PV dom0
+//! could not map raises a real SIGBUS. References are counted from the kernel's own tables of this process and its
+//! children (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process; nothing
+//! else does.
 //!
 //! What the kernel would get wrong is found: each count compares the mappings with what was made, and panics with an
 //! explanation if one was unmapped in part, had its protection changed, or was moved.
@@ -34,13 +35,13 @@
 //!
 //! - A munmap of a part of a mapping by somebody else than the library is found at the next count, not refused.
 //! - In an auto-translated dom0 a write to a failed frame is kept in a private copy, not discarded.
-//! - The kernel can pin the memory: `O_DIRECT`, vmsplice, `process_vm_readv` and registered `io_uring` buffers work here and
-//!   fail with EFAULT on Xen. /proc/PID/mem works here too.
+//! - The kernel can pin the memory: `O_DIRECT`, vmsplice, `process_vm_readv` and registered `io_uring` buffers work
+//!   here and fail with EFAULT on Xen. /proc/PID/mem works here too.
 //! - madvise(2) takes advice that the real mappings refuse, and memory is counted as this process's.
 //! - A single frame far from its neighbours takes a mapping of the kernel's own (a VMA), so a batch of more than
 //!   `vm.max_map_count` of such frames fails with ENOMEM here.
-//! - A child has its own copy of the host's books, from the moment of the fork, and sees only references of its own and
-//!   of its children. It can map, but it frees nothing, and to give a domain memory there is a panic.
+//! - A child has its own copy of the host's books, from the moment of the fork, and sees only references of its own
+//!   and of its children. It can map, but it frees nothing, and to give a domain memory there is a panic.
 //! - In an Arm dom0 an access to a failed frame is a SIGBUS, which a handler could catch; on Xen nothing can.
 //! - Time and locks are those of Linux. What a call would cost on Xen is counted instead: [`MockHost::hypercalls`].
 //! - Page tables of this process are not counted among the hypercalls, and neither is the death of a process.
@@ -49,18 +50,25 @@ mod config;
 mod domain;
 mod driver;
 mod fault;
+mod frame_info;
 mod host;
 mod hypercalls;
+mod m2p;
 mod memory;
+mod pv_guest;
 mod references;
 mod state;
 #[cfg(test)]
 mod tests;
+mod toolstack;
+mod vcpu;
 
 pub use config::{Dom0, HostConfig};
 pub use domain::MockDomain;
 pub use fault::Fault;
 pub use host::MockHost;
 pub use hypercalls::Hypercalls;
+pub use pv_guest::{PvHole, PvKernel};
+pub use state::Vcpu;
 
 pub(crate) use driver::{MockDevice, MockUnmapper};

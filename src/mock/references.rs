@@ -78,7 +78,8 @@ impl References {
     }
 }
 
-/// Compares the books with the kernel's tables: takes out what has been unmapped, and panics on what is not as it was made.
+/// Compares the books with the kernel's tables: takes out what has been unmapped, and panics on what is not as it was
+/// made.
 fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
     for &(start, len) in &state.strangers {
         let there = overlapping(segments, start, start + len).iter();

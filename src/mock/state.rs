@@ -13,7 +13,7 @@ use crate::uapi;
 pub(super) const FIRST_MFN: u64 = 0x1_0000;
 
 /// The domain we are.
-const DOM0: u16 = 0;
+pub(super) const DOM0: u16 = 0;
 const DOMID_SELF: u16 = 0x7FF0;
 const DOMID_IO: u16 = 0x7FF1;
 /// Whose the pages of resources are: Xen's own, but shown to nobody as frames (`DOMID_IDLE`).
@@ -27,6 +27,10 @@ pub(super) struct Page {
     pub(super) allocated: bool,
     /// Whether its owner, a PV guest, uses it as a page table.
     pub(super) pinned: bool,
+    /// Of a PV guest's page, the guest's own number for it.
+    pub(super) pfn: Option<u64>,
+    /// Whether it is Xen's own, which its owner may use: it does not count as the owner's.
+    pub(super) lent: bool,
 }
 
 /// What a domain's frame number stands for.
@@ -35,6 +39,21 @@ pub(super) enum Frame {
     Ram(usize),
     /// Its content, and how often it must be asked for until it is back.
     PagedOut(Vec<u8>, u32),
+    /// The machine's memory failed there.
+    Broken(usize),
+}
+
+/// What a virtual processor's registers hold, as far as page tables need them; at first its paging is off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Vcpu {
+    /// Control register 0: bit 31 (PG) says that paging is on.
+    pub cr0: u64,
+    /// Control register 3: the address of the top page table, of a PV guest a machine address.
+    pub cr3: u64,
+    /// Control register 4: bit 5 (PAE) and bit 12 (LA57) say how the tables are made.
+    pub cr4: u64,
+    /// The MSR EFER: bit 10 (LMA) says that it is in 64-bit mode.
+    pub efer: u64,
 }
 
 #[derive(Debug)]
@@ -44,8 +63,37 @@ pub(super) struct Domain {
     pub(super) frames: BTreeMap<u64, Frame>,
     /// The highest frame number it has ever had.
     pub(super) highest: u64,
+    /// The most frames that it may own.
+    pub(super) max_pages: u64,
+    /// How often its toolstack has paused it, less how often it has unpaused it.
+    pub(super) pauses: u8,
+    pub(super) name: Option<String>,
+    /// The page of Xen's that a PV guest shares with it.
+    pub(super) shared_info: Option<usize>,
+    /// Bits of an address in its kernel, of a PV guest.
+    pub(super) address_size: u32,
+    /// Its virtual processors.
+    pub(super) vcpus: Vec<Vcpu>,
     /// Pages of its resources, by type and id. Xen's own, so they do not count as the domain's.
     pub(super) resources: BTreeMap<(u32, u32), Vec<usize>>,
+}
+
+impl Domain {
+    pub(super) fn new(kind: GuestKind) -> Domain {
+        Domain {
+            kind,
+            dying: false,
+            frames: BTreeMap::new(),
+            highest: 0,
+            max_pages: 0,
+            pauses: 0,
+            name: None,
+            shared_info: None,
+            address_size: 64,
+            vcpus: Vec::new(),
+            resources: BTreeMap::new(),
+        }
+    }
 }
 
 /// What a page of a device mapping is.
@@ -91,6 +139,8 @@ impl Vma {
 pub(super) struct State {
     pub(super) pages: Vec<Page>,
     pub(super) domains: BTreeMap<u16, Domain>,
+    /// The first page of each extent of the M2P table.
+    pub(super) m2p: Vec<usize>,
     /// The device mappings of `process`, by address.
     pub(super) vmas: BTreeMap<usize, Vma>,
     /// Mappings that stand for references that Xen did not get back, as address and bytes.
@@ -125,7 +175,7 @@ impl State {
             _ => {}
         }
         let domain = self.domains.get_mut(&domid).ok_or(libc::ESRCH)?;
-        if domain.kind == GuestKind::Hvm {
+        if domain.kind != GuestKind::Pv {
             if domain.dying {
                 return Err(libc::EINVAL);
             }
@@ -137,7 +187,7 @@ impl State {
                     *asks = asks.saturating_sub(1);
                     Err(libc::ENOENT)
                 }
-                Some(Frame::PagedOut(..)) | None => Err(libc::EINVAL),
+                Some(Frame::PagedOut(..) | Frame::Broken(_)) | None => Err(libc::EINVAL),
             };
         }
         // All ones stand for no frame.
@@ -168,7 +218,11 @@ impl State {
         taken.extend(more.clone());
         self.pages.resize(more.end, Page::default());
         for &page in &taken {
-            self.pages[page] = Page { owner: Some(owner), allocated: true, pinned: false };
+            self.pages[page] = Page { owner: Some(owner), allocated: true, ..Page::default() };
+        }
+        let pages = self.owned_by(owner);
+        if let Some(domain) = self.domains.get_mut(&owner) {
+            domain.max_pages = domain.max_pages.max(pages);
         }
         taken
     }
@@ -181,14 +235,16 @@ impl State {
 
     /// What Xen owns and shows to others: its own frames, as a domain that is not one.
     pub(super) fn add_xen(&mut self, frames: usize) -> Vec<usize> {
-        let domain = Domain {
-            kind: GuestKind::Pv,
-            dying: false,
-            frames: BTreeMap::new(),
-            highest: 0,
-            resources: BTreeMap::new(),
-        };
+        let domain = Domain::new(GuestKind::Pv);
         self.domains.insert(uapi::XEN_DOMID, domain);
         self.allocate(uapi::XEN_DOMID, frames)
+    }
+
+    /// The domain we are, with a few pages.
+    pub(super) fn add_dom0(&mut self, dom0: Dom0, frames: usize) -> Vec<usize> {
+        let kind = if dom0 == Dom0::Pv { GuestKind::Pv } else { GuestKind::Pvh };
+        let name = Some("Domain-0".to_owned());
+        self.domains.insert(DOM0, Domain { name, vcpus: vec![Vcpu::default()], ..Domain::new(kind) });
+        self.allocate(DOM0, frames)
     }
 }

@@ -1,0 +1,83 @@
+//! The simulated hypervisor's table of which guest frame each machine frame is (the M2P).
+
+#![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
+
+use std::mem::offset_of;
+
+use super::config::Dom0;
+use super::host::{Host, machine_frame};
+use super::hypercalls::{give, take};
+use super::state::{FIRST_MFN, Page, State};
+use crate::types::FRAME_SIZE;
+use crate::uapi::{self, MachphysMfnList};
+
+/// The table is made of pieces of 2 MiB.
+const EXTENT_FRAMES: usize = (2 << 20) / FRAME_SIZE;
+const EXTENT_ENTRIES: u64 = (2 << 20) / 8;
+
+/// The entry of a frame that is no guest's (`INVALID_M2P_ENTRY` of xen/arch/x86/include/asm/mm.h).
+const INVALID: u64 = u64::MAX;
+/// What an entry holds that nobody has ever set, such as that of what is no RAM.
+const NEVER_SET: u64 = 0x5555_5555_5555_5555;
+
+impl Host {
+    /// `XENMEM_machphys_mfn_list`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`hypercall`](Host::hypercall).
+    pub(super) unsafe fn machphys_mfn_list(&self, state: &mut State, arg: u64) -> Result<u64, i32> {
+        if self.config.dom0 == Dom0::Arm {
+            return Err(libc::ENOSYS);
+        }
+        // SAFETY: the caller's promise.
+        let mut list: [u8; size_of::<MachphysMfnList>()] = unsafe { take(state, arg) }?;
+        let max = crate::domctl::u32_at(&list, offset_of!(MachphysMfnList, max_extents));
+        let array = crate::domctl::u64_at(&list, offset_of!(MachphysMfnList, extent_start));
+        self.write_machine_to_phys(state);
+        let mut written: u32 = 0;
+        for &page in state.m2p.iter().take(max as usize) {
+            let mfn = machine_frame(page).get().to_ne_bytes();
+            // SAFETY: the caller's promise.
+            unsafe { give(state, array + 8 * u64::from(written), &mfn) }?;
+            written += 1;
+        }
+        list[offset_of!(MachphysMfnList, nr_extents)..][..4].copy_from_slice(&written.to_ne_bytes());
+        // SAFETY: the caller's promise.
+        unsafe { give(state, arg, &list) }?;
+        Ok(0)
+    }
+
+    /// Brings the table up to date. It is made when it is first asked for, and covers itself.
+    fn write_machine_to_phys(&self, state: &mut State) {
+        let write = |page: usize, offset: usize, entries: &[u8]| {
+            let written = self.ram.write(page * FRAME_SIZE + offset, entries);
+            written.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
+        };
+        while state.m2p.len() as u64 * EXTENT_ENTRIES < FIRST_MFN + state.pages.len() as u64 {
+            let first = self.grow(state, State::add_m2p_extent);
+            write(first, 0, &NEVER_SET.to_ne_bytes().repeat(EXTENT_FRAMES * FRAME_SIZE / 8));
+        }
+        for (&table, covered) in state.m2p.iter().zip((0..).step_by(EXTENT_FRAMES * FRAME_SIZE / 8)) {
+            // The pages whose entries are in this extent.
+            let page = |mfn: u64| usize::try_from(mfn.saturating_sub(FIRST_MFN)).unwrap_or(usize::MAX);
+            let pages = page(covered)..page(covered + EXTENT_ENTRIES).min(state.pages.len());
+            let Some(first) = pages.clone().next() else { continue };
+            let pfn = |page: &Page| page.owner.and(page.pfn).unwrap_or(INVALID);
+            let entries = state.pages[pages].iter().flat_map(|page| pfn(page).to_ne_bytes());
+            let offset = (machine_frame(first).get() % EXTENT_ENTRIES) as usize * 8;
+            write(table, offset, &entries.collect::<Vec<u8>>());
+        }
+    }
+}
+
+impl State {
+    /// Takes consecutive pages for another extent of the table; the first of them.
+    fn add_m2p_extent(&mut self) -> usize {
+        let first = self.pages.len();
+        let page = Page { owner: Some(uapi::XEN_DOMID), allocated: true, ..Page::default() };
+        self.pages.resize(first + EXTENT_FRAMES, page);
+        self.m2p.push(first);
+        first
+    }
+}

@@ -1,0 +1,324 @@
+//! A simulated PV guest's kernel: the table of its frames (its p2m) that it keeps in its RAM for the toolstack.
+//!
+//! The layout is that of xen/include/public/arch-x86/xen.h (`struct arch_shared_info`), and of Linux' p2m.c.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use super::domain::{MockDomain, frames_in};
+use crate::types::{FRAME_SIZE, Gfn};
+use crate::uapi;
+
+/// How the kernel of a simulated PV guest is made, and what it has no RAM for.
+///
+/// ```
+/// use xenmap::mock::{MockHost, PvHole, PvKernel};
+/// use xenmap::{Guest, GuestKind};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Pv, 64);
+/// let mut kernel = PvKernel::default();
+/// kernel.holes.push((8..16, PvHole::BalloonedOut));
+/// domain.start_kernel(&kernel);
+///
+/// let memory = host.open()?;
+/// Guest::open(&memory, domain.domid())?.write(0x10_000, b"behind the hole")?;
+/// assert_eq!(domain.read(domain.mfn(0x10).unwrap(), 0, 15), b"behind the hole");
+/// # Ok::<(), xenmap::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PvKernel {
+    /// Whether it is a 64-bit kernel.
+    pub is_64_bit: bool,
+    /// Whether it keeps its table as lists of lists (`pfn_to_mfn_frame_list_list`).
+    pub has_list: bool,
+    /// Whether it keeps its table in its virtual memory, in one piece (`p2m_vaddr`).
+    pub has_linear: bool,
+    /// Its frame numbers that have no RAM of its own. The RAM has the numbers between.
+    pub holes: Vec<(Range<u64>, PvHole)>,
+}
+
+impl Default for PvKernel {
+    fn default() -> PvKernel {
+        PvKernel { is_64_bit: true, has_list: true, has_linear: true, holes: Vec::new() }
+    }
+}
+
+/// Why a PV guest has no RAM of its own at a frame number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PvHole {
+    /// It has given it back to Xen, or never had it.
+    BalloonedOut,
+    /// It shows a frame of another domain there.
+    Foreign,
+    /// It shows the machine frame with the same number there.
+    Identity,
+}
+
+/// Where the linear table is: not at the start of what a page table maps.
+const VADDR_64: u64 = 0xFFFF_C900_0000_5000;
+const VADDR_32: u64 = 0xF500_5000;
+/// Frames that follow each other in the machine, too; those of a larger piece do not.
+const CHUNK: usize = 8;
+/// Entries of a page table of a 64-bit or a PAE kernel.
+const PTES: u64 = 512;
+/// Present, writable, accessed, dirty.
+const PTE_FLAGS: u64 = 0x63;
+
+impl PvKernel {
+    fn entry_bytes(&self) -> u64 {
+        if self.is_64_bit { 8 } else { 4 }
+    }
+
+    /// Entries of a frame of its table, or of a list.
+    fn entries(&self) -> u64 {
+        FRAME_SIZE as u64 / self.entry_bytes()
+    }
+
+    /// The frames that it needs for its table, and a few more. `count` of its entries from `first` on are for them.
+    fn frames_for(&self, p2m: &BTreeMap<u64, Gfn>, first: u64, count: u64) -> u64 {
+        let pages = (first + count).div_ceil(self.entries());
+        let filled = (0..first.div_ceil(self.entries())).filter(|&page| !self.is_empty(p2m, page)).count() as u64;
+        let lists = pages.div_ceil(self.entries());
+        let page_tables = pages / PTES + pages / PTES / PTES;
+        filled + count.div_ceil(self.entries()) + lists + page_tables + 10
+    }
+
+    /// Whether a frame of its table tells of nothing but invalid entries.
+    fn is_empty(&self, p2m: &BTreeMap<u64, Gfn>, page: u64) -> bool {
+        let pfns = page * self.entries()..(page + 1) * self.entries();
+        let overlaps = |hole: &Range<u64>| hole.start < pfns.end && pfns.start < hole.end;
+        let mut holes = self.holes.iter().filter(|(_, kind)| *kind != PvHole::BalloonedOut);
+        !holes.any(|(hole, _)| overlaps(hole)) && p2m.range(pfns.clone()).next().is_none()
+    }
+
+    fn hole(&self, pfn: u64) -> Option<PvHole> {
+        self.holes.iter().find(|(pfns, _)| pfns.contains(&pfn)).map(|(_, hole)| *hole)
+    }
+
+    fn invalid(&self) -> u64 {
+        if self.is_64_bit { u64::MAX } else { u32::MAX.into() }
+    }
+
+    /// What an entry without RAM holds (Linux' `FOREIGN_FRAME` and `IDENTITY_FRAME`).
+    fn hole_entry(&self, pfn: u64, hole: PvHole) -> u64 {
+        let top = 8 * self.entry_bytes() - 1;
+        match hole {
+            PvHole::BalloonedOut => self.invalid(),
+            PvHole::Foreign => 1 << top | pfn,
+            PvHole::Identity => 1 << (top - 1) | pfn,
+        }
+    }
+}
+
+impl MockDomain {
+    /// Has a PV guest start its kernel: its frames get numbers, in another order than the machine's, and it sets up its
+    /// tables, for which it gets more frames. Those are the last ones of its table.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, is no PV guest, or there is no memory.
+    pub fn start_kernel(&self, kernel: &PvKernel) {
+        let ram = self.frames();
+        let chunks = ram.chunks(CHUNK).rev().flatten().copied();
+        let pfns = (0..).filter(|&pfn| kernel.hole(pfn).is_none());
+        let mut p2m: BTreeMap<u64, Gfn> = pfns.zip(chunks).collect();
+
+        let behind_ram = p2m.keys().next_back().map_or(0, |last| last + 1);
+        let first = kernel.holes.iter().map(|(pfns, _)| pfns.end).fold(behind_ram, u64::max);
+        // They take entries themselves.
+        let mut count = 0;
+        while kernel.frames_for(&p2m, first, count) > count {
+            count = kernel.frames_for(&p2m, first, count);
+        }
+        let frames = self.add_frames(usize::try_from(count).unwrap_or(usize::MAX));
+        p2m.extend((first..).zip(frames.iter().copied()));
+        self.with(|pages, _| {
+            for (&pfn, mfn) in &p2m {
+                if let Some(page) = page_number(*mfn).and_then(|page| pages.get_mut(page)) {
+                    page.pfn = Some(pfn);
+                }
+            }
+        });
+        Tables { guest: self, kernel, max_pfn: first + count, free: frames.into_iter() }.set_up(&p2m);
+    }
+
+    /// The machine frame behind a frame number of a PV guest whose kernel was [started](MockDomain::start_kernel).
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed.
+    #[must_use]
+    pub fn mfn(&self, pfn: u64) -> Option<Gfn> {
+        let owner = Some(self.domid().get());
+        let has = |page: &super::state::Page| page.owner == owner && page.allocated && page.pfn == Some(pfn);
+        self.with(|pages, _| pages.iter().position(has)).map(super::host::machine_frame)
+    }
+
+    /// The frame of Xen's that it shares with a PV guest (`struct shared_info`). It can be read and written as the
+    /// guest does.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed, or is no PV guest.
+    #[must_use]
+    pub fn shared_info(&self) -> Gfn {
+        let page = self.with(|_, domain| domain.shared_info);
+        let Some(page) = page else { panic!("domain {} is no pv guest", self.domid()) };
+        super::host::machine_frame(page)
+    }
+
+    /// Starts a kernel in a guest without frames, with those that a file holds data for, and that data.
+    pub(super) fn load_pv_file(&self, file: &File) -> io::Result<()> {
+        let mut kernel = PvKernel::default();
+        let (mut next, mut count) = (0, 0);
+        let ranges = frames_in(file)?;
+        for frames in &ranges {
+            kernel.holes.push((next..frames.start, PvHole::BalloonedOut));
+            next = frames.end;
+            count += frames.end - frames.start;
+        }
+        self.add_frames(usize::try_from(count).map_err(io::Error::other)?);
+        self.start_kernel(&kernel);
+        let numbers = self.frames().into_iter().filter_map(|mfn| {
+            let page = page_number(mfn)?;
+            Some((self.with(|pages, _| pages[page].pfn)?, mfn))
+        });
+        for (pfn, mfn) in numbers.filter(|&(pfn, _)| pfn < next) {
+            self.load_frame(file, pfn, mfn)?;
+        }
+        Ok(())
+    }
+}
+
+fn page_number(mfn: Gfn) -> Option<usize> {
+    mfn.get().checked_sub(super::state::FIRST_MFN).and_then(|page| usize::try_from(page).ok())
+}
+
+/// The tables of a kernel that starts.
+struct Tables<'a> {
+    guest: &'a MockDomain,
+    kernel: &'a PvKernel,
+    max_pfn: u64,
+    free: std::vec::IntoIter<Gfn>,
+}
+
+impl Tables<'_> {
+    fn set_up(mut self, p2m: &BTreeMap<u64, Gfn>) {
+        let pages = self.table(p2m);
+        let list = if self.kernel.has_list { self.list(&pages) } else { self.kernel.invalid() };
+        let (cr3, vaddr) = if self.kernel.has_linear { self.linear(&pages) } else { (0, 0) };
+        let offsets = if self.kernel.is_64_bit {
+            [
+                uapi::SHARED_INFO_64_MAX_PFN,
+                uapi::SHARED_INFO_64_FRAME_LIST_LIST,
+                uapi::SHARED_INFO_64_P2M_CR3,
+                uapi::SHARED_INFO_64_P2M_VADDR,
+            ]
+        } else {
+            [
+                uapi::SHARED_INFO_32_MAX_PFN,
+                uapi::SHARED_INFO_32_FRAME_LIST_LIST,
+                uapi::SHARED_INFO_32_P2M_CR3,
+                uapi::SHARED_INFO_32_P2M_VADDR,
+            ]
+        };
+        for (offset, value) in offsets.into_iter().zip([self.max_pfn, list, cr3, vaddr]) {
+            self.write(self.guest.shared_info(), u64::from(offset), value);
+        }
+        self.guest.with(|_, domain| {
+            domain.address_size = if self.kernel.is_64_bit { 64 } else { 32 };
+            domain.highest = self.max_pfn - 1;
+        });
+    }
+
+    /// The frames of the table, in order. One without any RAM is the same for all such parts, as Linux has it.
+    fn table(&mut self, p2m: &BTreeMap<u64, Gfn>) -> Vec<Gfn> {
+        let entries = self.kernel.entries();
+        let none = self.take();
+        self.fill(none, &vec![self.kernel.invalid(); FRAME_SIZE / self.entry_bytes()]);
+        let mut pages = Vec::new();
+        for number in 0..self.max_pfn.div_ceil(entries) {
+            if self.kernel.is_empty(p2m, number) {
+                pages.push(none);
+                continue;
+            }
+            let entry = |pfn| match (p2m.get(&pfn), self.kernel.hole(pfn)) {
+                (Some(mfn), _) => mfn.get(),
+                (None, hole) => self.kernel.hole_entry(pfn, hole.unwrap_or(PvHole::BalloonedOut)),
+            };
+            let content: Vec<u64> = (number * entries..(number + 1) * entries).map(entry).collect();
+            let page = self.take();
+            self.fill(page, &content);
+            pages.push(page);
+        }
+        pages
+    }
+
+    /// The list of lists of the frames of the table.
+    fn list(&mut self, pages: &[Gfn]) -> u64 {
+        let mut lists = Vec::new();
+        for part in pages.chunks(FRAME_SIZE / self.entry_bytes()) {
+            let list = self.take();
+            self.fill(list, &part.iter().map(|page| page.get()).collect::<Vec<u64>>());
+            lists.push(list.get());
+        }
+        let top = self.take();
+        self.fill(top, &lists);
+        top.get()
+    }
+
+    /// Page tables that map the frames of the table one after the other; their CR3, and the address of the first.
+    fn linear(&mut self, pages: &[Gfn]) -> (u64, u64) {
+        let (vaddr, shifts): (u64, &[u32]) =
+            if self.kernel.is_64_bit { (VADDR_64, &[39, 30, 21, 12]) } else { (VADDR_32, &[30, 21, 12]) };
+        let top = self.take();
+        let mut tables = BTreeMap::from([(top, BTreeMap::new())]);
+        for (&page, address) in pages.iter().zip((vaddr..).step_by(FRAME_SIZE)) {
+            let mut table = top;
+            for &shift in shifts {
+                let index = if shift == 30 && !self.kernel.is_64_bit { address >> 30 } else { address >> shift & 511 };
+                let known = tables.get(&table).and_then(|entries| entries.get(&index)).copied();
+                let next = known.unwrap_or_else(|| if shift == 12 { page } else { self.take() });
+                tables.entry(table).or_default().insert(index, next);
+                table = next;
+            }
+        }
+        for (table, entries) in tables {
+            for (index, frame) in entries {
+                let pte = frame.get() << 12 | PTE_FLAGS;
+                self.guest.write(table, usize::try_from(index * 8).unwrap_or(FRAME_SIZE), &pte.to_ne_bytes());
+            }
+            let pinned = self.guest.pin_page_table(table);
+            pinned.unwrap_or_else(|e| panic!("frame {table} cannot be a page table: {e}"));
+        }
+        // xen_pfn_to_cr3: a 32-bit register holds the upper bits in its lower ones.
+        let cr3 = top.get() << 12;
+        (if self.kernel.is_64_bit { cr3 } else { cr3 & 0xFFFF_F000 | top.get() >> 20 }, vaddr)
+    }
+
+    fn entry_bytes(&self) -> usize {
+        if self.kernel.is_64_bit { 8 } else { 4 }
+    }
+
+    fn take(&mut self) -> Gfn {
+        let Some(frame) = self.free.next() else { unreachable!("`frames_for` has counted them") };
+        frame
+    }
+
+    fn fill(&self, frame: Gfn, values: &[u64]) {
+        let width = self.entry_bytes();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()[..width].to_vec()).collect();
+        self.guest.write(frame, 0, &bytes);
+    }
+
+    /// Writes a value as wide as the kernel is.
+    fn write(&self, frame: Gfn, offset: u64, value: u64) {
+        let offset = usize::try_from(offset).unwrap_or(FRAME_SIZE);
+        self.guest.write(frame, offset, &value.to_ne_bytes()[..self.entry_bytes()]);
+    }
+}

@@ -1,0 +1,65 @@
+//! The registers of a simulated guest's virtual processors, as the toolstack's interface tells them.
+
+use super::domain::MockDomain;
+use super::state::{Domain, Vcpu};
+use crate::types::Gfn;
+use crate::uapi;
+
+impl MockDomain {
+    /// Gives it a virtual processor with this number and these registers, or changes its registers. Those with lower
+    /// numbers are there too then, with their paging off.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed.
+    pub fn set_vcpu(&self, number: usize, vcpu: Vcpu) {
+        self.with(|_, domain| {
+            let count = domain.vcpus.len().max(number + 1);
+            domain.vcpus.resize(count, Vcpu::default());
+            domain.vcpus[number] = vcpu;
+        });
+    }
+
+    /// Has a PV guest tell Xen its own number of one of its frames (`MMU_MACHPHYS_UPDATE`).
+    ///
+    /// # Panics
+    ///
+    /// If it does not have the frame.
+    pub fn set_pfn(&self, gfn: Gfn, pfn: u64) {
+        let page = self.page(gfn);
+        self.with(|pages, _| pages[page].pfn = Some(pfn));
+    }
+}
+
+impl Domain {
+    /// The record that `XEN_DOMCTL_gethvmcontext_partial` gives (struct `hvm_hw_cpu`).
+    pub(super) fn hvm_cpu_record(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
+        let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::ENOENT)?;
+        let mut record = vec![0; uapi::HVM_CPU_BYTES as usize];
+        let registers = [
+            (uapi::HVM_CPU_CR0, vcpu.cr0),
+            (uapi::HVM_CPU_CR3, vcpu.cr3),
+            (uapi::HVM_CPU_CR4, vcpu.cr4),
+            (uapi::HVM_CPU_EFER, vcpu.efer),
+        ];
+        for (offset, value) in registers {
+            record[offset as usize..][..8].copy_from_slice(&value.to_ne_bytes());
+        }
+        Ok(record)
+    }
+
+    /// What `XEN_DOMCTL_getvcpucontext` gives (struct `vcpu_guest_context`), of a 32-bit guest as far as CR3.
+    pub(super) fn vcpu_context(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
+        let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
+        if self.address_size == 32 {
+            // Holds the frame number rotated, so that 32 bits of it have room.
+            let pfn = u32::try_from(vcpu.cr3 >> 12).map_err(|_| libc::EINVAL)?;
+            let mut context = vec![0; uapi::VCPU_CONTEXT_32_CR3 as usize];
+            context.extend(pfn.rotate_left(12).to_ne_bytes());
+            return Ok(context);
+        }
+        let mut context = vec![0; uapi::VCPU_CONTEXT_64_BYTES as usize];
+        context[uapi::VCPU_CONTEXT_64_CR3 as usize..][..8].copy_from_slice(&vcpu.cr3.to_ne_bytes());
+        Ok(context)
+    }
+}
