@@ -68,6 +68,38 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A guest-physical address cannot be read or written.
+    GuestAddress {
+        /// The guest.
+        domid: Domid,
+        /// The first address that failed, in bytes.
+        address: u64,
+        /// Why, as an errno of Linux (positive).
+        errno: i32,
+    },
+    /// A guest-virtual address leads nowhere.
+    Translation {
+        /// The address.
+        address: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A vcpu has no page tables, or of a kind that is not known here.
+    Paging {
+        /// The guest.
+        domid: Domid,
+        /// The number of the vcpu.
+        vcpu: u32,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A PV guest's table of machine frames (its p2m) cannot be used.
+    P2m {
+        /// The guest.
+        domid: Domid,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// The number does not name a domain whose memory can be mapped.
     InvalidDomid {
         /// The number.
@@ -139,17 +171,22 @@ impl FrameError {
     /// What the errno means for a frame.
     #[must_use]
     pub fn reason(&self) -> String {
-        // As Linux's privcmd.c has it from Xen's mod_l1_entry (PV) and p2m_add_foreign (auto-translated).
-        let reason = match self.errno {
-            libc::EINVAL => "no RAM there",
-            libc::ENOENT => "paged out, and not back in time",
-            libc::EPERM => "not the domain's own frame, or no privilege over the domain",
-            libc::EBUSY => "owned by another domain, or in use as a page table: map it read-only",
-            libc::ESRCH => "no such domain",
-            errno => return io::Error::from_raw_os_error(errno).to_string(),
-        };
-        reason.to_owned()
+        reason(self.errno)
     }
+}
+
+/// What an errno means for a frame, as Linux's privcmd.c has it from Xen's `mod_l1_entry` (PV) and `p2m_add_foreign`
+/// (auto-translated).
+fn reason(errno: i32) -> String {
+    let reason = match errno {
+        libc::EINVAL => "no RAM there",
+        libc::ENOENT => "paged out, and not back in time",
+        libc::EPERM => "not the domain's own frame, or no privilege over the domain",
+        libc::EBUSY => "owned by another domain, or in use as a page table: map it read-only",
+        libc::ESRCH => "no such domain",
+        errno => return io::Error::from_raw_os_error(errno).to_string(),
+    };
+    reason.to_owned()
 }
 
 impl fmt::Display for FrameError {
@@ -210,6 +247,8 @@ impl Error {
         match self {
             Error::Frames(errors) => errors.failed.first().map_or(libc::EIO, |e| e.errno),
             Error::Hole { frame, .. } => frame.errno,
+            Error::GuestAddress { errno, .. } => *errno,
+            Error::Translation { .. } => libc::EFAULT,
             Error::ReadOnly { .. } | Error::XenIsReadOnly => libc::EACCES,
             _ => libc::EINVAL,
         }
@@ -288,15 +327,19 @@ impl fmt::Display for Error {
                     write!(f, " for domain {domid}")?;
                 }
                 write!(f, " failed: {source}")?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::ESRCH) => " (no such domain)",
-                    Some(libc::EPERM) => " (no privilege, or the handle is restricted)",
-                    _ => "",
-                })
+                f.write_str(hypercall_hint(name, source))
             }
             Error::HypercallBuffer { bytes, source } => {
                 write!(f, "cannot get {bytes} bytes of memory for a hypercall: {source}")
             }
+            Error::GuestAddress { domid, address, errno } => {
+                write!(f, "cannot access domain {domid} at {address:#x}: {}", reason(*errno))
+            }
+            Error::Translation { address, reason } => write!(f, "virtual address {address:#x}: {reason}"),
+            Error::Paging { domid, vcpu, reason } => {
+                write!(f, "no page tables of vcpu {vcpu} of domain {domid}: {reason}")
+            }
+            Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
             Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
             Error::InvalidDomid { domid } => {
                 write!(f, "{domid} does not name a domain whose memory can be mapped: give 0 to 32751")
@@ -327,6 +370,19 @@ impl fmt::Display for Error {
                 })
             }
         }
+    }
+}
+
+fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
+    let is_about_a_vcpu = matches!(name, "XEN_DOMCTL_getvcpucontext" | "XEN_DOMCTL_gethvmcontext_partial");
+    match source.raw_os_error() {
+        Some(libc::ESRCH) => " (no such domain)",
+        Some(libc::EPERM) => " (no privilege, or the handle is restricted)",
+        Some(libc::EACCES) if name.starts_with("XEN_DOMCTL_") || name.starts_with("XEN_SYSCTL_") => {
+            " (this xen's toolstack interface is of a version that is not known here, or its policy forbids it)"
+        }
+        Some(libc::ENOENT | libc::EINVAL | libc::ENODATA) if is_about_a_vcpu => " (no such vcpu, or it is not up)",
+        _ => "",
     }
 }
 

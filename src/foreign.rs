@@ -5,6 +5,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use crate::domctl::Version;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::mapping::ForeignMapping;
 use crate::privcmd::{Device, KernelDevice};
@@ -45,6 +46,9 @@ pub struct ForeignMemory {
     device: Device,
     host_kind: HostKind,
     paged_out_timeout: Duration,
+    /// What the toolstack's interfaces are.
+    pub(crate) domctl_version: Version,
+    pub(crate) sysctl_version: Version,
 }
 
 /// What becomes of a batch of which some frames cannot be mapped.
@@ -52,6 +56,8 @@ pub struct ForeignMemory {
 enum OnFailure {
     Refuse,
     Keep,
+    /// And wait for none that is paged out.
+    KeepAtOnce,
 }
 
 impl ForeignMemory {
@@ -81,7 +87,13 @@ impl ForeignMemory {
     }
 
     pub(crate) fn with_device(device: Device) -> ForeignMemory {
-        let mut memory = ForeignMemory { host_kind: device.host_kind(), device, paged_out_timeout: PAGED_OUT_TIMEOUT };
+        let mut memory = ForeignMemory {
+            host_kind: device.host_kind(),
+            device,
+            paged_out_timeout: PAGED_OUT_TIMEOUT,
+            domctl_version: Version::new(),
+            sysctl_version: Version::new(),
+        };
         if memory.host_kind == HostKind::Unknown {
             memory.host_kind = memory.host_kind_by_hypercall().unwrap_or(HostKind::Unknown);
         }
@@ -107,8 +119,8 @@ impl ForeignMemory {
 
     /// Confines this handle to one domain, for good; what is mapped already stays.
     ///
-    /// From then on every mapping of another domain is refused, and so is every hypercall. A device model should do it as
-    /// soon as it has started. It holds for copies of the file descriptor too, but not for other handles.
+    /// From then on every mapping of another domain is refused, and so is every hypercall. A device model should do
+    /// it as soon as it has started. It holds for copies of the file descriptor too, but not for other handles.
     ///
     /// # Errors
     ///
@@ -171,6 +183,12 @@ impl ForeignMemory {
         gfns.try_reserve_exact(count).map_err(|_| Error::TooManyFrames { frames: count })?;
         gfns.extend(range);
         self.map_foreign_batch(domid, protection, &gfns)
+    }
+
+    /// Tries which frames of a domain can be mapped, without waiting for any that is paged out; returns the others.
+    pub(crate) fn try_frames(&self, domid: Domid, gfns: &[Gfn]) -> Result<Vec<FrameError>> {
+        let mapping = self.map(domid, Protection::ReadOnly, gfns, OnFailure::KeepAtOnce)?;
+        Ok(mapping.failed().to_vec())
     }
 
     fn map(&self, domid: Domid, protection: Protection, gfns: &[Gfn], on_failure: OnFailure) -> Result<ForeignMapping> {
@@ -258,8 +276,8 @@ impl Batch<'_> {
         Ok(region)
     }
 
-    /// Populates the last device mapping of a region, which is at `offset`, with frames, of which `first` is the first one's
-    /// place in the batch, and notes those that fail.
+    /// Populates the last device mapping of a region, which is at `offset`, with frames, of which `first` is the
+    /// first one's place in the batch, and notes those that fail.
     fn populate(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn], first: usize) -> Result<()> {
         let mut pause = PAUSES.0;
         self.ask(region, offset, gfns, 0..gfns.len())?;
@@ -281,8 +299,11 @@ impl Batch<'_> {
     fn is_worth_waiting(&self, frames: usize) -> bool {
         let paged_out = |error: &i32| *error == -libc::ENOENT;
         let errors = &self.errors[..frames];
-        let vain = self.on_failure == OnFailure::Refuse
-            && (!self.failed.is_empty() || errors.iter().any(|error| *error != 0 && !paged_out(error)));
+        let vain = match self.on_failure {
+            OnFailure::Refuse => !self.failed.is_empty() || errors.iter().any(|error| *error != 0 && !paged_out(error)),
+            OnFailure::Keep => false,
+            OnFailure::KeepAtOnce => true,
+        };
         !vain && errors.iter().any(paged_out)
     }
 
@@ -296,8 +317,8 @@ impl Batch<'_> {
         let asked = unsafe { device.map_batch(self.domid, addr, gfns, errors) };
         let error = |source| Error::MapBatch { domid: self.domid, frames: gfns.len(), source };
         asked.map_err(error)?;
-        // When the kernel runs out of memory for page tables half-way it says nothing, and leaves parts of frame numbers
-        // in the place of errors (privcmd.c, mmap_batch_fn): then no entry can be believed.
+        // When the kernel runs out of memory for page tables half-way it says nothing, and leaves parts of frame
+        // numbers in the place of errors (privcmd.c, mmap_batch_fn): then no entry can be believed.
         if any_failed(errors) && !errors_make_sense(errors) {
             return Err(error(std::io::Error::from_raw_os_error(libc::ENOMEM)));
         }

@@ -12,7 +12,8 @@ use crate::region::{Region, mapped_bytes};
 use crate::types::{Domid, FRAME_SIZE, GuestKind, HostKind};
 use crate::uapi;
 
-/// Memory that a hypercall may read and write: zeroed at first, never moved or paged out, and not inherited by children.
+/// Memory that a hypercall may read and write: zeroed at first, never moved or paged out, and not inherited by
+/// children.
 ///
 /// Xen takes addresses and cannot wait for a page to be brought in, so ordinary memory will not do.
 #[derive(Debug)]
@@ -37,8 +38,8 @@ impl HypercallBuffer {
     /// What it holds.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `len` mapped bytes of our own, initialised (the kernel zeroes them). Only we and, while a hypercall is
-        // made, Xen know of them; who makes one has promised that no borrow is live (`ForeignMemory::hypercall`).
+        // SAFETY: `len` mapped bytes of our own, initialised (the kernel zeroes them). Only we and, while a hypercall
+        // is made, Xen know of them; who makes one has promised that no borrow is live (`ForeignMemory::hypercall`).
         unsafe { NonNull::slice_from_raw_parts(self.region.base(), self.len).as_ref() }
     }
 
@@ -106,8 +107,8 @@ impl ForeignMemory {
     ///
     /// # Safety
     ///
-    /// A hypercall can do anything to this domain or another. Its addresses must be those of [`HypercallBuffer`]s, large
-    /// enough for what it reads and writes, alive, and not borrowed from until it returns.
+    /// A hypercall can do anything to this domain or another. Its addresses must be those of [`HypercallBuffer`]s,
+    /// large enough for what it reads and writes, alive, and not borrowed from until it returns.
     pub unsafe fn hypercall(&self, name: &'static str, op: u64, arg: [u64; 5]) -> Result<u64> {
         // SAFETY: the caller's promise.
         unsafe { self.device().hypercall(op, arg) }.map_err(|source| Error::Hypercall { name, domid: None, source })
@@ -149,14 +150,29 @@ impl ForeignMemory {
         unsafe { self.hypercall("XENMEM_maximum_ram_page", uapi::HYPERVISOR_MEMORY_OP.into(), arg) }
     }
 
-    /// Whether a domain is a PV guest or one whose physical addresses Xen translates.
+    /// How many frames a domain may own (`XENMEM_maximum_reservation`).
+    pub(crate) fn maximum_reservation(&self, domid: Domid) -> Result<u64> {
+        self.memory_op_on("XENMEM_maximum_reservation", uapi::XENMEM_MAXIMUM_RESERVATION, domid)
+    }
+
+    /// How a domain's memory is managed.
     ///
-    /// Xen keeps parameters for the latter only (`HVMOP_get_param`, which guests rely on too and so stays as it is).
+    /// Where the toolstack's interface is not understood ([`ForeignMemory::domctl_version`]), PVH is not told from HVM.
     ///
     /// # Errors
     ///
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     pub fn guest_kind(&self, domid: Domid) -> Result<GuestKind> {
+        match self.domctl_version() {
+            Some(_) => Ok(self.get_domain_info(domid)?.kind),
+            None => self.guest_kind_by_param(domid),
+        }
+    }
+
+    /// Whether a domain is a PV guest or one whose physical addresses Xen translates.
+    ///
+    /// Xen keeps parameters for the latter only (`HVMOP_get_param`, which guests rely on too and so stays as it is).
+    pub(crate) fn guest_kind_by_param(&self, domid: Domid) -> Result<GuestKind> {
         let param = uapi::HvmParam { domid: domid.get(), pad: 0, index: uapi::HVM_PARAM_STORE_PFN, value: 0 };
         let mut buffer = self.hypercall_buffer(size_of::<uapi::HvmParam>())?;
         buffer.bytes_mut()[..2].copy_from_slice(&param.domid.to_ne_bytes());

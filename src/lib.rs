@@ -4,8 +4,10 @@
 compile_error!("xenmap is for 64-bit Linux: the privcmd device has no 32-bit interface on a 64-bit kernel");
 
 mod copy;
+mod domctl;
 mod error;
 mod foreign;
+mod guest;
 mod hypercall;
 mod mapping;
 #[cfg(feature = "mock")]
@@ -20,6 +22,9 @@ mod view;
 pub use copy::Word;
 pub use error::{Error, FrameError, FrameErrors, Result};
 pub use foreign::ForeignMemory;
+pub use guest::{
+    DomainInfo, DomainState, Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap, RamScan, Search,
+};
 pub use hypercall::{HypercallBuffer, XenVersion};
 pub use mapping::ForeignMapping;
 pub use region::leaked_mappings;

@@ -15,10 +15,10 @@ use crate::view::View;
 /// # Giving the references back
 ///
 /// While a frame is mapped, Xen holds a reference to it: the machine page stays what it is even if the guest balloons
-/// it out or dies (the domain then lingers as a zombie). `Drop` runs munmap(2) on exactly what was mapped, and the kernel does
-/// the rest: in a PV domain each page-table entry that it clears traps into Xen, which drops the entry's reference; in
-/// an auto-translated one the close hook of the privcmd mapping removes each frame from our physmap. When
-/// `drop` returns, the references are gone. A process that dies gives them back in the same way.
+/// it out or dies (the domain then lingers as a zombie). `Drop` runs munmap(2) on exactly what was mapped, and the
+/// kernel does the rest: in a PV domain each page-table entry that it clears traps into Xen, which drops the entry's
+/// reference; in an auto-translated one the close hook of the privcmd mapping removes each frame from our physmap.
+/// When `drop` returns, the references are gone. A process that dies gives them back in the same way.
 ///
 /// In a forked child the mapping does not exist: `Drop` does nothing there, and it must not be accessed (who forks a
 /// process answers for what the child does with it: something else may be at these addresses).
@@ -27,8 +27,9 @@ use crate::view::View;
 ///
 /// The guest writes this memory whenever it likes. A `&[u8]` promises the compiler that nobody does, so merely having
 /// one is undefined behaviour; that holds for `&AtomicU8` too as soon as another access has another size. Data is
-/// copied in and out through a [`View`], by accesses that stand for relaxed atomic ones, byte by byte. What was copied can be
-/// examined at leisure; what is read twice may differ, and a check must be made on the copy that is used.
+/// copied in and out through a [`View`], by accesses that stand for relaxed atomic ones, byte by byte. What was
+/// copied can be examined at leisure; what is read twice may differ, and a check must be made on the copy that is
+/// used.
 ///
 /// ```compile_fail
 /// fn cannot_be_duplicated(mapping: xenmap::ForeignMapping) -> xenmap::ForeignMapping {

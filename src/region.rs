@@ -52,8 +52,8 @@ pub(crate) struct Region {
     process: ProcessId,
 }
 
-// SAFETY: a range of addresses means the same on every thread, and whoever reaches the memory does so through the copying
-// of copy.rs, which any number of threads may do at once.
+// SAFETY: a range of addresses means the same on every thread, and whoever reaches the memory does so through the
+// copying of copy.rs, which any number of threads may do at once.
 unsafe impl Send for Region {}
 // SAFETY: as above; no method changes anything but `grow`, which takes `&mut`.
 unsafe impl Sync for Region {}
@@ -76,7 +76,8 @@ impl Region {
     ///
     /// # Safety
     ///
-    /// They are one device mapping, made as the others were, and nobody else unmaps it; the last one has `vma_len` bytes.
+    /// They are one device mapping, made as the others were, and nobody else unmaps it; the last one has `vma_len`
+    /// bytes.
     pub(crate) unsafe fn grow(&mut self, len: usize) {
         self.len += len;
     }

@@ -72,9 +72,10 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// - [`Error::Resource`], which says why: no such resource, not so many frames in it, no such domain, no privilege.
-    /// - [`Error::Empty`] for no frames (which the kernel takes for a question about the size), [`Error::TooManyFrames`],
-    ///   [`Error::Reserve`].
+    /// - [`Error::Resource`], which says why: no such resource, not so many frames in it, no such domain, no
+    ///   privilege.
+    /// - [`Error::Empty`] for no frames (which the kernel takes for a question about the size),
+    ///   [`Error::TooManyFrames`], [`Error::Reserve`].
     #[doc(alias = "IOCTL_PRIVCMD_MMAP_RESOURCE")]
     #[doc(alias = "xenforeignmemory_map_resource")]
     pub fn map_resource(

@@ -1,0 +1,194 @@
+//! Hypercalls of the toolstack's interfaces (domctl, sysctl), of which each release of Xen understands one version.
+
+#![expect(unsafe_code, reason = "makes hypercalls")]
+
+use std::ops::RangeInclusive;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+use crate::foreign::ForeignMemory;
+use crate::types::{Domid, Gfn};
+use crate::uapi;
+
+/// Versions of the domctl interface, of Xen 4.11 to 4.22. What we use of it is the same in all of them, but for
+/// `ARCH_CONFIG_MOVED`.
+const DOMCTL_VERSIONS: RangeInclusive<u32> = 0x10..=0x18;
+/// Versions of the sysctl interface, of Xen 4.11 to 4.22.
+const SYSCTL_VERSIONS: RangeInclusive<u32> = 0x11..=0x16;
+/// The version of either, that of Xen 4.16, since which `arch_config` of `struct xen_domctl_getdomaininfo` lies where
+/// the bindings have it; before, `gpaddr_bits` was not in front of it.
+pub(crate) const ARCH_CONFIG_MOVED: u32 = 0x14;
+
+/// Bytes of what both structures begin with: command and version, and for a domctl the domain.
+const SYSCTL_HEADER: usize = 8;
+const DOMCTL_HEADER: usize = 16;
+/// Bytes of their arguments.
+pub(crate) const ARGUMENTS: usize = 128;
+
+/// The most frames that one call tells about (Xen's domctl.c, `getpageframeinfo3`).
+const FRAMES_A_CALL: usize = 1024;
+
+/// What a domctl or sysctl reads and writes.
+pub(crate) type Arguments = [u8; ARGUMENTS];
+
+/// The version of an interface, once it was asked for; or, as an errno, why it cannot be used.
+pub(crate) type Version = OnceLock<std::result::Result<u32, i32>>;
+
+impl ForeignMemory {
+    /// The version of the domctl interface that this Xen understands, if it is one that is known here (Xen 4.11 to
+    /// 4.22) and this handle may use it.
+    ///
+    /// Without it less can be told about domains, and what can be told takes longer.
+    #[must_use]
+    pub fn domctl_version(&self) -> Option<u32> {
+        self.usable_domctl_version().ok()
+    }
+
+    /// The same for the sysctl interface.
+    pub(crate) fn sysctl_version(&self) -> Option<u32> {
+        self.usable_sysctl_version().ok()
+    }
+
+    fn usable_domctl_version(&self) -> std::result::Result<u32, i32> {
+        remember(&self.domctl_version, || {
+            let domid = Domid::new(0).ok();
+            let (op, command) = (uapi::HYPERVISOR_DOMCTL, uapi::XEN_DOMCTL_GETDOMAININFO);
+            let call = Call { name: "XEN_DOMCTL_getdomaininfo", op, command, domid, arguments: [0; ARGUMENTS] };
+            self.understood(DOMCTL_VERSIONS, &call)
+        })
+    }
+
+    fn usable_sysctl_version(&self) -> std::result::Result<u32, i32> {
+        remember(&self.sysctl_version, || {
+            // The arguments are all 0: it asks for no domains, and Xen writes to no address.
+            let (op, command) = (uapi::HYPERVISOR_SYSCTL, uapi::XEN_SYSCTL_GETDOMAININFOLIST);
+            let call =
+                Call { name: "XEN_SYSCTL_getdomaininfolist", op, command, domid: None, arguments: [0; ARGUMENTS] };
+            self.understood(SYSCTL_VERSIONS, &call)
+        })
+    }
+
+    /// The version of an interface with which Xen understands a call.
+    fn understood(&self, versions: RangeInclusive<u32>, call: &Call) -> std::result::Result<u32, i32> {
+        for version in versions.rev() {
+            match self.toolstack_call(version, call).map_err(|e| e.errno()) {
+                // ESRCH: there is no domain 0, but the question was understood.
+                Ok(_) | Err(libc::ESRCH) => return Ok(version),
+                // It is another version, which Xen looks at before anything else.
+                Err(libc::EACCES) => {}
+                // EPERM, for example: the handle is restricted. It would be the same with every version.
+                Err(errno) => return Err(errno),
+            }
+        }
+        Err(libc::EACCES)
+    }
+
+    /// Makes a domctl, and returns its arguments as Xen leaves them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's behind its 16th byte.
+    pub(crate) unsafe fn domctl(
+        &self,
+        name: &'static str,
+        command: u32,
+        domid: Domid,
+        arguments: Arguments,
+    ) -> Result<Arguments> {
+        let call = Call { name, op: uapi::HYPERVISOR_DOMCTL, command, domid: Some(domid), arguments };
+        let version = self.usable_domctl_version().map_err(|errno| call.error(errno))?;
+        self.toolstack_call(version, &call)
+    }
+
+    /// Makes a sysctl, and returns its arguments as Xen leaves them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's behind its 8th byte.
+    pub(crate) unsafe fn sysctl(&self, name: &'static str, command: u32, arguments: Arguments) -> Result<Arguments> {
+        let call = Call { name, op: uapi::HYPERVISOR_SYSCTL, command, domid: None, arguments };
+        let version = self.usable_sysctl_version().map_err(|errno| call.error(errno))?;
+        self.toolstack_call(version, &call)
+    }
+
+    /// What Xen says of frames, in their order (`XEN_DOMCTL_getpageframeinfo3`): one of `XEN_DOMCTL_PFINFO_*`.
+    ///
+    /// A populate-on-demand frame gets its page by this, as by mapping it.
+    pub(crate) fn page_frame_info(&self, domid: Domid, gfns: &[Gfn]) -> Result<Vec<u32>> {
+        const WORD: usize = size_of::<u64>();
+        let mut array = self.hypercall_buffer(WORD * FRAMES_A_CALL.min(gfns.len().max(1)))?;
+        let mut types = Vec::with_capacity(gfns.len());
+        for chunk in gfns.chunks(FRAMES_A_CALL) {
+            for (word, gfn) in array.bytes_mut().chunks_exact_mut(WORD).zip(chunk) {
+                word.copy_from_slice(&gfn.get().to_ne_bytes());
+            }
+            let mut arguments = [0; ARGUMENTS];
+            arguments[..8].copy_from_slice(&(chunk.len() as u64).to_ne_bytes());
+            arguments[8..16].copy_from_slice(&array.address().to_ne_bytes());
+            let (name, command) = ("XEN_DOMCTL_getpageframeinfo3", uapi::XEN_DOMCTL_GETPAGEFRAMEINFO3);
+            // SAFETY: it reads and writes an array of so many words, for which the buffer is large enough.
+            unsafe { self.domctl(name, command, domid, arguments) }?;
+            types.extend(array.bytes().chunks_exact(WORD).take(chunk.len()).map(|word| u32_at(word, 0)));
+        }
+        Ok(types)
+    }
+
+    fn toolstack_call(&self, version: u32, call: &Call) -> Result<Arguments> {
+        let header = if call.domid.is_some() { DOMCTL_HEADER } else { SYSCTL_HEADER };
+        let mut buffer = self.hypercall_buffer(header + ARGUMENTS)?;
+        let bytes = buffer.bytes_mut();
+        bytes[..4].copy_from_slice(&call.command.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&version.to_ne_bytes());
+        if let Some(domid) = call.domid {
+            bytes[8..10].copy_from_slice(&domid.get().to_ne_bytes());
+        }
+        bytes[header..].copy_from_slice(&call.arguments);
+        let arg = [buffer.address(), 0, 0, 0, 0];
+        // SAFETY: it reads and writes one structure, for which the buffer is large enough; for what its arguments point
+        // to the callers of `domctl` and `sysctl` have promised, and those of `understood` point to nothing.
+        let called = unsafe { self.device().hypercall(call.op.into(), arg) };
+        called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
+        let mut arguments = [0; ARGUMENTS];
+        arguments.copy_from_slice(&buffer.bytes()[header..]);
+        Ok(arguments)
+    }
+}
+
+/// What was learned of an interface, or is learned now.
+fn remember(version: &Version, ask: impl FnOnce() -> std::result::Result<u32, i32>) -> std::result::Result<u32, i32> {
+    if let Some(known) = version.get() {
+        return *known;
+    }
+    let answer = ask();
+    // Another errno, such as that there is no memory at the moment, says nothing of the interface.
+    if matches!(answer, Ok(_) | Err(libc::EACCES | libc::EPERM | libc::ENOSYS)) {
+        // Another thread may have been faster, with the same answer.
+        let _ = version.set(answer);
+    }
+    answer
+}
+
+struct Call {
+    name: &'static str,
+    op: u32,
+    command: u32,
+    /// Of a domctl.
+    domid: Option<Domid>,
+    arguments: Arguments,
+}
+
+impl Call {
+    fn error(&self, errno: i32) -> Error {
+        Error::Hypercall { name: self.name, domid: self.domid, source: std::io::Error::from_raw_os_error(errno) }
+    }
+}
+
+/// An integer of a structure that Xen has written; 0 behind its end, where no structure of ours has one.
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_ne_bytes(*word))
+}
+
+/// See [`u32_at`].
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_ne_bytes(*word))
+}

@@ -1,0 +1,260 @@
+//! Which domains there are, and what is known of each.
+
+#![expect(unsafe_code, reason = "makes hypercalls")]
+
+use std::mem::offset_of;
+
+use super::xenstore::Names;
+use crate::domctl::{ARCH_CONFIG_MOVED, ARGUMENTS, Arguments, u32_at, u64_at};
+use crate::error::{Error, Result};
+use crate::foreign::ForeignMemory;
+use crate::privcmd::Device;
+use crate::types::{Domid, Gfn, GuestKind};
+use crate::uapi::{self, DomctlDomainInfo};
+
+/// What a domain is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DomainState {
+    /// It runs, or would if a processor were free or an event came.
+    Running,
+    /// The toolstack has paused it.
+    Paused,
+    /// Its system has shut down, and it waits to be destroyed.
+    Shutdown,
+    /// It has been destroyed, and foreign mappings keep some of its frames. While its frames are being freed, Xen
+    /// does not say so yet.
+    Dying,
+}
+
+/// What is known of a domain. What only the toolstack's interface tells is `None` where that is not understood
+/// ([`ForeignMemory::domctl_version`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DomainInfo {
+    /// Its number.
+    pub domid: Domid,
+    /// How its memory is managed.
+    pub kind: GuestKind,
+    /// What it is doing.
+    pub state: Option<DomainState>,
+    /// Frames that it owns.
+    pub pages: u64,
+    /// Frames that it may own.
+    pub max_pages: Option<u64>,
+    /// Frames that are paged out.
+    pub paged_out: Option<u64>,
+    /// Virtual processors that are online.
+    pub vcpus: Option<u32>,
+    /// Its UUID.
+    pub handle: Option<[u8; 16]>,
+    /// Its name, if xenstore can be reached and has one. It may hold any characters.
+    pub name: Option<String>,
+    /// The frame that Xen shares with it, if it is a PV guest.
+    pub(crate) shared_info: Option<Gfn>,
+}
+
+impl ForeignMemory {
+    /// What is known of a domain. A xenstored that does not answer is waited for up to a second.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{DomainState, GuestKind};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Pvh, 16);
+    /// let info = host.open()?.domain_info(domain.domid())?;
+    /// assert_eq!((info.kind, info.pages, info.state), (GuestKind::Pvh, 16, Some(DomainState::Running)));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], with ESRCH if there is no such domain.
+    #[doc(alias = "XEN_DOMCTL_getdomaininfo")]
+    pub fn domain_info(&self, domid: Domid) -> Result<DomainInfo> {
+        let mut info = self.nameless_domain_info(domid)?;
+        self.add_names(std::slice::from_mut(&mut info));
+        Ok(info)
+    }
+
+    /// The domains that there are, in ascending order of their numbers; dying ones and the one we are in, too.
+    ///
+    /// Where neither of the toolstack's interfaces is understood each number is tried, which takes a second or so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`].
+    #[doc(alias = "XEN_SYSCTL_getdomaininfolist")]
+    pub fn domains(&self) -> Result<Vec<DomainInfo>> {
+        let mut domains = Vec::new();
+        if let Some(version) = self.sysctl_version() {
+            let mut first = 0;
+            while let Some(info) = self.next_domain(first, version)? {
+                first = info.domid.get() + 1;
+                domains.push(info);
+            }
+        } else {
+            for domid in (0..uapi::FIRST_RESERVED_DOMID).filter_map(|id| Domid::new(id).ok()) {
+                match self.nameless_domain_info(domid) {
+                    Ok(info) => domains.push(info),
+                    Err(e) if e.errno() == libc::ESRCH => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        self.add_names(&mut domains);
+        Ok(domains)
+    }
+
+    /// The domain of this name, if xenstore can be reached and knows one.
+    ///
+    /// ```
+    /// let host = xenmap::mock::MockHost::new();
+    /// let domain = host.create_domain(xenmap::GuestKind::Pv, 16);
+    /// domain.set_name("web");
+    /// assert_eq!(host.open()?.domain_by_name("web")?, Some(domain.domid()));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ForeignMemory::domains`].
+    pub fn domain_by_name(&self, name: &str) -> Result<Option<Domid>> {
+        let found = self.domains()?.into_iter().find(|info| info.name.as_deref() == Some(name));
+        Ok(found.map(|info| info.domid))
+    }
+
+    /// The frame that Xen shares with a PV guest (`shared_info`).
+    pub(crate) fn shared_info_frame(&self, domid: Domid) -> Result<Gfn> {
+        let missing = Error::P2m { domid, reason: "xen does not say where its shared_info is" };
+        self.get_domain_info(domid)?.shared_info.ok_or(missing)
+    }
+
+    fn nameless_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
+        match self.domctl_version() {
+            Some(_) => self.get_domain_info(domid),
+            None => self.stable_domain_info(domid),
+        }
+    }
+
+    /// What the toolstack is told of a domain (`XEN_DOMCTL_getdomaininfo`).
+    pub(crate) fn get_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
+        let (name, command) = ("XEN_DOMCTL_getdomaininfo", uapi::XEN_DOMCTL_GETDOMAININFO);
+        let error = |errno| Error::Hypercall { name, domid: Some(domid), source: errno_error(errno) };
+        if domid == Domid::XEN {
+            // It owns frames, but is no domain; up to 4.17 Xen says EINVAL.
+            return Err(error(libc::ESRCH));
+        }
+        // SAFETY: its arguments hold no address.
+        let answer = unsafe { self.domctl(name, command, domid, [0; ARGUMENTS]) }?;
+        let info = DomainInfo::from_answer(&answer, self.domctl_version().unwrap_or_default())?;
+        // Up to 4.17 Xen tells of the next domain where there is none of this number.
+        if info.domid == domid { Ok(info) } else { Err(error(libc::ESRCH)) }
+    }
+
+    /// The first domain of a number not below this one (`XEN_SYSCTL_getdomaininfolist`).
+    fn next_domain(&self, first: u16, version: u32) -> Result<Option<DomainInfo>> {
+        // One at a time: then the size of an entry, which is not the same in all releases, does not matter. It is an
+        // argument of a domctl too, so it is not larger than those.
+        let entry = self.hypercall_buffer(ARGUMENTS)?;
+        let mut arguments = [0; ARGUMENTS];
+        // struct xen_sysctl_getdomaininfolist: first_domain, max_domains, buffer, num_domains.
+        arguments[..2].copy_from_slice(&first.to_ne_bytes());
+        arguments[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+        arguments[8..16].copy_from_slice(&entry.address().to_ne_bytes());
+        let (name, command) = ("XEN_SYSCTL_getdomaininfolist", uapi::XEN_SYSCTL_GETDOMAININFOLIST);
+        // SAFETY: it writes one entry, for which the buffer is large enough.
+        let answer = unsafe { self.sysctl(name, command, arguments) }?;
+        if u32_at(&answer, 16) == 0 {
+            return Ok(None);
+        }
+        let mut info = [0; ARGUMENTS];
+        info.copy_from_slice(entry.bytes());
+        DomainInfo::from_answer(&info, version).map(Some)
+    }
+
+    /// What can be learned of a domain by calls that are the same in every release of Xen.
+    fn stable_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
+        Ok(DomainInfo {
+            domid,
+            pages: self.current_reservation(domid)?,
+            kind: self.guest_kind_by_param(domid)?,
+            max_pages: Some(self.maximum_reservation(domid)?),
+            state: None,
+            paged_out: None,
+            vcpus: None,
+            handle: None,
+            name: None,
+            shared_info: None,
+        })
+    }
+
+    fn add_names(&self, domains: &mut [DomainInfo]) {
+        match self.device() {
+            Device::Kernel(_) => {
+                let mut names = Names::open();
+                for info in domains {
+                    info.name = names.of(info.domid);
+                }
+            }
+            #[cfg(feature = "mock")]
+            Device::Mock(mock) => {
+                for info in domains {
+                    info.name = mock.domain_name(info.domid);
+                }
+            }
+        }
+    }
+}
+
+impl DomainInfo {
+    /// What `struct xen_domctl_getdomaininfo` says, of the interface of this version.
+    fn from_answer(answer: &Arguments, version: u32) -> Result<DomainInfo> {
+        let word = |offset| u64_at(answer, offset);
+        let flags = u32_at(answer, offset_of!(DomctlDomainInfo, flags));
+        let arch_config = if version >= ARCH_CONFIG_MOVED {
+            offset_of!(DomctlDomainInfo, arch_config)
+        } else {
+            offset_of!(DomctlDomainInfo, gpaddr_bits)
+        };
+        let kind = kind(flags, u32_at(answer, arch_config));
+        let shared_info = Gfn::new(word(offset_of!(DomctlDomainInfo, shared_info_frame))).ok();
+        Ok(DomainInfo {
+            domid: Domid::new(u16::from_ne_bytes([answer[0], answer[1]]))?,
+            kind,
+            state: Some(state(flags)),
+            pages: word(offset_of!(DomctlDomainInfo, tot_pages)),
+            max_pages: Some(word(offset_of!(DomctlDomainInfo, max_pages))),
+            paged_out: Some(word(offset_of!(DomctlDomainInfo, paged_pages))),
+            vcpus: Some(u32_at(answer, offset_of!(DomctlDomainInfo, nr_online_vcpus))),
+            handle: answer[offset_of!(DomctlDomainInfo, handle)..].first_chunk().copied(),
+            name: None,
+            shared_info: shared_info.filter(|_| kind == GuestKind::Pv),
+        })
+    }
+}
+
+fn state(flags: u32) -> DomainState {
+    match flags {
+        flags if flags & uapi::XEN_DOMINF_DYING != 0 => DomainState::Dying,
+        flags if flags & uapi::XEN_DOMINF_SHUTDOWN != 0 => DomainState::Shutdown,
+        flags if flags & uapi::XEN_DOMINF_PAUSED != 0 => DomainState::Paused,
+        _ => DomainState::Running,
+    }
+}
+
+/// Xen lets an x86 guest have all emulated devices (HVM) or none but interrupt controllers (PVH), so one tells.
+/// What `arch_config` begins with on Arm is something else.
+fn kind(flags: u32, emulated: u32) -> GuestKind {
+    let has_timer = emulated & (1 << uapi::XEN_X86_EMU_PIT_BIT) != 0;
+    match flags & uapi::XEN_DOMINF_HVM_GUEST {
+        0 => GuestKind::Pv,
+        _ if has_timer || !cfg!(target_arch = "x86_64") => GuestKind::Hvm,
+        _ => GuestKind::Pvh,
+    }
+}
+
+fn errno_error(errno: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(errno)
+}

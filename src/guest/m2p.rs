@@ -1,0 +1,185 @@
+//! Which guest frame a machine frame is: Xen's own table of them (the M2P), one for all PV guests.
+
+#![expect(unsafe_code, reason = "asks Xen where its table is")]
+
+use std::mem::offset_of;
+
+use super::Guest;
+use crate::error::Result;
+use crate::foreign::ForeignMemory;
+use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
+use crate::uapi::{self, MachphysMfnList};
+
+const ENTRY_BYTES: usize = size_of::<u64>();
+/// Entries in each part of the table that lies in one piece: 2 MiB.
+const EXTENT_ENTRIES: u64 = (2 << 20) / ENTRY_BYTES as u64;
+const FRAME_ENTRIES: u64 = (FRAME_SIZE / ENTRY_BYTES) as u64;
+
+impl Guest<'_> {
+    /// The pfn of one of a PV guest's machine frames; `None` if the guest's p2m does not have it there.
+    ///
+    /// Costs two hypercalls, a mapping, and a look into the p2m.
+    pub(super) fn pfn_of(&self, mfn: Gfn) -> Result<Option<u64>> {
+        let Some(pfn) = self.memory.machine_to_phys(mfn)?.filter(|&pfn| pfn <= Gfn::MAX.get()) else {
+            return Ok(None);
+        };
+        // The entry is of whoever owns the frame, who can set it to anything.
+        let own = self.gfns(pfn..pfn + 1)?.first() == Some(&Some(mfn));
+        Ok(own.then_some(pfn))
+    }
+}
+
+impl ForeignMemory {
+    /// What Xen's table says of a machine frame; `None` where the table has a gap or ends.
+    fn machine_to_phys(&self, mfn: Gfn) -> Result<Option<u64>> {
+        // Xen is not asked for more of the table than it has: the frame's number may be any.
+        if mfn.get() > self.maximum_ram_page()? {
+            return Ok(None);
+        }
+        let Some(extent) = self.machine_to_phys_extent(mfn.get() / EXTENT_ENTRIES)? else { return Ok(None) };
+        let frame = Gfn::new(extent + mfn.get() % EXTENT_ENTRIES / FRAME_ENTRIES)?;
+        let mapping = self.map_foreign_batch(Domid::XEN, Protection::ReadOnly, &[frame])?;
+        let entry = (mfn.get() % FRAME_ENTRIES) as usize;
+        mapping.view().read(entry * ENTRY_BYTES).map(Some)
+    }
+
+    /// The first frame of a part of the table, of which Xen lists all from the first on (`XENMEM_machphys_mfn_list`).
+    fn machine_to_phys_extent(&self, index: u64) -> Result<Option<u64>> {
+        let Ok(index) = u32::try_from(index) else { return Ok(None) };
+        let list = self.hypercall_buffer(ENTRY_BYTES * (index as usize + 1))?;
+        let mut buffer = self.hypercall_buffer(size_of::<MachphysMfnList>())?;
+        let (max, start) = (offset_of!(MachphysMfnList, max_extents), offset_of!(MachphysMfnList, extent_start));
+        buffer.bytes_mut()[max..max + 4].copy_from_slice(&(index + 1).to_ne_bytes());
+        buffer.bytes_mut()[start..start + 8].copy_from_slice(&list.address().to_ne_bytes());
+        let arg = [u64::from(uapi::XENMEM_MACHPHYS_MFN_LIST), buffer.address(), 0, 0, 0];
+        // SAFETY: it reads and writes the structure, and writes at most as many words as that says, which the list has.
+        unsafe { self.hypercall("XENMEM_machphys_mfn_list", uapi::HYPERVISOR_MEMORY_OP.into(), arg) }?;
+        // What Xen has not written is 0. In a gap it repeats the part before (x86_64/mm.c, up to Xen 4.22), though its
+        // header says 0.
+        let extent = |index: usize| crate::domctl::u64_at(list.bytes(), ENTRY_BYTES * index);
+        let (before, found) = (index.checked_sub(1).map(|before| extent(before as usize)), extent(index as usize));
+        Ok(Some(found).filter(|&found| found != 0 && before != Some(found)))
+    }
+}
+
+#[cfg(all(test, feature = "mock"))]
+#[expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+mod tests {
+    use crate::error::Error;
+    use crate::guest::{Guest, PageTables, PagingMode};
+    use crate::mock::{Dom0, HostConfig, MockDomain, MockHost};
+    use crate::types::{Gfn, GuestKind};
+
+    fn host(dom0: Dom0) -> MockHost {
+        MockHost::with_config(HostConfig { dom0, ..HostConfig::default() })
+    }
+
+    /// Runs a test in each x86 dom0 with a PV guest whose p2m says of each frame that its pfn is its mfn.
+    fn with_identical_guest(test: impl Fn(&Guest, &MockDomain)) {
+        for host in [Dom0::Pv, Dom0::Pvh].map(host) {
+            let memory = host.open().unwrap();
+            let domain = host.create_domain(GuestKind::Pv, 8);
+            test(&Guest { memory: &memory, domid: domain.domid(), kind: GuestKind::Pv, p2m: None }, &domain);
+        }
+    }
+
+    /// Makes the guest's first frames page tables, as a PV guest has them: of machine frames, and pinned.
+    fn map_at_zero(domain: &MockDomain, mode: PagingMode, target: Gfn) -> PageTables {
+        let levels = if mode == PagingMode::Pae { 3 } else { 4 };
+        let tables = &domain.frames()[..levels];
+        let entries = tables[1..].iter().chain([&target]).map(|gfn| gfn.get() << 12 | 1);
+        for (&table, entry) in tables.iter().zip(entries) {
+            domain.write(table, 0, &entry.to_ne_bytes());
+            domain.pin_page_table(table).unwrap();
+        }
+        PageTables { cr3: tables[0].get() << 12, mode }
+    }
+
+    #[test]
+    fn machine_frames_become_pfns() {
+        with_identical_guest(|guest, domain| {
+            let frames = domain.frames();
+            for &gfn in &frames {
+                domain.set_pfn(gfn, gfn.get());
+            }
+            for mode in [PagingMode::Pae, PagingMode::FourLevels] {
+                let tables = map_at_zero(domain, mode, frames[6]);
+                assert_eq!(guest.translate(&tables, 0x123).unwrap(), frames[6].get() << 12 | 0x123);
+                guest.write_virtual(&tables, 0xFFE, b"ab").unwrap();
+                assert_eq!(domain.read(frames[6], 0xFFE, 2), b"ab");
+                // The frame behind it is another matter.
+                assert!(matches!(guest.read_virtual(&tables, 0xFFE, &mut [0; 3]), Err(Error::Translation { .. })));
+            }
+        });
+    }
+
+    #[test]
+    fn frame_that_is_not_the_guests_own_by_its_p2m_is_an_error() {
+        with_identical_guest(|guest, domain| {
+            let frames = domain.frames();
+            let tables = map_at_zero(domain, PagingMode::FourLevels, frames[6]);
+            // The entry is invalid at first, then another frame's, then none that a p2m could have.
+            for pfn in [None, Some(frames[5].get()), Some(Gfn::MAX.get() + 1), Some(u64::MAX - 1)] {
+                if let Some(pfn) = pfn {
+                    domain.set_pfn(frames[6], pfn);
+                }
+                let reason = match guest.translate(&tables, 0) {
+                    Err(Error::Translation { address: 0, reason }) => reason,
+                    other => panic!("{other:x?}"),
+                };
+                assert!(reason.contains("not the guest's own"), "{pfn:x?}: {reason}");
+            }
+        });
+    }
+
+    #[test]
+    fn machine_frame_that_does_not_exist_is_an_error() {
+        with_identical_guest(|guest, domain| {
+            // Where there is no RAM, behind the last RAM, and the last that an entry can name.
+            for mfn in [0, 1, 0xFFFF, 0x1_0000_0000, Gfn::MAX.get()] {
+                let tables = map_at_zero(domain, PagingMode::FourLevels, Gfn::new(mfn).unwrap());
+                let error = guest.translate(&tables, 0).unwrap_err();
+                assert!(matches!(error, Error::Translation { .. }), "{mfn:#x}: {error}");
+            }
+        });
+    }
+
+    #[test]
+    fn table_covers_all_memory_and_itself() {
+        let host = MockHost::new();
+        let memory = host.open().unwrap();
+        // More than one extent of the table covers.
+        let domain = host.create_domain(GuestKind::Pv, 0x4_0000);
+        let frames = domain.frames();
+        let picked = [frames[0], frames[0x1_FFFF], frames[0x2_FFFF], frames[0x3_0000], frames[0x3_FFFF]];
+        for (pfn, gfn) in picked.into_iter().enumerate() {
+            domain.set_pfn(gfn, pfn as u64);
+        }
+        let pfns = picked.map(|gfn| memory.machine_to_phys(gfn).unwrap());
+        assert_eq!(pfns, [0, 1, 2, 3, 4].map(Some));
+        assert_eq!(memory.machine_to_phys(frames[1]).unwrap(), Some(u64::MAX), "nobody has set it");
+        assert_eq!(memory.machine_to_phys(Gfn::new(0).unwrap()).unwrap(), Some(0x5555_5555_5555_5555), "no RAM");
+        let last = Gfn::new(memory.maximum_ram_page().unwrap()).unwrap();
+        assert_eq!(memory.machine_to_phys(last).unwrap(), Some(u64::MAX), "Xen's own");
+    }
+
+    #[test]
+    fn frame_that_was_freed_has_no_pfn() {
+        let host = MockHost::new();
+        let memory = host.open().unwrap();
+        let domain = host.create_domain(GuestKind::Pv, 2);
+        let frame = domain.frames()[1];
+        domain.set_pfn(frame, 1);
+        assert_eq!(memory.machine_to_phys(frame).unwrap(), Some(1));
+        domain.balloon_out(frame);
+        assert_eq!(host.references(domain.domid()), 0, "counting frees it");
+        assert_eq!(memory.machine_to_phys(frame).unwrap(), Some(u64::MAX));
+    }
+
+    #[test]
+    fn arm_has_no_such_table() {
+        let host = host(Dom0::Arm);
+        let error = host.open().unwrap().machine_to_phys(Gfn::new(0x1_0000).unwrap()).unwrap_err();
+        assert_eq!(error.errno(), libc::ENOSYS);
+    }
+}

@@ -1,0 +1,212 @@
+//! A guest as a whole: what is known of it, where its RAM is, and access by its own addresses.
+
+mod domains;
+mod m2p;
+mod p2m;
+mod page_tables;
+mod pause;
+mod ram_map;
+mod scan;
+mod vcpu;
+mod xenstore;
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+pub use domains::{DomainInfo, DomainState};
+pub use page_tables::{PageTables, PagingMode};
+pub use pause::Paused;
+pub use ram_map::{Extent, FrameKind, RamMap, Search};
+pub use scan::RamScan;
+
+use crate::error::{Error, FrameError, FrameErrors, Result};
+use crate::foreign::{ForeignMemory, check_frames};
+use crate::mapping::ForeignMapping;
+use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
+use p2m::P2m;
+
+/// Frames that are mapped at a time to read or write a range of a guest.
+const WINDOW: u64 = 1024;
+
+/// A guest, by its own physical addresses.
+///
+/// Those of a PV guest are pseudo-physical; which machine frame is behind each is looked up in the guest's own table
+/// (its p2m). So the same addresses lead to the same bytes that the guest's kernel sees there, whatever kind it is. A
+/// pfn here is such an address divided by [`FRAME_SIZE`].
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Guest, GuestKind};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 16);
+/// let memory = host.open()?;
+/// let guest = Guest::open(&memory, domain.domid())?;
+///
+/// guest.write(0x1FFE, b"across a border")?;
+/// let mut text = [0; 15];
+/// guest.read(0x1FFE, &mut text)?;
+/// assert_eq!(&text, b"across a border");
+/// assert!(guest.read(0x10000, &mut text).is_err()); // behind its RAM
+/// # Ok::<(), xenmap::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Guest<'m> {
+    memory: &'m ForeignMemory,
+    domid: Domid,
+    kind: GuestKind,
+    /// Of a PV guest, its table, found when it is first needed.
+    p2m: Option<OnceLock<P2m>>,
+}
+
+impl<'m> Guest<'m> {
+    /// The guest with this number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hypercall`], with ESRCH if there is no such domain.
+    pub fn open(memory: &'m ForeignMemory, domid: Domid) -> Result<Guest<'m>> {
+        let kind = memory.guest_kind(domid)?;
+        Ok(Guest { memory, domid, kind, p2m: (kind == GuestKind::Pv).then(OnceLock::new) })
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn domid(&self) -> Domid {
+        self.domid
+    }
+
+    /// How its memory is managed.
+    #[must_use]
+    pub fn kind(&self) -> GuestKind {
+        self.kind
+    }
+
+    /// The handle that it is looked at through.
+    #[must_use]
+    pub fn memory(&self) -> &'m ForeignMemory {
+        self.memory
+    }
+
+    /// The frames to map for some pfns; `None` where a PV guest's table says that there is no RAM of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidGfn`]; for a PV guest [`Error::P2m`] if its table cannot be used, and those of reading it.
+    pub fn gfns(&self, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
+        if let Some(last) = pfns.clone().next_back() {
+            // Before there are very many to make.
+            Gfn::new(last)?;
+            check_frames(usize::try_from(pfns.end - pfns.start).unwrap_or(usize::MAX))?;
+        }
+        if let Some(p2m) = self.p2m()? {
+            return p2m.lookup(self.memory, pfns);
+        }
+        let count = usize::try_from(pfns.end.saturating_sub(pfns.start)).unwrap_or(usize::MAX);
+        let mut gfns = Vec::new();
+        gfns.try_reserve_exact(count).map_err(|_| Error::TooManyFrames { frames: count })?;
+        for pfn in pfns {
+            gfns.push(Some(Gfn::new(pfn)?));
+        }
+        Ok(gfns)
+    }
+
+    /// Maps consecutive frames of the guest: all of them or none.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ForeignMemory::map_foreign_batch`] and of [`Guest::gfns`]. The index of a frame that failed counts
+    /// from the first pfn.
+    pub fn map(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
+        self.memory.map_foreign_batch(self.domid, protection, &self.mappable(pfns)?)
+    }
+
+    /// Maps those of consecutive frames that can be mapped; see [`ForeignMemory::map_foreign_batch_partial`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ForeignMemory::map_foreign_batch_partial`] and of [`Guest::gfns`].
+    pub fn map_partial(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
+        self.memory.map_foreign_batch_partial(self.domid, protection, &self.mappable(pfns)?)
+    }
+
+    /// Copies bytes from an address of the guest on.
+    ///
+    /// The guest may write meanwhile: what is read is what was there at some moment, byte by byte.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GuestAddress`] names the first address that is no RAM; nothing is said of what was copied before.
+    /// Else those of [`Guest::map`].
+    pub fn read(&self, address: u64, to: &mut [u8]) -> Result<()> {
+        let mut rest = to;
+        self.each_window(Protection::ReadOnly, address, rest.len(), |mapping, offset, len| {
+            let (part, more) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = more;
+            mapping.view().read_bytes(offset, part)
+        })
+    }
+
+    /// Copies bytes into the guest, from an address on.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GuestAddress`] names the first address that cannot be written; more than 4 MiB may have been written in
+    /// part then. Else those of [`Guest::map`].
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<()> {
+        let mut rest = from;
+        self.each_window(Protection::ReadWrite, address, rest.len(), |mapping, offset, len| {
+            let (part, more) = rest.split_at(len);
+            rest = more;
+            mapping.view().write_bytes(offset, part)
+        })
+    }
+
+    /// Maps the frames of a range of bytes, a window at a time, and calls back with each: where in it the range's next
+    /// part is.
+    fn each_window(
+        &self,
+        protection: Protection,
+        address: u64,
+        len: usize,
+        mut f: impl FnMut(&ForeignMapping, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        const FRAME: u64 = FRAME_SIZE as u64;
+        let end = address.checked_add(len as u64).ok_or(Error::InvalidGfn { gfn: u64::MAX / FRAME })?;
+        let mut next = address;
+        while next < end {
+            let first = next / FRAME;
+            let last = (end.div_ceil(FRAME)).min(first + WINDOW);
+            let mapping = self.map(protection, first..last).map_err(|e| self.at_address(e, first, next))?;
+            let stop = end.min(last * FRAME);
+            // No more than what is left of `len`.
+            let part = usize::try_from(stop - next).unwrap_or(len);
+            f(&mapping, (next % FRAME) as usize, part)?;
+            next = stop;
+        }
+        Ok(())
+    }
+
+    /// The table of a PV guest.
+    fn p2m(&self) -> Result<Option<&P2m>> {
+        let Some(p2m) = &self.p2m else { return Ok(None) };
+        if p2m.get().is_none() {
+            // If another thread has found it meanwhile, either will do.
+            let _ = p2m.set(P2m::find(self.memory, self.domid)?);
+        }
+        Ok(p2m.get())
+    }
+
+    /// The frames of some pfns, as a batch has them: where there is none, the number that no frame has.
+    fn mappable(&self, pfns: Range<u64>) -> Result<Vec<Gfn>> {
+        Ok(self.gfns(pfns)?.into_iter().map(|gfn| gfn.unwrap_or(Gfn::MAX)).collect())
+    }
+
+    /// The error of mapping a window that begins at `first`, as one of the address that was asked for.
+    fn at_address(&self, error: Error, first: u64, from: u64) -> Error {
+        let Error::Frames(FrameErrors { failed, .. }) = &error else { return error };
+        let Some(&FrameError { index, errno, .. }) = failed.first() else { return error };
+        let address = from.max((first + index as u64) * FRAME_SIZE as u64);
+        Error::GuestAddress { domid: self.domid, address, errno }
+    }
+}

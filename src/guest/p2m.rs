@@ -1,0 +1,367 @@
+//! Which machine frame is behind each frame of a PV guest: the guest's own table (its p2m).
+//!
+//! The guest keeps it in its RAM, and says where in the page that it shares with Xen: as lists of lists of the table's
+//! frames, or in one piece of its virtual memory, which its page tables lead to, or both (`struct arch_shared_info` of
+//! xen/include/public/arch-x86/xen.h; Linux' arch/x86/xen/p2m.c). The guest may change all of it at any time, and write
+//! anything there. Only frames that are its own can be mapped for it, so the worst that it can do is to show some of
+//! them in wrong places.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::vcpu::{address_size, compat_cr3};
+use crate::domctl::{u32_at, u64_at};
+use crate::error::{Error, Result};
+use crate::foreign::ForeignMemory;
+use crate::mapping::ForeignMapping;
+use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
+use crate::uapi;
+
+/// How often a table is looked for while the guest changes it, and the time between.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// Linux makes room in its table for 512 GiB (`XEN_BALLOON_MEMORY_HOTPLUG_LIMIT`), or for its RAM if that is more. So a
+/// guest that claims more entries than these and those for its frames need not be believed.
+const ROOM: u64 = 1 << 27;
+
+/// Entries of a page table, of a 64-bit or a PAE kernel.
+const PTES: u64 = 512;
+
+/// A PV guest's table.
+#[derive(Debug)]
+pub(super) struct P2m {
+    domid: Domid,
+    width: Width,
+    shared_info: Gfn,
+    /// The part of a linear table that was used last: most often it is the next one, too. Lists can change unseen.
+    last: Mutex<Option<Arc<Part>>>,
+}
+
+/// How wide the guest's kernel is, and so its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Width {
+    Bits32,
+    Bits64,
+}
+
+/// What the guest says of its table.
+#[derive(Clone, Copy, Debug)]
+struct Anchor {
+    max_pfn: u64,
+    list: u64,
+    cr3: u64,
+    vaddr: u64,
+    generation: u64,
+}
+
+/// Where the search for an entry begins. As long as it is the same, so is what was found from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Root {
+    /// The highest page table of the address space that has the table at `vaddr`; with another generation it may have
+    /// moved.
+    Linear { cr3: Gfn, vaddr: u64, generation: u64 },
+    /// The list of lists.
+    List(Gfn),
+}
+
+/// The frames of a part of the table: as many as one page table or one list leads to.
+#[derive(Debug)]
+struct Part {
+    root: Root,
+    number: u64,
+    frames: Vec<Option<Gfn>>,
+}
+
+impl Width {
+    fn entry_bytes(self) -> usize {
+        match self {
+            Width::Bits32 => 4,
+            Width::Bits64 => 8,
+        }
+    }
+
+    /// Entries of a frame of the table, or of a list.
+    fn entries(self) -> u64 {
+        (FRAME_SIZE / self.entry_bytes()) as u64
+    }
+
+    /// The integer at an offset, as wide as the kernel is.
+    fn value(self, bytes: &[u8], offset: usize) -> u64 {
+        match self {
+            Width::Bits32 => u32_at(bytes, offset).into(),
+            Width::Bits64 => u64_at(bytes, offset),
+        }
+    }
+
+    fn values(self, bytes: &[u8]) -> impl Iterator<Item = u64> {
+        (0..bytes.len()).step_by(self.entry_bytes()).map(move |offset| self.value(bytes, offset))
+    }
+
+    /// The machine frame of an entry, unless it has none of the guest's own: then all bits are set, or one of the two
+    /// highest (Linux' `FOREIGN_FRAME_BIT` and `IDENTITY_FRAME_BIT`).
+    fn machine_frame(self, entry: u64) -> Option<Gfn> {
+        let flags = 0b11 << (8 * self.entry_bytes() - 2);
+        if entry & flags == 0 { Gfn::new(entry).ok() } else { None }
+    }
+}
+
+impl Anchor {
+    fn new(width: Width, page: &[u8; FRAME_SIZE]) -> Anchor {
+        let offsets = match width {
+            Width::Bits32 => [
+                uapi::SHARED_INFO_32_MAX_PFN,
+                uapi::SHARED_INFO_32_FRAME_LIST_LIST,
+                uapi::SHARED_INFO_32_P2M_CR3,
+                uapi::SHARED_INFO_32_P2M_VADDR,
+                uapi::SHARED_INFO_32_P2M_GENERATION,
+            ],
+            Width::Bits64 => [
+                uapi::SHARED_INFO_64_MAX_PFN,
+                uapi::SHARED_INFO_64_FRAME_LIST_LIST,
+                uapi::SHARED_INFO_64_P2M_CR3,
+                uapi::SHARED_INFO_64_P2M_VADDR,
+                uapi::SHARED_INFO_64_P2M_GENERATION,
+            ],
+        };
+        let [max_pfn, list, cr3, vaddr, generation] = offsets.map(|offset| width.value(page, offset as usize));
+        Anchor { max_pfn, list, cr3, vaddr, generation }
+    }
+
+    /// The linear table, if the guest has one; while it is being changed, too.
+    fn linear(&self, width: Width) -> Option<Root> {
+        if self.cr3 == 0 || !self.vaddr.is_multiple_of(FRAME_SIZE as u64) {
+            return None;
+        }
+        let cr3 = match width {
+            Width::Bits32 => compat_cr3(u32::try_from(self.cr3).ok()?),
+            Width::Bits64 => self.cr3,
+        };
+        Some(Root::Linear { cr3: Gfn::containing(cr3).ok()?, vaddr: self.vaddr, generation: self.generation })
+    }
+
+    /// The list of lists, if the guest has one: 0 is none yet, all ones none at all.
+    fn list(&self, width: Width) -> Option<Root> {
+        if self.list == 0 { None } else { width.machine_frame(self.list).map(Root::List) }
+    }
+
+    /// Whether what was found from there still holds.
+    fn has(&self, width: Width, root: Root) -> bool {
+        [self.linear(width), self.list(width)].contains(&Some(root)) && root.is_settled()
+    }
+}
+
+impl Root {
+    /// Whether the guest is not changing it at the moment: then its generation is odd.
+    fn is_settled(self) -> bool {
+        !matches!(self, Root::Linear { generation, .. } if !generation.is_multiple_of(2))
+    }
+
+    /// Which part has the table's frame of this number, and where in it.
+    fn place(self, width: Width, page: u64) -> Option<(u64, u64)> {
+        match self {
+            Root::List(_) => Some((page / width.entries(), page % width.entries())),
+            Root::Linear { vaddr, .. } => {
+                let number = (vaddr / FRAME_SIZE as u64).checked_add(page)?;
+                Some((number / PTES, number % PTES))
+            }
+        }
+    }
+}
+
+impl P2m {
+    /// Learns where the table of a guest is.
+    pub(super) fn find(memory: &ForeignMemory, domid: Domid) -> Result<P2m> {
+        let error = |reason| Error::P2m { domid, reason };
+        let width = match address_size(memory, domid)? {
+            32 => Width::Bits32,
+            64 => Width::Bits64,
+            _ => return Err(error("it is neither a 32-bit nor a 64-bit guest")),
+        };
+        let shared_info = memory.shared_info_frame(domid)?;
+        let p2m = P2m { domid, width, shared_info, last: Mutex::default() };
+        let anchor = p2m.anchor(memory)?;
+        if anchor.max_pfn == 0 || (anchor.cr3 == 0 && anchor.list == 0) {
+            return Err(error("the guest has not started"));
+        }
+        if anchor.linear(width).or(anchor.list(width)).is_none() {
+            return Err(error("the guest does not say where it is"));
+        }
+        Ok(p2m)
+    }
+
+    /// The pfns of the guest are below this one, until it makes its table longer.
+    pub(super) fn end(&self, memory: &ForeignMemory) -> Result<u64> {
+        Ok(self.anchor(memory)?.max_pfn.min(memory.current_reservation(self.domid)?.saturating_add(ROOM)))
+    }
+
+    /// The machine frame of each pfn, `None` where the guest has no RAM of its own.
+    pub(super) fn lookup(&self, memory: &ForeignMemory, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
+        if let Some(last) = pfns.clone().next_back() {
+            Gfn::new(last)?;
+        }
+        let mut gfns = Vec::new();
+        let mut next = pfns.start;
+        while next < pfns.end {
+            let found = self.lookup_part(memory, next..pfns.end)?;
+            next += found.len() as u64;
+            gfns.extend(found);
+        }
+        Ok(gfns)
+    }
+
+    /// The machine frames of the first pfns: of one at least, and as many as one part of the table tells of.
+    fn lookup_part(&self, memory: &ForeignMemory, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(part) = last
+            && let Some(first) = self.place_in(&part, pfns.start)
+            && let Ok(Some(gfns)) = self.read_entries(memory, &part, first, pfns.clone())
+        {
+            return Ok(gfns);
+        }
+        let mut trouble = self.error("the guest changes it all the time: pause the guest");
+        let mut anchor = self.anchor(memory)?;
+        for _ in 0..ATTEMPTS {
+            // The list may have been given up for the linear table, so that comes first.
+            let Some(root) = anchor.linear(self.width) else { break };
+            if root.is_settled() {
+                match self.lookup_from(memory, root, pfns.clone()) {
+                    Ok(Some(gfns)) => return Ok(gfns),
+                    Err(e @ Error::P2m { .. }) => trouble = e,
+                    Ok(None) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            anchor = self.anchor(memory)?;
+            if anchor.has(self.width, root) {
+                // It is not that the guest was changing it.
+                break;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let Some(root) = anchor.list(self.width) else { return Err(trouble) };
+        self.lookup_from(memory, root, pfns)?.ok_or(trouble)
+    }
+
+    /// The same, from a root; `None` if the guest has changed it meanwhile.
+    fn lookup_from(&self, memory: &ForeignMemory, root: Root, pfns: Range<u64>) -> Result<Option<Vec<Option<Gfn>>>> {
+        let place = root.place(self.width, pfns.start / self.width.entries());
+        let (number, first) = place.ok_or_else(|| self.error("it does not fit into the guest's virtual memory"))?;
+        let part = Arc::new(Part { root, number, frames: self.frames(memory, root, number)? });
+        let gfns = self.read_entries(memory, &part, first, pfns)?;
+        if gfns.is_some() && matches!(root, Root::Linear { .. }) {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(part);
+        }
+        Ok(gfns)
+    }
+
+    /// Where in a part the frame of the table is that tells of a pfn.
+    fn place_in(&self, part: &Part, pfn: u64) -> Option<u64> {
+        let (number, first) = part.root.place(self.width, pfn / self.width.entries())?;
+        (number == part.number).then_some(first)
+    }
+
+    /// Reads the entries of pfns from a part's frames, of which `first` has the first entry; `None` if the part no
+    /// longer holds.
+    fn read_entries(
+        &self,
+        memory: &ForeignMemory,
+        part: &Part,
+        first: u64,
+        pfns: Range<u64>,
+    ) -> Result<Option<Vec<Option<Gfn>>>> {
+        let entries = self.width.entries();
+        let first_entry = pfns.start - pfns.start % entries;
+        let frames = part.frames.iter().skip(usize::try_from(first).unwrap_or(usize::MAX));
+        let wanted = usize::try_from((pfns.end - first_entry).div_ceil(entries)).unwrap_or(usize::MAX);
+        let frames: Vec<Option<Gfn>> = frames.take(wanted).copied().collect();
+        let mapped: Vec<Gfn> = std::iter::once(self.shared_info).chain(frames.iter().flatten().copied()).collect();
+        let mapping = self.map(memory, &mapped)?;
+
+        let mut gfns = Vec::new();
+        let mut next_mapped = 1;
+        for frame in &frames {
+            if frame.is_none() {
+                gfns.extend((0..entries).map(|_| None));
+                continue;
+            }
+            let page = read_page(&mapping, next_mapped)?;
+            gfns.extend(self.width.values(&page).map(|entry| self.width.machine_frame(entry)));
+            next_mapped += 1;
+        }
+        // Read last: what was read before is of the generation that it tells.
+        let anchor = Anchor::new(self.width, &read_page(&mapping, 0)?);
+        for (gfn, pfn) in gfns.iter_mut().zip(first_entry..) {
+            if pfn >= anchor.max_pfn {
+                *gfn = None;
+            }
+        }
+        gfns.truncate(usize::try_from(pfns.end - first_entry).unwrap_or(usize::MAX));
+        gfns.drain(..usize::try_from(pfns.start - first_entry).unwrap_or(usize::MAX));
+        Ok(anchor.has(self.width, part.root).then_some(gfns))
+    }
+
+    /// The frames of a part of the table.
+    fn frames(&self, memory: &ForeignMemory, root: Root, number: u64) -> Result<Vec<Option<Gfn>>> {
+        match root {
+            Root::List(top) => {
+                let none = vec![None; FRAME_SIZE / self.width.entry_bytes()];
+                let lists = self.read_frame(memory, top)?;
+                let list = usize::try_from(number).ok().and_then(|number| self.width.values(&lists).nth(number));
+                let entry = |entry| if entry == 0 { None } else { self.width.machine_frame(entry) };
+                let Some(list) = list.and_then(entry) else { return Ok(none) };
+                Ok(self.width.values(&self.read_frame(memory, list)?).map(entry).collect())
+            }
+            Root::Linear { cr3, .. } => {
+                let shifts: &[u32] = match self.width {
+                    Width::Bits32 => &[9, 0],
+                    Width::Bits64 => &[18, 9, 0],
+                };
+                let mut table = self.read_frame(memory, cr3)?;
+                for shift in shifts {
+                    let Some(next) = next_table(&table, number >> shift) else { return Ok(vec![None; 512]) };
+                    table = self.read_frame(memory, next)?;
+                }
+                Ok((0..PTES).map(|index| next_table(&table, index)).collect())
+            }
+        }
+    }
+
+    fn anchor(&self, memory: &ForeignMemory) -> Result<Anchor> {
+        Ok(Anchor::new(self.width, &self.read_frame(memory, self.shared_info)?))
+    }
+
+    fn read_frame(&self, memory: &ForeignMemory, frame: Gfn) -> Result<[u8; FRAME_SIZE]> {
+        read_page(&self.map(memory, &[frame])?, 0)
+    }
+
+    /// Maps frames of the table: read-only, as page tables can be.
+    fn map(&self, memory: &ForeignMemory, frames: &[Gfn]) -> Result<ForeignMapping> {
+        match memory.map_foreign_batch(self.domid, Protection::ReadOnly, frames) {
+            Err(e @ Error::Frames(_)) if [libc::EINVAL, libc::EPERM, libc::EBUSY].contains(&e.errno()) => {
+                log::debug!("the p2m of domain {}: {e}", self.domid);
+                Err(self.error("it leads to frames that are not the guest's"))
+            }
+            mapped => mapped,
+        }
+    }
+
+    fn error(&self, reason: &'static str) -> Error {
+        Error::P2m { domid: self.domid, reason }
+    }
+}
+
+fn read_page(mapping: &ForeignMapping, index: usize) -> Result<[u8; FRAME_SIZE]> {
+    let mut page = [0; FRAME_SIZE];
+    mapping.view().read_bytes(index * FRAME_SIZE, &mut page)?;
+    Ok(page)
+}
+
+/// The frame that an entry of a page table leads to. PV guests have no large pages.
+fn next_table(table: &[u8; FRAME_SIZE], number: u64) -> Option<Gfn> {
+    const PRESENT: u64 = 1;
+    // Below 512.
+    let pte = u64_at(table, (number % PTES) as usize * 8);
+    if pte & PRESENT == 0 { None } else { Gfn::new(pte >> 12 & Gfn::MAX.get()).ok() }
+}

@@ -1,0 +1,154 @@
+//! Where a guest's RAM is.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::Guest;
+use crate::error::Result;
+
+/// What a frame of a guest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FrameKind {
+    /// RAM.
+    Ram,
+    /// RAM that a PV guest uses as a page table, which can be mapped read-only only.
+    PageTable,
+    /// RAM that is paged out: mapping it brings it back, after a while.
+    PagedOut,
+    /// RAM that is broken, and cannot be read.
+    Broken,
+    /// A frame of Xen's that the guest can use, such as its grant table; it can be mapped. Where Xen cannot be asked
+    /// about frames, it is not told from RAM.
+    Special,
+    /// Within a PV guest's table of frames, but without RAM.
+    BalloonedOut,
+}
+
+/// Consecutive frames of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Extent {
+    /// Their pfns.
+    pub pfns: Range<u64>,
+    /// What they are.
+    pub kind: FrameKind,
+}
+
+/// How to look for RAM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Search {
+    /// Asks Xen about frames, from the top and the bottom, until as many were found as the domain owns. Some frames
+    /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are.
+    #[default]
+    UntilAllFound,
+    /// Tries each frame up to the highest by mapping it, unless Xen says that it is RAM. This takes long, and finds all
+    /// that Xen lends to the guest, such as its grant table.
+    EveryFrame,
+}
+
+/// Where a guest's RAM is: its frames in ascending order. What lies in no extent is no RAM.
+///
+/// It takes some 100 bytes for each extent while it is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RamMap {
+    extents: Vec<Extent>,
+    not_found: u64,
+}
+
+impl RamMap {
+    /// The extents, in ascending order; neighbours of the same kind are one.
+    #[must_use]
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// How many frames the domain owned that have no place in the map.
+    ///
+    /// A few are usual: frames that a device model uses have none, and neither have those that were given back but are
+    /// mapped by somebody. Many are the sign of a domain that is being destroyed.
+    #[must_use]
+    pub fn not_found(&self) -> u64 {
+        self.not_found
+    }
+
+    /// How many frames are of a kind.
+    #[must_use]
+    pub fn count(&self, kind: FrameKind) -> u64 {
+        self.extents.iter().filter(|e| e.kind == kind).map(|e| e.pfns.end - e.pfns.start).sum()
+    }
+
+    /// The ranges of frames that hold data: RAM, page tables, what is paged out, and what Xen lends. Neighbours are
+    /// one.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for extent in self.extents.iter().filter(|e| !matches!(e.kind, FrameKind::BalloonedOut | FrameKind::Broken)) {
+            match ranges.last_mut() {
+                Some(last) if last.end == extent.pfns.start => last.end = extent.pfns.end,
+                _ => ranges.push(extent.pfns.clone()),
+            }
+        }
+        ranges
+    }
+}
+
+impl Guest<'_> {
+    /// Where the guest's RAM is.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{FrameKind, Gfn, Guest, GuestKind};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Hvm, 160);
+    /// domain.populate(&[Gfn::new(0xFEFFF)?]);
+    ///
+    /// let memory = host.open()?;
+    /// let map = Guest::open(&memory, domain.domid())?.ram_map()?;
+    /// assert_eq!(map.ranges(), [0..160, 0xFEFFF..0xFF000]);
+    /// assert_eq!(map.count(FrameKind::Ram), 161);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RamScan::step`](super::RamScan::step).
+    pub fn ram_map(&self) -> Result<RamMap> {
+        let mut scan = self.scan(Search::default())?;
+        while scan.step()? {}
+        Ok(scan.into_map())
+    }
+}
+
+/// A map in the making, to which frames are added in any order.
+#[derive(Debug, Default)]
+pub(super) struct Extents(BTreeMap<u64, Extent>);
+
+impl Extents {
+    /// Adds frames that no extent has yet.
+    pub(super) fn add(&mut self, mut pfns: Range<u64>, kind: FrameKind) {
+        if let Some((&start, before)) = self.0.range(..pfns.start).next_back()
+            && (before.pfns.end, before.kind) == (pfns.start, kind)
+        {
+            self.0.remove(&start);
+            pfns.start = start;
+        }
+        if let Some(behind) = self.0.get(&pfns.end).filter(|behind| behind.kind == kind) {
+            let end = behind.pfns.end;
+            self.0.remove(&pfns.end);
+            pfns.end = end;
+        }
+        self.0.insert(pfns.start, Extent { pfns, kind });
+    }
+
+    /// Whether an extent has the frame.
+    pub(super) fn has(&self, pfn: u64) -> bool {
+        self.0.range(..=pfn).next_back().is_some_and(|(_, extent)| extent.pfns.contains(&pfn))
+    }
+
+    pub(super) fn into_map(self, not_found: u64) -> RamMap {
+        RamMap { extents: self.0.into_values().collect(), not_found }
+    }
+}
