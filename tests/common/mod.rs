@@ -17,6 +17,9 @@ pub use Protection::{ReadOnly, ReadWrite};
 
 pub const FRAME: usize = xenmap::FRAME_SIZE;
 
+/// The UUID of every guest.
+pub const HANDLE: [u8; 16] = *b"a guest (xenmap)";
+
 /// The host under test.
 pub enum Host {
     Mock(MockHost),
@@ -221,6 +224,29 @@ impl Guest {
         }
     }
 
+    /// Lets it run; a new guest of a real toolstack is paused. (It has no vcpu that would do anything.)
+    pub fn start(&self) {
+        match &self.inner {
+            Inner::Mock(..) => {}
+            Inner::Xen(guest) => guest.unpause(),
+        }
+    }
+
+    /// Pauses it once more, as its toolstack does.
+    pub fn pause(&self) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.pause(),
+            Inner::Xen(guest) => guest.pause(),
+        }
+    }
+
+    pub fn unpause(&self) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.unpause(),
+            Inner::Xen(guest) => guest.unpause(),
+        }
+    }
+
     pub fn destroy(&mut self) {
         self.destroyed = true;
         match &self.inner {
@@ -263,13 +289,14 @@ pub fn failures(result: Result<ForeignMapping>) -> Vec<(usize, i32)> {
     }
 }
 
-/// Runs a function in a forked child, which leaves with status 0 if it returns true. It gets a function that waits for
-/// the parent; the parent's own part runs while it waits, and says whether to kill the child instead of letting it go on.
+/// Runs a function in a forked child, which leaves with status 0 if it returns true. It gets a function that waits
+/// for the parent; the parent's own part runs while it waits, and says whether to kill the child instead of letting
+/// it go on.
 pub fn in_child(child: impl FnOnce(&dyn Fn()) -> bool, parent: impl FnOnce() -> ThenChild) -> bool {
     let (ready_read, ready_write) = std::io::pipe().unwrap();
     let (go_read, go_write) = std::io::pipe().unwrap();
-    // SAFETY: the child runs the closure and leaves by _exit; the locks it needs are those of objects of this test, which
-    // no other thread holds, and glibc makes its allocator usable in the child.
+    // SAFETY: the child runs the closure and leaves by _exit; the locks it needs are those of objects of this test,
+    // which no other thread holds, and glibc makes its allocator usable in the child.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {

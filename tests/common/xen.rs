@@ -13,6 +13,8 @@ const DOMCTL: u64 = 36;
 const DOMCTL_INTERFACE_VERSION: u32 = 0x15;
 const DOMCTL_CREATEDOMAIN: u32 = 1;
 const DOMCTL_DESTROYDOMAIN: u32 = 2;
+const DOMCTL_PAUSEDOMAIN: u32 = 3;
+const DOMCTL_UNPAUSEDOMAIN: u32 = 4;
 const DOMCTL_MAX_MEM: u32 = 11;
 const DOMCTL_SET_PAGING_MEMPOOL_SIZE: u32 = 86;
 
@@ -65,13 +67,17 @@ impl Toolstack {
         Toolstack { memory: ForeignMemory::open().unwrap() }
     }
 
-    /// A domain with one vcpu that never runs, and so many frames.
+    /// A domain of which no vcpu ever runs, with so many frames.
     pub fn create_domain(&self, kind: GuestKind, frames: usize) -> Domain {
-        // CDF_hvm | CDF_hap, and a local APIC as the only emulated device: a PVH guest.
-        let (flags, emulation) = if kind == GuestKind::Hvm { (3, 1) } else { (0, 0) };
-        let arguments = Bytes::default()
-            .u32(0) // ssidref
-            .up_to(20) // handle
+        // CDF_hvm | CDF_hap, and the emulated devices: a PVH guest has a local APIC only.
+        let (flags, emulation) = match kind {
+            GuestKind::Pv => (0, 0),
+            GuestKind::Pvh => (3, 1),
+            _ => (3, 0x3FF),
+        };
+        let mut arguments = Bytes::default().u32(0); // ssidref
+        arguments.0.extend(super::HANDLE);
+        let arguments = arguments
             .u32(flags)
             .u32(0) // iommu_opts
             .u32(1) // max_vcpus
@@ -85,7 +91,7 @@ impl Toolstack {
             .u32(0);
         let domid = domctl(&self.memory, DOMCTL_CREATEDOMAIN, 0, arguments).unwrap();
         let domid = Domid::new(domid).unwrap();
-        if kind == GuestKind::Hvm {
+        if kind != GuestKind::Pv {
             // Memory for its page tables, which a domain without vcpus gets in no other way.
             let bytes = Bytes::default().u64(8 << 20);
             domctl(&self.memory, DOMCTL_SET_PAGING_MEMPOOL_SIZE, domid.get(), bytes).unwrap();
@@ -140,6 +146,15 @@ impl Domain {
 
     pub fn unpin_page_table(&self, gfn: Gfn) {
         self.mmuext(MMUEXT_UNPIN_TABLE, gfn).unwrap();
+    }
+
+    /// A new domain is paused once.
+    pub fn pause(&self) {
+        domctl(&self.memory, DOMCTL_PAUSEDOMAIN, self.domid.get(), Bytes::default()).unwrap();
+    }
+
+    pub fn unpause(&self) {
+        domctl(&self.memory, DOMCTL_UNPAUSEDOMAIN, self.domid.get(), Bytes::default()).unwrap();
     }
 
     pub fn destroy(&self) {
