@@ -1,123 +1,35 @@
-//! The tool `examples/guest_ram`, run as a person does, on files that it takes for a guest's RAM.
+//! The tool `examples/guest_ram`, run as a person does.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-#[path = "../examples/guest_ram/json.rs"]
-mod json;
-#[path = "../examples/guest_ram/report.rs"]
-mod report;
+#[path = "common/tool.rs"]
+mod tool;
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use nix::unistd::{Whence, lseek};
-use xenmap::mock::{Fault, MockHost};
-use xenmap::{FRAME_SIZE, GuestKind, Protection};
-
-const CANARY: &[u8] = b"xenmap canary";
-
-fn tool() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().with_file_name("examples").join("guest_ram");
-    assert!(path.exists(), "{} is missing; build it: cargo build --examples", path.display());
-    Command::new(path)
-}
-
-fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
-    tool().args(args).output().unwrap()
-}
-
-/// Runs the tool in a folder; the arguments are split at spaces.
-fn run_in(folder: &Path, args: &str) -> Output {
-    tool().current_dir(folder).args(args.split_whitespace()).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
-}
-
-/// Checks for exit code 2 and a single line on stderr, and returns the line.
-#[track_caller]
-fn refusal(output: &Output) -> &str {
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert_eq!(stderr.matches('\n').count(), 1, "{stderr}");
-    let line = stderr.strip_suffix('\n').unwrap();
-    line.strip_prefix("guest_ram: ").unwrap()
-}
-
-/// A folder for one test, empty at first.
-fn folder(test: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("guest_ram").join(test);
-    // What an earlier run may have left.
-    let _ = fs::remove_dir_all(&path);
-    fs::create_dir_all(&path).unwrap();
-    path
-}
-
-/// Makes a sparse file `ram` in a folder: some bytes at each of these addresses.
-fn ram(folder: &Path, content: &[(u64, &[u8])]) {
-    let file = File::create(folder.join("ram")).unwrap();
-    for (address, bytes) in content {
-        file.write_all_at(bytes, *address).unwrap();
-    }
-}
-
-/// The address of a frame.
-const fn frame(number: u64) -> u64 {
-    number * FRAME_SIZE as u64
-}
-
-/// Bytes that do not repeat.
-fn pattern(len: usize) -> Vec<u8> {
-    (1..=len as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]).collect()
-}
-
-/// Where a sparse file holds data.
-fn extents(path: &Path) -> Vec<(i64, i64)> {
-    let file = File::open(path).unwrap();
-    let mut extents = Vec::new();
-    let mut end = 0;
-    while let Ok(start) = lseek(&file, end, Whence::SeekData) {
-        end = lseek(&file, start, Whence::SeekHole).unwrap();
-        extents.push((start, end));
-    }
-    extents
-}
-
-/// What [`extents`] says of a file with data in these frames, each pair being a first one and one past the last.
-fn extents_of_frames(frames: &[(u64, u64)]) -> Vec<(i64, i64)> {
-    let at = |number| i64::try_from(frame(number)).unwrap();
-    frames.iter().map(|&(start, end)| (at(start), at(end))).collect()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<String> = entries.collect();
-    names.sort();
-    names
-}
+use tool::*;
+use xenmap::FRAME_SIZE;
 
 #[test]
 fn info_tells_what_is_known() {
     let folder = folder("info");
     ram(&folder, &[(0, &pattern(2 * FRAME_SIZE)), (frame(9), b"x")]);
     let output = run_in(&folder, "--mock ram info");
-    let expected = "\
-domid:            1
-guest kind:       hvm
-pages owned:      3
-highest frame:    0x9
-xen version:      4.17.7-mock
-xen capabilities: xen-3.0-x86_64 hvm-3.0-x86_64
-host kind:        pv
-";
-    assert_eq!(text(&output.stdout), expected);
+    for line in [
+        "domid:               1",
+        "guest kind:          pvh",
+        "pages owned:         3 (0.0 MiB)",
+        "highest frame:       0x9",
+        "xen version:         4.17.7-mock",
+        "xen capabilities:    xen-3.0-x86_64 hvm-3.0-x86_64",
+        "host kind:           pv",
+        "toolstack interface: domctl version 0x15",
+    ] {
+        assert!(text(&output.stdout).lines().any(|shown| shown == line), "{line}: {}", text(&output.stdout));
+    }
     assert_eq!(text(&output.stderr), "");
     assert!(output.status.success());
 }
@@ -126,18 +38,76 @@ host kind:        pv
 fn info_as_json_is_one_object() {
     let folder = folder("json");
     ram(&folder, &[(0, &pattern(2 * FRAME_SIZE)), (frame(9), b"x")]);
-    let output = run_in(&folder, "--mock ram info --json");
-    let expected = concat!(
-        r#"{"domid":1,"guest_kind":"hvm","pages_owned":3,"highest_frame":9,"xen_version":"4.17.7-mock","#,
-        r#""xen_capabilities":"xen-3.0-x86_64 hvm-3.0-x86_64","host_kind":"pv"}"#,
-        "\n"
-    );
-    assert_eq!(text(&output.stdout), expected);
+    let info = json(&run_in(&folder, "--mock ram info --json"));
+    assert_eq!(info["domid"], 1);
+    assert_eq!(info["kind"], "pvh");
+    assert_eq!(info["pages"], 3);
+    assert_eq!(info["highest_frame"], 9);
+    assert_eq!(info["xen_version"], "4.17.7-mock");
+    assert_eq!(info["host_kind"], "pv");
+    assert_eq!(info["domctl_version"], 0x15);
 }
 
 #[test]
-fn json_strings_are_escaped() {
-    assert_eq!(json::string("a \"b\" \\ \n\u{1f}\u{7f} ü"), "\"a \\\"b\\\" \\\\ \\u000a\\u001f\u{7f} ü\"");
+fn domains_lists_those_of_the_host() {
+    let folder = folder("domains");
+    ram(&folder, &[(0, &pattern(512 * FRAME_SIZE))]);
+    let table = run_in(&folder, "--mock ram domains");
+    let lines: Vec<Vec<&str>> = text(&table.stdout).lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["id", "kind", "state", "MiB", "max", "MiB", "vcpus", "name"]);
+    // Dom0 is there, too.
+    assert_eq!((lines.len(), lines[2][..4].to_vec()), (3, vec!["1", "pvh", "paused", "2.0"]));
+
+    let array = json(&run_in(&folder, "--mock ram domains --json"));
+    let (domids, guest) = ([&array[0]["domid"], &array[1]["domid"]], &array[1]);
+    assert_eq!((array.as_array().unwrap().len(), domids), (2, [&0.into(), &1.into()]));
+    assert_eq!((&guest["pages"], &guest["state"], &guest["name"]), (&512.into(), &"paused".into(), &().into()));
+}
+
+#[test]
+fn map_shows_where_the_ram_is() {
+    let folder = folder("map");
+    ram(&folder, &[(0, &pattern(3 * FRAME_SIZE)), (frame(0x100), &pattern(1 << 20))]);
+    let expected = concat!(
+        "         first            last            size  kind\n",
+        "           0x0          0x2fff          12 KiB  ram\n",
+        "      0x100000        0x1fffff           1 MiB  ram\n",
+        "        in all                        1036 KiB  ram\n",
+    );
+    for args in ["--mock ram map", "--mock ram map --thorough"] {
+        let output = run_in(&folder, args);
+        assert_eq!(text(&output.stdout), expected);
+        assert_eq!(text(&output.stderr), "");
+    }
+}
+
+#[test]
+fn map_as_json_is_one_object() {
+    let folder = folder("map-json");
+    ram(&folder, &[(0, &pattern(3 * FRAME_SIZE)), (frame(0x100), b"x")]);
+    let expected = serde_json::json!({
+        "domid": 1,
+        "extents": [
+            {"first": 0, "last": 0x2FFF, "bytes": 0x3000, "kind": "ram"},
+            {"first": 0x10_0000, "last": 0x10_0FFF, "bytes": 0x1000, "kind": "ram"},
+        ],
+        "totals": {"ram": 0x4000},
+    });
+    assert_eq!(json(&run_in(&folder, "--mock ram map --json")), expected);
+}
+
+#[test]
+fn map_of_a_guest_without_ram_is_empty() {
+    let folder = folder("map-none");
+    ram(&folder, &[]);
+    assert_eq!(json(&run_in(&folder, "--mock ram map --json"))["extents"], serde_json::json!([]));
+}
+
+/// What the tool has printed, which must be JSON.
+#[track_caller]
+fn json(output: &Output) -> serde_json::Value {
+    assert_eq!(text(&output.stderr), "");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]
@@ -188,7 +158,7 @@ fn read_into_a_hole_shows_nothing() {
     let folder = folder("hole");
     ram(&folder, &[(0, b"x"), (frame(2), b"x")]);
     let output = run_in(&folder, "--mock ram read 4000 5000");
-    assert_eq!(refusal(&output), "cannot read domain 1 at 0x1000: no RAM there");
+    assert_eq!(refusal(&output), "cannot access domain 1 at 0x1000: no RAM there");
     assert_eq!(text(&output.stdout), "");
 }
 
@@ -198,139 +168,116 @@ fn read_into_a_far_hole_shows_the_windows_before_it() {
     ram(&folder, &[(0, &pattern(1 << 20))]);
     // No machine has memory for so many bytes.
     let output = run_in(&folder, "--mock ram read 0 0x8000000000000");
-    assert_eq!(refusal(&output), "cannot read domain 1 at 0x100000: no RAM there");
+    assert_eq!(refusal(&output), "cannot access domain 1 at 0x100000: no RAM there");
     assert_eq!(text(&output.stdout).lines().count(), (1 << 20) / 16);
 }
 
 #[test]
-fn dump_equals_the_file() {
-    let folder = folder("dump");
-    ram(&folder, &[(0, &pattern(3 * FRAME_SIZE)), (frame(10), CANARY), (frame(300) + 4090, b"the last")]);
-    let output = run_in(&folder, "--mock ram dump out");
-
-    assert_eq!(text(&output.stdout), "6 frames dumped; 296 not mapped: no RAM there (296)\n");
-    assert_eq!(text(&output.stderr), "");
-    assert!(output.status.success());
-    // The file ends within a frame; a guest's RAM does not.
-    let mut expected = fs::read(folder.join("ram")).unwrap();
-    expected.resize(302 * FRAME_SIZE, 0);
-    assert!(fs::read(folder.join("out")).unwrap() == expected);
-    assert_eq!(extents(&folder.join("out")), extents_of_frames(&[(0, 3), (10, 11), (300, 302)]));
-    assert_eq!(names(&folder), ["out", "ram"]);
+fn read_of_binary_gives_the_bytes_themselves() {
+    let folder = folder("binary");
+    let bytes = pattern((1 << 20) + 5 * FRAME_SIZE);
+    ram(&folder, &[(0, &bytes)]);
+    let output = run_in(&folder, "--mock ram read 4001 1050000 --binary");
+    assert!(output.stdout == bytes[4001..1_054_001]);
 }
 
 #[test]
-fn defect_16_dump_tells_zero_frames_from_holes() {
-    let folder = folder("zero");
-    ram(&folder, &[(frame(1), b"x"), (frame(2), &[0; 4 * FRAME_SIZE])]);
-    let output = run_in(&folder, "--mock ram dump out");
-    assert_eq!(text(&output.stdout), "5 frames dumped; 1 not mapped: no RAM there (1)\n");
-    assert_eq!(fs::metadata(folder.join("out")).unwrap().len(), frame(6));
-    assert_eq!(extents(&folder.join("out")), extents_of_frames(&[(1, 6)]));
-    assert_eq!(run_in(&folder, "--mock out info"), run_in(&folder, "--mock ram info"));
+fn write_to_a_guest_that_is_paused_needs_no_consent() {
+    let folder = folder("write");
+    ram(&folder, &[(0, &pattern(2 * FRAME_SIZE))]);
+    // A simulated guest is gone after the command, so this is what can be seen of it.
+    let output = tool().current_dir(&folder).args(["--mock", "ram", "write", "0xffe", "--text", "canary"]).output();
+    assert_eq!(text(&output.unwrap().stdout), "6 bytes written, 0xffe to 0x1003\n");
+    let output = tool().current_dir(&folder).args(["--mock", "ram", "write", "0", "--hex", "DE ad 0"]).output();
+    assert!(refusal(&output.unwrap()).contains("half of one"));
+    let output = run_in(&folder, "--mock ram write 0 --hex dead --yes");
+    assert_eq!(text(&output.stdout), "2 bytes written, 0x0 to 0x1\n");
 }
 
 #[test]
-fn dump_of_a_guest_without_ram_is_an_empty_file() {
-    let folder = folder("no-ram");
-    ram(&folder, &[]);
-    let output = run_in(&folder, "--mock ram dump out");
-    assert_eq!(text(&output.stdout), "0 frames dumped; 1 not tried, as the domain owns no more\n");
-    assert_eq!(fs::read(folder.join("out")).unwrap(), b"");
+fn write_that_reaches_a_hole_is_refused() {
+    let folder = folder("write-hole");
+    ram(&folder, &[(0, b"x"), (frame(2), b"x")]);
+    let output = run_in(&folder, "--mock ram write 0xfff --hex aabb");
+    assert_eq!(refusal(&output), "cannot write at 0x1000: no RAM there; nothing was written");
+    assert_eq!(text(&output.stdout), "");
 }
 
 #[test]
-fn dump_does_not_try_the_hole_in_the_middle() {
-    let folder = folder("middle");
-    // As in a PVH guest: RAM at the bottom, a few frames below 4 GiB.
-    let (low, high) = (pattern(5000 * FRAME_SIZE), pattern(16 * FRAME_SIZE));
-    ram(&folder, &[(0, &low), (frame(0xf_eff0), &high)]);
-    let output = run_in(&folder, "--mock ram dump out");
-    let expected = "5016 frames dumped; 7272 not mapped: no RAM there (7272); \
-                    1032192 not tried, as the domain owns no more\n";
-    assert_eq!(text(&output.stdout), expected);
-    assert_eq!(extents(&folder.join("out")), extents_of_frames(&[(0, 5000), (0xf_eff0, 0xf_f000)]));
-    assert_eq!(fs::metadata(folder.join("out")).unwrap().len(), frame(0xf_f000));
-    let dump = File::open(folder.join("out")).unwrap();
-    let (mut found_low, mut found_high) = (vec![0; low.len()], vec![0; high.len()]);
-    dump.read_exact_at(&mut found_low, 0).unwrap();
-    dump.read_exact_at(&mut found_high, frame(0xf_eff0)).unwrap();
-    assert!(found_low == low && found_high == high);
-}
-
-#[test]
-fn dump_finds_ram_wherever_it_is() {
-    let folder = folder("islands");
-    let islands = [0, 5000, 9000, 9001, 20_000, 30_000];
-    let content: Vec<(u64, &[u8])> = islands.iter().map(|&number| (frame(number), CANARY)).collect();
-    ram(&folder, &content);
-    run_in(&folder, "--mock ram dump out");
+fn pv_guest_has_its_own_addresses() {
+    let folder = folder("pv");
+    ram(&folder, &[(frame(2) - 5, CANARY), (frame(3) - 1, b"\xff")]);
+    let output = run_in(&folder, "--mock ram --mock-kind pv read 0x1ffb 13");
+    assert!(text(&output.stdout).contains("|xenmap canary|"));
+    let map = json(&run_in(&folder, "--mock ram --mock-kind pv map --json"));
     assert_eq!(
-        extents(&folder.join("out")),
-        extents(&folder.join("ram")).into_iter().map(whole_frames).collect::<Vec<_>>()
+        map["extents"][0],
+        serde_json::json!({"first": 0, "last": 0xFFF, "bytes": 0x1000, "kind": "ballooned out"})
+    );
+    assert_eq!((&map["extents"][1]["first"], &map["extents"][1]["kind"]), (&0x1000.into(), &"ram".into()));
+    assert!(map["totals"]["page table"].as_u64().is_some_and(|bytes| bytes > 0), "{map}");
+    let info = json(&run_in(&folder, "--mock ram --mock-kind pv info --json"));
+    assert_eq!(info["kind"], "pv");
+    assert!(run_in(&folder, "--mock ram --mock-kind pv write 0x1ffb --hex 00").status.success());
+}
+
+/// Page tables of four levels in frames 1 to 4, which map the page at `0xffff_8000_0000_0000` to frame 9
+/// and the one behind it to frame 7.
+fn ram_with_page_tables(folder: &Path) {
+    let present = |pfn| (frame(pfn) | 3).to_le_bytes();
+    let tables = [present(2), present(3), present(4), present(9), present(7)];
+    ram(
+        folder,
+        &[
+            (frame(1) + 256 * 8, &tables[0]),
+            (frame(2), &tables[1]),
+            (frame(3), &tables[2]),
+            (frame(4), &tables[3..].concat()),
+            (frame(8) - 1, b"\0"),
+            (frame(9), &pattern(FRAME_SIZE)),
+            (frame(10) - 5, b"xenma"),
+            (frame(7), b"p canary"),
+        ],
     );
 }
 
-/// The last frame of a file may be there in part only.
-fn whole_frames((start, end): (i64, i64)) -> (i64, i64) {
-    let frames = u64::try_from(end).unwrap().div_ceil(frame(1));
-    (start, i64::try_from(frame(frames)).unwrap())
+#[test]
+fn virtual_addresses_lead_through_the_page_tables() {
+    let folder = folder("virtual");
+    ram_with_page_tables(&folder);
+    let output = run_in(&folder, "--mock ram read 0xffff800000000ffb 13 --virtual --cr3 0x1000");
+    assert!(text(&output.stdout).starts_with("ffff800000000ffb  78 65 6e"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("|xenmap canary|"));
+    let output = run_in(&folder, "--mock ram write 0xffff800000000ffb --hex 0102 --virtual --cr3 0x1000");
+    assert_eq!(text(&output.stdout), "2 bytes written, 0xffff800000000ffb to 0xffff800000000ffc\n");
 }
 
 #[test]
-fn dump_leaves_an_existing_output_as_it_was() {
-    let folder = folder("exists");
-    ram(&folder, &[(0, CANARY)]);
-    fs::write(folder.join("out"), "precious").unwrap();
-    symlink("nowhere", folder.join("link")).unwrap();
-    for name in ["out", "link", "."] {
-        let output = run_in(&folder, &format!("--mock ram dump {name}"));
-        assert_eq!(refusal(&output), format!("output exists: {name}"));
+fn virtual_address_that_leads_nowhere_is_refused() {
+    let folder = folder("virtual-nowhere");
+    ram_with_page_tables(&folder);
+    for args in [
+        "read 0xffff800000001fff 2 --virtual --cr3 0x1000",
+        "write 0xffff800000001fff --hex 0102 --virtual --cr3 0x1000",
+        "read 0xffffffffffffffff 1 --virtual --cr3 0x1000",
+        "read 0 1 --virtual --cr3 0x5000",
+        "read 0 1 --virtual --cr3 0x8000000000000",
+    ] {
+        let output = run_in(&folder, &format!("--mock ram {args}"));
+        assert!(refusal(&output).contains("0x"), "{}", text(&output.stderr));
         assert_eq!(text(&output.stdout), "");
     }
-    assert_eq!(fs::read(folder.join("out")).unwrap(), b"precious");
-    assert_eq!(names(&folder), ["link", "out", "ram"]);
 }
 
 #[test]
-fn dump_that_fails_half_way_leaves_no_file() {
-    let folder = folder("half");
-    ram(&folder, &[(0, CANARY), (frame(8000), CANARY)]);
-    // No file may become larger than 16 MiB at most (the unit is 512 or 1024 bytes): as if the disk were full.
-    let limited = "trap '' XFSZ; ulimit -f 16384; exec \"$0\" --mock ram dump out";
-    let mut shell = Command::new("sh");
-    shell.current_dir(&folder).args(["-c", limited]).arg(tool().get_program());
-    let output = shell.output().unwrap();
-    assert!(refusal(&output).starts_with("cannot write out: "));
-    assert_eq!(text(&output.stdout), "");
-    assert_eq!(names(&folder), ["ram"]);
-}
-
-#[test]
-fn lost_frames_are_told_by_reason() {
-    let host = MockHost::new();
-    let guest = host.create_domain(GuestKind::Hvm, 4);
-    let mut gfns = guest.frames();
-    guest.balloon_out(gfns[1]);
-    guest.page_out(gfns[2], 1000).unwrap();
-    gfns.push(xenmap::Gfn::new(7).unwrap());
-    host.inject(Fault::Frame { index: 3, error: -libc::EPERM });
-    let memory = host.open().unwrap().with_paged_out_timeout(Duration::ZERO);
-    let mapping = memory.map_foreign_batch_partial(guest.domid(), Protection::ReadOnly, &gfns).unwrap();
-
-    let report = |kind| {
-        let mut report = report::Report::new(kind, 3);
-        report.add(&mapping);
-        report.set_untried(5);
-        report
-    };
-    let expected = "\
-1 frames dumped; 4 not mapped: no RAM there (2), not the domain's own frame, or no privilege over the domain (1), \
-paged out, and not back in time (1); 5 not tried, as the domain owns no more
-the domain owns 3 frames; those missing are lost, or not in its memory map";
-    assert_eq!(report(GuestKind::Hvm).to_string(), expected);
-    assert_eq!(report(GuestKind::Hvm).lost(), 2);
-    assert_eq!(report(GuestKind::Pv).lost(), 1, "a frame of somebody else's is not lost");
+fn completions_are_a_script_that_bash_takes() {
+    let script = run(["completions", "bash"]).stdout;
+    let folder = folder("completions");
+    fs::write(folder.join("script"), &script).unwrap();
+    let checked = Command::new("bash").arg("-n").arg(folder.join("script")).output().unwrap();
+    assert_eq!(text(&checked.stderr), "");
+    assert!(checked.status.success());
+    assert!(text(&script).contains("--thorough"));
 }
 
 #[test]
@@ -339,23 +286,35 @@ fn bad_input_is_told_in_one_line() {
     ram(&folder, &[(0, CANARY)]);
     for (args, expected) in [
         ("", "requires a subcommand"),
-        ("info", "required arguments were not provided: <--mock <FILE>|--domain <DOMID>>"),
+        ("info", "which guest? give --domain DOMAIN or --mock FILE"),
         ("--mock ram", "requires a subcommand"),
-        ("--mock ram --domain 3 info", "cannot be used with '--domain <DOMID>'"),
+        ("--mock ram --domain 3 info", "cannot be used with '--domain <DOMAIN>'"),
         ("--mock missing info", "cannot use missing: No such file"),
         ("--mock . info", "cannot use .: not a regular file"),
-        ("--domain five info", "a domain is named by its number"),
+        ("--mock ram --mock-kind hvm info", "invalid value 'hvm'"),
+        ("--mock-kind pv info", "required arguments were not provided: --mock <FILE>"),
         ("--domain 70000 info", "70000 does not name a domain"),
         ("--mock ram look", "unrecognized subcommand 'look'"),
-        ("--mock ram read", "required arguments were not provided: <GPA> <LEN>"),
-        ("--mock ram read here 1", "invalid value 'here' for '<GPA>'"),
-        ("--mock ram read 0x 1", "invalid value '0x' for '<GPA>'"),
+        ("--mock ram read", "required arguments were not provided: <ADDRESS> <LEN>"),
+        ("--mock ram read here 1", "invalid value 'here' for '<ADDRESS>'"),
+        ("--mock ram read 0x 1", "invalid value '0x' for '<ADDRESS>'"),
         ("--mock ram read 0 0", "LEN is 0"),
         ("--mock ram read 0 18446744073709551616", "too large"),
         ("--mock ram read 0xffffffffffffffff 2", "reach beyond the last address"),
         ("--mock ram read 0xffffffffffffffff 1", "the highest is 0xffffffffff"),
-        ("--mock ram read 4096 1", "cannot read domain 1 at 0x1000: no RAM there"),
-        ("--mock ram read 4095 2", "cannot read domain 1 at 0x1000: no RAM there"),
+        ("--mock ram read 4096 1", "cannot access domain 1 at 0x1000: no RAM there"),
+        ("--mock ram read 4095 2", "cannot access domain 1 at 0x1000: no RAM there"),
+        ("--mock ram read 0 1 --vcpu 1", "required arguments were not provided: --virtual"),
+        ("--mock ram write 0", "required arguments were not provided: <--text <TEXT>|--hex <DIGITS>>"),
+        ("--mock ram write 0 --text a --hex aa", "cannot be used with"),
+        ("--mock ram write 0 --hex a?", "? stands for any digit, which cannot be written"),
+        ("--mock ram write 4096 --hex aa", "cannot write at 0x1000: no RAM there"),
+        ("--mock ram diff missing", "cannot use missing as a dump: No such file"),
+        ("--mock ram diff .", "cannot use . as a dump: not a regular file"),
+        ("diff ram", "which guest?"),
+        ("--mock ram picture ram", "output exists: ram"),
+        ("--mock ram picture missing/out", "cannot create missing/out: No such file"),
+        ("completions", "required arguments were not provided: <SHELL>"),
         ("--mock ram dump", "required arguments were not provided: <OUT>"),
         ("--mock ram dump missing/out", "cannot create missing/out: No such file"),
         ("--mock ram dump ram/out", "cannot create ram/out: Not a directory"),
@@ -387,7 +346,7 @@ fn domain_that_cannot_be_had_is_told_in_one_line() {
 #[test]
 fn help_is_no_error() {
     let output = run(["--help"]);
-    assert!(text(&output.stdout).contains("Usage: guest_ram <--mock <FILE>|--domain <DOMID>> <COMMAND>"));
+    assert!(text(&output.stdout).contains("Usage: guest_ram [OPTIONS] <COMMAND>"));
     assert!(output.status.success());
 }
 

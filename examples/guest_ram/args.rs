@@ -2,13 +2,17 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
-use xenmap::Domid;
+use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0; 1 if search finds nothing or diff a difference; 2 if it could not be done; 3 if a dump lacks frames that
+should be there (stderr lists them; in a raw or LiME dump they are zeros); 128 and the signal if a dump was interrupted";
 
 /// Looks at a guest's RAM, on Xen or on a simulated host
 // The last setting: without a command there is an error in one line, not the whole help.
 #[derive(Debug, Parser)]
-#[command(name = "guest_ram", arg_required_else_help = false)]
+#[command(name = "guest_ram", arg_required_else_help = false, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) source: Source,
@@ -16,40 +20,201 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
-/// Whose RAM it is: exactly one of these.
+/// Whose RAM it is: one of these, for all commands but `domains`, `diff` of two files and `completions`.
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
 pub(crate) struct Source {
-    /// A file that becomes the RAM of a guest on a simulated host; its holes are holes in the guest
-    #[arg(long, value_name = "FILE")]
+    /// A file that becomes the RAM of a guest on a simulated host; its holes are holes in the guest, and it
+    /// is not changed
+    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     pub(crate) mock: Option<PathBuf>,
-    /// The number of a guest of the Xen host that this runs on
-    #[arg(long, value_name = "DOMID")]
-    pub(crate) domain: Option<Domid>,
+    /// What kind of guest to simulate
+    #[arg(long, value_name = "KIND", default_value = "pvh", requires = "mock")]
+    pub(crate) mock_kind: MockKind,
+    /// The number or the name of a guest of the Xen host that this runs on
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) domain: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum MockKind {
+    Pv,
+    Pvh,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Lists the domains of the host
+    Domains {
+        /// As a JSON array, an object for each
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows what is known of the guest and its host
     Info {
         /// As one JSON object
         #[arg(long)]
         json: bool,
     },
+    /// Shows where the guest's RAM is, and what kind
+    Map {
+        #[command(flatten)]
+        search: SearchArgs,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows bytes of the guest's RAM, as `hexdump -vC` does
     Read {
-        /// The guest-physical address of the first byte (of a PV guest: its machine address), such as 4096 or 0x1000
+        /// The address of the first byte, such as 4096 or 0x1000
         #[arg(value_parser = number)]
-        gpa: u64,
+        address: u64,
         /// How many bytes, such as 64 or 0x40
         #[arg(value_parser = number)]
         len: u64,
+        #[command(flatten)]
+        space: SpaceArgs,
+        /// The bytes themselves, for a pipe or a file
+        #[arg(long)]
+        binary: bool,
     },
-    /// Writes the guest's RAM to a sparse file, in which it lies as in the guest; what is no RAM is a hole
-    Dump {
+    /// Changes bytes of the guest's RAM
+    Write {
+        /// The address of the first byte, such as 4096 or 0x1000
+        #[arg(value_parser = number)]
+        address: u64,
+        #[command(flatten)]
+        bytes: BytesArgs,
+        #[command(flatten)]
+        space: SpaceArgs,
+        /// Without asking, though the guest runs
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Looks for bytes in all of the guest's RAM, and prints the address of each match
+    Search {
+        #[command(flatten)]
+        bytes: BytesArgs,
+        #[command(flatten)]
+        search: SearchArgs,
+        /// Stop after so many matches
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        max: Option<u64>,
+        /// As JSON, an object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Writes the guest's RAM to a file, or to standard output
+    Dump(DumpArgs),
+    /// Compares two dumps, or a dump and the guest, page by page; exit code 1 if they differ
+    Diff {
+        /// A dump, of any format that `dump` writes or `xl dump-core`
+        old: PathBuf,
+        /// Another; without it, the guest that --domain or --mock names
+        new: Option<PathBuf>,
+    },
+    /// Draws where the guest's RAM is, as a PNG
+    Picture {
         /// The file, which must not exist
         out: PathBuf,
+        #[command(flatten)]
+        search: SearchArgs,
+        /// A dump: pages that have changed since are shown
+        #[arg(long, value_name = "DUMP")]
+        since: Option<PathBuf>,
     },
+    /// Prints a script that completes this tool's arguments in a shell
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Copies a share of a dump (`dump` starts this itself)
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct SearchArgs {
+    /// Try every frame number, also where Xen says that there is no RAM: slow, but finds what Xen lends to the guest
+    #[arg(long)]
+    pub(crate) thorough: bool,
+}
+
+/// In which address space an address is.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct SpaceArgs {
+    /// The address is a virtual one, of what a vcpu runs
+    #[arg(long)]
+    pub(crate) r#virtual: bool,
+    /// Which vcpu
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "virtual")]
+    pub(crate) vcpu: u32,
+    /// The page-table base to use instead of the vcpu's (its CR3; of a PV guest a machine address); its tables have as
+    /// many levels as the vcpu's, or four if that cannot be learned
+    #[arg(long, value_name = "ADDRESS", requires = "virtual", value_parser = number)]
+    pub(crate) cr3: Option<u64>,
+}
+
+/// Bytes, in one of these forms.
+#[derive(Clone, Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct BytesArgs {
+    /// As text
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text: Option<String>,
+    /// As hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit
+    #[arg(long, value_name = "DIGITS")]
+    pub(crate) hex: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DumpArgs {
+    /// The file, which must not exist; - for standard output
+    pub(crate) out: PathBuf,
+    /// How the file is made
+    #[arg(long, default_value = "raw")]
+    pub(crate) format: Format,
+    /// Compress it
+    #[arg(long, value_name = "METHOD")]
+    pub(crate) compress: Option<Compression>,
+    /// The guest goes on running: the frames are of different moments
+    #[arg(long, conflicts_with = "pause")]
+    pub(crate) live: bool,
+    /// The guest stands still until the dump is written, and then runs again
+    #[arg(long)]
+    pub(crate) pause: bool,
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    /// How to copy to an uncompressed file; by this process alone unless said otherwise, which was the fastest where it
+    /// was measured
+    #[arg(long, value_name = "WAY")]
+    pub(crate) copy_by: Option<CopyBy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Each frame at its address, sparse; what is no RAM cannot be told from zeros
+    Raw,
+    /// An ELF core, which gdb, crash, drgn and volatility3 read
+    Elf,
+    /// What the kernel module lime.ko writes, which volatility3 reads
+    Lime,
+    /// What xl dump-core writes, without the registers of vcpus
+    Xen,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compression {
+    Zstd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CopyBy {
+    /// By this process alone
+    Single,
+    /// By threads of this process
+    Threads,
+    /// By short-lived processes
+    Workers,
 }
 
 fn number(text: &str) -> Result<u64, String> {

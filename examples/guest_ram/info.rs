@@ -2,42 +2,65 @@
 
 use std::io::Write;
 
-use xenmap::{GuestKind, HostKind};
+use serde::Serialize;
+use xenmap::{Guest, HostKind};
 
 use crate::Result;
-use crate::guest::Guest;
-use crate::json;
+use crate::domains::{Domain, mib, or_dash};
 
-pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result<()> {
-    let Guest { memory, domid, kind } = guest;
-    let guest_kind = match kind {
-        GuestKind::Pv => "pv",
-        GuestKind::Hvm => "hvm",
-        _ => "unknown",
-    };
+#[derive(Serialize)]
+struct Info {
+    #[serde(flatten)]
+    domain: Domain,
+    highest_frame: u64,
+    xen_version: String,
+    xen_capabilities: String,
+    host_kind: &'static str,
+    domctl_version: Option<u32>,
+}
+
+pub(crate) fn info(guest: &Guest<'_>, as_json: bool, out: &mut impl Write) -> Result<()> {
+    let (memory, domid) = (guest.memory(), guest.domid());
     let host_kind = match memory.host_kind() {
         HostKind::Pv => "pv",
         HostKind::AutoTranslated => "auto-translated",
         _ => "unknown",
     };
-    let pages_owned = memory.current_reservation(*domid)?;
-    let highest_frame = memory.maximum_gpfn(*domid)?;
-    let version = memory.xen_version()?.to_string();
-    let capabilities = memory.xen_capabilities()?;
-
+    let info = Info {
+        domain: memory.domain_info(domid)?.into(),
+        highest_frame: memory.maximum_gpfn(domid)?,
+        xen_version: memory.xen_version()?.to_string(),
+        xen_capabilities: memory.xen_capabilities()?,
+        host_kind,
+        domctl_version: memory.domctl_version(),
+    };
     if as_json {
-        write!(out, r#"{{"domid":{domid},"guest_kind":"{guest_kind}","pages_owned":{pages_owned}"#)?;
-        write!(out, r#","highest_frame":{highest_frame},"xen_version":{}"#, json::string(&version))?;
-        write!(out, r#","xen_capabilities":{},"host_kind":"{host_kind}"}}"#, json::string(&capabilities))?;
-        writeln!(out)?;
-    } else {
-        writeln!(out, "domid:            {domid}")?;
-        writeln!(out, "guest kind:       {guest_kind}")?;
-        writeln!(out, "pages owned:      {pages_owned}")?;
-        writeln!(out, "highest frame:    {highest_frame:#x}")?;
-        writeln!(out, "xen version:      {version}")?;
-        writeln!(out, "xen capabilities: {capabilities}")?;
-        writeln!(out, "host kind:        {host_kind}")?;
+        writeln!(out, "{}", serde_json::to_string(&info)?)?;
+        return Ok(());
+    }
+    let domain = info.domain;
+    let toolstack = match info.domctl_version {
+        Some(version) => format!("domctl version {version:#x}"),
+        None => "not understood: less is known".to_owned(),
+    };
+    let pages = |pages: Option<u64>| or_dash(pages.map(|pages| format!("{pages} ({} MiB)", mib(pages))));
+    for (name, value) in [
+        ("domid", domain.domid.to_string()),
+        ("name", or_dash(domain.printable_name())),
+        ("uuid", or_dash(domain.uuid)),
+        ("guest kind", domain.kind.to_owned()),
+        ("state", or_dash(domain.state)),
+        ("vcpus", or_dash(domain.vcpus)),
+        ("pages owned", pages(Some(domain.pages))),
+        ("pages at most", pages(domain.max_pages)),
+        ("pages paged out", or_dash(domain.paged_out)),
+        ("highest frame", format!("{:#x}", info.highest_frame)),
+        ("xen version", info.xen_version),
+        ("xen capabilities", info.xen_capabilities),
+        ("host kind", info.host_kind.to_owned()),
+        ("toolstack interface", toolstack),
+    ] {
+        writeln!(out, "{:21}{value}", format!("{name}:"))?;
     }
     Ok(())
 }

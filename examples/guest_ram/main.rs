@@ -1,34 +1,48 @@
-//! Looks at a guest's RAM: what is known of it, its bytes, or all of it as a sparse file.
+//! Looks at a guest's RAM: what is known of it, where it is, its bytes, or all of it as a file.
 //!
+//!     cargo run --example guest_ram -- domains
 //!     cargo run --example guest_ram -- --mock FILE info
 //!     cargo run --example guest_ram -- --mock FILE read 0x1000 64
+//!     cargo run --example guest_ram -- --domain 5 search --text canary
 //!     cargo run --example guest_ram -- --domain 5 dump OUT
 //!
-//! Exit codes: 0; 2 if it could not be done, with one line on stderr; 3 if a dump lacks frames that should be there.
+//! Exit codes: 0; 1 if `search` finds nothing or `diff` a difference; 2 if it could not be done, with one line on
+//! stderr; 3 if a dump lacks frames that should be there; 130 or 143 if a dump was interrupted.
 
 mod args;
+mod canvas;
+mod diff;
+mod domains;
 mod dump;
-mod guest;
+mod guest_pages;
 mod hexdump;
+mod image;
 mod info;
-mod json;
-mod output;
+mod map;
+mod pattern;
+mod picture;
 mod progress;
 mod read;
-mod report;
-mod scan;
+mod search;
+mod source;
+mod space;
+mod write;
 
 use std::error::Error;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use args::{Args, Command};
-use clap::Parser;
-use guest::Guest;
+use clap::{CommandFactory, Parser};
+use pattern::Pattern;
+use source::Host;
+use space::Space;
 
 /// What anything that can fail returns: the error is a line for the person who has typed the command.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+const NOTHING_FOUND: u8 = 1;
+const DIFFERENT: u8 = 1;
 const FAILED: u8 = 2;
 const FRAMES_LOST: u8 = 3;
 
@@ -39,27 +53,72 @@ fn main() -> ExitCode {
     };
     match run(&args) {
         Ok(code) => code,
-        // Whoever reads our output (`| head`) has seen enough.
-        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        // Whoever reads our output (`| head`) has seen enough. Of a comparison it was a difference.
+        Err(error) if is_broken_pipe(&*error) => match args.command {
+            Command::Diff { .. } => DIFFERENT.into(),
+            _ => ExitCode::SUCCESS,
+        },
         Err(error) => fail(&error.to_string()),
     }
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
-    let guest = Guest::open(&args.source)?;
     let mut stdout = BufWriter::new(io::stdout().lock());
+    let host = || Host::open_for_guest(&args.source);
     let mut code = ExitCode::SUCCESS;
     match &args.command {
-        Command::Info { json } => info::info(&guest, *json, &mut stdout)?,
-        Command::Read { gpa, len } => read::read(&guest, *gpa, *len, &mut stdout)?,
-        Command::Dump { out } => {
-            let report = dump::dump(&guest, out)?;
-            writeln!(stdout, "{report}")?;
-            if report.lost() > 0 {
-                say(&format!("{} frames that should be RAM are lost", report.lost()));
+        Command::Domains { json } => domains::domains(&Host::open(&args.source)?.memory, *json, &mut stdout)?,
+        Command::Info { json } => info::info(&host()?.guest()?, *json, &mut stdout)?,
+        Command::Map { search, json } => map::map(&host()?.guest()?, *search, *json, &mut stdout)?,
+        Command::Read { address, len, space, binary } => {
+            let host = host()?;
+            let guest = host.guest()?;
+            let space = Space::new(&guest, *space)?;
+            read::read(&guest, &space, (*address, *len), *binary, &mut stdout)?;
+        }
+        Command::Write { address, bytes, space, yes } => {
+            let host = host()?;
+            let (guest, bytes) = (host.guest()?, pattern::exact_bytes(bytes)?);
+            let space = Space::new(&guest, *space)?;
+            if !yes && !write::is_paused(&guest)? {
+                write::confirm(&guest)?;
+            }
+            write::write(&guest, &space, *address, &bytes, &mut stdout)?;
+        }
+        Command::Search { bytes, search, max, json } => {
+            let pattern = Pattern::new(bytes)?;
+            let mut output = search::Output::new(&mut stdout, *json, *max);
+            if !search::search(&host()?.guest()?, &pattern, *search, &mut output)? {
+                code = NOTHING_FOUND.into();
+            }
+        }
+        Command::Dump(dump) => {
+            if dump::dump(&host()?.guest()?, dump, args.source.mock.is_some())? > 0 {
                 code = FRAMES_LOST.into();
             }
         }
+        Command::Diff { old, new } => {
+            let same = match new {
+                Some(_) if source::is_given(&args.source) => {
+                    return Err("two dumps are compared without a guest".into());
+                }
+                Some(new) => diff::dumps(old, new, &mut stdout)?,
+                None => diff::dump_and_guest(old, &host()?.guest()?, &mut stdout)?,
+            };
+            if !same {
+                code = DIFFERENT.into();
+            }
+        }
+        Command::Picture { out, search, since } => {
+            picture::picture(&host()?.guest()?, out, *search, since.as_deref(), &mut stdout)?;
+        }
+        Command::Completions { shell } => {
+            // Not straight to stdout: clap_complete panics if that fails.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "guest_ram", &mut script);
+            stdout.write_all(&script)?;
+        }
+        Command::Worker => dump::worker::work(&host()?.guest()?)?,
     }
     stdout.flush()?;
     Ok(code)

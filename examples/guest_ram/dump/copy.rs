@@ -1,0 +1,125 @@
+//! Copying frames from the guest to the output.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use xenmap::{FRAME_SIZE, ForeignMapping, Guest, Protection};
+
+use super::layout::{FRAME, Part};
+use super::sink::Sink;
+use super::vmcoreinfo;
+use crate::Result;
+
+/// Frames that are mapped at a time: 16 MiB. Larger windows are not faster, and their mappings cost page tables.
+const WINDOW: u64 = 4096;
+
+/// What became of frames.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Tally {
+    /// How many were read.
+    pub(crate) copied: u64,
+    /// How many of those are all zero, and not written.
+    pub(crate) zero: u64,
+    /// Those that could not be mapped, in ascending order.
+    pub(crate) lost: Vec<Lost>,
+    /// The frame where a Linux kernel keeps its VMCOREINFO note.
+    pub(crate) vmcoreinfo: Option<u64>,
+}
+
+/// Consecutive frames that are RAM, and could not be mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Lost {
+    pub(crate) pfns: Range<u64>,
+    /// Why, as an errno of Linux (positive).
+    pub(crate) errno: i32,
+}
+
+impl Tally {
+    pub(crate) fn frames(&self) -> u64 {
+        self.copied + self.lost_frames()
+    }
+
+    pub(crate) fn lost_frames(&self) -> u64 {
+        self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start).sum()
+    }
+
+    pub(crate) fn is_lost(&self, pfn: u64) -> bool {
+        let next = self.lost.partition_point(|lost| lost.pfns.end <= pfn);
+        self.lost.get(next).is_some_and(|lost| lost.pfns.contains(&pfn))
+    }
+
+    /// Adds what became of other frames, which may lie anywhere.
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.copied += other.copied;
+        self.zero += other.zero;
+        // There is one as a rule. If not, it is the same one whoever copies.
+        self.vmcoreinfo = self.vmcoreinfo.into_iter().chain(other.vmcoreinfo).min();
+        let in_order = self.lost.last().zip(other.lost.first()).is_none_or(|(a, b)| a.pfns.end <= b.pfns.start);
+        for lost in other.lost {
+            self.lose(lost);
+        }
+        if !in_order {
+            self.lost.sort_by_key(|lost| lost.pfns.start);
+        }
+    }
+
+    fn lose(&mut self, lost: Lost) {
+        match self.lost.last_mut() {
+            Some(before) if before.errno == lost.errno && before.pfns.end == lost.pfns.start => {
+                before.pfns.end = lost.pfns.end;
+            }
+            _ => self.lost.push(lost),
+        }
+    }
+}
+
+/// Copies consecutive frames, a window at a time. What became of each window goes to `done`, and so does its
+/// mapping, since unmapping is not always the cheapest way to be rid of it.
+pub(crate) fn copy_part(
+    guest: &Guest<'_>,
+    part: &Part,
+    sink: &mut dyn Sink,
+    mut done: impl FnMut(Tally, ForeignMapping) -> Result<()>,
+) -> Result<()> {
+    let mut offset = part.offset;
+    let mut first = part.pfns.start;
+    while first < part.pfns.end {
+        let pfns = first..part.pfns.end.min(first + WINDOW);
+        let mapping = guest.map_partial(Protection::ReadOnly, pfns.clone())?;
+        let tally = copy_mapping(&mapping, pfns.start, offset, sink)?;
+        done(tally, mapping)?;
+        offset += (pfns.end - first) * FRAME;
+        first = pfns.end;
+    }
+    Ok(())
+}
+
+/// Copies what is mapped. `first` is the first frame, and `offset` its place in the output.
+fn copy_mapping(mapping: &ForeignMapping, first: u64, offset: u64, sink: &mut dyn Sink) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for error in mapping.failed() {
+        let pfn = first + error.index as u64;
+        tally.lose(Lost { pfns: pfn..pfn + 1, errno: error.errno });
+    }
+    let view = mapping.view();
+    for range in mapping.mapped_ranges() {
+        tally.copied += (range.len() / FRAME_SIZE) as u64;
+        let mut at = range.start;
+        while at < range.end {
+            if view.is_zero(at, FRAME_SIZE)? {
+                tally.zero += 1;
+                at += FRAME_SIZE;
+                continue;
+            }
+            let start = at;
+            while at < range.end && (at == start || !view.is_zero(at, FRAME_SIZE)?) {
+                if tally.vmcoreinfo.is_none() && vmcoreinfo::begins_at(view, at)? {
+                    tally.vmcoreinfo = Some(first + (at / FRAME_SIZE) as u64);
+                }
+                at += FRAME_SIZE;
+            }
+            sink.frames(offset + start as u64, view.slice(start, at - start)?)?;
+        }
+    }
+    Ok(tally)
+}

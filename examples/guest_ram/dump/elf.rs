@@ -1,0 +1,147 @@
+//! An ELF core of the guest's physical memory, as QEMU's `dump-guest-memory` and kdump write them.
+//!
+//! Header, program headers, notes, and the frames of each extent. The physical address is also given as the virtual
+//! one, which is what gdb goes by. `crash` wants the notes in front of the frames. In a stream they come last, since
+//! only then it is known what they say.
+
+use std::ops::Range;
+
+use object::endian::{LittleEndian as LE, U16, U32, U64};
+use object::{elf, pod};
+use xenmap::Guest;
+
+use super::copy::Tally;
+use super::layout::{FRAME, Layout, in_a_row};
+use super::{report, vmcoreinfo};
+use crate::Result;
+use crate::args::Format;
+
+/// Bytes of all notes: that of the kernel, and ours, which is as long as there is place for it.
+const NOTES_LEN: usize = 16 << 10;
+
+/// The number of program headers from which on a section header says how many there are.
+const MANY: usize = elf::PN_XNUM as usize;
+
+/// Bytes of the headers of a file, a section and a segment.
+pub(super) const HEADER: u64 = size_of::<elf::FileHeader64<LE>>() as u64;
+pub(super) const SECTION: u64 = size_of::<elf::SectionHeader64<LE>>() as u64;
+const SEGMENT: u64 = size_of::<elf::ProgramHeader64<LE>>() as u64;
+
+/// What machine the guest is.
+const MACHINE: elf::Machine = if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
+
+pub(super) fn layout(ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+    let count = ranges.len() + 1;
+    let sections = u16::from(count >= MANY);
+    let sections_end = HEADER + u64::from(sections) * SECTION;
+    let head_end = sections_end + count as u64 * SEGMENT;
+    let notes_len = NOTES_LEN as u64;
+
+    let frames_start = if is_stream { head_end } else { head_end + notes_len }.next_multiple_of(FRAME);
+    let (parts, frames_end) = in_a_row(ranges, frames_start, 0);
+    let (late, len) = if is_stream { (frames_end, frames_end + notes_len) } else { (head_end, frames_end) };
+
+    let mut header = file_header(sections, 0)?;
+    header.e_phoff = U64::new(LE, sections_end);
+    header.e_phnum = U16::new(LE, u16::try_from(count.min(MANY))?);
+    let mut head = pod::bytes_of(&header).to_vec();
+    if sections != 0 {
+        let mut section = section_header(0, elf::SHT_NULL, 0..0, 0);
+        section.sh_info = U32::new(LE, count.try_into().map_err(|_| "the guest's RAM is in too many pieces for ELF")?);
+        head.extend_from_slice(pod::bytes_of(&section));
+    }
+    head.extend_from_slice(pod::bytes_of(&segment(elf::PT_NOTE, late, 0, notes_len)));
+    for part in &parts {
+        let (address, len) = (part.pfns.start * FRAME, part.frames() * FRAME);
+        head.extend_from_slice(pod::bytes_of(&segment(elf::PT_LOAD, part.offset, address, len)));
+    }
+    Ok(Layout { format: Format::Elf, head, parts, late, len })
+}
+
+/// The header of a core with so many sections, of which this one has their names. Their headers follow.
+pub(super) fn file_header(sections: u16, names: u16) -> Result<elf::FileHeader64<LE>> {
+    Ok(elf::FileHeader64 {
+        e_ident: elf::Ident {
+            magic: elf::ELFMAG,
+            class: elf::ELFCLASS64,
+            data: elf::ELFDATA2LSB,
+            version: elf::EV_CURRENT,
+            os_abi: elf::ELFOSABI_NONE,
+            abi_version: 0,
+            padding: [0; 7],
+        },
+        e_type: U16::new(LE, elf::ET_CORE),
+        e_machine: U16::new(LE, MACHINE),
+        e_version: U32::new(LE, 1),
+        e_entry: U64::new(LE, 0),
+        e_phoff: U64::new(LE, 0),
+        e_shoff: U64::new(LE, if sections == 0 { 0 } else { HEADER }),
+        e_flags: U32::new(LE, elf::FileFlags(0)),
+        e_ehsize: U16::new(LE, u16::try_from(HEADER)?),
+        e_phentsize: U16::new(LE, u16::try_from(SEGMENT)?),
+        e_phnum: U16::new(LE, 0),
+        e_shentsize: U16::new(LE, u16::try_from(SECTION)?),
+        e_shnum: U16::new(LE, sections),
+        e_shstrndx: U16::new(LE, elf::SymbolSection(names)),
+    })
+}
+
+/// A section whose name is at this place among the names, and which has entries of so many bytes.
+pub(super) fn section_header(
+    name: u32,
+    kind: elf::SectionType,
+    range: Range<u64>,
+    entry: u64,
+) -> elf::SectionHeader64<LE> {
+    elf::SectionHeader64 {
+        sh_name: U32::new(LE, name),
+        sh_type: U32::new(LE, kind),
+        sh_flags: U64::new(LE, elf::SectionFlags(0)),
+        sh_addr: U64::new(LE, 0),
+        sh_offset: U64::new(LE, range.start),
+        sh_size: U64::new(LE, range.end - range.start),
+        sh_link: U32::new(LE, 0),
+        sh_info: U32::new(LE, 0),
+        sh_addralign: U64::new(LE, 0),
+        sh_entsize: U64::new(LE, entry),
+    }
+}
+
+fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::ProgramHeader64<LE> {
+    let flags = if kind == elf::PT_LOAD { elf::PF_R | elf::PF_W | elf::PF_X } else { elf::ProgramFlags(0) };
+    elf::ProgramHeader64 {
+        p_type: U32::new(LE, kind),
+        p_flags: U32::new(LE, flags),
+        p_offset: U64::new(LE, offset),
+        p_vaddr: U64::new(LE, address),
+        p_paddr: U64::new(LE, address),
+        p_filesz: U64::new(LE, len),
+        p_memsz: U64::new(LE, len),
+        // By this crash tells a kdump from the older netdump.
+        p_align: U64::new(LE, 0),
+    }
+}
+
+/// The guest's own VMCOREINFO, if it was found, and what this tool has to say.
+pub(super) fn notes(guest: &Guest<'_>, tally: &Tally) -> Vec<u8> {
+    const { assert!(vmcoreinfo::MAX_LEN < NOTES_LEN / 2) };
+    let mut notes = tally.vmcoreinfo.and_then(|pfn| vmcoreinfo::read(guest, pfn)).unwrap_or_default();
+    let place = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
+    let mut text = report::text(guest, tally, place).into_bytes();
+    text.resize(place, 0);
+    notes.extend(note(b"XENMAP\0", 0, &text));
+    notes
+}
+
+/// A note. Name and content are short, and padded to words.
+pub(super) fn note(name: &[u8], kind: u32, content: &[u8]) -> Vec<u8> {
+    let len = |bytes: &[u8]| U32::new(LE, u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    let header =
+        elf::NoteHeader64 { n_namesz: len(name), n_descsz: len(content), n_type: U32::new(LE, elf::NoteType(kind)) };
+    let mut note = pod::bytes_of(&header).to_vec();
+    for bytes in [name, content] {
+        note.extend_from_slice(bytes);
+        note.resize(note.len().next_multiple_of(4), 0);
+    }
+    note
+}

@@ -1,0 +1,134 @@
+//! What a dump consists of, and where in the file.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+use xenmap::{FRAME_SIZE, Gfn, Guest};
+
+use super::copy::Tally;
+use super::sink::Sink;
+use super::{elf, xen};
+use crate::Result;
+use crate::args::Format;
+
+pub(crate) const FRAME: u64 = FRAME_SIZE as u64;
+
+/// Bytes in front of each extent of a `LiME` dump.
+const LIME_HEADER: u64 = 32;
+
+/// A dump. What is in none of its parts is zero.
+#[derive(Debug)]
+pub(crate) struct Layout {
+    pub(crate) format: Format,
+    /// What the file begins with.
+    pub(crate) head: Vec<u8>,
+    /// The frames, in ascending order in the guest and in the file.
+    pub(crate) parts: Vec<Part>,
+    /// Where that goes which is known only when the frames have been copied.
+    pub(crate) late: u64,
+    /// The size of the file.
+    pub(crate) len: u64,
+}
+
+/// Consecutive frames, which are consecutive in the file too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    pub(crate) pfns: Range<u64>,
+    /// Where the first one is in the file.
+    pub(crate) offset: u64,
+}
+
+impl Layout {
+    /// A dump of the guest's RAM, which is in these ranges; `is_stream` if nothing can be written but at the end.
+    pub(crate) fn new(format: Format, guest: &Guest<'_>, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+        if ranges.last().is_some_and(|last| last.end > Gfn::MAX.get()) {
+            return Err("the guest has RAM beyond the last address".into());
+        }
+        match format {
+            Format::Raw => Ok(raw(ranges)),
+            Format::Lime => Ok(lime(ranges)),
+            Format::Elf => elf::layout(ranges, is_stream),
+            Format::Xen => xen::layout(guest, ranges),
+        }
+    }
+
+    pub(crate) fn frames(&self) -> u64 {
+        self.parts.iter().map(Part::frames).sum()
+    }
+
+    /// Writes what stands in front of a part.
+    pub(crate) fn write_header(&self, part: &Part, sink: &mut dyn Sink) -> Result<()> {
+        if self.format == Format::Lime {
+            sink.bytes(part.offset - LIME_HEADER, &lime_header(part))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what could not be known before the frames were copied.
+    pub(crate) fn write_late(&self, guest: &Guest<'_>, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
+        match self.format {
+            Format::Raw | Format::Lime => Ok(()),
+            Format::Elf => sink.bytes(self.late, &elf::notes(guest, tally)),
+            Format::Xen => xen::write_frame_numbers(guest, self, tally, sink),
+        }
+    }
+
+    /// The parts, cut so that each share has so many frames at most.
+    pub(crate) fn shares(&self, frames: u64) -> impl Iterator<Item = Vec<Part>> {
+        let mut pieces = self.parts.iter().flat_map(move |part| part.cut(frames)).peekable();
+        std::iter::from_fn(move || {
+            let mut share = vec![pieces.next()?];
+            let mut left = frames - share[0].frames();
+            while let Some(piece) = pieces.next_if(|piece| piece.frames() <= left) {
+                left -= piece.frames();
+                share.push(piece);
+            }
+            Some(share)
+        })
+    }
+}
+
+impl Part {
+    pub(crate) fn frames(&self) -> u64 {
+        self.pfns.end - self.pfns.start
+    }
+
+    fn cut(&self, frames: u64) -> impl Iterator<Item = Part> {
+        let Part { pfns, offset } = self.clone();
+        let step = usize::try_from(frames).unwrap_or(usize::MAX);
+        pfns.clone().step_by(step).map(move |start| Part {
+            pfns: start..pfns.end.min(start + frames),
+            offset: offset + (start - pfns.start) * FRAME,
+        })
+    }
+}
+
+/// Ranges of frames, one behind the other, with so many bytes in front of each; and where they end.
+pub(crate) fn in_a_row(ranges: &[Range<u64>], start: u64, header: u64) -> (Vec<Part>, u64) {
+    let mut end = start;
+    let part = |pfns: &Range<u64>| {
+        let part = Part { pfns: pfns.clone(), offset: end + header };
+        end = part.offset + part.frames() * FRAME;
+        part
+    };
+    (ranges.iter().map(part).collect(), end)
+}
+
+/// Each frame at its address.
+fn raw(ranges: &[Range<u64>]) -> Layout {
+    let part = |pfns: &Range<u64>| Part { pfns: pfns.clone(), offset: pfns.start * FRAME };
+    let len = ranges.last().map_or(0, |last| last.end * FRAME);
+    Layout { format: Format::Raw, head: Vec::new(), parts: ranges.iter().map(part).collect(), late: len, len }
+}
+
+fn lime(ranges: &[Range<u64>]) -> Layout {
+    let (parts, len) = in_a_row(ranges, 0, LIME_HEADER);
+    Layout { format: Format::Lime, head: Vec::new(), parts, late: len, len }
+}
+
+/// As `lime.h` of `LiME` has it: magic, version, first and last address, and 8 bytes for later.
+fn lime_header(part: &Part) -> Vec<u8> {
+    const MAGIC_AND_VERSION: u64 = 1 << 32 | 0x4C69_4D45;
+    let words = [MAGIC_AND_VERSION, part.pfns.start * FRAME, part.pfns.end * FRAME - 1, 0];
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}

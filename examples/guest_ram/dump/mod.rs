@@ -1,0 +1,218 @@
+//! `dump`: the guest's RAM as a file or a stream.
+
+pub(crate) mod copy;
+mod elf;
+mod interrupt;
+pub(crate) mod layout;
+pub(crate) mod output;
+mod parallel;
+pub(crate) mod report;
+mod sink;
+mod vmcoreinfo;
+pub(crate) mod worker;
+mod xen;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, RamMap};
+
+use crate::Result;
+use crate::args::{Compression, CopyBy, DumpArgs};
+use crate::map::scan;
+use crate::progress::Progress;
+use copy::{Lost, Tally, copy_part};
+use interrupt::Interrupts;
+use layout::{Layout, Part};
+use output::Output;
+use sink::{Sink, SparseFile, Stream};
+use worker::Job;
+
+/// Writes the dump, and returns how many frames that should be RAM are lost. `simulated` says that there is a host
+/// only in this process.
+pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Result<u64> {
+    let start = Instant::now();
+    check_standstill(guest, args, simulated)?;
+    let to_stdout = args.out == Path::new("-");
+    if to_stdout && io::stdout().is_terminal() {
+        return Err("a dump is nothing for a terminal: give a file, or pipe standard output elsewhere".into());
+    }
+    let interrupts = Interrupts::hold_back()?;
+    let output = if to_stdout { None } else { Some(Output::create(&args.out)?) };
+    let dump = Dump { guest, args, simulated, output: output.as_ref() };
+
+    let mut paused = if args.pause { Some(guest.pause()?) } else { None };
+    let undo = || {
+        drop(paused.take());
+        if let Some(output) = &output {
+            output.discard();
+        }
+    };
+    let (tally, written) = interrupts.unless_one_comes(|| dump.write_all().map_err(|e| e.to_string()), undo)??;
+    drop(paused);
+    if let Some(output) = output {
+        output.finish()?;
+    }
+    crate::say(&report::summary(&tally, written, start.elapsed()));
+    report::lost(&tally).for_each(|line| crate::say(&line));
+    Ok(tally.lost_frames())
+}
+
+/// That the guest stands still, or that the person knows that it does not.
+fn check_standstill(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Result<()> {
+    if args.live || args.pause || simulated {
+        return Ok(());
+    }
+    let domid = guest.domid();
+    match guest.memory().domain_info(domid)?.state {
+        Some(DomainState::Running) => Err(format!(
+            "domain {domid} runs: give --pause, and it stands still until the dump is written, \
+             or --live, and the frames will be of different moments"
+        )),
+        None => Err(format!(
+            "it cannot be told whether domain {domid} runs: pause it, and give --live, \
+             which says that you know"
+        )),
+        Some(_) => Ok(()),
+    }?;
+    Ok(())
+}
+
+/// Frames that this process leaves mapped in a PV dom0 until it ends (see `worker`): 1 GiB, whose page tables take 2
+/// MiB.
+const LEFT_TO_EXIT: usize = 1 << 18;
+
+/// A dump in the making.
+pub(crate) struct Dump<'a> {
+    pub(crate) guest: &'a Guest<'a>,
+    pub(crate) args: &'a DumpArgs,
+    pub(crate) simulated: bool,
+    /// `None`: standard output.
+    pub(crate) output: Option<&'a Output>,
+}
+
+impl Dump<'_> {
+    fn write_all(&self) -> Result<(Tally, u64)> {
+        let map = scan(self.guest, self.args.search)?;
+        if map.not_found() > 0 {
+            crate::say(&format!("the domain owns {} more frames, which are not in its memory map", map.not_found()));
+        }
+        self.write(&map)
+    }
+
+    /// Writes what a map has; tells what became of its frames, and how many bytes were written.
+    pub(crate) fn write(&self, map: &RamMap) -> Result<(Tally, u64)> {
+        let broken = map.extents().iter().filter(|extent| extent.kind == FrameKind::Broken);
+        let broken = broken.map(|extent| Lost { pfns: extent.pfns.clone(), errno: libc::EHWPOISON });
+        self.write_frames(&map.ranges(), Tally { lost: broken.collect(), ..Tally::default() })
+    }
+
+    /// Writes these frames; `lost` are others that should be RAM.
+    fn write_frames(&self, ranges: &[Range<u64>], lost: Tally) -> Result<(Tally, u64)> {
+        let is_stream = self.output.is_none() || self.args.compress.is_some();
+        let layout = Layout::new(self.args.format, self.guest, ranges, is_stream)?;
+        let mut sink = self.sink()?;
+        sink.bytes(0, &layout.head)?;
+        let mut tally = self.copy(&layout, &mut *sink)?;
+        if tally.frames() != layout.frames() {
+            return Err("not every frame was accounted for: this is a bug".into());
+        }
+        tally.add(lost);
+        layout.write_late(self.guest, &tally, &mut *sink)?;
+        let written = sink.end(layout.len)?;
+        if let Some(output) = self.output {
+            output.sync()?;
+        }
+        Ok((tally, written))
+    }
+
+    fn sink(&self) -> Result<Box<dyn Sink>> {
+        let (file, name) = match self.output {
+            Some(output) => (output.file()?, self.name()),
+            None => (File::from(io::stdout().as_fd().try_clone_to_owned()?), "standard output".to_owned()),
+        };
+        Ok(match (self.args.compress, self.output) {
+            (Some(Compression::Zstd), _) => Box::new(Stream::zstd(file, name)?),
+            (None, Some(_)) => Box::new(SparseFile { file, name }),
+            (None, None) => Box::new(Stream::plain(file, name)),
+        })
+    }
+
+    fn name(&self) -> String {
+        self.args.out.display().to_string()
+    }
+
+    fn copy(&self, layout: &Layout, sink: &mut dyn Sink) -> Result<Tally> {
+        let progress = Progress::new("copying", layout.frames())?;
+        let done = AtomicU64::new(0);
+        let copied = |tally: &Tally| {
+            let frames = tally.frames();
+            progress.set(done.fetch_add(frames, Ordering::Relaxed) + frames);
+        };
+        let several = self.output.filter(|_| self.args.compress.is_none());
+        let way = match (self.args.copy_by, several) {
+            (Some(CopyBy::Threads | CopyBy::Workers), None) => return Err("a stream is written by one process".into()),
+            (Some(way), _) => way,
+            // A host that is simulated is one of this process.
+            // The fastest in both kinds of dom0 (README; `tests/xen/run pv --lane speed`).
+            (None, _) => CopyBy::Single,
+        };
+        let Some(output) = several.filter(|_| way != CopyBy::Single) else {
+            return self.copy_alone(layout, sink, copied);
+        };
+        for part in &layout.parts {
+            layout.write_header(part, sink)?;
+        }
+        let copy_share = |parts: Vec<Part>| {
+            let (file, name) = (output.path_to_open(), self.name());
+            if way == CopyBy::Workers {
+                return worker::employ(self.guest.domid(), &Job { file, name, parts }, copied);
+            }
+            let file = OpenOptions::new().write(true).open(&file)?;
+            copy_all(self.guest, &parts, &mut SparseFile { file, name }, copied, drop)
+        };
+        Ok(parallel::copy_shares(layout, |parts| copy_share(parts).map_err(|e| e.to_string()))?)
+    }
+
+    fn copy_alone(&self, layout: &Layout, sink: &mut dyn Sink, copied: impl Fn(&Tally)) -> Result<Tally> {
+        let mut all = Tally::default();
+        let ends_soon = !self.simulated && self.guest.memory().host_kind() == HostKind::Pv;
+        let mut left = if ends_soon { LEFT_TO_EXIT } else { 0 };
+        let mut done_with = |mapping: ForeignMapping| {
+            if let Some(rest) = left.checked_sub(mapping.frames()) {
+                left = rest;
+                #[expect(clippy::mem_forget, reason = "the end of the process unmaps it, for less than munmap does")]
+                std::mem::forget(mapping);
+            }
+        };
+        for part in &layout.parts {
+            layout.write_header(part, sink)?;
+            all.add(copy_all(self.guest, std::slice::from_ref(part), sink, &copied, &mut done_with)?);
+        }
+        Ok(all)
+    }
+}
+
+fn copy_all(
+    guest: &Guest<'_>,
+    parts: &[Part],
+    sink: &mut dyn Sink,
+    copied: impl Fn(&Tally),
+    mut done_with: impl FnMut(ForeignMapping),
+) -> Result<Tally> {
+    let mut all = Tally::default();
+    for part in parts {
+        copy_part(guest, part, sink, |tally, mapping| {
+            copied(&tally);
+            all.add(tally);
+            done_with(mapping);
+            Ok(())
+        })?;
+    }
+    Ok(all)
+}

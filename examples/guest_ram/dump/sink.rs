@@ -1,0 +1,153 @@
+//! Where the bytes of a dump go: a sparse file, or a stream.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use xenmap::View;
+use zstd::stream::write::Encoder;
+
+use crate::Result;
+
+/// Takes the bytes of a dump; those that it is not given are zero.
+pub(crate) trait Sink {
+    /// Takes bytes of ours.
+    fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Takes frames of the guest, from where they are mapped.
+    fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()>;
+
+    /// Ends the dump, which has `len` bytes; tells how many had to be written.
+    fn end(&mut self, len: u64) -> Result<u64>;
+}
+
+/// A file, which has holes where nothing is written. Several of these may write to one file, each through a
+/// description of its own.
+pub(crate) struct SparseFile {
+    pub(crate) file: File,
+    pub(crate) name: String,
+}
+
+impl Sink for SparseFile {
+    fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        Ok(self.file.write_all_at(bytes, offset).map_err(|e| cannot_write(&self.name, &e))?)
+    }
+
+    fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()> {
+        self.file.seek(SeekFrom::Start(offset)).map_err(|e| cannot_write(&self.name, &e))?;
+        Ok(frames.write_to(0, frames.len(), &self.file).map_err(|e| cannot_write(&self.name, &e))?)
+    }
+
+    fn end(&mut self, len: u64) -> Result<u64> {
+        const BLOCK: u64 = 512;
+        let metadata = self.file.set_len(len).and_then(|()| self.file.metadata());
+        Ok(metadata.map_err(|e| cannot_write(&self.name, &e))?.blocks() * BLOCK)
+    }
+}
+
+/// What can be written at its end only: it gets its bytes in ascending order.
+pub(crate) struct Stream {
+    to: Writer,
+    position: u64,
+    name: String,
+}
+
+enum Writer {
+    Plain(Counted),
+    Zstd(Encoder<'static, Counted>),
+    Ended,
+}
+
+/// A file, and how many bytes it was given.
+struct Counted {
+    file: File,
+    bytes: u64,
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// The level that is zstd's own default.
+const ZSTD_LEVEL: i32 = 3;
+
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+impl Stream {
+    pub(crate) fn plain(file: File, name: String) -> Stream {
+        Stream { to: Writer::Plain(Counted { file, bytes: 0 }), position: 0, name }
+    }
+
+    pub(crate) fn zstd(file: File, name: String) -> Result<Stream> {
+        let encoder = Encoder::new(Counted { file, bytes: 0 }, ZSTD_LEVEL).map_err(|e| cannot_write(&name, &e))?;
+        Ok(Stream { to: Writer::Zstd(encoder), position: 0, name })
+    }
+
+    fn skip_to(&mut self, offset: u64) -> Result<()> {
+        let mut missing = offset.checked_sub(self.position).ok_or("a stream cannot go back")?;
+        while missing > 0 {
+            let zeros = usize::try_from(missing).map_or(ZEROS.len(), |missing| missing.min(ZEROS.len()));
+            self.write(&ZEROS[..zeros])?;
+            missing -= zeros as u64;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = match &mut self.to {
+            Writer::Plain(file) => file.write_all(bytes),
+            Writer::Zstd(encoder) => encoder.write_all(bytes),
+            Writer::Ended => Err(io::ErrorKind::WriteZero.into()),
+        };
+        written.map_err(|e| cannot_write(&self.name, &e))?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+impl Sink for Stream {
+    fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.skip_to(offset)?;
+        self.write(bytes)
+    }
+
+    fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()> {
+        self.skip_to(offset)?;
+        if let Writer::Plain(counted) = &mut self.to {
+            frames.write_to(0, frames.len(), &counted.file).map_err(|e| cannot_write(&self.name, &e))?;
+            counted.bytes += frames.len() as u64;
+            self.position += frames.len() as u64;
+            return Ok(());
+        }
+        // zstd wants memory that nobody else writes.
+        let mut copy = vec![0; ZEROS.len()];
+        for start in (0..frames.len()).step_by(copy.len()) {
+            let part = (frames.len() - start).min(copy.len());
+            frames.read_bytes(start, &mut copy[..part])?;
+            self.write(&copy[..part])?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, len: u64) -> Result<u64> {
+        self.skip_to(len)?;
+        let ended = match std::mem::replace(&mut self.to, Writer::Ended) {
+            Writer::Plain(counted) => Ok(counted),
+            Writer::Zstd(encoder) => encoder.finish(),
+            Writer::Ended => Err(io::ErrorKind::WriteZero.into()),
+        };
+        Ok(ended.map_err(|e| cannot_write(&self.name, &e))?.bytes)
+    }
+}
+
+fn cannot_write(name: &str, error: &dyn std::error::Error) -> String {
+    format!("cannot write {name}: {error}")
+}

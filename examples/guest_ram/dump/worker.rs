@@ -1,0 +1,128 @@
+//! Copying by a process of its own.
+//!
+//! In a PV dom0 the end of a process gives the references of its mappings back at a half to a quarter of what munmap
+//! costs: the kernel unpins the page tables first, and Xen drops the references of all entries at once. And each
+//! process has its own lock on its mappings. So the tool runs itself again (`guest_ram --domain N worker`) for each
+//! share.
+//!
+//! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
+//! each. What goes wrong it says on stderr, as the tool does.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+use xenmap::{Domid, Guest};
+
+use super::copy::{Tally, copy_part};
+use super::layout::Part;
+use super::sink::SparseFile;
+use crate::Result;
+
+/// Bytes that are read of what a worker says on stderr.
+const MAX_COMPLAINT: u64 = 4096;
+
+/// What a worker is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Job {
+    /// The file, where a worker can open it.
+    pub(crate) file: PathBuf,
+    /// What people call the file.
+    pub(crate) name: String,
+    pub(crate) parts: Vec<Part>,
+}
+
+/// What a worker says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// It has copied some more frames.
+    Copied(Tally),
+    /// It has copied all.
+    Done,
+}
+
+/// What `guest_ram worker` does; it returns if it has failed only.
+pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
+    let job: Job = serde_json::from_reader(io::stdin().lock())?;
+    let file = OpenOptions::new().write(true).open(&job.file);
+    let file = file.map_err(|e| format!("cannot write {}: {e}", job.name))?;
+    let mut sink = SparseFile { file, name: job.name };
+    let mut out = io::stdout().lock();
+    let mut mappings = Vec::new();
+    for part in &job.parts {
+        copy_part(guest, part, &mut sink, |tally, mapping| {
+            // Not unmapped: the end of the process does that better.
+            mappings.push(mapping);
+            send(&mut out, &Report::Copied(tally))
+        })?;
+    }
+    send(&mut out, &Report::Done)?;
+    // Without dropping anything, the mappings above all.
+    std::process::exit(0)
+}
+
+fn send(out: &mut impl Write, report: &Report) -> Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    // Whoever waits for it is gone, perhaps: then this is an error, and the worker ends.
+    out.write_all(&line)?;
+    Ok(out.flush()?)
+}
+
+/// Has a worker do a job; tells what it has copied as it goes on.
+pub(crate) fn employ(domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--domain", &domid.to_string(), "worker"]);
+    employ_as(command, job, copied)
+}
+
+/// The same, with any program as the worker.
+pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut worker = Worker(command.spawn().map_err(|e| format!("cannot start a worker: {e}"))?);
+    let (input, reports, complaints) = (worker.0.stdin.take(), worker.0.stdout.take(), worker.0.stderr.take());
+    // A worker that is dead already does not read, and its end says more than that.
+    if let Some(input) = input {
+        let _ = serde_json::to_writer(BufWriter::new(input), job);
+    }
+    let tally = reports.map_or(Ok(None), |reports| receive(BufReader::new(reports), copied));
+    let mut complaint = String::new();
+    if let Some(complaints) = complaints {
+        complaints.take(MAX_COMPLAINT).read_to_string(&mut complaint)?;
+    }
+    let status = worker.0.wait()?;
+    match tally? {
+        Some(tally) if status.success() => Ok(tally),
+        _ if complaint.is_empty() => Err(format!("a worker failed: {status}").into()),
+        _ => Err(format!("a worker failed: {}", complaint.trim_start_matches("guest_ram: ").trim_end()).into()),
+    }
+}
+
+/// What a worker has copied; `None` if it did not come to its end.
+fn receive(reports: impl BufRead, mut copied: impl FnMut(&Tally)) -> Result<Option<Tally>> {
+    let mut all = Tally::default();
+    for report in reports.lines() {
+        let report = serde_json::from_str(&report?).map_err(|e| format!("a worker's report cannot be read: {e}"))?;
+        match report {
+            Report::Copied(tally) => {
+                copied(&tally);
+                all.add(tally);
+            }
+            Report::Done => return Ok(Some(all)),
+        }
+    }
+    Ok(None)
+}
+
+/// A process that does not outlive whoever waits for it.
+struct Worker(Child);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It has ended already, as a rule.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,131 @@
+//! What `xl dump-core` writes: an ELF file with sections (Xen's docs/misc/dump-core-format.txt).
+//!
+//! The registers of vcpus and a PV guest's shared-info page are not read: `.xen_prstatus` is empty, of no vcpus, and
+//! there is no `.xen_shared_info`.
+
+use std::ops::Range;
+
+use object::{elf, pod};
+use xenmap::{FRAME_SIZE, ForeignMemory, Guest, GuestKind};
+
+use super::copy::Tally;
+use super::elf::{HEADER, SECTION, file_header, note, section_header};
+use super::layout::{FRAME, Layout, in_a_row};
+use super::sink::Sink;
+use crate::Result;
+use crate::args::Format;
+
+// xen/include/public/elfnote.h; what is in the notes, and their magic numbers, are in tools/libs/ctrl/xc_core.h.
+const NOTE_NONE: u32 = 0x200_0000;
+const NOTE_HEADER: u32 = 0x200_0001;
+const NOTE_XEN_VERSION: u32 = 0x200_0002;
+const NOTE_FORMAT_VERSION: u32 = 0x200_0003;
+const MAGIC_PV: u64 = 0xF00F_EBED;
+const MAGIC_HVM: u64 = 0xF00F_EBEE;
+
+/// What stands for a frame that is lost.
+const INVALID: u64 = u64::MAX;
+
+/// Frame numbers that are written at a time.
+const CHUNK: u64 = 4096;
+
+const NAMES: &[u8] = b"\0.shstrtab\0.note.Xen\0.xen_prstatus\0.xen_pages\0.xen_p2m\0.xen_pfn\0";
+const SECTIONS: u16 = 6;
+
+pub(super) fn layout(guest: &Guest<'_>, ranges: &[Range<u64>]) -> Result<Layout> {
+    let frames: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    let notes = notes(guest, frames)?;
+    let names_start = HEADER + u64::from(SECTIONS) * SECTION;
+    let names_end = names_start + NAMES.len() as u64;
+    let notes_start = names_end.next_multiple_of(8);
+    let notes_end = notes_start + notes.len() as u64;
+    let pages_start = notes_end.next_multiple_of(FRAME);
+    let (parts, pages_end) = in_a_row(ranges, pages_start, 0);
+    let (table, entry) = if guest.kind() == GuestKind::Pv { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
+    let table_end = pages_end + frames * entry;
+
+    let mut head = pod::bytes_of(&file_header(SECTIONS, 1)?).to_vec();
+    for (name, kind, range, entry) in [
+        ("", elf::SHT_NULL, 0..0, 0),
+        (".shstrtab", elf::SHT_STRTAB, names_start..names_end, 0),
+        (".note.Xen", elf::SHT_NOTE, notes_start..notes_end, 0),
+        (".xen_prstatus", elf::SHT_PROGBITS, notes_end..notes_end, 0),
+        (".xen_pages", elf::SHT_PROGBITS, pages_start..pages_end, FRAME),
+        (table, elf::SHT_PROGBITS, pages_end..table_end, entry),
+    ] {
+        head.extend_from_slice(pod::bytes_of(&section_header(place_of(name)?, kind, range, entry)));
+    }
+    head.extend_from_slice(NAMES);
+    head.resize(head.len().next_multiple_of(8), 0);
+    head.extend_from_slice(&notes);
+    Ok(Layout { format: Format::Xen, head, parts, late: pages_end, len: table_end })
+}
+
+/// Where a section's name is among the names.
+fn place_of(name: &str) -> Result<u32> {
+    let place = NAMES.windows(name.len() + 1).position(|names| names.strip_suffix(b"\0") == Some(name.as_bytes()));
+    Ok(u32::try_from(place.ok_or("a section without a name")?)?)
+}
+
+fn notes(guest: &Guest<'_>, frames: u64) -> Result<Vec<u8>> {
+    let magic = if guest.kind() == GuestKind::Pv { MAGIC_PV } else { MAGIC_HVM };
+    let vcpus = 0;
+    let header: Vec<u8> = [magic, vcpus, frames, FRAME].iter().flat_map(|word| word.to_le_bytes()).collect();
+    Ok([
+        note(b"Xen\0", NOTE_NONE, b""),
+        note(b"Xen\0", NOTE_HEADER, &header),
+        note(b"Xen\0", NOTE_XEN_VERSION, &version(guest.memory())?),
+        note(b"Xen\0", NOTE_FORMAT_VERSION, &1_u64.to_le_bytes()),
+    ]
+    .concat())
+}
+
+/// `struct xen_dumpcore_elfnote_xen_version_desc`; of what was built when, where and from what nothing is said.
+fn version(memory: &ForeignMemory) -> Result<Vec<u8>> {
+    let version = memory.xen_version()?;
+    let mut note = [version.major.into(), version.minor.into()].map(u64::to_le_bytes).concat();
+    // A string, with its NUL, in a field of so many bytes.
+    let mut field = |text: &str, len: usize| {
+        let end = note.len() + len;
+        note.extend(text.bytes().take(len - 1));
+        note.resize(end, 0);
+    };
+    field(&version.extra, 16);
+    field("", 64 + 16 + 32 + 32); // compile_info
+    field(&memory.xen_capabilities()?, 1024);
+    field("", 64); // changeset
+    field("", 8); // platform_parameters.virt_start
+    note.extend_from_slice(&(FRAME_SIZE as u64).to_le_bytes());
+    Ok(note)
+}
+
+/// Writes which frame each page is; of a PV guest also the machine frame.
+pub(super) fn write_frame_numbers(
+    guest: &Guest<'_>,
+    layout: &Layout,
+    tally: &Tally,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let mut offset = layout.late;
+    for part in &layout.parts {
+        let mut first = part.pfns.start;
+        while first < part.pfns.end {
+            let pfns = first..part.pfns.end.min(first + CHUNK);
+            let mut table = Vec::new();
+            let entry = |pfn: u64| if tally.is_lost(pfn) { INVALID } else { pfn };
+            if guest.kind() == GuestKind::Pv {
+                for (pfn, gfn) in pfns.clone().zip(guest.gfns(pfns.clone())?) {
+                    let pfn = entry(pfn);
+                    let mfn = gfn.filter(|_| pfn != INVALID).map_or(INVALID, xenmap::Gfn::get);
+                    table.extend([pfn, mfn].map(u64::to_le_bytes).concat());
+                }
+            } else {
+                table.extend(pfns.clone().flat_map(|pfn| entry(pfn).to_le_bytes()));
+            }
+            sink.bytes(offset, &table)?;
+            offset += table.len() as u64;
+            first = pfns.end;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! `picture`: the map of a guest's RAM, drawn.
+
+use std::io::Write;
+use std::path::Path;
+
+use xenmap::{FrameKind, Guest};
+
+use crate::Result;
+use crate::args::SearchArgs;
+use crate::canvas::{Canvas, Shade};
+use crate::dump::output::Output;
+use crate::guest_pages::{GuestPages, WINDOW, windows};
+use crate::image::{Image, ZEROS};
+use crate::map::scan;
+use crate::progress::Progress;
+
+pub(crate) fn picture(
+    guest: &Guest<'_>,
+    path: &Path,
+    args: SearchArgs,
+    since: Option<&Path>,
+    out: &mut impl Write,
+) -> Result<()> {
+    let output = Output::create(path)?;
+    let since = since.map(Image::open).transpose()?;
+    let map = scan(guest, args)?;
+    let progress = Progress::new("drawing", map.extents().iter().map(|e| e.pfns.end - e.pfns.start).sum())?;
+    // What a guest has ballooned out may be much more than it has: it is drawn where there is RAM nearby.
+    let there = map.extents().iter().filter(|extent| extent.kind != FrameKind::BalloonedOut);
+    let there: Vec<_> = there.map(|extent| extent.pfns.clone()).collect();
+    let mut canvas = Canvas::new(&there).ok_or("the guest has no RAM: there is nothing to draw")?;
+    let mut pages = GuestPages::new(guest);
+    let mut done = 0;
+    for extent in map.extents() {
+        let pfns = extent.pfns.clone();
+        let shade = match extent.kind {
+            FrameKind::BalloonedOut => Some(Shade::BalloonedOut),
+            // To look at them would bring them back.
+            FrameKind::PagedOut => Some(Shade::PagedOut),
+            FrameKind::Broken => Some(Shade::Broken),
+            _ => None,
+        };
+        if let Some(shade) = shade {
+            canvas.draw(pfns.clone(), shade);
+            done += pfns.end - pfns.start;
+            continue;
+        }
+        for window in windows(pfns, WINDOW) {
+            pages.load(window.clone())?;
+            for pfn in window.clone() {
+                let page = pages.page(pfn);
+                let then = since.as_ref().map(|dump| dump.page(pfn).or(dump.hides_zeros.then_some(&ZEROS)));
+                let shade = match (page, extent.kind) {
+                    (None, _) => Shade::Unreadable,
+                    _ if then.is_some_and(|then| then != page) => Shade::Changed,
+                    (_, FrameKind::PageTable) => Shade::PageTable,
+                    (_, FrameKind::Special) => Shade::Special,
+                    (Some(&ZEROS), _) => Shade::Zero,
+                    _ => Shade::Data,
+                };
+                canvas.draw(pfn..pfn + 1, shade);
+            }
+            done += window.end - window.start;
+            progress.set(done);
+        }
+    }
+    let written = output.file()?.write_all(&canvas.png()?);
+    written.map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    output.finish()?;
+    canvas.legend(out)
+}

@@ -1,0 +1,52 @@
+//! `write`: changes bytes of the guest's RAM.
+
+use std::io::{self, IsTerminal, Write};
+
+use xenmap::{DomainState, Error, FRAME_SIZE, Guest, Protection};
+
+use crate::Result;
+use crate::space::{self, Space};
+
+pub(crate) fn write(guest: &Guest<'_>, space: &Space, address: u64, bytes: &[u8], out: &mut impl Write) -> Result<()> {
+    let last = space::last(address, bytes.len() as u64)?;
+    // All pages are mapped before any is written, so that it is done as a whole or not at all.
+    let mut pages = Vec::new();
+    let mut rest = bytes;
+    let mut at = address;
+    while !rest.is_empty() {
+        let physical = space.translate(guest, at)?;
+        let (pfn, offset) = (physical / FRAME_SIZE as u64, usize::try_from(physical % FRAME_SIZE as u64)?);
+        let mapping = guest.map(Protection::ReadWrite, pfn..pfn + 1).map_err(|e| cannot_write(e, at))?;
+        let (part, more) = rest.split_at(rest.len().min(FRAME_SIZE - offset));
+        pages.push((mapping, offset, part));
+        rest = more;
+        // Not needed behind the last address.
+        at = at.wrapping_add(part.len() as u64);
+    }
+    for (mapping, offset, part) in pages {
+        mapping.view().write_bytes(offset, part)?;
+    }
+    writeln!(out, "{} bytes written, {address:#x} to {last:#x}", bytes.len())?;
+    Ok(())
+}
+
+pub(crate) fn is_paused(guest: &Guest<'_>) -> Result<bool> {
+    Ok(guest.memory().domain_info(guest.domid())?.state == Some(DomainState::Paused))
+}
+
+/// Asks whether to write to a guest that may run; without a terminal there is nobody to ask.
+pub(crate) fn confirm(guest: &Guest<'_>) -> Result<()> {
+    if !io::stdin().is_terminal() {
+        return Err(format!("domain {} is not paused: pause it, or give --yes", guest.domid()).into());
+    }
+    write!(io::stderr(), "domain {} is not paused, and may be using these bytes. Write? [y/N] ", guest.domid())?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if answer.trim().eq_ignore_ascii_case("y") { Ok(()) } else { Err("nothing was written".into()) }
+}
+
+fn cannot_write(error: Error, address: u64) -> Box<dyn std::error::Error> {
+    let Error::Frames(errors) = &error else { return error.into() };
+    let reason = errors.failed().first().map(xenmap::FrameError::reason).unwrap_or_default();
+    format!("cannot write at {address:#x}: {reason}; nothing was written").into()
+}

@@ -1,0 +1,223 @@
+//! Parts of `guest_ram dump`, for what cannot be brought about from the command line: frames that are lost, workers
+//! that fail, and very many extents.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+#[path = "../examples/guest_ram/args.rs"]
+mod args;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../examples/guest_ram/dump/mod.rs"]
+mod dump;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../examples/guest_ram/map.rs"]
+mod map;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../examples/guest_ram/progress.rs"]
+mod progress;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use args::{Args, Format};
+use clap::Parser;
+use dump::copy::{Lost, Tally};
+use dump::layout::{Layout, Part};
+use dump::output::Output;
+use dump::worker::{Job, employ_as};
+use dump::{Dump, report};
+use object::LittleEndian as LE;
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader, SectionHeader};
+use xenmap::mock::MockHost;
+use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// What the tool has for its messages.
+fn say(_message: &str) {}
+
+fn folder(test: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dump_parts").join(test);
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// A dump of a guest of 100 frames, each full of its number plus 1, that loses some between the search for its RAM and
+/// the copying.
+fn dump_and_lose(test: &str, args: &str, lost: &[u64]) -> (Tally, Vec<u8>) {
+    dump_and_break(test, args, lost, &[])
+}
+
+/// The same, of a guest of which some frames are broken before that.
+fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tally, Vec<u8>) {
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Hvm, 100);
+    for (number, gfn) in (1..).zip(domain.frames()) {
+        domain.write(gfn, 0, &[number; FRAME_SIZE]);
+    }
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    for &pfn in broken {
+        domain.break_frame(Gfn::new(pfn).unwrap());
+    }
+    let map = guest.ram_map().unwrap();
+    for &pfn in lost {
+        domain.balloon_out(Gfn::new(pfn).unwrap());
+    }
+    let out = folder(test).join("out");
+    let line = ["guest_ram", "dump"].into_iter().chain(args.split_whitespace());
+    let args = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
+    let args::Command::Dump(args) = args.command else { panic!("no dump") };
+    let output = Output::create(&out).unwrap();
+    let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
+    let (tally, _) = dump.write(&map).unwrap();
+    output.finish().unwrap();
+    (tally, fs::read(out).unwrap())
+}
+
+fn lost_for_want_of_ram(ranges: &[std::ops::Range<u64>]) -> Vec<Lost> {
+    ranges.iter().map(|pfns| Lost { pfns: pfns.clone(), errno: libc::EINVAL }).collect()
+}
+
+#[test]
+fn lost_frames_are_listed_and_zero_in_the_file() {
+    for way in ["single", "threads"] {
+        let (tally, file) = dump_and_lose("lost", &format!("--copy-by {way}"), &[20, 21, 50, 99]);
+        assert_eq!(tally.lost, lost_for_want_of_ram(&[20..22, 50..51, 99..100]));
+        assert_eq!((tally.copied, tally.zero, tally.frames()), (96, 0, 100));
+        assert_eq!(
+            report::lost(&tally).collect::<Vec<_>>(),
+            [
+                "lost: frames 0x14 to 0x15 (2): no RAM there",
+                "lost: frames 0x32 to 0x32 (1): no RAM there",
+                "lost: frames 0x63 to 0x63 (1): no RAM there",
+            ]
+        );
+        assert_eq!(file.len(), 100 * FRAME_SIZE);
+        for (number, page) in (1_u8..).zip(file.chunks(FRAME_SIZE)) {
+            let expected = if [21, 22, 51, 100].contains(&number) { 0 } else { number };
+            assert!(page.iter().all(|&byte| byte == expected), "frame {}", number - 1);
+        }
+    }
+}
+
+#[test]
+fn broken_frames_are_lost() {
+    let (tally, file) = dump_and_break("broken", "", &[20], &[30]);
+    let lines: Vec<String> = report::lost(&tally).collect();
+    assert_eq!((tally.copied, lines.len()), (98, 2));
+    assert!(lines[1].starts_with("lost: frames 0x1e to 0x1e (1): Memory page has hardware error"), "{}", lines[1]);
+    assert!(file[30 * FRAME_SIZE..31 * FRAME_SIZE].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn lost_frames_are_named_in_the_elf_file() {
+    for args in ["--format elf", "--format elf --compress zstd"] {
+        let (_, mut file) = dump_and_lose("lost-elf", args, &[20, 21]);
+        if args.contains("zstd") {
+            file = zstd::decode_all(&*file).unwrap();
+        }
+        let text =
+            b"guest_ram 0.1.0: domain 1\n100 frames, 2 of them lost\nlost: frames 0x14 to 0x15 (2): no RAM there\n\0";
+        assert!(memchr::memmem::find(&file, text).is_some(), "{args}");
+    }
+}
+
+#[test]
+fn lost_frames_have_no_number_in_the_xen_file() {
+    let (_, file) = dump_and_lose("lost-xen", "--format xen", &[20, 99]);
+    let header = FileHeader64::<LE>::parse(&*file).unwrap();
+    let sections = header.sections(LE, &*file).unwrap();
+    let (_, table) = sections.section_by_name(LE, b".xen_pfn").unwrap();
+    let numbers = table.data(LE, &*file).unwrap().chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap()));
+    let expected = (0..100).map(|pfn| if [20, 99].contains(&pfn) { u64::MAX } else { pfn });
+    assert!(numbers.eq(expected));
+}
+
+#[test]
+fn lost_ranges_are_all_told_and_in_the_file_as_many_as_there_is_place_for() {
+    let lost: Vec<_> = (0..1_000_000).map(|i| 2 * i..2 * i + 1).collect();
+    let tally = Tally { lost: lost_for_want_of_ram(&lost), ..Tally::default() };
+    assert_eq!(report::lost(&tally).count(), 1_000_000);
+
+    let host = MockHost::new();
+    let memory = host.open().unwrap();
+    let domid = host.create_domain(GuestKind::Hvm, 1).domid();
+    let text = report::text(&Guest::open(&memory, domid).unwrap(), &tally, 4000);
+    assert!(text.len() <= 4000 && text.ends_with(" more ranges of frames\n"), "{text}");
+}
+
+#[test]
+fn elf_header_of_more_extents_than_it_can_count() {
+    let host = MockHost::new();
+    let memory = host.open().unwrap();
+    let domid = host.create_domain(GuestKind::Hvm, 1).domid();
+    let guest = Guest::open(&memory, domid).unwrap();
+    for (extents, counted) in [(0xFFFD, 0xFFFE), (0xFFFE, 0xFFFF), (0x1_0000, 0xFFFF)] {
+        let ranges: Vec<_> = (0..extents).map(|i| 2 * i..2 * i + 1).collect();
+        let layout = Layout::new(Format::Elf, &guest, &ranges, false).unwrap();
+        let header = FileHeader64::<LE>::parse(&*layout.head).unwrap();
+        assert_eq!(header.e_phnum.get(LE), counted);
+        let segments = header.program_headers(LE, &*layout.head).unwrap();
+        assert_eq!(segments.len(), ranges.len() + 1);
+        let last = segments.last().unwrap();
+        assert_eq!(last.p_type.get(LE), elf::PT_LOAD);
+        assert_eq!(last.p_paddr.get(LE), ranges.last().unwrap().start * 4096);
+        assert_eq!(last.p_offset.get(LE) + 4096, layout.len);
+    }
+}
+
+#[test]
+fn shares_are_all_parts_in_pieces_of_that_size_at_most() {
+    let part = |pfns: std::ops::Range<u64>, offset: u64| Part { pfns, offset };
+    let parts = vec![part(0..3, 100), part(10..25, 20_000), part(30..31, 90_000), part(40..41, 99_000)];
+    let layout = Layout { format: Format::Raw, head: Vec::new(), parts, late: 0, len: 0 };
+    let shares: Vec<Vec<Part>> = layout.shares(8).collect();
+    let expected = [
+        vec![part(0..3, 100)],
+        vec![part(10..18, 20_000)],
+        vec![part(18..25, 20_000 + 8 * 4096), part(30..31, 90_000)],
+        vec![part(40..41, 99_000)],
+    ];
+    assert_eq!(shares, expected);
+}
+
+/// What comes of a worker that runs a shell script.
+fn worker(script: &str) -> std::result::Result<Tally, String> {
+    let mut command = Command::new("sh");
+    command.args(["-c", script]);
+    let job = Job { file: "/dev/null".into(), name: "out".into(), parts: vec![Part { pfns: 5..9, offset: 0 }] };
+    employ_as(command, &job, |_| {}).map_err(|e| e.to_string())
+}
+
+#[test]
+fn worker_gets_its_job_and_its_reports_are_added_up() {
+    let script = r#"
+        read job
+        [ "$job" = '{"file":"/dev/null","name":"out","parts":[{"pfns":{"start":5,"end":9},"offset":0}]}' ] || exit 1
+        echo '{"Copied":{"copied":2,"zero":1,"lost":[],"vmcoreinfo":6}}'
+        echo '{"Copied":{"copied":1,"zero":0,"lost":[{"pfns":{"start":8,"end":9},"errno":2}],"vmcoreinfo":null}}'
+        echo '"Done"'"#;
+    let lost = vec![Lost { pfns: 8..9, errno: libc::ENOENT }];
+    assert_eq!(worker(script), Ok(Tally { copied: 3, zero: 1, lost, vmcoreinfo: Some(6) }));
+}
+
+#[test]
+fn worker_that_does_not_come_to_its_end_is_an_error() {
+    let copied = r#"echo '{"Copied":{"copied":4,"zero":1,"lost":[],"vmcoreinfo":null}}'"#;
+    for (script, expected) in [
+        ("kill -KILL $$", "a worker failed: signal: 9 (SIGKILL)"),
+        (&format!("{copied}; kill -TERM $$"), "a worker failed: signal: 15 (SIGTERM)"),
+        (copied, "a worker failed: exit status: 0"),
+        (&format!("{copied}; echo '\"Done\"'; exit 1"), "a worker failed: exit status: 1"),
+        ("echo 'guest_ram: cannot do it' >&2; exit 2", "a worker failed: cannot do it"),
+        ("echo nonsense", "a worker's report cannot be read: expected value at line 1 column 1"),
+    ] {
+        assert_eq!(worker(script), Err(expected.to_owned()), "{script}");
+    }
+    let job = Job { file: "/dev/null".into(), name: "out".into(), parts: Vec::new() };
+    let error = employ_as(Command::new("/nowhere"), &job, |_| {}).unwrap_err().to_string();
+    assert!(error.starts_with("cannot start a worker: No such file"), "{error}");
+}
