@@ -7,7 +7,14 @@ packages=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils linux-image-am
 # The programs that are kept of them, and the libraries that nothing links to but a bench opens.
 programs=(usr/lib/xen-4.17/bin/{xl,xenstored,xenconsoled,xenconsole,xen-init-dom0,libxl-save-helper}
           usr/bin/{strace,xenstore-ls})
+# Xen's devices, and what shares a folder with the machine that QEMU runs on: virtio and 9p.
+modules=(drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs}.ko
+         drivers/virtio/{virtio,virtio_ring,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci}.ko
+         fs/netfs/netfs.ko fs/fscache/fscache.ko net/9p/{9pnet,9pnet_virtio}.ko fs/9p/9p.ko)
 extra_libraries=(libxenforeignmemory.so.1 libgcc_s.so.1)
+
+# From PyPI: what reads dumps, and what that needs.
+reader_packages=(volatility3==2.28.2 pefile==2024.8.26 drgn==0.3.0)
 
 say() { printf '%s\n' "xen-lab: $*"; }
 die() { printf '%s\n' "xen-lab: $*" >&2; exit 1; }
@@ -16,6 +23,8 @@ need_system_packages() {
     local missing=()
     command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
     command -v cpio >/dev/null || missing+=(cpio)
+    command -v gdb >/dev/null || missing+=(gdb)
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if ((${#missing[@]})); then
         echo "xen-lab: these packages are missing: apt-get install ${missing[*]}" >&2
         exit 2
@@ -82,21 +91,20 @@ download() {
 }
 
 unpack_packages() {
-    local all=$cache/all base=$cache/base deb lib
+    local all=$cache/all base=$cache/base deb lib module
     local ld=$all/lib64/ld-linux-x86-64.so.2 libs=$all/lib/x86_64-linux-gnu:$all/usr/lib/x86_64-linux-gnu
     say "unpacking $(find "$debs" -name '*.deb' | wc -l) packages"
     mkdir -p "$all" "$base"/{bin,dev,proc,sys,tmp,lib64,lib/x86_64-linux-gnu,lib/modules}
     for deb in "$debs"/*.deb; do
         case ${deb##*/} in
         linux-image-[0-9]*)
-            dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$all" --wildcards './boot/vmlinuz-*' '*/kernel/drivers/xen/*' ;;
+            dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$all" --wildcards './boot/vmlinuz-*' "${modules[@]/#/*/kernel/}" ;;
         lib* | zlib* | xen* | strace_* | busybox-static_*) dpkg -x "$deb" "$all" ;;
         esac
     done
     gunzip -c "$all"/boot/xen-4.17-amd64.gz >"$cache/xen.elf"
     cp "$all"/boot/vmlinuz-* "$cache/vmlinuz"
-    cp "$all"/lib/modules/*/kernel/drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs}.ko \
-        "$base/lib/modules/"
+    for module in "${modules[@]}"; do cp "$all"/lib/modules/*/kernel/"$module" "$base/lib/modules/"; done
     cp "$all/bin/busybox" "$base/bin/"
     # The loader itself says which libraries the kept programs need, and where they are.
     for program in "${programs[@]}"; do
@@ -115,3 +123,18 @@ unpack_packages() {
 
 # A folder as a cpio for the kernel. Not compressed: the emulated machine unpacks slower than it reads.
 pack() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$2"; }
+
+# Programs that read dumps, in a Python environment of their own. Sets $readers to its folder.
+install_readers() {
+    readers=$lab/readers-$(sha256sum <<<"${reader_packages[*]}" | cut -c1-16)
+    exec 9>"$lab/lock"
+    flock 9
+    if [ ! -e "$readers/complete" ]; then
+        say "installing ${reader_packages[*]}"
+        rm -rf "$readers"
+        python3 -m venv "$readers" || die "python3 -m venv failed"
+        "$readers/bin/pip" install --quiet --disable-pip-version-check "${reader_packages[@]}" || die "pip failed"
+        touch "$readers/complete"
+    fi
+    exec 9>&-
+}

@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2154
 # What one boot adds to the shared base: the test programs, the jobs, the list of what is to be run.
 
-# Builds what runs in dom0 and puts it into $work/overlay/tests. Static, since the dom0 has only the libraries of Debian's
-# Xen tools, and in a target folder of their own, since the flags differ from those of a usual build.
+# Builds what runs in dom0 and puts it into $work/overlay/tests. Static, since the dom0 has only the libraries of
+# Debian's Xen tools, and in a target folder of their own, since the flags differ from those of a usual build.
 build_programs() {
-    local triple=x86_64-unknown-linux-gnu example file binary
+    local triple=x86_64-unknown-linux-gnu file binary
     mkdir -p "$work/overlay/tests" "$work/overlay/lab"
     : >"$work/overlay/lab/plan"
     say "building the programs for dom0"
@@ -16,10 +16,8 @@ build_programs() {
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    cargo_build build --release --target $triple --example guest_ram --example compare_core
-    for example in guest_ram compare_core; do
-        strip -o "$work/overlay/tests/$example" "$lab/cargo/$triple/release/examples/$example"
-    done
+    cargo_build build --release --target $triple --example guest_ram
+    strip -o "$work/overlay/tests/guest_ram" "$lab/cargo/$triple/release/examples/guest_ram"
     [[ $lane == contract ]] || return 0
     cargo_build test --no-run --release --target $triple --tests
     # Cargo's own list of what it has built: no leftovers of older builds.
@@ -42,7 +40,8 @@ executables() { sed -n "s/^ *Executable $1\/\(.*\)\.rs (\(.*\))$/\1 \2/p" "$work
 # Writes the plan, "file test" a line: every test there is but those that mock-only.txt excuses. Made here and not in
 # dom0 so that a wrong list is told before the boot, and so that the host knows what it must see a result of.
 plan_tests() {
-    local plan=$work/overlay/lab/plan file test entry excused='' wrong='' form='^tests/([^/ ]+)[.]rs +([^ #]+) +# *[^ ]'
+    local plan=$work/overlay/lab/plan file test entry found excused='' wrong=''
+    local form='^tests/([^/ ]+)[.]rs +([^ #]+) +# *[^ ]'
     for file in "$work"/suite/*; do
         [ -e "$file" ] || continue
         test=$("$file" --list --ignored --format terse) || die "${file##*/} --list failed"
@@ -52,12 +51,17 @@ plan_tests() {
     while IFS= read -r entry; do
         [[ $entry =~ ^[[:space:]]*(#.*)?$ ]] && continue
         if [[ ! $entry =~ $form ]]; then
-            wrong+=$'\n'"  not of the form 'tests/FILE.rs NAME  # reason': $entry"
-        elif ! grep -qxF "${BASH_REMATCH[1]} ${BASH_REMATCH[2]}" "$work/all-tests"; then
-            wrong+=$'\n'"  there is no such test: $entry"
-        else
-            excused+="${BASH_REMATCH[1]} ${BASH_REMATCH[2]}"$'\n'
+            wrong+=$'\n'"  not of the form 'tests/FILE.rs NAME-or-*  # reason': $entry"
+            continue
         fi
+        file=${BASH_REMATCH[1]} test=${BASH_REMATCH[2]}
+        if [[ $test == '*' ]]; then
+            found=$(grep "^$file " "$work/all-tests" || true)
+        else
+            found=$(grep -xF "$file $test" "$work/all-tests" || true)
+        fi
+        [ -n "$found" ] || wrong+=$'\n'"  there is no such test: $entry"
+        excused+="$found"$'\n'
     done <"$here/mock-only.txt"
     [ -z "$wrong" ] || die "mock-only.txt:$wrong"
     { grep -vxF "${excused%$'\n'}" "$work/all-tests" || true; } >"$plan"
@@ -68,7 +72,7 @@ plan_tests() {
 build_overlay() {
     cp "$here/init" "$work/overlay/init"
     cp "$here"/job-* "$here"/{guest-init,greeting} "$work/overlay/lab/"
-    printf '%s\n' "XENMAP_TEST_XEN=$kind LAB_JOB=job-$lane LAB_SHELL=$shell" >"$work/overlay/lab/settings"
+    printf '%s\n' "XENMAP_TEST_XEN=$kind LAB_JOB=job-$lane LAB_CPUS=$cpus LAB_SHELL=$shell" >"$work/overlay/lab/settings"
     chmod +x "$work/overlay/init"
     pack "$work/overlay" "$work/overlay.cpio"
     cat "$cache/base.cpio" "$work/overlay.cpio" >"$work/initramfs"
