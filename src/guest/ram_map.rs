@@ -10,7 +10,7 @@ use crate::error::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FrameKind {
-    /// RAM.
+    /// RAM. Frames of other domains that the guest has mapped count as its own: Xen does not tell them apart.
     Ram,
     /// RAM that a PV guest uses as a page table, which can be mapped read-only only.
     PageTable,
