@@ -194,7 +194,7 @@ pub(crate) struct DumpArgs {
 pub(crate) enum Format {
     /// Each frame at its address, sparse; what is no RAM cannot be told from zeros
     Raw,
-    /// An ELF core, which gdb, crash, drgn and volatility3 read
+    /// An ELF core, which gdb, drgn and volatility3 read
     Elf,
     /// What the kernel module lime.ko writes, which volatility3 reads
     Lime,
