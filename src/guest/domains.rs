@@ -141,16 +141,17 @@ impl ForeignMemory {
     /// What the toolstack is told of a domain (`XEN_DOMCTL_getdomaininfo`).
     pub(crate) fn get_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
         let (name, command) = ("XEN_DOMCTL_getdomaininfo", uapi::XEN_DOMCTL_GETDOMAININFO);
-        let error = |errno| Error::Hypercall { name, domid: Some(domid), source: errno_error(errno) };
+        let missing =
+            || Error::Hypercall { name, domid: Some(domid), source: std::io::Error::from_raw_os_error(libc::ESRCH) };
         if domid == Domid::XEN {
             // It owns frames, but is no domain; up to 4.17 Xen says EINVAL.
-            return Err(error(libc::ESRCH));
+            return Err(missing());
         }
         // SAFETY: its arguments hold no address.
         let answer = unsafe { self.domctl(name, command, domid, [0; ARGUMENTS]) }?;
         let info = DomainInfo::from_answer(&answer, self.domctl_version().unwrap_or_default())?;
         // Up to 4.17 Xen tells of the next domain where there is none of this number.
-        if info.domid == domid { Ok(info) } else { Err(error(libc::ESRCH)) }
+        if info.domid == domid { Ok(info) } else { Err(missing()) }
     }
 
     /// The first domain of a number not below this one (`XEN_SYSCTL_getdomaininfolist`).
@@ -253,8 +254,4 @@ fn kind(flags: u32, emulated: u32) -> GuestKind {
         _ if has_timer || !cfg!(target_arch = "x86_64") => GuestKind::Hvm,
         _ => GuestKind::Pvh,
     }
-}
-
-fn errno_error(errno: i32) -> std::io::Error {
-    std::io::Error::from_raw_os_error(errno)
 }

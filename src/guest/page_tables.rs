@@ -186,7 +186,7 @@ struct Part {
 
 /// Follows page tables from the top down. Returns what the last entry holds for the address, up to the end of its page:
 /// guest-physical addresses, or of a PV guest machine ones.
-pub(super) fn walk(memory: &ForeignMemory, domid: Domid, tables: &PageTables, address: u64) -> Result<Range<u64>> {
+fn walk(memory: &ForeignMemory, domid: Domid, tables: &PageTables, address: u64) -> Result<Range<u64>> {
     let error = |reason| Error::Translation { address, reason };
     if !tables.mode.has_address(address) {
         return Err(error(match tables.mode {

@@ -23,9 +23,10 @@ const MAX_TRIES: usize = 256;
 /// A search for a guest's RAM, step by step, for those who show how far it is.
 ///
 /// No call tells where a guest's RAM is. It has most of it at the bottom, often some at the top, and a large hole in
-/// between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other end. It is
-/// over when as many frames were found as the domain owns, but never within a run: what Xen lends is not among those it
-/// owns.
+/// between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other end. It
+/// is over when as many frames were found as the domain owns, but never within a run: what Xen lends is not among
+/// those it owns. A PV guest's table is looked through to its end, and so is everything where Xen cannot be asked
+/// what a frame is.
 #[derive(Debug)]
 pub struct RamScan<'g, 'm> {
     guest: &'g Guest<'m>,
