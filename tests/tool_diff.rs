@@ -196,6 +196,7 @@ fn what_is_no_dump_is_told_in_one_line() {
         (with(lime, 16, &[0xFF; 8]), "it is cut off"),
         (with(lime, 8, &[1]), "does not begin and end with a frame"),
         (cut(xen_pfn, 1), "it is cut off"),
+        (with(xen_pfn, 64 + 2 * 64 + 24, &[0xFF; 8]), "it is cut off"),
         (twice(&[5, 5], ".xen_pfn"), "it has frame 0x5 twice"),
         (twice(&[5, 1 << 40], ".xen_pfn"), "it has a frame 0x10000000000"),
         (twice(&[5, 6, 7], ".xen_pfn"), "more frames than it has pages"),

@@ -198,7 +198,11 @@ fn elf(file: &[u8]) -> Result<Vec<Run>> {
     let sections = header.sections(endian, file).map_err(bad)?;
     if let Some((_, pages)) = sections.section_by_name(endian, b".xen_pages") {
         let (start, len) = pages.file_range(endian).ok_or("its section of pages is not in the file")?;
-        return xen(&sections, endian, file, (usize::try_from(start)?, usize::try_from(len)?));
+        let (start, len) = (usize::try_from(start)?, usize::try_from(len)?);
+        if start.checked_add(len).is_none_or(|end| end > file.len()) {
+            return Err("it is cut off: its section of pages is not whole".into());
+        }
+        return xen(&sections, endian, file, (start, len));
     }
     let mut runs = Vec::new();
     for segment in header.program_headers(endian, file).map_err(bad)? {
