@@ -185,10 +185,9 @@ impl ForeignMemory {
         self.map_foreign_batch(domid, protection, &gfns)
     }
 
-    /// Tries which frames of a domain can be mapped, without waiting for any that is paged out; returns the others.
-    pub(crate) fn try_frames(&self, domid: Domid, gfns: &[Gfn]) -> Result<Vec<FrameError>> {
-        let mapping = self.map(domid, Protection::ReadOnly, gfns, OnFailure::KeepAtOnce)?;
-        Ok(mapping.failed().to_vec())
+    /// Maps those frames of a domain that can be mapped, without waiting for any that is paged out.
+    pub(crate) fn map_at_once(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {
+        self.map(domid, protection, gfns, OnFailure::KeepAtOnce)
     }
 
     fn map(&self, domid: Domid, protection: Protection, gfns: &[Gfn], on_failure: OnFailure) -> Result<ForeignMapping> {

@@ -79,7 +79,7 @@ mod tests {
         for host in [Dom0::Pv, Dom0::Pvh].map(host) {
             let memory = host.open().unwrap();
             let domain = host.create_domain(GuestKind::Pv, 8);
-            test(&Guest { memory: &memory, domid: domain.domid(), kind: GuestKind::Pv, p2m: None }, &domain);
+            test(&Guest { memory: (&memory).into(), domid: domain.domid(), kind: GuestKind::Pv, p2m: None }, &domain);
         }
     }
 

@@ -10,8 +10,8 @@ mod scan;
 mod vcpu;
 mod xenstore;
 
-use std::ops::Range;
-use std::sync::OnceLock;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, OnceLock};
 
 pub use domains::{DomainInfo, DomainState};
 pub use page_tables::{PageTables, PagingMode};
@@ -52,22 +52,67 @@ const WINDOW: u64 = 1024;
 /// ```
 #[derive(Debug)]
 pub struct Guest<'m> {
-    memory: &'m ForeignMemory,
+    memory: MemoryHandle<'m>,
     domid: Domid,
     kind: GuestKind,
     /// Of a PV guest, its table, found when it is first needed.
     p2m: Option<OnceLock<P2m>>,
 }
 
+/// A handle that a [`Guest`] is looked at through: a borrowed one, or a share of one. A guest with a share borrows
+/// nothing, so it can live as long as it likes.
+#[derive(Clone, Debug)]
+pub struct MemoryHandle<'m>(Held<'m>);
+
+#[derive(Clone, Debug)]
+enum Held<'m> {
+    Borrowed(&'m ForeignMemory),
+    Shared(Arc<ForeignMemory>),
+}
+
+impl<'m> From<&'m ForeignMemory> for MemoryHandle<'m> {
+    fn from(memory: &'m ForeignMemory) -> MemoryHandle<'m> {
+        MemoryHandle(Held::Borrowed(memory))
+    }
+}
+
+impl From<Arc<ForeignMemory>> for MemoryHandle<'static> {
+    fn from(memory: Arc<ForeignMemory>) -> MemoryHandle<'static> {
+        MemoryHandle(Held::Shared(memory))
+    }
+}
+
+impl Deref for MemoryHandle<'_> {
+    type Target = ForeignMemory;
+
+    fn deref(&self) -> &ForeignMemory {
+        match &self.0 {
+            Held::Borrowed(memory) => memory,
+            Held::Shared(memory) => memory,
+        }
+    }
+}
+
 impl<'m> Guest<'m> {
-    /// The guest with this number.
+    /// The guest with this number, through a `&ForeignMemory` or an `Arc<ForeignMemory>`.
     ///
     /// # Errors
     ///
     /// [`Error::Hypercall`], with ESRCH if there is no such domain.
-    pub fn open(memory: &'m ForeignMemory, domid: Domid) -> Result<Guest<'m>> {
+    pub fn open(memory: impl Into<MemoryHandle<'m>>, domid: Domid) -> Result<Guest<'m>> {
+        let memory = memory.into();
         let kind = memory.guest_kind(domid)?;
-        Ok(Guest { memory, domid, kind, p2m: (kind == GuestKind::Pv).then(OnceLock::new) })
+        Ok(Guest::assume(memory, domid, kind))
+    }
+
+    /// The guest with this number, which is of a kind that the caller knows: for a
+    /// [restricted](ForeignMemory::restrict) handle, through which Xen cannot be asked.
+    ///
+    /// A PV guest's table is found by asking Xen, when it is first needed; so that cannot be through a restricted handle.
+    /// [`open`](Guest::open) such a guest, and ask for some [`gfns`](Guest::gfns), before the handle is restricted.
+    #[must_use]
+    pub fn assume(memory: impl Into<MemoryHandle<'m>>, domid: Domid, kind: GuestKind) -> Guest<'m> {
+        Guest { memory: memory.into(), domid, kind, p2m: (kind == GuestKind::Pv).then(OnceLock::new) }
     }
 
     /// Its number.
@@ -84,8 +129,8 @@ impl<'m> Guest<'m> {
 
     /// The handle that it is looked at through.
     #[must_use]
-    pub fn memory(&self) -> &'m ForeignMemory {
-        self.memory
+    pub fn memory(&self) -> &ForeignMemory {
+        &self.memory
     }
 
     /// The frames to map for some pfns; `None` where a PV guest's table says that there is no RAM of its own.
@@ -100,7 +145,7 @@ impl<'m> Guest<'m> {
             check_frames(usize::try_from(pfns.end - pfns.start).unwrap_or(usize::MAX))?;
         }
         if let Some(p2m) = self.p2m()? {
-            return p2m.lookup(self.memory, pfns);
+            return p2m.lookup(&self.memory, pfns);
         }
         let count = usize::try_from(pfns.end.saturating_sub(pfns.start)).unwrap_or(usize::MAX);
         let mut gfns = Vec::new();
@@ -128,6 +173,11 @@ impl<'m> Guest<'m> {
     /// Those of [`ForeignMemory::map_foreign_batch_partial`] and of [`Guest::gfns`].
     pub fn map_partial(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
         self.memory.map_foreign_batch_partial(self.domid, protection, &self.mappable(pfns)?)
+    }
+
+    /// The same, without waiting for frames that are paged out.
+    pub(crate) fn map_at_once(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
+        self.memory.map_at_once(self.domid, protection, &self.mappable(pfns)?)
     }
 
     /// Copies bytes from an address of the guest on.
@@ -192,7 +242,7 @@ impl<'m> Guest<'m> {
         let Some(p2m) = &self.p2m else { return Ok(None) };
         if p2m.get().is_none() {
             // If another thread has found it meanwhile, either will do.
-            let _ = p2m.set(P2m::find(self.memory, self.domid)?);
+            let _ = p2m.set(P2m::find(&self.memory, self.domid)?);
         }
         Ok(p2m.get())
     }

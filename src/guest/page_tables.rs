@@ -166,7 +166,7 @@ impl Guest<'_> {
 
     /// The guest-physical addresses from that of a virtual one to the end of its page.
     fn rest_of_page(&self, tables: &PageTables, address: u64) -> Result<Range<u64>> {
-        let found = walk(self.memory, self.domid, tables, address)?;
+        let found = walk(&self.memory, self.domid, tables, address)?;
         if self.kind != GuestKind::Pv {
             return Ok(found);
         }

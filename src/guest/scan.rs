@@ -6,7 +6,7 @@ use super::Guest;
 use super::domains::DomainState;
 use super::ram_map::{Extents, FrameKind, RamMap, Search};
 use crate::error::{Error, FrameError, FrameErrors, Result};
-use crate::types::{Gfn, GuestKind, HostKind};
+use crate::types::{Gfn, GuestKind, HostKind, Protection};
 use crate::uapi;
 
 /// Frames of a step: Xen tells about so many with one call.
@@ -177,16 +177,21 @@ impl RamScan<'_, '_> {
             return Ok(kinds);
         }
         let frames: Vec<Gfn> = tries.iter().filter_map(|&index| gfns[index]).collect();
-        let failed = self.guest.memory.try_frames(self.guest.domid, &frames)?;
+        let mapping = self.guest.memory.map_at_once(self.guest.domid, Protection::ReadOnly, &frames)?;
+        let failed = mapping.failed();
         if failed.len() == frames.len() && failed.iter().all(|e| e.errno == libc::ESRCH) {
-            return Err(Error::Frames(FrameErrors { domid: self.guest.domid, requested: frames.len(), failed }));
+            return Err(Error::Frames(FrameErrors {
+                domid: self.guest.domid,
+                requested: frames.len(),
+                failed: failed.to_vec(),
+            }));
         }
         // Where Xen says that there is no RAM, it is a frame of its own.
         let mapped = if self.asks_xen { FrameKind::Special } else { FrameKind::Ram };
         for &index in &tries {
             kinds[index] = Some(mapped);
         }
-        for FrameError { index, errno, .. } in failed {
+        for &FrameError { index, errno, .. } in failed {
             kinds[tries[index]] = (errno == libc::ENOENT).then_some(FrameKind::PagedOut);
         }
         Ok(kinds)
@@ -211,7 +216,7 @@ impl RamScan<'_, '_> {
 
     /// When the frames are found that the domain owns: whether there are others left to look for.
     fn look_for_paged_out(&mut self) -> Result<bool> {
-        let Guest { memory, domid, kind, .. } = *self.guest;
+        let Guest { ref memory, domid, kind, .. } = *self.guest;
         if self.missing.is_some() || memory.domctl_version().is_none() {
             // An error if the domain has gone.
             return memory.current_reservation(domid).map(|_| false);
@@ -244,7 +249,7 @@ impl<'m> Guest<'m> {
     /// [`Error::Hypercall`], and of a PV guest [`Error::P2m`].
     pub fn scan(&self, search: Search) -> Result<RamScan<'_, 'm>> {
         let end = match self.p2m()? {
-            Some(p2m) => p2m.end(self.memory)?,
+            Some(p2m) => p2m.end(&self.memory)?,
             None => self.memory.maximum_gpfn(self.domid)?.min(Gfn::MAX.get()) + 1,
         };
         Ok(RamScan {

@@ -66,7 +66,7 @@ impl Guest<'_> {
         // SAFETY: it writes one structure, for which the buffer is large enough.
         unsafe { self.memory.domctl(name, command, self.domid, arguments) }?;
 
-        Ok(if address_size(self.memory, self.domid)? == 32 {
+        Ok(if address_size(&self.memory, self.domid)? == 32 {
             let cr3 = compat_cr3(u32_at(context.bytes(), uapi::VCPU_CONTEXT_32_CR3 as usize));
             PageTables { cr3, mode: PagingMode::Pae }
         } else {
