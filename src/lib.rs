@@ -15,15 +15,18 @@ pub mod mock;
 mod privcmd;
 mod region;
 mod resource;
+mod transfer;
 mod types;
 mod uapi;
 mod view;
+mod written;
 
 pub use copy::Word;
 pub use error::{Error, FrameError, FrameErrors, Result};
 pub use foreign::ForeignMemory;
 pub use guest::{
-    DomainInfo, DomainState, Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap, RamScan, Search,
+    DomainInfo, DomainState, Extent, FrameKind, Guest, MemoryHandle, PageTables, PagingMode, Paused, RamMap, RamScan,
+    Search,
 };
 pub use hypercall::{HypercallBuffer, XenVersion};
 pub use mapping::ForeignMapping;

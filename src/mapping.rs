@@ -69,9 +69,17 @@ impl ForeignMapping {
         self.frames
     }
 
+    /// What it is mapped for.
+    #[must_use]
+    #[inline]
+    pub fn protection(&self) -> Protection {
+        self.protection
+    }
+
     /// The frames that could not be mapped, in the order of the batch; empty unless the mapping is a
     /// [partial](crate::ForeignMemory::map_foreign_batch_partial) one.
     #[must_use]
+    #[inline]
     pub fn failed(&self) -> &[FrameError] {
         &self.failed
     }
@@ -85,6 +93,7 @@ impl ForeignMapping {
 
     /// All of it, for reading and, if it is mapped so, writing.
     #[must_use]
+    #[inline]
     pub fn view(&self) -> View<'_> {
         View::new(&self.region, self.frames * FRAME_SIZE, self.protection, &self.failed)
     }

@@ -68,6 +68,7 @@ impl Region {
         Region { base, len, vma_len, unmapper, process: ProcessId::current() }
     }
 
+    #[inline]
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }

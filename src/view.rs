@@ -5,9 +5,7 @@
     reason = "reads and writes mapped memory by pointer, after checking bounds, holes and protection"
 )]
 
-use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
@@ -15,6 +13,7 @@ use crate::copy::{self, Word};
 use crate::error::{Error, FrameError, Result};
 use crate::region::Region;
 use crate::types::{FRAME_SIZE, Protection};
+use crate::written::Written;
 
 /// A mapping or a part of one, borrowed for reading and writing.
 ///
@@ -60,6 +59,8 @@ pub struct View<'a> {
     protection: Protection,
     /// In the order of their index, which counts from the start of the mapping.
     failed: &'a [FrameError],
+    /// Where it is noted which frames are written.
+    written: Option<&'a Written>,
     mapping: PhantomData<&'a Region>,
 }
 
@@ -71,12 +72,26 @@ unsafe impl Sync for View<'_> {}
 
 impl<'a> View<'a> {
     /// The first `len` bytes of a region, which has as many, with the frames in it that are not mapped.
+    #[inline]
     pub(crate) fn new(region: &'a Region, len: usize, protection: Protection, failed: &'a [FrameError]) -> View<'a> {
-        View { base: region.base(), start: 0, len, protection, failed, mapping: PhantomData }
+        View { base: region.base(), start: 0, len, protection, failed, written: None, mapping: PhantomData }
+    }
+
+    /// The same, and it is noted which frames are written.
+    #[inline]
+    pub(crate) fn recorded(self, written: &'a Written) -> View<'a> {
+        View { written: Some(written), ..self }
+    }
+
+    /// The same, for reading only.
+    #[inline]
+    pub(crate) fn read_only(self) -> View<'a> {
+        View { protection: Protection::ReadOnly, ..self }
     }
 
     /// The size in bytes.
     #[must_use]
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -92,6 +107,7 @@ impl<'a> View<'a> {
     /// # Errors
     ///
     /// [`Error::OutOfBounds`] if they are not all inside. Failed frames are checked when they are accessed.
+    #[inline]
     pub fn slice(&self, offset: usize, len: usize) -> Result<View<'a>> {
         self.check_bounds(offset, len)?;
         // SAFETY: `offset` is inside the mapping, or one past its end.
@@ -104,7 +120,19 @@ impl<'a> View<'a> {
     /// # Errors
     ///
     /// [`Error::OutOfBounds`] or [`Error::Hole`]; `to` is left as it was.
+    #[inline]
     pub fn read_bytes(&self, offset: usize, to: &mut [u8]) -> Result<()> {
+        if !self.is_whole(offset, to.len()) {
+            return self.read_bytes_slowly(offset, to);
+        }
+        let from = self.base.as_ptr().wrapping_add(offset);
+        // SAFETY: `is_whole` found the bytes mapped; `to` is exclusively ours, so it is no part of the mapping.
+        unsafe { copy::read(from, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    #[cold]
+    fn read_bytes_slowly(self, offset: usize, to: &mut [u8]) -> Result<()> {
         let from = self.check_read(offset, to.len())?;
         // SAFETY: `check_read` found the bytes mapped; `to` is exclusively ours, so it is no part of the mapping.
         unsafe { copy::read(from, to.as_mut_ptr(), to.len()) };
@@ -116,12 +144,65 @@ impl<'a> View<'a> {
     /// # Errors
     ///
     /// [`Error::OutOfBounds`], [`Error::Hole`] or [`Error::ReadOnly`]; nothing is written.
+    #[inline]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) -> Result<()> {
+        let is_writable = self.protection == Protection::ReadWrite;
+        if !is_writable || self.written.is_some() || !self.is_whole(offset, from.len()) {
+            return self.write_bytes_slowly(offset, from);
+        }
+        let to = self.base.as_ptr().wrapping_add(offset);
+        // SAFETY: `is_whole` found the bytes mapped, and they are for writing; `from` is a reference, so it is no part
+        // of the mapping.
+        unsafe { copy::write(from.as_ptr(), to, from.len()) };
+        Ok(())
+    }
+
+    fn write_bytes_slowly(self, offset: usize, from: &[u8]) -> Result<()> {
         let to = self.check_write(offset, from.len())?;
         // SAFETY: `check_write` found the bytes mapped for writing; `from` is a reference, so it is no part of the
         // mapping.
         unsafe { copy::write(from.as_ptr(), to, from.len()) };
+        self.note(offset, from.len());
         Ok(())
+    }
+
+    /// Sets `len` bytes to `value`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`], [`Error::Hole`] or [`Error::ReadOnly`]; nothing is written.
+    pub fn fill(&self, offset: usize, len: usize, value: u8) -> Result<()> {
+        let to = self.check_write(offset, len)?;
+        // SAFETY: `check_write` found the bytes mapped for writing.
+        unsafe { copy::fill(to, value, len) };
+        self.note(offset, len);
+        Ok(())
+    }
+
+    /// Whether the bytes at `offset` are those of `expected`. They are looked at in blocks, up to the first that
+    /// differs.
+    ///
+    /// The guest may write meanwhile: each byte was the one expected at some moment, all of them perhaps never.
+    ///
+    /// ```
+    /// # use xenmap::mock::MockHost;
+    /// # use xenmap::{GuestKind, Protection};
+    /// # let host = MockHost::new();
+    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
+    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+    /// let page = mapping.view();
+    /// page.fill(100, 5, b'x')?;
+    /// assert!(page.compare(99, b"\0xxxxx\0")?);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfBounds`] or [`Error::Hole`].
+    pub fn compare(&self, offset: usize, expected: &[u8]) -> Result<bool> {
+        let from = self.check_read(offset, expected.len())?;
+        // SAFETY: `check_read` found the bytes mapped; `expected` is a reference, so it is no part of the mapping.
+        Ok(unsafe { copy::equals(from, expected) })
     }
 
     /// Whether `len` bytes are all zero. They are looked at in place, up to the first that are not.
@@ -142,6 +223,7 @@ impl<'a> View<'a> {
     /// # Errors
     ///
     /// [`Error::OutOfBounds`] or [`Error::Hole`].
+    #[inline]
     pub fn read<T: Word>(&self, offset: usize) -> Result<T> {
         let from = self.check_read(offset, size_of::<T>())?.cast::<T>();
         if from.is_aligned() {
@@ -159,6 +241,7 @@ impl<'a> View<'a> {
     /// # Errors
     ///
     /// [`Error::OutOfBounds`], [`Error::Hole`] or [`Error::ReadOnly`]; nothing is written.
+    #[inline]
     pub fn write<T: Word>(&self, offset: usize, value: T) -> Result<()> {
         let to = self.check_write(offset, size_of::<T>())?.cast::<T>();
         if to.is_aligned() {
@@ -168,6 +251,7 @@ impl<'a> View<'a> {
             // SAFETY: `check_write` found the bytes mapped for writing; the value is a local one.
             unsafe { copy::write((&raw const value).cast(), to.cast(), size_of::<T>()) };
         }
+        self.note(offset, size_of::<T>());
         Ok(())
     }
 
@@ -205,6 +289,7 @@ impl<'a> View<'a> {
         if !matches!(order, Ordering::Relaxed | Ordering::Release) {
             fence(Ordering::SeqCst);
         }
+        self.note(offset, size_of::<T>());
         Ok(())
     }
 
@@ -216,7 +301,9 @@ impl<'a> View<'a> {
     pub fn swap<T: Word>(&self, offset: usize, value: T) -> Result<T> {
         let at = self.check_atomic::<T>(offset)?;
         // SAFETY: `check_atomic` found the bytes mapped for writing and aligned.
-        Ok(unsafe { T::swap(at, value) })
+        let before = unsafe { T::swap(at, value) };
+        self.note(offset, size_of::<T>());
+        Ok(before)
     }
 
     /// Replaces an integer atomically (`SeqCst`) if it is `current`: `Ok` with what was there if so, else `Err` with
@@ -229,7 +316,11 @@ impl<'a> View<'a> {
         let at = self.check_atomic::<T>(offset)?;
         // SAFETY: `check_atomic` found the bytes mapped for writing and aligned.
         let found = unsafe { T::compare_exchange(at, current, new) };
-        Ok(if found == current { Ok(found) } else { Err(found) })
+        if found != current {
+            return Ok(Err(found));
+        }
+        self.note(offset, size_of::<T>());
+        Ok(Ok(found))
     }
 
     /// Adds to an integer atomically (`SeqCst`, wrapping), and returns what was there.
@@ -240,7 +331,9 @@ impl<'a> View<'a> {
     pub fn fetch_add<T: Word>(&self, offset: usize, value: T) -> Result<T> {
         let at = self.check_atomic::<T>(offset)?;
         // SAFETY: `check_atomic` found the bytes mapped for writing and aligned.
-        Ok(unsafe { T::fetch_add(at, value) })
+        let before = unsafe { T::fetch_add(at, value) };
+        self.note(offset, size_of::<T>());
+        Ok(before)
     }
 
     /// Sets the bits of `mask` atomically (`SeqCst`), and returns what was there.
@@ -271,45 +364,6 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Writes `len` bytes at `offset` to a file, pipe or socket, at its current position; the kernel copies them from
-    /// the mapping itself.
-    ///
-    /// It goes on until all are written. The descriptor must not be open with `O_DIRECT`: the kernel cannot pin
-    /// foreign frames.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfBounds`] or [`Error::Hole`] before anything is written; [`Error::Transfer`] if write(2) fails.
-    pub fn write_to(&self, offset: usize, len: usize, fd: impl AsFd) -> Result<()> {
-        let from = self.check_read(offset, len)?;
-        transfer(len, io::ErrorKind::WriteZero, |done, rest| {
-            // SAFETY: `done` is at most `len`, and `check_read` found all `len` bytes mapped.
-            let from = unsafe { from.add(done) };
-            // SAFETY: the `rest` bytes at `from` are mapped; the kernel does not mind who writes them meanwhile.
-            unsafe { libc::write(fd.as_fd().as_raw_fd(), from.cast(), rest) }
-        })
-    }
-
-    /// Reads `len` bytes from a file, pipe or socket, at its current position; the kernel copies them into the mapping
-    /// itself.
-    ///
-    /// It goes on until all are read. The descriptor must not be open with `O_DIRECT`: the kernel cannot pin foreign
-    /// frames.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfBounds`], [`Error::Hole`] or [`Error::ReadOnly`] before anything is read; [`Error::Transfer`] if
-    /// read(2) fails or the file ends too early ([`io::ErrorKind::UnexpectedEof`]).
-    pub fn read_from(&self, offset: usize, len: usize, fd: impl AsFd) -> Result<()> {
-        let to = self.check_write(offset, len)?;
-        transfer(len, io::ErrorKind::UnexpectedEof, |done, rest| {
-            // SAFETY: `done` is at most `len`, and `check_write` found all `len` bytes mapped for writing.
-            let to = unsafe { to.add(done) };
-            // SAFETY: the `rest` bytes at `to` are mapped for writing, and no reference to them exists.
-            unsafe { libc::read(fd.as_fd().as_raw_fd(), to.cast(), rest) }
-        })
-    }
-
     /// The address of the first byte, for those who must hand it on.
     ///
     /// Nothing is checked on the way to it: a failed frame kills the process or reads as garbage, depending on the
@@ -320,30 +374,55 @@ impl<'a> View<'a> {
         self.base.as_ptr()
     }
 
+    /// Notes what has been written, if anybody wants to know.
+    #[inline]
+    pub(crate) fn note(&self, offset: usize, len: usize) {
+        if let Some(written) = self.written {
+            written.mark(self.start + offset, len);
+        }
+    }
+
+    /// Whether the `len` bytes at `offset` are all inside, of a mapping without holes. This is the usual case: what
+    /// must be done in others is kept out of the way of short copies, which take no longer than that would.
+    #[inline]
+    fn is_whole(&self, offset: usize, len: usize) -> bool {
+        self.failed.is_empty() && self.len.checked_sub(offset).is_some_and(|rest| len <= rest)
+    }
+
+    #[inline]
     fn check_bounds(&self, offset: usize, len: usize) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(()),
+        match self.len.checked_sub(offset) {
+            Some(rest) if len <= rest => Ok(()),
             _ => Err(Error::OutOfBounds { offset, len, size: self.len }),
         }
     }
 
     /// Where the `len` bytes at `offset` are, all mapped.
-    fn check_read(&self, offset: usize, len: usize) -> Result<*const u8> {
+    #[inline]
+    pub(crate) fn check_read(&self, offset: usize, len: usize) -> Result<*const u8> {
         self.check_bounds(offset, len)?;
-        if !self.failed.is_empty() && len != 0 {
-            let start = self.start + offset;
-            let (first, last) = (start / FRAME_SIZE, (start + len - 1) / FRAME_SIZE);
-            let next = self.failed.partition_point(|e| e.index < first);
-            if let Some(&frame) = self.failed.get(next).filter(|e| e.index <= last) {
-                return Err(Error::Hole { offset, frame });
-            }
+        if !self.failed.is_empty()
+            && let Some(&frame) = self.first_hole(offset, len)
+        {
+            return Err(Error::Hole { offset, frame });
         }
         // SAFETY: `offset` is inside the mapping, or one past its end.
         Ok(unsafe { self.base.add(offset) }.as_ptr())
     }
 
+    /// The first failed frame of the `len` bytes at `offset`. It is cold, so that mappings without holes do not pay for
+    /// it.
+    #[cold]
+    fn first_hole(self, offset: usize, len: usize) -> Option<&'a FrameError> {
+        let start = self.start + offset;
+        let last = (start + len.checked_sub(1)?) / FRAME_SIZE;
+        let next = self.failed.partition_point(|e| e.index < start / FRAME_SIZE);
+        self.failed.get(next).filter(|e| e.index <= last)
+    }
+
     /// Where the `len` bytes at `offset` are, all mapped for writing.
-    fn check_write(&self, offset: usize, len: usize) -> Result<*mut u8> {
+    #[inline]
+    pub(crate) fn check_write(&self, offset: usize, len: usize) -> Result<*mut u8> {
         let at = self.check_read(offset, len)?;
         match self.protection {
             Protection::ReadWrite => Ok(at.cast_mut()),
@@ -360,23 +439,4 @@ impl<'a> View<'a> {
         self.check_aligned::<T>(offset)?;
         Ok(self.check_write(offset, size_of::<T>())?.cast())
     }
-}
-
-/// Repeats a read(2) or write(2) until `len` bytes are done; it is told how many are, and how many are left. That it
-/// moves none at all is an error of the kind given.
-fn transfer(len: usize, nothing: io::ErrorKind, mut call: impl FnMut(usize, usize) -> isize) -> Result<()> {
-    let mut done = 0;
-    while done < len {
-        match usize::try_from(call(done, len - done)) {
-            Ok(0) => return Err(Error::Transfer { done, source: nothing.into() }),
-            Ok(moved) => done += moved,
-            Err(_) => {
-                let source = io::Error::last_os_error();
-                if source.kind() != io::ErrorKind::Interrupted {
-                    return Err(Error::Transfer { done, source });
-                }
-            }
-        }
-    }
-    Ok(())
 }

@@ -63,6 +63,34 @@ fn zeros_are_told_from_what_is_not() {
 }
 
 #[test]
+fn fill_sets_the_bytes_and_no_other() {
+    on_two_frames(|view| {
+        view.fill(FRAME - 10, 20, 0xAB).unwrap();
+        view.fill(2 * FRAME, 0, 0xFF).unwrap();
+        let mut bytes = [0; 22];
+        view.read_bytes(FRAME - 11, &mut bytes).unwrap();
+        assert_eq!(bytes[1..21], [0xAB; 20]);
+        assert_eq!((bytes[0], bytes[21]), (0, 0));
+        view.fill(0, 2 * FRAME, 0).unwrap();
+        assert!(view.is_zero(0, 2 * FRAME).unwrap());
+    });
+}
+
+#[test]
+fn bytes_are_compared_where_they_are() {
+    on_two_frames(|view| {
+        let pattern: Vec<u8> = (0..=250).cycle().take(FRAME).collect();
+        view.write_bytes(77, &pattern).unwrap();
+        assert!(view.compare(77, &pattern).unwrap());
+        assert!(view.compare(2 * FRAME, &[]).unwrap(), "no bytes at all");
+        assert!(!view.compare(78, &pattern).unwrap());
+        view.write(77 + FRAME - 1, !pattern[FRAME - 1]).unwrap();
+        assert!(!view.compare(77, &pattern).unwrap(), "the last byte differs");
+        assert!(view.compare(77, &pattern[..FRAME - 1]).unwrap());
+    });
+}
+
+#[test]
 fn atomic_operations_are_those_of_the_standard_library() {
     on_two_frames(|view| {
         view.store(8, 5_u32, Ordering::Release).unwrap();
@@ -108,6 +136,9 @@ fn access_past_the_end_is_refused() {
         assert!(refused(view.read_bytes(end - 1, &mut [0; 2])));
         assert!(refused(view.is_zero(end - 1, 2).map(drop)));
         assert!(refused(view.write_bytes(usize::MAX, &[0; 2])));
+        assert!(refused(view.fill(end - 1, 2, 0)));
+        assert!(refused(view.fill(1, usize::MAX, 0)));
+        assert!(refused(view.compare(end - 1, &[0; 2]).map(drop)));
         assert!(refused(view.load::<u64>(end, Ordering::Relaxed).map(drop)));
         assert!(refused(view.store(usize::MAX - 7, 0_u64, Ordering::Relaxed)));
         assert!(refused(view.slice(end, 1).map(drop)));
@@ -127,6 +158,7 @@ fn writing_a_read_only_mapping_is_refused() {
         let refused = |result: xenmap::Result<()>| matches!(result, Err(Error::ReadOnly { .. }));
         assert!(refused(view.write(0, 1_u8)));
         assert!(refused(view.write_bytes(0, &[1])));
+        assert!(refused(view.fill(0, 1, 1)));
         assert!(refused(view.store(0, 1_u32, Ordering::Relaxed)));
         assert!(refused(view.swap(0, 1_u32).map(drop)));
         assert!(refused(view.compare_exchange(0, 0_u32, 1).map(drop)));

@@ -48,6 +48,8 @@ fn access_that_touches_a_hole_is_an_error_that_names_it() {
         assert_eq!(hole(view.read::<u64>(2 * FRAME - 1).map(drop)), (2 * FRAME - 1, 2));
         assert_eq!(hole(view.write(4 * FRAME - 1, 0_u16)), (4 * FRAME - 1, 3));
         assert_eq!(hole(view.read_bytes(0, &mut vec![0; 8 * FRAME])), (0, 2));
+        assert_eq!(hole(view.fill(FRAME, 2 * FRAME, 0)), (FRAME, 2));
+        assert_eq!(hole(view.compare(FRAME, &vec![0; 2 * FRAME]).map(drop)), (FRAME, 2));
         assert_eq!(hole(view.write_bytes(6 * FRAME + 100, &[1])), (6 * FRAME + 100, 6));
         assert_eq!(hole(view.fetch_add(6 * FRAME, 1_u32).map(drop)), (6 * FRAME, 6));
         // A narrower view knows the holes by their place in the mapping.
@@ -55,6 +57,7 @@ fn access_that_touches_a_hole_is_an_error_that_names_it() {
         assert_eq!(hole(narrow.read::<u8>(FRAME).map(drop)), (FRAME, 6));
         assert_eq!(narrow.read::<u8>(FRAME - 1).unwrap(), 0);
         assert_eq!(view.read_bytes(2 * FRAME, &mut []).ok(), Some(()), "no byte touches no frame");
+        assert_eq!(view.read_bytes(2 * FRAME + 5, &mut []).ok(), Some(()), "no byte touches no frame");
     });
 }
 

@@ -1,0 +1,274 @@
+//! Copies by pairs of 16-byte registers, and atomic operations by exclusive loads and stores: all that every aarch64
+//! processor has (Armv8.0-A).
+
+use std::arch::asm;
+
+/// Moves two registers, of which the second holds the last bytes: up to twice as many as one holds.
+macro_rules! move_ends {
+    (
+        $load:literal, $store:literal, $class:ident, $modifier:literal, $size:literal,
+        $from:ident, $to:ident, $len:ident
+    ) => {
+        asm!(
+            concat!($load, " {head", $modifier, "}, [{from}]"),
+            concat!($load, " {tail", $modifier, "}, [{from_tail}]"),
+            concat!($store, " {head", $modifier, "}, [{to}]"),
+            concat!($store, " {tail", $modifier, "}, [{to_tail}]"),
+            from = in(reg) $from, from_tail = in(reg) $from.wrapping_add($len - $size),
+            to = in(reg) $to, to_tail = in(reg) $to.wrapping_add($len - $size),
+            head = out($class) _, tail = out($class) _,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// Copies `len` bytes out of foreign memory.
+///
+/// # Safety
+///
+/// `from` is valid for reading `len` bytes, `to` for writing them, and they do not overlap.
+#[inline]
+pub(crate) unsafe fn read(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the copy is the same in both directions.
+    unsafe { copy(from, to, len) }
+}
+
+/// Copies `len` bytes into foreign memory.
+///
+/// # Safety
+///
+/// `from` is valid for reading `len` bytes, `to` for writing them, and they do not overlap.
+#[inline]
+pub(crate) unsafe fn write(from: *const u8, to: *mut u8, len: usize) {
+    // SAFETY: the copy is the same in both directions.
+    unsafe { copy(from, to, len) }
+}
+
+/// # Safety
+///
+/// (Here and below.) `from` is valid for reading `len` bytes, `to` for writing them, and they do not overlap.
+#[inline]
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    if len > 64 {
+        // SAFETY: the caller's promise.
+        unsafe { copy_long(from, to, len) }
+    } else if len > 32 {
+        // SAFETY: the caller's promise; both ends hold 32 bytes.
+        unsafe { move_pairs(from, to, 0, len - 32) }
+    } else if len >= 16 {
+        // SAFETY: the caller's promise.
+        unsafe { move_ends!("ldr", "str", vreg, ":q", 16, from, to, len) }
+    } else if len >= 8 {
+        // SAFETY: the caller's promise.
+        unsafe { move_ends!("ldr", "str", reg, ":x", 8, from, to, len) }
+    } else if len >= 4 {
+        // SAFETY: the caller's promise.
+        unsafe { move_ends!("ldr", "str", reg, ":w", 4, from, to, len) }
+    } else if len >= 2 {
+        // SAFETY: the caller's promise.
+        unsafe { move_ends!("ldrh", "strh", reg, ":w", 2, from, to, len) }
+    } else if len == 1 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "ldrb {byte:w}, [{from}]",
+                "strb {byte:w}, [{to}]",
+                from = in(reg) from, to = in(reg) to, byte = out(reg) _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+/// At least 64 bytes.
+#[inline(never)]
+unsafe fn copy_long(from: *const u8, to: *mut u8, len: usize) {
+    const BLOCK: usize = 64;
+    // SAFETY: (here and below) the caller's promise; the block is inside.
+    unsafe { move_pairs(from, to, 0, 32) };
+    // The blocks between the ends are aligned where they go to.
+    let mut i = BLOCK - to.addr() % 16;
+    while i < len - BLOCK {
+        // SAFETY: see above.
+        unsafe { move_pairs(from, to, i, i + 32) };
+        i += BLOCK;
+    }
+    // SAFETY: see above.
+    unsafe { move_pairs(from, to, len - 64, len - 32) };
+}
+
+/// Moves two times 32 bytes, from where they are to the same places seen from `to`.
+#[inline]
+unsafe fn move_pairs(from: *const u8, to: *mut u8, first: usize, second: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "ldp {a:q}, {b:q}, [{from_first}]",
+            "ldp {c:q}, {d:q}, [{from_second}]",
+            "stp {a:q}, {b:q}, [{to_first}]",
+            "stp {c:q}, {d:q}, [{to_second}]",
+            from_first = in(reg) from.wrapping_add(first), from_second = in(reg) from.wrapping_add(second),
+            to_first = in(reg) to.wrapping_add(first), to_second = in(reg) to.wrapping_add(second),
+            a = out(vreg) _, b = out(vreg) _, c = out(vreg) _, d = out(vreg) _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Whether `len` bytes of foreign memory are all zero; it stops at the first block of 64 that is not.
+///
+/// # Safety
+///
+/// `from` is valid for reading `len` bytes.
+pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
+    const BLOCK: usize = 64;
+    let in_blocks = len - len % BLOCK;
+    // SAFETY: the caller promises `len` bytes.
+    let end = unsafe { from.add(in_blocks) };
+    if in_blocks != 0 {
+        let bits: u64;
+        // SAFETY: the caller's promise: it reads whole blocks up to `end`, of which there is at least one.
+        unsafe {
+            asm!(
+                "2:",
+                "ldp {bits}, {b}, [{at}]",
+                "ldp {c}, {d}, [{at}, #16]",
+                "orr {bits}, {bits}, {b}",
+                "orr {c}, {c}, {d}",
+                "orr {bits}, {bits}, {c}",
+                "ldp {b}, {c}, [{at}, #32]",
+                "orr {b}, {b}, {c}",
+                "ldp {c}, {d}, [{at}, #48]",
+                "orr {c}, {c}, {d}",
+                "orr {b}, {b}, {c}",
+                "orr {bits}, {bits}, {b}",
+                "add {at}, {at}, #64",
+                "cbnz {bits}, 3f",
+                "cmp {at}, {end}",
+                "b.ne 2b",
+                "3:",
+                bits = out(reg) bits, b = out(reg) _, c = out(reg) _, d = out(reg) _,
+                at = inout(reg) from => _, end = in(reg) end,
+                options(nostack, readonly),
+            );
+        }
+        if bits != 0 {
+            return false;
+        }
+    }
+    let mut rest = [0; BLOCK];
+    // SAFETY: the caller promises the bytes; fewer than a block are left.
+    unsafe { read(end, rest.as_mut_ptr(), len - in_blocks) };
+    rest == [0; BLOCK]
+}
+
+/// The suffix of the instruction says how many bytes it accesses, and the modifier which half of a register it uses.
+///
+/// The barrier behind each atomic operation keeps later loads behind it, since `View::load` is a plain one.
+macro_rules! word {
+    ($type:ty, $suffix:literal, $modifier:literal) => {
+        impl crate::copy::sealed::Word for $type {
+            unsafe fn load(at: *const Self) -> Self {
+                let value: Self;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        concat!("ldr", $suffix, " {value", $modifier, "}, [{at}]"),
+                        at = in(reg) at, value = lateout(reg) value,
+                        options(nostack, preserves_flags),
+                    );
+                }
+                value
+            }
+
+            unsafe fn store(at: *mut Self, value: Self) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        concat!("str", $suffix, " {value", $modifier, "}, [{at}]"),
+                        at = in(reg) at, value = in(reg) value,
+                        options(nostack, preserves_flags),
+                    );
+                }
+            }
+
+            unsafe fn swap(at: *mut Self, value: Self) -> Self {
+                let found: Self;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        "2:",
+                        concat!("ldaxr", $suffix, " {found", $modifier, "}, [{at}]"),
+                        concat!("stlxr", $suffix, " {failed:w}, {value", $modifier, "}, [{at}]"),
+                        "cbnz {failed:w}, 2b",
+                        "dmb ish",
+                        at = in(reg) at, value = in(reg) value, found = out(reg) found, failed = out(reg) _,
+                        options(nostack, preserves_flags),
+                    );
+                }
+                found
+            }
+
+            unsafe fn compare_exchange(at: *mut Self, current: Self, new: Self) -> Self {
+                let found: Self;
+                // What is above a small integer in its register is not defined; what is loaded has zeros there.
+                let current = u64::from(current);
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        "2:",
+                        concat!("ldaxr", $suffix, " {found", $modifier, "}, [{at}]"),
+                        "cmp {found:x}, {current:x}",
+                        "b.ne 3f",
+                        concat!("stlxr", $suffix, " {failed:w}, {new", $modifier, "}, [{at}]"),
+                        "cbnz {failed:w}, 2b",
+                        "3:",
+                        "dmb ish",
+                        at = in(reg) at, current = in(reg) current, new = in(reg) new,
+                        found = out(reg) found, failed = out(reg) _,
+                        options(nostack),
+                    );
+                }
+                found
+            }
+
+            unsafe fn fetch_add(at: *mut Self, value: Self) -> Self {
+                let found: Self;
+                // SAFETY: the caller's promise.
+                unsafe {
+                    asm!(
+                        "2:",
+                        concat!("ldaxr", $suffix, " {found", $modifier, "}, [{at}]"),
+                        concat!("add {sum", $modifier, "}, {found", $modifier, "}, {value", $modifier, "}"),
+                        concat!("stlxr", $suffix, " {failed:w}, {sum", $modifier, "}, [{at}]"),
+                        "cbnz {failed:w}, 2b",
+                        "dmb ish",
+                        at = in(reg) at, value = in(reg) value,
+                        found = out(reg) found, sum = out(reg) _, failed = out(reg) _,
+                        options(nostack, preserves_flags),
+                    );
+                }
+                found
+            }
+
+            bits!();
+        }
+    };
+}
+
+word!(u8, "b", ":w");
+word!(u16, "h", ":w");
+word!(u32, "", ":w");
+word!(u64, "", ":x");
+
+#[cfg(test)]
+mod tests {
+    use super::copy_long;
+    use crate::copy::tests::{hold_every_byte_and_no_other, stay_inside};
+
+    #[test]
+    fn long_copies_hold_every_byte_and_no_other() {
+        hold_every_byte_and_no_other(copy_long, 64);
+        stay_inside(copy_long, 64);
+    }
+}
