@@ -100,6 +100,13 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// A map cache cannot have these sizes.
+    CacheConfig {
+        /// The size of a bucket in bytes.
+        bucket_size: usize,
+        /// The bytes that may stay mapped.
+        budget: usize,
+    },
     /// The number does not name a domain whose memory can be mapped.
     InvalidDomid {
         /// The number.
@@ -340,6 +347,7 @@ impl fmt::Display for Error {
                 write!(f, "no page tables of vcpu {vcpu} of domain {domid}: {reason}")
             }
             Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
+            Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
             Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
             Error::InvalidDomid { domid } => {
                 write!(f, "{domid} does not name a domain whose memory can be mapped: give 0 to 32751")

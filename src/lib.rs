@@ -3,6 +3,7 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("xenmap is for 64-bit Linux: the privcmd device has no 32-bit interface on a 64-bit kernel");
 
+mod cache;
 mod copy;
 mod domctl;
 mod error;
@@ -21,6 +22,7 @@ mod uapi;
 mod view;
 mod written;
 
+pub use cache::{CacheConfig, CacheStatistics, MapCache, Pinned};
 pub use copy::Word;
 pub use error::{Error, FrameError, FrameErrors, Result};
 pub use foreign::ForeignMemory;

@@ -1,0 +1,435 @@
+//! The cache's protocol: who maps a bucket, who uses it, and when it goes.
+//!
+//! - A **hit** takes no lock: the [`Index`] tells a slot, the slot's state takes a pin, and what is pinned is looked at
+//!   to see whether it is the bucket that was wanted. It stays until the pin is given back.
+//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Who wants the same bucket
+//!   meanwhile waits for it; who wants another one does not.
+//! - A bucket **goes** when its slot is made gone under the lock, so that nobody gets a new pin. It is taken out of the
+//!   slot at once, or by whoever gives back the last pin, and dropped without the lock.
+//!
+//! What a bucket is and how one is made is the [`Source`]'s business.
+
+#![expect(unsafe_code, reason = "fills and empties slots")]
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug, Formatter};
+use std::mem::ManuallyDrop;
+use std::ops::Range;
+use std::sync::{OnceLock, PoisonError};
+
+use super::index::{Index, MAX_SLOTS};
+use super::slot::{Slot, Visit};
+use super::sync::{Condvar, Mutex, MutexGuard};
+use crate::error::Result;
+
+/// What is cached, and where it comes from.
+///
+/// `B` is a mapped bucket; dropping it unmaps it. (It is no associated type, so that a `Buckets<S, B>` can stand for one
+/// of a shorter lifetime.)
+pub(crate) trait Source<B> {
+    /// What somebody wants of a bucket.
+    type Want: Copy;
+
+    /// Maps one. No lock is held.
+    fn map(&self, bucket: u64, want: Self::Want) -> Result<B>;
+
+    /// The error for a cache that is closed, or has no place left.
+    fn cannot_map(&self, bucket: u64, why: CannotMap) -> crate::Error;
+
+    /// Whether it is this bucket, and to map it anew would not serve better.
+    fn serves(&self, mapped: &B, bucket: u64, want: Self::Want) -> bool;
+
+    /// Its number, and the address of its first byte in this process.
+    fn place(&self, mapped: &B) -> (u64, usize);
+
+    /// It goes. The lock is held.
+    fn goes(&self, mapped: &B);
+}
+
+/// Why a bucket is not mapped, although nobody has tried.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum CannotMap {
+    Closed,
+    Full,
+}
+
+/// Slots of the first chunk; each further one has twice as many as the one before.
+const FIRST_CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// Mapped buckets.
+///
+/// A hit reads it and writes only to a slot. So that it does not wait for who writes next to it in memory, this has
+/// cache lines of its own, and so has what a miss writes.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(crate) struct Buckets<S, B> {
+    source: S,
+    bucket_size: usize,
+    budget: usize,
+    index: Index,
+    /// They never move and are never freed, so that a reader needs no lock.
+    chunks: [OnceLock<Box<[Slot<B>]>>; 24],
+    misses: Misses,
+}
+
+#[derive(Debug)]
+#[repr(align(128))]
+struct Misses {
+    books: Mutex<Books>,
+    /// Somebody has mapped a bucket, or failed to.
+    mapped: Condvar,
+}
+
+/// What is known of all slots.
+#[derive(Debug, Default)]
+struct Books {
+    /// The slots of the buckets that can be had, by number.
+    buckets: BTreeMap<u64, u32>,
+    /// The slots of all that is mapped, by the address of the first byte.
+    addresses: BTreeMap<usize, u32>,
+    /// The buckets that somebody is mapping, and whether they were invalidated since that began.
+    pending: BTreeMap<u64, bool>,
+    free: Vec<u32>,
+    /// How many slots have been used.
+    slots: u32,
+    /// The slot that the clock's hand comes to next.
+    hand: u32,
+    /// What is mapped, or is being mapped.
+    mapped_bytes: usize,
+    hits: u64,
+    misses: u64,
+    evictions: u64,
+    is_closed: bool,
+}
+
+/// What there is and was; see [`super::CacheStatistics`].
+pub(super) struct Counts {
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) evictions: u64,
+    pub(super) mapped_bytes: usize,
+    pub(super) pinned: usize,
+}
+
+/// A bucket that stays until this is dropped.
+pub(crate) struct Pin<'c, S: Source<B>, B> {
+    buckets: &'c Buckets<S, B>,
+    slot: &'c Slot<B>,
+}
+
+impl<S: Source<B>, B> Buckets<S, B> {
+    pub(super) fn new(source: S, bucket_size: usize, budget: usize) -> Buckets<S, B> {
+        Buckets {
+            source,
+            bucket_size,
+            budget,
+            index: Index::new(budget / bucket_size),
+            chunks: std::array::from_fn(|_| OnceLock::new()),
+            misses: Misses { books: Mutex::new(Books::default()), mapped: Condvar::new() },
+        }
+    }
+
+    pub(super) fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// Pins a bucket; maps it if it must. It may still not serve.
+    #[inline]
+    pub(super) fn pin(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S, B>> {
+        self.find(bucket, |b| self.source.serves(b, bucket, want)).map_or_else(|| self.pin_slowly(bucket, want), Ok)
+    }
+
+    /// Pins a bucket, if it is known to be mapped and is good enough.
+    #[inline]
+    pub(super) fn find(&self, bucket: u64, is_good: impl FnOnce(&B) -> bool) -> Option<Pin<'_, S, B>> {
+        self.try_pin(self.index.find(bucket)?, is_good)
+    }
+
+    #[inline]
+    fn slot(&self, number: u32) -> Option<&Slot<B>> {
+        let place = number as usize + FIRST_CHUNK;
+        let chunk = (place / FIRST_CHUNK).ilog2();
+        self.chunks[chunk as usize].get()?.get(place - (FIRST_CHUNK << chunk))
+    }
+
+    #[inline]
+    fn try_pin(&self, number: u32, is_good: impl FnOnce(&B) -> bool) -> Option<Pin<'_, S, B>> {
+        let slot = self.slot(number)?;
+        if !slot.pin() {
+            return None;
+        }
+        // SAFETY: the slot was filled before anybody could pin it, and we have it pinned.
+        if is_good(unsafe { slot.bucket() }) {
+            return Some(Pin { buckets: self, slot });
+        }
+        // Another bucket has the slot by now, or this one is not good enough.
+        if slot.unpin_useless() {
+            self.last_pin_is_gone(number);
+        }
+        None
+    }
+
+    #[cold]
+    fn pin_slowly(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S, B>> {
+        let mut books = self.lock();
+        loop {
+            if books.is_closed {
+                return Err(self.source.cannot_map(bucket, CannotMap::Closed));
+            }
+            if let Some(&number) = books.buckets.get(&bucket) {
+                books.hits += self.slot(number).map_or(0, Slot::take_hits);
+                // (Its slot goes under the lock only, so giving back a useless pin does not need the lock.)
+                if let Some(pin) = self.try_pin(number, |b| self.source.serves(b, bucket, want)) {
+                    self.index.note(bucket, number);
+                    return Ok(pin);
+                }
+            }
+            if books.pending.contains_key(&bucket) {
+                books = self.misses.mapped.wait(books).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            books.misses += 1;
+            let pending = Pending::begins(self, bucket, &mut books);
+            let evicted = self.make_room(&mut books);
+            drop(books);
+            drop(evicted);
+            let mapped = self.source.map(bucket, want);
+            books = self.lock();
+            let was_invalidated = pending.ends(&mut books);
+            let mapped = mapped?;
+            if books.is_closed {
+                drop(books);
+                return Err(self.source.cannot_map(bucket, CannotMap::Closed));
+            }
+            let Some((number, slot)) = self.free_slot(&mut books) else {
+                drop(books);
+                return Err(self.source.cannot_map(bucket, CannotMap::Full));
+            };
+            let (_, address) = self.source.place(&mapped);
+            // SAFETY: `free_slot` gives out empty slots, each once, and the lock has not been let go since.
+            unsafe { slot.fill(mapped) };
+            books.mapped_bytes += self.bucket_size;
+            books.addresses.insert(address, number);
+            let replaced = if was_invalidated {
+                // It may be what was there before, so it is only for whoever asked before. To map it again instead could
+                // go on for as long as the guest changes its memory.
+                let is_unused = slot.retire();
+                debug_assert!(!is_unused, "it is pinned");
+                None
+            } else {
+                let replaced = self.retire(&mut books, bucket);
+                books.buckets.insert(bucket, number);
+                self.index.note(bucket, number);
+                replaced
+            };
+            drop(books);
+            drop(replaced);
+            return Ok(Pin { buckets: self, slot });
+        }
+    }
+
+    fn free_slot(&self, books: &mut Books) -> Option<(u32, &Slot<B>)> {
+        let number = match books.free.pop() {
+            Some(number) => number,
+            None if books.slots == MAX_SLOTS => return None,
+            None => {
+                let chunk = ((books.slots as usize + FIRST_CHUNK) / FIRST_CHUNK).ilog2();
+                self.chunks
+                    .get(chunk as usize)?
+                    .get_or_init(|| (0..FIRST_CHUNK << chunk).zip(books.slots..).map(|(_, n)| Slot::new(n)).collect());
+                books.slots += 1;
+                books.slots - 1
+            }
+        };
+        Some((number, self.slot(number)?))
+    }
+
+    /// Evicts what was not asked for lately, until the budget is kept or all is pinned.
+    fn make_room(&self, books: &mut Books) -> Vec<B> {
+        let mut evicted = Vec::new();
+        // Twice around: what is spared at first is taken then, unless it was asked for in between.
+        let mut visits = 2 * u64::from(books.slots);
+        while books.mapped_bytes > self.budget && visits > 0 {
+            visits -= 1;
+            let number = books.hand;
+            books.hand = if number + 1 < books.slots { number + 1 } else { 0 };
+            if self.slot(number).is_some_and(|slot| slot.visit() == Visit::Taken) {
+                books.evictions += 1;
+                evicted.extend(self.clear(books, number));
+            }
+        }
+        evicted
+    }
+
+    /// Makes a bucket go, if it is mapped; returns it if nobody has it pinned.
+    fn retire(&self, books: &mut Books, bucket: u64) -> Option<B> {
+        let number = books.buckets.remove(&bucket)?;
+        self.index.forget(bucket);
+        if self.slot(number)?.retire() { self.clear(books, number) } else { None }
+    }
+
+    /// Empties a slot that nobody else reaches any more.
+    fn clear(&self, books: &mut Books, number: u32) -> Option<B> {
+        // SAFETY: `retire`, `visit` or `unpin` has said that it is ours alone, and the lock keeps those away who look
+        // at all slots.
+        let (mapped, hits) = unsafe { self.slot(number)?.empty() };
+        let mapped = mapped?;
+        let (bucket, address) = self.source.place(&mapped);
+        books.hits += hits;
+        books.mapped_bytes -= self.bucket_size;
+        books.addresses.remove(&address);
+        if books.buckets.get(&bucket) == Some(&number) {
+            books.buckets.remove(&bucket);
+            self.index.forget(bucket);
+        }
+        books.free.push(number);
+        self.source.goes(&mapped);
+        Some(mapped)
+    }
+
+    #[cold]
+    fn last_pin_is_gone(&self, number: u32) {
+        let mut books = self.lock();
+        let mapped = self.clear(&mut books, number);
+        drop(books);
+        drop(mapped);
+    }
+
+    /// Makes those buckets of a range go that are mapped, and those that are being mapped be mapped again.
+    pub(super) fn invalidate(&self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let mut books = self.lock();
+        for (_, was_invalidated) in books.pending.range_mut(range.clone()) {
+            *was_invalidated = true;
+        }
+        let mapped: Vec<u64> = books.buckets.range(range).map(|(&bucket, _)| bucket).collect();
+        let unmapped: Vec<B> = mapped.into_iter().filter_map(|b| self.retire(&mut books, b)).collect();
+        drop(books);
+        drop(unmapped);
+    }
+
+    /// Makes all go, for good.
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.invalidate(0..u64::MAX);
+    }
+
+    /// The bucket that has the byte at an address of this process, and the byte's place in it.
+    pub(super) fn find_address<R>(&self, at: usize, f: impl FnOnce(&B, usize) -> R) -> Option<R> {
+        let books = self.lock();
+        let (&start, &number) = books.addresses.range(..=at).next_back()?;
+        if at - start >= self.bucket_size {
+            return None;
+        }
+        // SAFETY: it is in the books, so it was filled, and it is emptied under the lock only.
+        let mapped = unsafe { self.slot(number)?.bucket() };
+        Some(f(mapped, at - start))
+    }
+
+    /// Looks at all that is mapped.
+    pub(super) fn for_each(&self, mut f: impl FnMut(&B)) {
+        let books = self.lock();
+        for &number in books.addresses.values() {
+            if let Some(slot) = self.slot(number) {
+                // SAFETY: it is in the books, so it was filled, and it is emptied under the lock only.
+                f(unsafe { slot.bucket() });
+            }
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let books = self.lock();
+        let slots = || books.addresses.values().filter_map(|&number| self.slot(number));
+        Counts {
+            hits: books.hits + slots().map(Slot::hits).sum::<u64>(),
+            misses: books.misses,
+            evictions: books.evictions,
+            mapped_bytes: books.mapped_bytes,
+            pinned: slots().filter(|slot| slot.is_pinned()).count(),
+        }
+    }
+
+    /// Gives back a pin that [`Pin::into_raw`] has given away.
+    ///
+    /// # Safety
+    ///
+    /// It is this cache's, and is given back once.
+    #[cfg(feature = "vm-memory")]
+    pub(super) unsafe fn unpin(&self, number: u32) {
+        if self.slot(number).is_some_and(Slot::unpin) {
+            self.last_pin_is_gone(number);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Books> {
+        // Nothing panics half way through a change of the books.
+        self.misses.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<S: Source<B>, B> Pin<'_, S, B> {
+    #[inline]
+    pub(crate) fn bucket(&self) -> &B {
+        // SAFETY: the slot was filled before anybody could pin it, and we have it pinned.
+        unsafe { self.slot.bucket() }
+    }
+
+    #[inline]
+    pub(super) fn bucket_size(&self) -> usize {
+        self.buckets.bucket_size
+    }
+
+    /// Keeps it pinned; the number (which is the same for all pins of a mapping) is for [`Buckets::unpin`].
+    #[cfg(feature = "vm-memory")]
+    pub(crate) fn into_raw(self) -> u32 {
+        ManuallyDrop::new(self).slot.number()
+    }
+}
+
+impl<S: Source<B>, B> Debug for Pin<'_, S, B> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pin").field("slot", &self.slot.number()).finish_non_exhaustive()
+    }
+}
+
+impl<S: Source<B>, B> Drop for Pin<'_, S, B> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.slot.unpin() {
+            self.buckets.last_pin_is_gone(self.slot.number());
+        }
+    }
+}
+
+/// Says that a bucket is being mapped, also when that panics.
+struct Pending<'c, S: Source<B>, B> {
+    buckets: &'c Buckets<S, B>,
+    bucket: u64,
+}
+
+impl<'c, S: Source<B>, B> Pending<'c, S, B> {
+    fn begins(buckets: &'c Buckets<S, B>, bucket: u64, books: &mut Books) -> Pending<'c, S, B> {
+        books.pending.insert(bucket, false);
+        books.mapped_bytes += buckets.bucket_size;
+        Pending { buckets, bucket }
+    }
+
+    /// Returns whether the bucket was invalidated meanwhile.
+    fn ends(self, books: &mut Books) -> bool {
+        ManuallyDrop::new(self).is_over(books)
+    }
+
+    fn is_over(&self, books: &mut Books) -> bool {
+        books.mapped_bytes -= self.buckets.bucket_size;
+        self.buckets.misses.mapped.notify_all();
+        books.pending.remove(&self.bucket) == Some(true)
+    }
+}
+
+impl<S: Source<B>, B> Drop for Pending<'_, S, B> {
+    fn drop(&mut self) {
+        self.is_over(&mut self.buckets.lock());
+    }
+}

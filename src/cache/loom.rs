@@ -1,0 +1,270 @@
+//! The cache's protocol in every order in which threads can meet: loom drives it, with a source of the tests' own.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir target/loom cache::`
+//!
+//! Loom does not see the `OnceLock`s that hold the slots; they are set under the lock, before a slot's number is noted.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ::loom::cell::UnsafeCell;
+use ::loom::model::Builder;
+use ::loom::sync::Arc;
+use ::loom::sync::atomic::AtomicU64;
+use ::loom::thread;
+
+use super::buckets::{Buckets, CannotMap, Pin, Source};
+use crate::error::{Error, Result};
+use crate::types::Domid;
+
+const SIZE: usize = 0x1000;
+
+/// Whether somebody wants to write.
+type Writes = bool;
+const READ: Writes = false;
+const WRITE: Writes = true;
+
+/// What is mapped. The atomics and locks of the standard library count, and order nothing for loom.
+#[derive(Debug, Default)]
+struct Host {
+    /// What the guest has there now.
+    generation: AtomicU64,
+    being_mapped: Mutex<BTreeSet<u64>>,
+    maps: AtomicUsize,
+    alive: std::sync::Arc<AtomicUsize>,
+}
+
+/// A mapping that loom watches: to unmap it while it may be in use is a race.
+#[derive(Debug)]
+struct Mapped {
+    number: u64,
+    generation: u64,
+    writable: bool,
+    address: usize,
+    memory: UnsafeCell<()>,
+    alive: std::sync::Arc<AtomicUsize>,
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.memory.with_mut(|_| ());
+        }
+        self.alive.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Source<Mapped> for Host {
+    type Want = Writes;
+
+    fn map(&self, number: u64, writable: Writes) -> Result<Mapped> {
+        assert!(self.being_mapped.lock().unwrap().insert(number), "mapped twice at a time");
+        let generation = self.generation.load(Ordering::Relaxed); // loom may run another thread here
+        assert!(self.being_mapped.lock().unwrap().remove(&number));
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        let address = (self.maps.fetch_add(1, Ordering::Relaxed) + 1) * SIZE;
+        Ok(Mapped { number, generation, writable, address, memory: UnsafeCell::new(()), alive: self.alive.clone() })
+    }
+
+    fn cannot_map(&self, bucket: u64, _: CannotMap) -> Error {
+        Error::GuestAddress { domid: Domid::XEN, address: bucket, errno: libc::ESRCH }
+    }
+
+    fn serves(&self, mapped: &Mapped, bucket: u64, writes: Writes) -> bool {
+        mapped.memory.with(|_| ());
+        mapped.number == bucket && (mapped.writable || !writes)
+    }
+
+    fn place(&self, mapped: &Mapped) -> (u64, usize) {
+        (mapped.number, mapped.address)
+    }
+
+    fn goes(&self, mapped: &Mapped) {
+        mapped.memory.with_mut(|_| ()); // what was written in it is gathered
+    }
+}
+
+type Cache = Buckets<Host, Mapped>;
+
+/// Uses a bucket for as long as the pin lives, and returns the generation that it is of.
+fn use_it(pin: &Pin<'_, Host, Mapped>, number: u64, writes: Writes) -> u64 {
+    let mapped = pin.bucket();
+    assert_eq!(mapped.number, number, "another bucket");
+    assert!(mapped.writable || !writes, "only for reading");
+    mapped.memory.with(|_| ());
+    thread::yield_now();
+    mapped.memory.with(|_| ());
+    mapped.generation
+}
+
+fn get(cache: &Cache, number: u64, writes: Writes) -> u64 {
+    use_it(&cache.pin(number, writes).unwrap(), number, writes)
+}
+
+/// Lets the guest have something else there, and says so.
+fn change(cache: &Cache, number: u64) {
+    cache.source().generation.fetch_add(1, Ordering::Relaxed);
+    cache.invalidate(number..number + 1);
+}
+
+fn maps(cache: &Cache) -> usize {
+    cache.source().maps.load(Ordering::Relaxed)
+}
+
+fn alive(cache: &Cache) -> usize {
+    cache.source().alive.load(Ordering::Relaxed)
+}
+
+/// Runs threads on a cache with room for so many buckets, after it was set up, and then looks at what is left.
+fn check<const THREADS: usize>(
+    budget: usize,
+    set_up: fn(&Cache),
+    threads: [fn(&Cache); THREADS],
+    then: impl Fn(&Cache) + Send + Sync + 'static,
+) {
+    let mut builder = Builder::new();
+    // All orders for two threads; of more those in which a thread is interrupted twice at most: all would take hours.
+    builder.preemption_bound = (THREADS > 2).then_some(2);
+    builder.check(move || {
+        let cache = Arc::new(Cache::new(Host::default(), SIZE, budget * SIZE));
+        set_up(&cache);
+        let spawn = |run: fn(&Cache)| {
+            let cache = cache.clone();
+            thread::spawn(move || run(&cache))
+        };
+        let others: Vec<_> = threads[1..].iter().map(|&run| spawn(run)).collect();
+        threads[0](&cache);
+        others.into_iter().for_each(|thread| thread.join().unwrap());
+
+        then(&cache);
+        let counts = cache.counts();
+        assert_eq!((counts.mapped_bytes, counts.pinned), (alive(&cache) * SIZE, 0), "nothing is lost");
+        assert_eq!(counts.misses, maps(&cache) as u64);
+        cache.invalidate(0..u64::MAX);
+        assert_eq!(alive(&cache), 0, "nothing is kept that nobody can get any more");
+    });
+}
+
+fn nothing(_: &Cache) {}
+
+fn read_1(cache: &Cache) {
+    get(cache, 1, READ);
+}
+
+fn read_2(cache: &Cache) {
+    get(cache, 2, READ);
+}
+
+fn write_1(cache: &Cache) {
+    get(cache, 1, WRITE);
+}
+
+#[test]
+fn bucket_that_two_want_is_mapped_once() {
+    check(2, nothing, [read_1, read_1], |cache| {
+        let counts = cache.counts();
+        assert_eq!((counts.hits, counts.misses, maps(cache)), (1, 1, 1));
+    });
+}
+
+#[test]
+fn bucket_that_is_hit_is_not_evicted() {
+    check(1, read_1, [read_1, read_2], |cache| {
+        let counts = cache.counts();
+        assert_eq!(counts.evictions as usize + alive(cache), maps(cache));
+    });
+}
+
+#[test]
+fn buckets_that_two_want_push_each_other_out() {
+    check(1, nothing, [read_1, read_2], |cache| assert!(alive(cache) <= 2));
+}
+
+#[test]
+fn invalidated_bucket_goes_with_its_last_guard_and_is_not_found_again() {
+    let change = |cache: &Cache| {
+        change(cache, 1);
+        assert_eq!(get(cache, 1, READ), 1, "what was there before");
+    };
+    check(2, read_1, [read_1, change], |cache| {
+        assert_eq!((alive(cache), maps(cache)), (1, 2));
+        assert_eq!(get(cache, 1, READ), 1);
+    });
+}
+
+#[test]
+fn guard_that_outlives_an_invalidation_keeps_what_it_has() {
+    let hold = |cache: &Cache| {
+        let first = cache.pin(1, READ).unwrap();
+        let generation = use_it(&first, 1, READ);
+        assert!(get(cache, 1, READ) >= generation);
+        assert_eq!(use_it(&first, 1, READ), generation);
+    };
+    check(2, read_1, [hold, |cache| change(cache, 1)], |cache| assert!(alive(cache) <= 1));
+}
+
+#[test]
+fn slot_that_has_another_bucket_by_now_is_not_taken_for_the_old_one() {
+    let refill = |cache: &Cache| {
+        cache.invalidate(1..2);
+        get(cache, 2, READ);
+    };
+    check(1, read_1, [read_1, refill], |_| ());
+}
+
+#[test]
+fn bucket_that_is_invalidated_while_it_is_mapped_is_for_nobody_else() {
+    let change = |cache: &Cache| {
+        change(cache, 1);
+        assert_eq!(get(cache, 1, READ), 1, "what was there before");
+    };
+    check(2, nothing, [read_1, change], |cache| {
+        assert_eq!(get(cache, 1, READ), 1);
+        assert_eq!(alive(cache), 1);
+    });
+}
+
+#[test]
+fn bucket_that_is_upgraded_serves_readers_meanwhile() {
+    check(2, read_1, [read_1, write_1], |cache| {
+        get(cache, 1, WRITE);
+        assert_eq!((alive(cache), maps(cache)), (1, 2));
+    });
+}
+
+#[test]
+fn bucket_that_is_invalidated_while_a_writer_finds_it_read_only_goes() {
+    check(2, read_1, [write_1, |cache| change(cache, 1)], |cache| assert!(alive(cache) <= 1));
+}
+
+#[test]
+fn writer_and_reader_of_a_new_bucket_get_what_they_want() {
+    check(2, nothing, [read_1, write_1], |cache| {
+        get(cache, 1, WRITE);
+        assert_eq!(alive(cache), 1);
+    });
+}
+
+#[test]
+fn closed_cache_maps_nothing_more() {
+    let try_to = |cache: &Cache| drop(cache.pin(1, READ).map(|pin| use_it(&pin, 1, READ)));
+    let close = |cache: &Cache| {
+        cache.close();
+        assert!(cache.pin(1, READ).is_err());
+    };
+    check(2, nothing, [try_to, close], |cache| assert_eq!(alive(cache), 0));
+    check(2, read_1, [try_to, close], |cache| assert_eq!(alive(cache), 0));
+}
+
+#[test]
+fn three_threads_find_map_and_evict() {
+    check(1, read_1, [read_1, read_2, read_1], |_| ());
+    check(1, nothing, [read_1, write_1, read_2], |_| ());
+}
+
+#[test]
+fn three_threads_find_upgrade_and_invalidate() {
+    check(2, read_1, [read_1, write_1, |cache| change(cache, 1)], |cache| assert_eq!(get(cache, 1, READ), 1));
+    check(2, nothing, [read_1, read_1, |cache| change(cache, 1)], |cache| assert_eq!(get(cache, 1, READ), 1));
+}
