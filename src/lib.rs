@@ -20,6 +20,8 @@ mod transfer;
 mod types;
 mod uapi;
 mod view;
+#[cfg(feature = "vm-memory")]
+pub mod vm_memory;
 mod written;
 
 pub use cache::{CacheConfig, CacheStatistics, MapCache, Pinned};

@@ -1,0 +1,45 @@
+//! A guest's RAM as the devices of rust-vmm want it: the traits of the crate `vm-memory` (feature `vm-memory`).
+//!
+//! There are two ways, and a device that is generic over [`GuestAddressSpace`](::vm_memory::GuestAddressSpace) takes
+//! either:
+//!
+//! - [`Guest::map_ram`](crate::Guest::map_ram) maps all of it, once. Nothing is simpler or faster to use; but all of the
+//!   guest's RAM is mapped, ballooning goes unnoticed, and what is written is not recorded.
+//! - [`CachedMemory`] maps what is used, through a [`MapCache`](crate::MapCache), which is told of ballooning, has a
+//!   budget, and records writes for migration.
+//!
+//! # What is weaker than a view
+//!
+//! A [`VolatileSlice`](::vm_memory::VolatileSlice) can be written by safe code, whatever it was asked for. So all memory
+//! is mapped read-write here, and what can only be mapped read-only (a PV guest's page tables) counts as a hole.
+//!
+//! What is copied through slices is copied by `vm-memory`, with plain, volatile and atomic accesses, which is not sound while
+//! the guest writes the same bytes; the copies of a [`View`](crate::View) are.
+
+mod cached;
+mod mapped;
+mod written;
+
+use std::ops::Range;
+
+pub use cached::{CachedMemory, PinnedMemory};
+pub use mapped::RamRegion;
+pub use written::{WrittenFrames, WrittenPart};
+
+use crate::types::FRAME_SIZE;
+
+const FRAME: u64 = FRAME_SIZE as u64;
+
+/// Ranges in ascending order; those that overlap or touch are one, and empty ones are gone.
+fn in_order(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = ranges.iter().filter(|range| !range.is_empty()).cloned().collect();
+    ranges.sort_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let touches = next.start <= last.end;
+        if touches {
+            last.end = last.end.max(next.end);
+        }
+        touches
+    });
+    ranges
+}
