@@ -16,10 +16,10 @@ build_programs() {
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    cargo_build build --release --target $triple --example guest_ram
-    strip -o "$work/overlay/tests/guest_ram" "$lab/cargo/$triple/release/examples/guest_ram"
+    cargo_build build --release --target $triple --example guest_ram --example soak
+    for file in guest_ram soak; do strip -o "$work/overlay/tests/$file" "$lab/cargo/$triple/release/examples/$file"; done
     [[ $lane == contract ]] || return 0
-    cargo_build test --no-run --release --target $triple --tests
+    cargo_build test --no-run --release --target $triple --tests --features vm-memory
     # Cargo's own list of what it has built: no leftovers of older builds.
     mkdir -p "$work/suite"
     while read -r file binary; do

@@ -1,0 +1,198 @@
+//! A private copy of a guest's RAM, to check against.
+
+use std::collections::HashSet;
+use std::error::Error;
+use std::ops::Range;
+
+use xenmap::{FRAME_SIZE, ForeignMapping, FrameKind, Gfn, Guest, GuestKind, Protection};
+
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Frames that are looked at by a mapping of their own.
+const WINDOW: usize = 1024;
+
+/// What the guest's RAM held at first, and what it must hold now. The guest is paused, or has nothing that runs.
+pub(crate) struct Ram {
+    pub(crate) stretches: Vec<Stretch>,
+}
+
+/// Frames of RAM without a hole between them.
+pub(crate) struct Stretch {
+    pub(crate) address: u64,
+    before: Vec<u8>,
+    pub(crate) now: Vec<u8>,
+    frames: Vec<Frame>,
+}
+
+struct Frame {
+    gfn: Gfn,
+    writing: Writing,
+}
+
+/// What becomes of writing to a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writing {
+    Works,
+    /// It would work, and change where the guest's memory is: a page table where Xen does not check (in an
+    /// auto-translated dom0), or a PV guest's table of its frames, by which the library finds them.
+    Breaks,
+    /// Xen refuses to map it for that, with this errno.
+    Fails(i32),
+}
+
+impl Ram {
+    /// Reads all RAM, but for the frames with these numbers.
+    pub(crate) fn read(guest: &Guest<'_>, keep_off: &[u64]) -> Result<Ram> {
+        let mut ram = Ram { stretches: Vec::new() };
+        for extent in guest.ram_map()?.extents() {
+            let is_table = extent.kind == FrameKind::PageTable;
+            if !is_table && extent.kind != FrameKind::Ram {
+                continue;
+            }
+            for first in extent.pfns.clone().step_by(WINDOW) {
+                let pfns = first..extent.pfns.end.min(first + WINDOW as u64);
+                ram.read_window(guest, pfns, is_table, keep_off)?;
+            }
+        }
+        if guest.kind() == GuestKind::Pv {
+            ram.spare_p2m();
+        }
+        Ok(ram)
+    }
+
+    fn read_window(&mut self, guest: &Guest<'_>, pfns: Range<u64>, is_table: bool, keep_off: &[u64]) -> Result<()> {
+        let gfns = guest.gfns(pfns.clone())?;
+        let mapping = guest.map_partial(Protection::ReadWrite, pfns.clone())?;
+        let mut page = [0; FRAME_SIZE];
+        for (index, (pfn, gfn)) in pfns.zip(gfns).enumerate() {
+            let Some(gfn) = gfn.filter(|gfn| !keep_off.contains(&gfn.get())) else { continue };
+            let address = pfn * FRAME_SIZE as u64;
+            let writing = match mapping.failed().binary_search_by_key(&index, |e| e.index) {
+                Ok(at) => Writing::Fails(mapping.failed()[at].errno),
+                Err(_) if is_table => Writing::Breaks,
+                Err(_) => Writing::Works,
+            };
+            match writing {
+                Writing::Fails(_) => guest.read(address, &mut page)?,
+                _ => mapping.view().read_bytes(index * FRAME_SIZE, &mut page)?,
+            }
+            self.push(address, &page, Frame { gfn, writing });
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, address: u64, page: &[u8], frame: Frame) {
+        let is_next = |last: &Stretch| last.address + last.before.len() as u64 == address;
+        if !self.stretches.last().is_some_and(is_next) {
+            let empty = Stretch { address, before: Vec::new(), now: Vec::new(), frames: Vec::new() };
+            self.stretches.push(empty);
+        }
+        if let Some(last) = self.stretches.last_mut() {
+            last.before.extend(page);
+            last.now.extend(page);
+            last.frames.push(frame);
+        }
+    }
+
+    /// Finds the pages of a PV guest's table, each of which holds the frames of 512 pfns (of 64-bit Linux), by the
+    /// first or the last.
+    fn spare_p2m(&mut self) {
+        let mut ends = HashSet::new();
+        for stretch in &self.stretches {
+            let first = stretch.address / FRAME_SIZE as u64;
+            let entries = (first..).zip(&stretch.frames).map(|(pfn, frame)| (pfn % 512, frame.gfn.get().to_ne_bytes()));
+            ends.extend(entries.filter(|(n, _)| [0, 511].contains(n)));
+        }
+        for stretch in &mut self.stretches {
+            for (page, frame) in stretch.now.chunks_exact(FRAME_SIZE).zip(&mut stretch.frames) {
+                let is_end = |n, word: Option<&[u8; 8]>| word.is_some_and(|word| ends.contains(&(n, *word)));
+                let is_table = is_end(0, page.first_chunk()) || is_end(511, page.last_chunk());
+                if is_table && frame.writing == Writing::Works {
+                    frame.writing = Writing::Breaks;
+                }
+            }
+        }
+    }
+
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> usize {
+        self.stretches.iter().map(|stretch| stretch.now.len()).sum()
+    }
+
+    /// Compares what was changed with what is there now, by mappings that have nothing to do with the cache, puts back
+    /// what was there at first, and compares again. Says how many frames were changed.
+    pub(crate) fn check_and_restore(&self, guest: &Guest<'_>) -> Result<usize> {
+        let changed: Vec<Changed<'_>> = self.stretches.iter().flat_map(Stretch::changed).collect();
+        for frames in changed.chunks(WINDOW) {
+            let gfns: Vec<Gfn> = frames.iter().map(|frame| frame.gfn).collect();
+            let map = |protection| guest.memory().map_foreign_batch(guest.domid(), protection, &gfns);
+            let mapping = map(Protection::ReadWrite)?;
+            for (frame, at) in frames.iter().zip((0..).step_by(FRAME_SIZE)) {
+                frame.check(&mapping, at, frame.now)?;
+                mapping.view().write_bytes(at, frame.before)?;
+            }
+            drop(mapping);
+            let mapping = map(Protection::ReadOnly)?;
+            for (frame, at) in frames.iter().zip((0..).step_by(FRAME_SIZE)) {
+                frame.check(&mapping, at, frame.before)?;
+            }
+        }
+        Ok(changed.len())
+    }
+}
+
+/// A frame that is not as it was.
+struct Changed<'a> {
+    gfn: Gfn,
+    address: u64,
+    before: &'a [u8],
+    now: &'a [u8],
+}
+
+impl Changed<'_> {
+    fn check(&self, mapping: &ForeignMapping, at: usize, expected: &[u8]) -> Result<()> {
+        let mut found = [0; FRAME_SIZE];
+        mapping.view().read_bytes(at, &mut found)?;
+        same(self.address, &found, expected)
+    }
+}
+
+impl Stretch {
+    /// Where Xen refuses to map bytes for writing at first, and the errno.
+    pub(crate) fn refused(&self, offset: usize, len: usize) -> Option<(u64, i32)> {
+        frames(offset, len).find_map(|frame| match self.frames[frame].writing {
+            Writing::Fails(errno) => Some((self.address + offset.max(frame * FRAME_SIZE) as u64, errno)),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn may_write(&self, offset: usize, len: usize) -> bool {
+        frames(offset, len).all(|frame| self.frames[frame].writing == Writing::Works)
+    }
+
+    fn changed(&self) -> impl Iterator<Item = Changed<'_>> {
+        let addresses = (self.address..).step_by(FRAME_SIZE);
+        let contents = self.before.chunks_exact(FRAME_SIZE).zip(self.now.chunks_exact(FRAME_SIZE));
+        let frames = self.frames.iter().zip(addresses).zip(contents);
+        frames.filter(|(_, (before, now))| before != now).map(|((frame, address), (before, now))| Changed {
+            gfn: frame.gfn,
+            address,
+            before,
+            now,
+        })
+    }
+}
+
+fn frames(offset: usize, len: usize) -> Range<usize> {
+    offset / FRAME_SIZE..(offset + len).div_ceil(FRAME_SIZE)
+}
+
+/// That bytes from an address on are what they should be.
+pub(crate) fn same(address: u64, found: &[u8], expected: &[u8]) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let at = found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or_default();
+    let (address, found, expected) = (address + at as u64, found[at], expected[at]);
+    Err(format!("{found:#04x} at {address:#x}, which should be {expected:#04x}").into())
+}
