@@ -129,6 +129,11 @@ impl<S: Source<B>, B> Buckets<S, B> {
         }
     }
 
+    #[inline]
+    pub(super) fn bucket_size(&self) -> usize {
+        self.bucket_size
+    }
+
     pub(super) fn source(&self) -> &S {
         &self.source
     }
@@ -178,7 +183,8 @@ impl<S: Source<B>, B> Buckets<S, B> {
             }
             if let Some(&number) = books.buckets.get(&bucket) {
                 books.hits += self.slot(number).map_or(0, Slot::take_hits);
-                // (Its slot goes under the lock only, so giving back a useless pin does not need the lock.)
+                // What is in the books goes under the lock only. So if the pin is of no use, it is not the last one of
+                // a bucket that has gone, which would take the lock again.
                 if let Some(pin) = self.try_pin(number, |b| self.source.serves(b, bucket, want)) {
                     self.index.note(bucket, number);
                     return Ok(pin);
@@ -211,8 +217,8 @@ impl<S: Source<B>, B> Buckets<S, B> {
             books.mapped_bytes += self.bucket_size;
             books.addresses.insert(address, number);
             let replaced = if was_invalidated {
-                // It may be what was there before, so it is only for whoever asked before. To map it again instead could
-                // go on for as long as the guest changes its memory.
+                // It may be what was there before, so it is only for whoever asked before. To map it again instead
+                // could go on for as long as the guest changes its memory.
                 let is_unused = slot.retire();
                 debug_assert!(!is_unused, "it is pinned");
                 None
@@ -295,7 +301,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
         drop(mapped);
     }
 
-    /// Makes those buckets of a range go that are mapped, and those that are being mapped be mapped again.
+    /// Makes those buckets of a range go that are mapped; what is being mapped is only for whoever has asked already.
     pub(super) fn invalidate(&self, range: Range<u64>) {
         if range.is_empty() {
             return;

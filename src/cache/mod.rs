@@ -65,8 +65,8 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 ///
 /// A frame where there is no RAM (EINVAL, EPERM) is remembered as a hole until then, so that asking again costs
 /// nothing. Xen tells when frames go, not when they come back: who expects RAM where there was a hole invalidates
-/// that range, and asks again. What failed in another way (paged out, in use as a page table, no memory) is tried again when it is asked
-/// for again; and where nothing at all could be mapped, nothing is remembered.
+/// that range, and asks again. What failed in another way (paged out, in use as a page table, no memory) is tried
+/// again when it is asked for again; and where nothing at all could be mapped, nothing is remembered.
 ///
 /// # When the guest dies
 ///
@@ -85,7 +85,6 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 #[derive(Debug)]
 pub struct MapCache<'m> {
     buckets: Buckets<Guests<'m>, Bucket>,
-    bucket_size: usize,
 }
 
 /// A bucket that is kept mapped for somebody.
@@ -110,8 +109,8 @@ pub struct CacheConfig {
     /// How many bytes stay mapped at most (by default 1 GiB); at least one bucket. What is in use stays even so, and if
     /// that was more, it goes when the next bucket is mapped.
     ///
-    /// Each bucket is a mapping of the kernel's (a larger one is one for each 64 MiB), of which a process can have 65530,
-    /// unless `vm.max_map_count` says otherwise.
+    /// Each bucket is a mapping of the kernel's (a larger one is one for each 64 MiB), of which a process can have
+    /// 65530, unless `vm.max_map_count` says otherwise.
     pub budget: usize,
 }
 
@@ -152,7 +151,7 @@ impl<'m> MapCache<'m> {
     #[must_use]
     pub fn new(guest: Guest<'m>) -> MapCache<'m> {
         let CacheConfig { bucket_size, budget } = CacheConfig::default();
-        MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget), bucket_size }
+        MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget) }
     }
 
     /// A cache with sizes of one's own.
@@ -166,7 +165,7 @@ impl<'m> MapCache<'m> {
         if !bucket_size.is_power_of_two() || !SIZES.contains(&bucket_size) || budget < bucket_size {
             return Err(Error::CacheConfig { bucket_size, budget });
         }
-        Ok(MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget), bucket_size })
+        Ok(MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget) })
     }
 
     /// The guest.
@@ -193,7 +192,7 @@ impl<'m> MapCache<'m> {
     #[expect(clippy::inline_always, reason = "a hit takes twice as long if the guard goes through memory")]
     pub fn get(&self, protection: Protection, address: u64, len: usize) -> Result<Pinned<'_>> {
         let piece = self.piece(address, len);
-        if (1..=self.bucket_size - piece.offset).contains(&len)
+        if (1..=self.buckets.bucket_size() - piece.offset).contains(&len)
             && let Some(pin) = self.buckets.find(piece.bucket, |b| b.has(protection, &piece))
         {
             return Ok(Pinned::one(pin, protection, address, len));
@@ -204,7 +203,8 @@ impl<'m> MapCache<'m> {
         pinned.ok_or(Error::Empty)
     }
 
-    /// Maps what is not mapped yet of a range of addresses, in bytes. Where there is no RAM at all, it is tried each time.
+    /// Maps what is not mapped yet of a range of addresses, in bytes. Where there is no RAM at all, it is tried each
+    /// time.
     ///
     /// A range that is longer than the budget pushes its own beginning out again.
     ///
@@ -242,7 +242,8 @@ impl<'m> MapCache<'m> {
         self.buckets.close();
     }
 
-    /// The guest's address of a byte that the cache has mapped, such as one that [`View::as_ptr`](crate::View::as_ptr) points to.
+    /// The guest's address of a byte that the cache has mapped, such as one that [`View::as_ptr`](crate::View::as_ptr)
+    /// points to.
     ///
     /// It answers for any byte of a bucket, also of one that was invalidated and is still in use; for no byte of a
     /// frame that could not be mapped.
@@ -291,7 +292,7 @@ impl<'m> MapCache<'m> {
         let (mut next, mut left) = (address, len);
         Ok(std::iter::from_fn(move || {
             let mut piece = self.piece(next, left);
-            piece.len = left.min(self.bucket_size - piece.offset);
+            piece.len = left.min(self.buckets.bucket_size() - piece.offset);
             next += piece.len as u64;
             left -= piece.len;
             (piece.len != 0).then_some(piece)
@@ -318,8 +319,8 @@ impl<'m> MapCache<'m> {
     fn piece(&self, address: u64, len: usize) -> Piece {
         // Less than the size of a bucket, which is a power of two.
         #[expect(clippy::cast_possible_truncation, reason = "a bucket's size is a usize")]
-        let offset = address as usize & (self.bucket_size - 1);
-        Piece { bucket: address >> self.bucket_size.trailing_zeros(), offset, len }
+        let offset = address as usize & (self.buckets.bucket_size() - 1);
+        Piece { bucket: address >> self.buckets.bucket_size().trailing_zeros(), offset, len }
     }
 
     /// Gives back a pin that was given away by [`Pin::into_raw`].
@@ -352,13 +353,13 @@ impl<'m> MapCache<'m> {
     #[cold]
     fn guest_address(&self, piece: &Piece, failed: &FrameError) -> Error {
         let offset = piece.offset.max(failed.index * FRAME_SIZE);
-        let address = piece.bucket * self.bucket_size as u64 + offset as u64;
+        let address = piece.bucket * self.buckets.bucket_size() as u64 + offset as u64;
         Error::GuestAddress { domid: self.guest().domid(), address, errno: failed.errno }
     }
 
     /// The buckets of a range of addresses.
     fn numbers(&self, addresses: Range<u64>) -> Range<u64> {
-        let size = self.bucket_size as u64;
+        let size = self.buckets.bucket_size() as u64;
         let (start, end) = (addresses.start.min(ADDRESSES), addresses.end.min(ADDRESSES));
         if start < end { start / size..end.div_ceil(size) } else { 0..0 }
     }

@@ -108,8 +108,9 @@ impl<'m> Guest<'m> {
     /// The guest with this number, which is of a kind that the caller knows: for a
     /// [restricted](ForeignMemory::restrict) handle, through which Xen cannot be asked.
     ///
-    /// A PV guest's table is found by asking Xen, when it is first needed; so that cannot be through a restricted handle.
-    /// [`open`](Guest::open) such a guest, and ask for some [`gfns`](Guest::gfns), before the handle is restricted.
+    /// A PV guest's table is found by asking Xen, when it is first needed; so that cannot be through a restricted
+    /// handle. [`open`](Guest::open) such a guest, and ask for some [`gfns`](Guest::gfns), before the handle is
+    /// restricted.
     #[must_use]
     pub fn assume(memory: impl Into<MemoryHandle<'m>>, domid: Domid, kind: GuestKind) -> Guest<'m> {
         Guest { memory: memory.into(), domid, kind, p2m: (kind == GuestKind::Pv).then(OnceLock::new) }
