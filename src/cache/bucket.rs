@@ -25,10 +25,10 @@ pub(crate) struct Bucket {
 /// What somebody wants of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Want {
-    pub(super) protection: Protection,
+    protection: Protection,
     /// The first and the last frame, counted from the bucket's beginning.
-    pub(super) first: usize,
-    pub(super) last: usize,
+    first: usize,
+    last: usize,
 }
 
 impl Want {
@@ -198,9 +198,8 @@ impl Source<Bucket> for Guests<'_> {
 
     #[inline]
     fn serves(&self, mapped: &Bucket, number: u64, want: Want) -> bool {
-        let is_allowed =
-            want.protection == Protection::ReadOnly || mapped.mapping.protection() == Protection::ReadWrite;
-        mapped.number == number && is_allowed && mapped.failed(want).iter().all(|e| is_for_good(e.errno))
+        let is_final = || mapped.failed(want).iter().all(|e| is_for_good(e.errno));
+        mapped.number == number && mapped.is_for(want.protection) && is_final()
     }
 
     fn place(&self, mapped: &Bucket) -> (u64, usize) {

@@ -46,10 +46,10 @@ impl<'p> Parts<'p> {
             if done == len {
                 return None;
             }
-            let view = self.view(offset + done).ok()?;
-            let view = view.slice(0, view.len().min(len - done)).ok()?;
-            done += view.len();
-            Some(view)
+            let view = self.view(offset + done).and_then(|view| view.slice(0, view.len().min(len - done)));
+            debug_assert!(view.is_ok(), "it is inside");
+            done += view.as_ref().map_or(0, View::len);
+            view.ok()
         })
     }
 
