@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::domctl::Version;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::mapping::ForeignMapping;
-use crate::privcmd::{Device, KernelDevice};
+use crate::privcmd::{Device, KernelDevice, Place};
 use crate::region::{Region, Reservation, mapped_bytes};
 use crate::types::{Domid, Gfn, HostKind, MAX_FRAMES, Protection};
 
@@ -196,22 +196,38 @@ impl ForeignMemory {
         if domid == Domid::XEN && protection == Protection::ReadWrite {
             return Err(Error::XenIsReadOnly);
         }
-        let mut batch = Batch {
-            memory: self,
-            domid,
-            protection,
-            on_failure,
-            deadline: None,
-            errors: vec![0; frames.min(VMA_FRAMES)],
-            failed: Vec::new(),
+        let mut batch = Batch::new(self, domid, protection, on_failure);
+        let region = if frames <= VMA_FRAMES {
+            // SAFETY: the kernel picks the place.
+            unsafe { batch.map_whole(gfns, Place::default()) }?
+        } else {
+            batch.map_chunked(gfns)?
         };
-        let region = if frames <= VMA_FRAMES { batch.map_whole(gfns)? } else { batch.map_chunked(gfns)? };
-        let failed = batch.failed;
-        if !failed.is_empty() && on_failure == OnFailure::Refuse {
-            return Err(Error::Frames(FrameErrors { domid, requested: frames, failed }));
-        }
-        log::debug!("mapped {frames} frames of domain {domid} at {:p}, {} failed", region.base(), failed.len());
-        Ok(ForeignMapping::new(region, frames, domid, protection, failed))
+        batch.finish(region, frames)
+    }
+
+    /// Maps frames in one piece, at a place of the caller's choice; with `partial`, those of them that can be mapped.
+    ///
+    /// What a batch that fails was to be mapped over stays reserved, and cannot be accessed.
+    ///
+    /// # Safety
+    ///
+    /// If the mapping goes over something, that is the caller's own, and nothing uses it.
+    #[cfg(feature = "capi")]
+    pub(crate) unsafe fn map_at(
+        &self,
+        place: Place,
+        domid: Domid,
+        protection: Protection,
+        gfns: &[Gfn],
+        partial: bool,
+    ) -> Result<ForeignMapping> {
+        check_frames(gfns.len())?;
+        let on_failure = if partial { OnFailure::Keep } else { OnFailure::Refuse };
+        let mut batch = Batch::new(self, domid, protection, on_failure);
+        // SAFETY: the caller's promise.
+        let region = unsafe { batch.map_whole(gfns, place) }?;
+        batch.finish(region, gfns.len())
     }
 }
 
@@ -232,22 +248,43 @@ struct Batch<'a> {
     on_failure: OnFailure,
     /// Set when the first paged-out frame is met.
     deadline: Option<Instant>,
-    /// What the kernel writes, for one device mapping; used again for the next.
+    /// What the kernel writes, one for each frame of a device mapping; used again for the next.
     errors: Vec<i32>,
     failed: Vec<FrameError>,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
+    fn new(memory: &'a ForeignMemory, domid: Domid, protection: Protection, on_failure: OnFailure) -> Batch<'a> {
+        Batch { memory, domid, protection, on_failure, deadline: None, errors: Vec::new(), failed: Vec::new() }
+    }
+
+    /// What the caller gets of `region`, where all `frames` have been asked for.
+    fn finish(self, region: Region, frames: usize) -> Result<ForeignMapping> {
+        let Batch { domid, protection, failed, .. } = self;
+        if !failed.is_empty() && self.on_failure == OnFailure::Refuse {
+            return Err(Error::Frames(FrameErrors { domid, requested: frames, failed }));
+        }
+        log::debug!("mapped {frames} frames of domain {domid} at {:p}, {} failed", region.base(), failed.len());
+        Ok(ForeignMapping::new(region, frames, domid, protection, failed))
+    }
+
     fn reserve_error(bytes: usize) -> impl Fn(std::io::Error) -> Error {
         move |source| Error::Reserve { bytes, source }
     }
 
-    fn map_whole(&mut self, gfns: &[Gfn]) -> Result<Region> {
+    /// # Safety
+    ///
+    /// If the mapping goes over something, that is the caller's own, and nothing uses it.
+    unsafe fn map_whole(&mut self, gfns: &[Gfn], place: Place) -> Result<Region> {
         let device = &self.memory.device;
         let len = mapped_bytes(gfns.len());
-        let addr = device.mmap(len, self.protection).map_err(Self::reserve_error(len))?;
+        // SAFETY: the caller's promise.
+        let addr = unsafe { device.mmap_at(place, len, self.protection) }.map_err(Self::reserve_error(len))?;
         // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
         let mut region = unsafe { Region::new(addr, len, len, device.unmapper()) };
+        if place.is_over() {
+            region.keep_addresses();
+        }
         self.populate(&mut region, 0, gfns, 0)?;
         Ok(region)
     }
@@ -261,10 +298,10 @@ impl Batch<'_> {
         for (chunk, first) in gfns.chunks(VMA_FRAMES).zip((0..).step_by(VMA_FRAMES)) {
             let len = mapped_bytes(chunk.len());
             // SAFETY: the reservation is ours, has as many bytes left, and nothing uses them.
-            let mapped = unsafe { device.mmap_fixed(reservation.base(), len, self.protection) };
+            let mapped = unsafe { device.mmap_at(Place::over(reservation.base()), len, self.protection) };
             // The kernel may have removed what was there before it failed, and another thread may have the addresses by
             // now: they are nobody's to give back. It looks at access rights before.
-            if mapped.as_ref().map_or_else(|e| e.raw_os_error() != Some(libc::EACCES), |()| true) {
+            if mapped.as_ref().map_or_else(|e| e.raw_os_error() != Some(libc::EACCES), |_| true) {
                 reservation.give_up(len);
             }
             mapped.map_err(Self::reserve_error(len))?;
@@ -279,11 +316,19 @@ impl Batch<'_> {
     /// first one's place in the batch, and notes those that fail.
     fn populate(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn], first: usize) -> Result<()> {
         let mut pause = PAUSES.0;
+        let out_of_memory = |_| Error::MapBatch {
+            domid: self.domid,
+            frames: gfns.len(),
+            source: std::io::Error::from_raw_os_error(libc::ENOMEM),
+        };
+        self.errors.clear();
+        self.errors.try_reserve_exact(gfns.len()).map_err(out_of_memory)?;
+        self.errors.resize(gfns.len(), 0);
         self.ask(region, offset, gfns, 0..gfns.len())?;
-        if !any_failed(&self.errors[..gfns.len()]) {
+        if !any_failed(&self.errors) {
             return Ok(());
         }
-        while self.is_worth_waiting(gfns.len()) && self.wait(&mut pause) {
+        while self.is_worth_waiting() && self.wait(&mut pause) {
             self.retry(region, offset, gfns)?;
         }
         for (i, (&error, &gfn)) in self.errors.iter().zip(gfns).enumerate() {
@@ -295,15 +340,14 @@ impl Batch<'_> {
     }
 
     /// Whether a frame is paged out, and none has failed for good that makes all of it vain.
-    fn is_worth_waiting(&self, frames: usize) -> bool {
+    fn is_worth_waiting(&self) -> bool {
         let paged_out = |error: &i32| *error == -libc::ENOENT;
-        let errors = &self.errors[..frames];
         let vain = match self.on_failure {
-            OnFailure::Refuse => !self.failed.is_empty() || errors.iter().any(|error| *error != 0 && !paged_out(error)),
+            OnFailure::Refuse => !self.failed.is_empty() || self.errors.iter().any(|e| *e != 0 && !paged_out(e)),
             OnFailure::Keep => false,
             OnFailure::KeepAtOnce => true,
         };
-        !vain && errors.iter().any(paged_out)
+        !vain && self.errors.iter().any(paged_out)
     }
 
     /// Asks for some of the frames, and has their errors filled in.
@@ -340,7 +384,7 @@ impl Batch<'_> {
         // SAFETY: `offset` is inside the region.
         let addr = unsafe { region.base().add(offset) };
         // SAFETY: one whole device mapping of ours that nobody has seen yet.
-        if let Err(e) = unsafe { device.mmap_fixed(addr, len, self.protection) } {
+        if let Err(e) = unsafe { device.mmap_at(Place::over(addr), len, self.protection) } {
             // As in `map_chunked`: another thread may have these addresses by now.
             region.truncate(offset);
             return Err(Self::reserve_error(len)(e));
@@ -350,9 +394,9 @@ impl Batch<'_> {
 
     fn ask_for_missing(&mut self, region: &Region, offset: usize, gfns: &[Gfn]) -> Result<()> {
         let mut next = 0;
-        while let Some(skip) = self.errors[next..gfns.len()].iter().position(|&e| e == -libc::ENOENT) {
+        while let Some(skip) = self.errors[next..].iter().position(|&e| e == -libc::ENOENT) {
             let start = next + skip;
-            let run = self.errors[start..gfns.len()].iter().take_while(|&&e| e == -libc::ENOENT).count();
+            let run = self.errors[start..].iter().take_while(|&&e| e == -libc::ENOENT).count();
             next = start + run;
             self.ask(region, offset, gfns, start..next)?;
         }

@@ -57,6 +57,12 @@ impl ForeignMapping {
         ForeignMapping { region, frames, domid, protection, failed }
     }
 
+    /// What it owns.
+    #[cfg(feature = "capi")]
+    pub(crate) fn into_region(self) -> Region {
+        self.region
+    }
+
     /// The domain whose frames these are.
     #[must_use]
     pub fn domid(&self) -> Domid {

@@ -48,6 +48,8 @@ pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
     vma_len: usize,
+    /// Whether the addresses stay taken when it is dropped.
+    keeps_addresses: bool,
     unmapper: Unmapper,
     process: ProcessId,
 }
@@ -65,7 +67,7 @@ impl Region {
     ///
     /// They are mapped through `unmapper`'s device, and nobody else unmaps them.
     pub(crate) unsafe fn new(base: NonNull<u8>, len: usize, vma_len: usize, unmapper: Unmapper) -> Region {
-        Region { base, len, vma_len, unmapper, process: ProcessId::current() }
+        Region { base, len, vma_len, keeps_addresses: false, unmapper, process: ProcessId::current() }
     }
 
     #[inline]
@@ -81,6 +83,18 @@ impl Region {
     /// bytes.
     pub(crate) unsafe fn grow(&mut self, len: usize) {
         self.len += len;
+    }
+
+    /// Has memory that cannot be accessed take its place when it is dropped: the addresses are somebody's already.
+    pub(crate) fn keep_addresses(&mut self) {
+        self.keeps_addresses = true;
+    }
+
+    /// Unmaps nothing when it is dropped: somebody else does.
+    #[cfg(feature = "capi")]
+    pub(crate) fn release(mut self) -> NonNull<u8> {
+        self.truncate(0);
+        self.base
     }
 
     /// Forgets what is behind the first `len` bytes: it is not ours to unmap any more.
@@ -99,8 +113,15 @@ impl Drop for Region {
             let len = self.vma_len.min(self.len - start);
             // SAFETY: `start` is below `len`, and all `len` bytes are mapped.
             let addr = unsafe { self.base.add(start) };
-            // SAFETY: this is one whole mapping of ours (`new`, `grow`), and whoever uses it borrows this object.
-            if let Err(e) = unsafe { self.unmapper.munmap(addr, len) } {
+            let unmapped = if self.keeps_addresses {
+                // If it fails it may have unmapped all the same, and another thread may have the addresses by now.
+                // SAFETY: this is one whole mapping of ours (`new`, `grow`), and whoever uses it borrows this object.
+                unsafe { reserve(Some(addr), len, MapFlags::MAP_FIXED) }.map(|_| ())
+            } else {
+                // SAFETY: this is one whole mapping of ours (`new`, `grow`), and whoever uses it borrows this object.
+                unsafe { self.unmapper.munmap(addr, len) }
+            };
+            if let Err(e) = unmapped {
                 LEAKED.fetch_add(1, Ordering::Relaxed);
                 log::error!(
                     "cannot unmap {len} bytes at {addr:p}: {e}; their references are held until this process ends"
@@ -108,6 +129,19 @@ impl Drop for Region {
             }
         }
     }
+}
+
+/// Maps memory that cannot be accessed and costs nothing, so that nobody else gets its addresses.
+///
+/// # Safety
+///
+/// If `flags` have it go over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+pub(crate) unsafe fn reserve(addr: Option<NonNull<u8>>, len: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
+    let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
+    let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+    // SAFETY: the caller's promise.
+    let base = unsafe { mman::mmap_anonymous(addr.map(NonNull::addr), size, ProtFlags::PROT_NONE, flags) }?;
+    Ok(base.cast())
 }
 
 /// A range of addresses that nobody else gets, and that is not backed by anything; dropping it gives it back.
@@ -119,11 +153,9 @@ pub(crate) struct Reservation {
 
 impl Reservation {
     pub(crate) fn new(len: usize) -> io::Result<Reservation> {
-        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-        let base = unsafe { mman::mmap_anonymous(None, size, ProtFlags::PROT_NONE, flags) }?;
-        Ok(Reservation { base: base.cast(), len })
+        // SAFETY: the kernel picks addresses that nobody uses.
+        let base = unsafe { reserve(None, len, MapFlags::empty()) }?;
+        Ok(Reservation { base, len })
     }
 
     /// Where what is left of it begins.

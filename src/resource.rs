@@ -4,6 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::foreign::{ForeignMemory, check_frames};
+use crate::privcmd::Place;
 use crate::region::{Region, mapped_bytes};
 use crate::types::{Domid, FRAME_SIZE, Protection};
 use crate::uapi;
@@ -86,24 +87,34 @@ impl ForeignMemory {
         frames: usize,
         protection: Protection,
     ) -> Result<ResourceMapping> {
+        let name = resource.type_and_id();
+        let region = self.map_resource_near(0, domid, name, first, frames, protection)?;
+        Ok(ResourceMapping { region, frames, protection })
+    }
+
+    /// Maps a resource that is named as Xen does, by type and id, near an address if the kernel likes.
+    pub(crate) fn map_resource_near(
+        &self,
+        addr: usize,
+        domid: Domid,
+        (type_, id): (u32, u32),
+        first: u32,
+        frames: usize,
+        protection: Protection,
+    ) -> Result<Region> {
         check_frames(frames)?;
-        let (type_, id) = resource.type_and_id();
         let len = mapped_bytes(frames);
         let device = self.device();
-        let addr = device.mmap(len, protection).map_err(|source| Error::Reserve { bytes: len, source })?;
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        let addr = unsafe { device.mmap_at(Place { addr, flags: 0 }, len, protection) };
+        let addr = addr.map_err(|source| Error::Reserve { bytes: len, source })?;
         // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
         let region = unsafe { Region::new(addr, len, len, device.unmapper()) };
-        let mut request = uapi::MmapResource {
-            dom: domid.get(),
-            type_,
-            id,
-            idx: first,
-            num: frames as u64,
-            addr: addr.as_ptr().expose_provenance() as u64,
-        };
+        let addr = addr.as_ptr().expose_provenance() as u64;
+        let mut request = uapi::MmapResource { dom: domid.get(), type_, id, idx: first, num: frames as u64, addr };
         // SAFETY: a device mapping of ours, unpopulated, of just so many frames.
         unsafe { device.map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
-        Ok(ResourceMapping { region, frames, protection })
+        Ok(region)
     }
 
     /// How many frames a resource has. Needs Linux 5.12 and Xen 4.16.
@@ -113,7 +124,10 @@ impl ForeignMemory {
     /// [`Error::Resource`], as for [`map_resource`](ForeignMemory::map_resource).
     #[doc(alias = "xenforeignmemory_resource_size")]
     pub fn resource_size(&self, domid: Domid, resource: Resource) -> Result<u64> {
-        let (type_, id) = resource.type_and_id();
+        self.resource_size_of(domid, resource.type_and_id())
+    }
+
+    pub(crate) fn resource_size_of(&self, domid: Domid, (type_, id): (u32, u32)) -> Result<u64> {
         let mut request = uapi::MmapResource { dom: domid.get(), type_, id, idx: 0, num: 0, addr: 0 };
         // SAFETY: without an address it is a question.
         unsafe { self.device().map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;

@@ -47,6 +47,12 @@ impl Domid {
         }
     }
 
+    /// Any number, those included that Xen keeps for itself: for callers who speak C and know what they do.
+    #[cfg(feature = "capi")]
+    pub(crate) const fn as_given(domid: u16) -> Domid {
+        Domid(domid)
+    }
+
     /// The number.
     #[must_use]
     pub const fn get(self) -> u16 {

@@ -12,7 +12,7 @@ use super::fault::Fault;
 use super::host::Host;
 use super::memory::{JUNK_BYTES, MemoryFile, unmap};
 use super::state::{Frame, Pte, State, Vma};
-use crate::privcmd::Ioctl;
+use crate::privcmd::{Ioctl, Place};
 use crate::types::{Domid, FRAME_SIZE, HostKind, Protection};
 use crate::uapi;
 
@@ -65,49 +65,51 @@ impl MockDevice {
         self.host.lock().domains.get(&domid.get())?.name.clone()
     }
 
-    pub(crate) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+    /// # Safety
+    ///
+    /// See `Device::mmap_at`.
+    pub(crate) unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
         if len / FRAME_SIZE > MAX_FRAMES {
             return Err(errno(libc::ENOMEM));
         }
         let state = &mut self.host.lock();
-        if let Some(error) = strike_mmap(state) {
+        if place.is_over() {
+            // SAFETY: the caller's promise.
+            unsafe { self.make_room(state, address(place.addr)?, len) }?;
+        } else if let Some(error) = strike_mmap(state) {
             return Err(error);
         }
-        let addr = self.host.empty.map(0, len, protection)?;
+        // SAFETY: the caller's promise.
+        let addr = unsafe { self.host.empty.map_at(place, 0, len, protection) }?;
         let start = addr.as_ptr().addr();
-        // What the books have there has been unmapped behind our back.
+        // If nothing was to be there, what the books have there has been unmapped behind our back.
         self.host.forget(state, start, start + len);
         state.vmas.insert(start, virgin(len, protection));
         Ok(addr)
     }
 
+    /// What the kernel does with the mappings in a range before it maps something else there.
+    ///
     /// # Safety
     ///
-    /// See `Device::mmap_fixed`.
-    pub(crate) unsafe fn mmap_fixed(&self, addr: NonNull<u8>, len: usize, protection: Protection) -> io::Result<()> {
-        self.check_access(protection)?;
-        let state = &mut self.host.lock();
-        let (start, end) = (addr.as_ptr().addr(), addr.as_ptr().addr() + len);
+    /// The range is the caller's own, and nothing uses it.
+    unsafe fn make_room(&self, state: &mut State, addr: NonNull<u8>, len: usize) -> io::Result<()> {
+        let start = addr.as_ptr().addr();
+        let end = start.checked_add(len).ok_or_else(|| errno(libc::ENOMEM))?;
         let split = [start, end - 1].into_iter().any(|at| {
             state.vma_at(at).is_some_and(|(first, vma)| first < start || first + vma.ptes.len() * FRAME_SIZE > end)
         });
         if split && !self.host.config.allows_splits {
             return Err(errno(libc::ENOMEM));
         }
-        if let Some(error) = strike_mmap(state) {
-            self.host.forget(state, start, end);
-            // The kernel removes what was there before it can fail, and then any thread may get these addresses: one
-            // does. SAFETY: the caller's promise.
-            unsafe { self.host.junk.map_over(addr, 0, len, Protection::ReadOnly) }?;
-            state.strangers.push((start, len));
-            return Err(error);
-        }
-        // SAFETY: the caller's promise.
-        unsafe { self.host.empty.map_over(addr, 0, len, protection) }?;
+        let Some(error) = strike_mmap(state) else { return Ok(()) };
         self.host.forget(state, start, end);
-        state.vmas.insert(start, virgin(len, protection));
-        Ok(())
+        // The kernel removes what was there before it can fail, and then any thread may get these addresses: one does.
+        // SAFETY: the caller's promise.
+        unsafe { self.host.junk.map_at(Place::over(addr), 0, len, Protection::ReadOnly) }?;
+        state.strangers.push((start, len));
+        Err(error)
     }
 
     fn check_access(&self, protection: Protection) -> io::Result<()> {
@@ -137,6 +139,10 @@ impl MockDevice {
                 self.check_restricted(None)?;
                 // SAFETY: the caller's promise.
                 unsafe { self.host.hypercall(hypercall) }
+            }
+            #[cfg(feature = "capi")]
+            Ioctl::Unimplemented => {
+                Err(errno(if self.host.config.kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }))
             }
         }
     }
@@ -253,6 +259,10 @@ impl MockDevice {
         }
         let domain = state.domains.get(&request.dom).filter(|domain| !domain.dying);
         let domain = domain.ok_or_else(|| errno(libc::ESRCH))?;
+        if request.type_ > uapi::XENMEM_RESOURCE_VMTRACE_BUF {
+            // Xen 4.17's answer.
+            return Err(errno(libc::EOPNOTSUPP));
+        }
         let pages = domain.resources.get(&(request.type_, request.id)).ok_or_else(|| errno(libc::EINVAL))?;
         if is_question {
             request.num = pages.len() as u64;
@@ -373,7 +383,7 @@ impl Host {
                 Pte::Page(page) => {
                     let offset = (page + from_here - from) * FRAME_SIZE;
                     // SAFETY: the caller's promise.
-                    unsafe { self.ram.map_over(addr, offset, len, vma.protection) }?;
+                    unsafe { self.ram.map_at(Place::over(addr), offset, len, vma.protection) }?;
                 }
                 Pte::Junk => {
                     for done in (0..len).step_by(JUNK_BYTES) {
@@ -395,7 +405,8 @@ impl Host {
     unsafe fn show_unpopulated(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
         let addr = address(start + first * FRAME_SIZE)?;
         // SAFETY: the caller's promise.
-        unsafe { self.empty.map_over(addr, first * FRAME_SIZE, num * FRAME_SIZE, vma.protection) }
+        unsafe { self.empty.map_at(Place::over(addr), first * FRAME_SIZE, num * FRAME_SIZE, vma.protection) }?;
+        Ok(())
     }
 
     fn account_map(&self, state: &mut State, errors: &[i32]) {

@@ -13,6 +13,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
 
+use crate::privcmd::Place;
 use crate::types::{FRAME_SIZE, Protection};
 
 /// Bytes of [`MemoryFile::junk`].
@@ -78,28 +79,27 @@ impl MemoryFile {
 
     /// Maps a part of the file, as a device mapping is: shared, not inherited by children, and not dumped.
     pub(super) fn map(&self, offset: usize, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-        unsafe { self.map_at(None, offset, len, protection, MapFlags::MAP_SHARED) }
+        // SAFETY: the kernel picks addresses that nobody uses.
+        unsafe { self.map_at(Place::default(), offset, len, protection) }
     }
 
-    /// The same in the place of another mapping.
+    /// The same at a certain place.
     ///
     /// # Safety
     ///
-    /// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
-    pub(super) unsafe fn map_over(
+    /// If it goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+    pub(super) unsafe fn map_at(
         &self,
-        addr: NonNull<u8>,
+        place: Place,
         offset: usize,
         len: usize,
         protection: Protection,
-    ) -> io::Result<()> {
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+    ) -> io::Result<NonNull<u8>> {
         // SAFETY: the caller's promise.
-        unsafe { self.map_at(Some(addr), offset, len, protection, flags) }.map(|_| ())
+        unsafe { self.map_as(MapFlags::MAP_SHARED, place, offset, len, protection) }
     }
 
-    /// The same, but writes stay with this mapping.
+    /// The same over another mapping, but writes stay with this one.
     ///
     /// # Safety
     ///
@@ -110,22 +110,22 @@ impl MemoryFile {
         len: usize,
         protection: Protection,
     ) -> io::Result<()> {
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED;
         // SAFETY: the caller's promise.
-        unsafe { self.map_at(Some(addr), 0, len, protection, flags) }.map(|_| ())
+        unsafe { self.map_as(MapFlags::MAP_PRIVATE, Place::over(addr), 0, len, protection) }.map(|_| ())
     }
 
     /// # Safety
     ///
-    /// If `addr` is given, the `len` bytes there are the caller's own mapping, and nothing uses them.
-    unsafe fn map_at(
+    /// As for `map_at`.
+    unsafe fn map_as(
         &self,
-        addr: Option<NonNull<u8>>,
+        kind: MapFlags,
+        place: Place,
         offset: usize,
         len: usize,
         protection: Protection,
-        flags: MapFlags,
     ) -> io::Result<NonNull<u8>> {
+        let flags = kind | MapFlags::from_bits_retain(place.flags);
         let prot = match protection {
             Protection::ReadOnly => ProtFlags::PROT_READ,
             Protection::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
@@ -133,7 +133,8 @@ impl MemoryFile {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: either the kernel picks the addresses, or the caller owns them.
-        let mapped = unsafe { mman::mmap(addr.map(NonNull::addr), size, prot, flags, self.file.as_fd(), offset) }?;
+        let mapped =
+            unsafe { mman::mmap(NonZeroUsize::new(place.addr), size, prot, flags, self.file.as_fd(), offset) }?;
         for advice in [MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_DONTDUMP] {
             // SAFETY: the range has just been mapped, and the advice changes nothing for this process.
             unsafe { mman::madvise(mapped, len, advice) }?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::driver::MockDevice;
 use super::{Dom0, HostConfig, MockDomain, MockHost};
-use crate::privcmd::{Device, Ioctl};
+use crate::privcmd::{Device, Ioctl, Place};
 use crate::types::{FRAME_SIZE, Gfn, GuestKind, Protection};
 use crate::uapi;
 
@@ -30,7 +30,8 @@ impl Driver {
     }
 
     fn mmap(&self, frames: usize) -> NonNull<u8> {
-        self.device.mmap(frames * FRAME_SIZE, Protection::ReadWrite).unwrap()
+        // SAFETY: the kernel picks the place.
+        unsafe { self.device.mmap_at(Place::default(), frames * FRAME_SIZE, Protection::ReadWrite) }.unwrap()
     }
 
     /// The batch call for frames of the guest, `skip` frames behind an address.
@@ -218,11 +219,11 @@ fn mapping_over_a_part_is_refused_and_over_the_whole_drops_it() {
     let addr = driver.mmap(4);
     driver.map(addr, 0, &[0, 1, 2, 3]);
     // SAFETY: nobody uses the mapping.
-    let part = unsafe { driver.device.mmap_fixed(addr, FRAME_SIZE, Protection::ReadOnly) };
+    let part = unsafe { driver.device.mmap_at(Place::over(addr), FRAME_SIZE, Protection::ReadOnly) };
     assert_eq!(errno(part), Some(libc::ENOMEM));
     assert_eq!(driver.references(), 4);
     // SAFETY: nobody uses the mapping.
-    unsafe { driver.device.mmap_fixed(addr, 4 * FRAME_SIZE, Protection::ReadOnly) }.unwrap();
+    unsafe { driver.device.mmap_at(Place::over(addr), 4 * FRAME_SIZE, Protection::ReadOnly) }.unwrap();
     assert_eq!(driver.references(), 0);
     assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]), "it is unpopulated again");
 }

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 
-use super::Ioctl;
+use super::{Ioctl, Place};
 use crate::types::{HostKind, Protection};
 use crate::uapi;
 
@@ -46,17 +46,12 @@ impl KernelDevice {
         }
     }
 
-    pub(super) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-        unsafe { map(None, len, protection, &self.fd) }
-    }
-
     /// # Safety
     ///
-    /// See `Device::mmap_fixed`.
-    pub(super) unsafe fn mmap_fixed(&self, addr: NonNull<u8>, len: usize, protection: Protection) -> io::Result<()> {
+    /// See `Device::mmap_at`.
+    pub(super) unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         // SAFETY: the caller promises that the range is its own and unused.
-        unsafe { map(Some(addr), len, protection, &self.fd) }.map(|_| ())
+        unsafe { map(place, len, protection, &self.fd) }
     }
 
     /// # Safety
@@ -69,6 +64,8 @@ impl KernelDevice {
             Ioctl::MmapResource(resource) => (uapi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
             Ioctl::Restrict(domid) => (uapi::IOCTL_PRIVCMD_RESTRICT, (&raw mut *domid).cast()),
             Ioctl::Hypercall(hypercall) => (uapi::IOCTL_PRIVCMD_HYPERCALL, (&raw mut *hypercall).cast()),
+            #[cfg(feature = "capi")]
+            Ioctl::Unimplemented => (uapi::IOCTL_PRIVCMD_UNIMPLEMENTED, std::ptr::null_mut()),
         };
         let argument: *mut libc::c_void = argument;
         // SAFETY: the number says the size of the argument (uapi asserts it), which is exclusively borrowed; what the
@@ -80,8 +77,8 @@ impl KernelDevice {
     pub(super) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
         let device = self.hypercall.get_or_init(|| open(HYPERCALL_DEVICE).ok());
         if let Some(device) = device {
-            // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-            let addr = unsafe { map(None, len, Protection::ReadWrite, device) }?;
+            // SAFETY: the kernel picks addresses that nobody uses.
+            let addr = unsafe { map(Place::default(), len, Protection::ReadWrite, device) }?;
             // SAFETY: the range has just been mapped; a child that does not have it changes nothing for this process.
             unsafe { mman::madvise(addr.cast(), len, mman::MmapAdvise::MADV_DONTFORK) }?;
             return Ok(addr);
@@ -110,23 +107,15 @@ fn nonzero(len: usize) -> io::Result<NonZeroUsize> {
 ///
 /// # Safety
 ///
-/// If `addr` is given, the `len` bytes there are the caller's own mapping, and nothing uses them.
-unsafe fn map(
-    addr: Option<NonNull<u8>>,
-    len: usize,
-    protection: Protection,
-    device: impl AsFd,
-) -> io::Result<NonNull<u8>> {
-    let flags = match addr {
-        None => MapFlags::MAP_SHARED,
-        Some(_) => MapFlags::MAP_SHARED | MapFlags::MAP_FIXED,
-    };
+/// If it goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+unsafe fn map(place: Place, len: usize, protection: Protection, device: impl AsFd) -> io::Result<NonNull<u8>> {
+    let flags = MapFlags::MAP_SHARED | MapFlags::from_bits_retain(place.flags);
     let prot = match protection {
         Protection::ReadOnly => ProtFlags::PROT_READ,
         Protection::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
     };
     // SAFETY: either the kernel picks the addresses, or the caller owns them.
-    let mapped = unsafe { mman::mmap(addr.map(NonNull::addr), nonzero(len)?, prot, flags, device, 0) }?;
+    let mapped = unsafe { mman::mmap(NonZeroUsize::new(place.addr), nonzero(len)?, prot, flags, device, 0) }?;
     Ok(mapped.cast())
 }
 

@@ -21,6 +21,25 @@ pub(crate) use process::ProcessId;
 #[cfg(feature = "mock")]
 use crate::mock::{MockDevice, MockUnmapper};
 
+/// Where a device mapping goes: `addr` and `flags` of mmap(2), to which `MAP_SHARED` is added. By default where the
+/// kernel wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place {
+    pub(crate) addr: usize,
+    pub(crate) flags: libc::c_int,
+}
+
+impl Place {
+    /// In exchange for what is mapped there.
+    pub(crate) fn over(addr: NonNull<u8>) -> Place {
+        Place { addr: addr.as_ptr().expose_provenance(), flags: libc::MAP_FIXED }
+    }
+
+    pub(crate) fn is_over(self) -> bool {
+        self.flags & libc::MAP_FIXED != 0
+    }
+}
+
 /// An ioctl on the device, with its argument as the kernel sees it.
 #[derive(Debug)]
 pub(crate) enum Ioctl<'a> {
@@ -28,6 +47,9 @@ pub(crate) enum Ioctl<'a> {
     MmapResource(&'a mut uapi::MmapResource),
     Restrict(&'a mut u16),
     Hypercall(&'a mut uapi::Hypercall),
+    /// One that no kernel has.
+    #[cfg(feature = "capi")]
+    Unimplemented,
 }
 
 /// An open /dev/xen/privcmd, real or simulated.
@@ -53,26 +75,17 @@ impl Device {
     }
 
     /// Maps `len` bytes of the device, unpopulated: every access is a SIGBUS until a batch or resource is mapped there.
-    pub(crate) fn mmap(&self, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
-        match self {
-            Device::Kernel(device) => device.mmap(len, protection),
-            #[cfg(feature = "mock")]
-            Device::Mock(device) => device.mmap(len, protection),
-        }
-    }
-
-    /// The same at a place of ours, in exchange for what was mapped there.
     ///
     /// # Safety
     ///
-    /// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
-    pub(crate) unsafe fn mmap_fixed(&self, addr: NonNull<u8>, len: usize, protection: Protection) -> io::Result<()> {
+    /// If the mapping goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+    pub(crate) unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         match self {
             // SAFETY: the caller's promise is the one that is asked for.
-            Device::Kernel(device) => unsafe { device.mmap_fixed(addr, len, protection) },
+            Device::Kernel(device) => unsafe { device.mmap_at(place, len, protection) },
             #[cfg(feature = "mock")]
             // SAFETY: the caller's promise is the one that is asked for.
-            Device::Mock(device) => unsafe { device.mmap_fixed(addr, len, protection) },
+            Device::Mock(device) => unsafe { device.mmap_at(place, len, protection) },
         }
     }
 
@@ -147,6 +160,14 @@ impl Device {
     pub(crate) fn restrict(&self, domid: Domid) -> io::Result<()> {
         // SAFETY: the argument is a domid, and holds no pointer.
         unsafe { self.ioctl(Ioctl::Restrict(&mut domid.get())) }.map(|_| ())
+    }
+
+    /// What this kernel answers to an ioctl that it does not have: ENOTTY since Linux 4.11, EINVAL before.
+    #[cfg(feature = "capi")]
+    pub(crate) fn unimplemented_errno(&self) -> i32 {
+        // SAFETY: it has no argument.
+        let refused = unsafe { self.ioctl(Ioctl::Unimplemented) }.err();
+        refused.and_then(|e| e.raw_os_error()).unwrap_or(libc::ENOTTY)
     }
 
     /// Makes a hypercall (`IOCTL_PRIVCMD_HYPERCALL`) and returns what it returned.

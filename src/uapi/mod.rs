@@ -53,6 +53,10 @@ pub(crate) const EXTRAVERSION_BYTES: usize = 16;
 /// Bytes of `xen_capabilities_info_t` (xen/include/public/version.h).
 pub(crate) const CAPABILITIES_BYTES: usize = 1024;
 
+/// A number that no kernel has given to anything.
+#[cfg(feature = "capi")]
+pub(crate) const IOCTL_PRIVCMD_UNIMPLEMENTED: u32 = 0x50FF;
+
 // The numbers as every Linux since 3.8 (MMAPBATCH_V2), 4.11 (RESTRICT) and 4.18 (MMAP_RESOURCE) has them. They hold
 // the size of their argument, so a structure of another size fails here, at compile time.
 const _: () = assert!(IOCTL_PRIVCMD_HYPERCALL == 0x0030_5000);
