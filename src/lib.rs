@@ -4,6 +4,8 @@
 compile_error!("xenmap is for 64-bit Linux: the privcmd device has no 32-bit interface on a 64-bit kernel");
 
 mod cache;
+#[cfg(feature = "capi")]
+mod capi;
 mod copy;
 mod domctl;
 mod error;

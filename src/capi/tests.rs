@@ -1,0 +1,165 @@
+//! What needs the simulated host's faults; the rest is tested from C (tests/capi.rs).
+
+#![cfg(feature = "mock")]
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::ptr::{self, NonNull};
+
+use nix::errno::Errno;
+use nix::sys::mman::MapFlags;
+
+use super::handle::Handle;
+use super::map::{self, Request};
+use super::{answer, xenforeignmemory_map2};
+use crate::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
+use crate::privcmd::Place;
+use crate::region::{mapped_bytes, reserve};
+use crate::types::{FRAME_SIZE, GuestKind};
+
+fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
+    let host = MockHost::with_config(HostConfig { dom0, kernel, ..HostConfig::default() });
+    let guest = host.create_domain(GuestKind::Hvm, 16);
+    let handle = Handle::for_tests(host.open().unwrap());
+    (host, guest, handle)
+}
+
+fn reserved(pages: usize) -> NonNull<u8> {
+    // SAFETY: the kernel picks the place.
+    unsafe { reserve(None, mapped_bytes(pages), MapFlags::empty()) }.unwrap()
+}
+
+/// How the kernel lists what is at an address: the permissions, and the file.
+fn listed(addr: NonNull<u8>) -> Option<String> {
+    let addr = addr.as_ptr().addr();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
+        range.contains(&addr).then(|| rest.to_owned())
+    })
+}
+
+/// Maps frames 0, 1… over a range, all or none.
+fn map_over(handle: &Handle, addr: NonNull<u8>, gfns: &[u64]) -> Result<*mut c_void, c_int> {
+    let (prot, err) = (libc::PROT_READ | libc::PROT_WRITE, ptr::null_mut());
+    let request = Request { dom: 1, place: Place::over(addr), prot, pages: gfns.len(), arr: gfns.as_ptr(), err };
+    // SAFETY: the range is reserved or mapped by the test, which does not use it.
+    unsafe { map::map(handle, &request) }
+}
+
+#[test]
+fn mapping_over_a_range_that_fails_leaves_it_reserved() {
+    for dom0 in [Dom0::Pv, Dom0::Pvh] {
+        let (host, guest, handle) = host_of(dom0, (6, 1));
+        let addr = reserved(3);
+
+        assert_eq!(map_over(&handle, addr, &[0, 99, 1]), Err(libc::EINVAL));
+
+        assert!(listed(addr).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(addr));
+        assert_eq!(host.references(guest.domid()), 0);
+        assert_eq!(map_over(&handle, addr, &[0, 2, 1]), Ok(addr.as_ptr().cast()));
+        assert_eq!(host.references(guest.domid()), 3);
+        // SAFETY: just mapped, and not used.
+        unsafe { map::unmap(&handle, addr.as_ptr().cast(), 3) }.unwrap();
+        assert_eq!(host.references(guest.domid()), 0);
+    }
+}
+
+#[test]
+fn batch_call_that_fails_leaves_the_range_reserved() {
+    let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
+    let addr = reserved(2);
+    map_over(&handle, addr, &[0, 1]).unwrap();
+    host.inject(Fault::MapBatch(libc::ENOMEM));
+
+    assert_eq!(map_over(&handle, addr, &[2, 3]), Err(libc::ENOMEM));
+
+    assert!(listed(addr).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(addr));
+    assert_eq!(host.references(guest.domid()), 0);
+}
+
+#[test]
+fn range_that_another_thread_got_meanwhile_is_left_alone() {
+    let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
+    let addr = reserved(2);
+    host.inject(Fault::Mmap(libc::ENOMEM));
+
+    assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
+
+    // The count would panic if the other thread's mapping were gone.
+    assert_eq!(host.references(guest.domid()), 0);
+    assert!(listed(addr).is_some_and(|at| at.starts_with("r--s")), "{:?}", listed(addr));
+}
+
+#[test]
+fn range_whose_retry_cannot_be_mapped_is_left_alone() {
+    let (host, guest, handle) = host_of(Dom0::Pvh, (6, 1));
+    let addr = reserved(1);
+    host.inject(Fault::Frame { index: 0, error: -libc::ENOENT });
+    host.inject_after(1, Fault::Mmap(libc::ENOMEM));
+
+    assert_eq!(map_over(&handle, addr, &[0]), Err(libc::ENOMEM));
+
+    assert_eq!(host.references(guest.domid()), 0);
+    assert!(listed(addr).is_some_and(|at| at.starts_with("r--s")), "{:?}", listed(addr));
+}
+
+#[test]
+fn nothing_replaces_what_is_there_unless_it_was_asked_to() {
+    let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
+    let addr = reserved(1);
+    let gfns = [5];
+    let at = |flags| Request {
+        dom: 1,
+        place: Place { addr: addr.as_ptr().addr(), flags },
+        prot: libc::PROT_READ,
+        pages: 1,
+        arr: gfns.as_ptr(),
+        err: ptr::null_mut(),
+    };
+
+    // SAFETY: nothing is replaced.
+    let hinted = unsafe { map::map(&handle, &at(0)) }.unwrap();
+    // SAFETY: nothing is replaced.
+    let refused = unsafe { map::map(&handle, &at(libc::MAP_FIXED_NOREPLACE)) };
+
+    assert_ne!(hinted, addr.as_ptr().cast());
+    assert_eq!(refused, Err(libc::EEXIST));
+    assert_eq!(host.references(guest.domid()), 1);
+    // SAFETY: just mapped, and not used. As C programs do.
+    assert_eq!(unsafe { libc::munmap(hinted, FRAME_SIZE) }, 0);
+    assert_eq!(host.references(guest.domid()), 0);
+}
+
+#[test]
+fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
+    for kernel in [(4, 9), (4, 14)] {
+        let (_host, guest, handle) = host_of(Dom0::Pv, kernel);
+        let domid = guest.domid().get();
+
+        let size = map::resource_size(&handle, domid, (1, 0));
+        let mapped = map::map_resource(&handle, domid, (1, 0), 0, 1, Place::default(), libc::PROT_READ);
+
+        assert_eq!(size, Err(libc::EOPNOTSUPP), "{kernel:?}");
+        assert_eq!(mapped.map(|_| ()), Err(libc::EOPNOTSUPP), "{kernel:?}");
+    }
+}
+
+#[test]
+fn null_handle_is_an_invalid_argument() {
+    Errno::clear();
+    // SAFETY: nothing is mapped without a handle.
+    let mapped =
+        unsafe { xenforeignmemory_map2(ptr::null(), 1, ptr::null_mut(), 1, 0, 1, [0].as_ptr(), ptr::null_mut()) };
+
+    assert!(mapped.is_null());
+    assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::EINVAL));
+}
+
+#[test]
+fn panic_is_an_error_for_c() {
+    assert_eq!(answer(-1, || panic!("a bug")), -1);
+    assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOTRECOVERABLE));
+}

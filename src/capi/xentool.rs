@@ -1,0 +1,131 @@
+//! What is used of the libraries beside ours: libxentoolcore, which knows all handles of a process, and libxentoollog.
+
+#![expect(unsafe_code, reason = "calls C")]
+
+use std::cell::UnsafeCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ptr::NonNull;
+
+use super::Errno;
+
+/// `domid_t`.
+pub(super) type Domid = u16;
+
+/// `xentoollog_logger`, of which only pointers are known here.
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct XentoollogLogger(UnsafeCell<[u8; 0]>);
+
+/// `Xentoolcore__Active_Handle`: what a handle is in libxentoolcore's list, whose links only that library touches
+/// (`tools/include/xentoolcore_internal.h` of Xen 4.11 and later).
+#[repr(C)]
+#[derive(Debug)]
+pub(super) struct ActiveHandle {
+    restrict: unsafe extern "C" fn(*mut ActiveHandle, Domid) -> c_int,
+    links: UnsafeCell<[*mut c_void; 2]>,
+}
+
+/// `XTL_PROGRESS`, from which on libxenforeignmemory's own logger shows messages.
+const XTL_PROGRESS: c_int = 4;
+/// `XTL_ERROR`.
+const XTL_ERROR: c_int = 8;
+
+#[link(name = "xentoolcore")]
+unsafe extern "C" {
+    fn xentoolcore__register_active_handle(handle: *mut ActiveHandle);
+    fn xentoolcore__deregister_active_handle(handle: *mut ActiveHandle);
+}
+
+#[link(name = "xentoollog")]
+unsafe extern "C" {
+    fn xtl_createlogger_stdiostream(file: *mut libc::FILE, min: c_int, flags: c_uint) -> *mut XentoollogLogger;
+    fn xtl_logger_destroy(logger: *mut XentoollogLogger);
+    fn xtl_log(
+        logger: *mut XentoollogLogger,
+        level: c_int,
+        errno: c_int,
+        context: *const c_char,
+        format: *const c_char,
+        ...
+    );
+}
+
+unsafe extern "C" {
+    static mut stderr: *mut libc::FILE;
+}
+
+// SAFETY: only libxentoolcore touches the links, and has its list locked then.
+unsafe impl Sync for ActiveHandle {}
+
+impl ActiveHandle {
+    pub(super) fn new(restrict: unsafe extern "C" fn(*mut ActiveHandle, Domid) -> c_int) -> ActiveHandle {
+        ActiveHandle { restrict, links: UnsafeCell::new([std::ptr::null_mut(); 2]) }
+    }
+
+    /// Puts a handle into the list; from now on any thread may call its `restrict`.
+    ///
+    /// # Safety
+    ///
+    /// It is not in the list, and neither moves nor goes before `deregister`.
+    pub(super) unsafe fn register(handle: NonNull<ActiveHandle>) {
+        // SAFETY: the caller's promise.
+        unsafe { xentoolcore__register_active_handle(handle.as_ptr()) }
+    }
+
+    /// # Safety
+    ///
+    /// It is in the list.
+    pub(super) unsafe fn deregister(handle: NonNull<ActiveHandle>) {
+        // SAFETY: the caller's promise.
+        unsafe { xentoolcore__deregister_active_handle(handle.as_ptr()) }
+    }
+}
+
+/// Where messages go.
+#[derive(Debug)]
+pub(super) struct Logger {
+    logger: NonNull<XentoollogLogger>,
+    is_ours: bool,
+}
+
+// SAFETY: libxentoollog's own loggers can be used by any thread, and a caller who shares a handle among threads must
+// have given it one that can.
+unsafe impl Sync for Logger {}
+
+impl Logger {
+    /// The caller's logger, or one that writes to stderr.
+    ///
+    /// # Safety
+    ///
+    /// `logger` is null, or stays for as long as this does.
+    pub(super) unsafe fn new(logger: *mut XentoollogLogger) -> Result<Logger, Errno> {
+        if let Some(logger) = NonNull::new(logger) {
+            return Ok(Logger { logger, is_ours: false });
+        }
+        // SAFETY: a program that assigns to stderr sees to it that no other thread uses it meanwhile.
+        let file = unsafe { stderr };
+        // SAFETY: an open stream.
+        let logger = NonNull::new(unsafe { xtl_createlogger_stdiostream(file, XTL_PROGRESS, 0) });
+        Ok(Logger { logger: logger.ok_or(libc::ENOMEM)?, is_ours: true })
+    }
+
+    pub(super) fn error(&self, message: &str) {
+        let context: &CStr = c"xenforeignmemory";
+        let Ok(message) = CString::new(message) else { return };
+        // The errno is part of the message already.
+        let no_errno = -1;
+        // SAFETY: the logger is alive, and the format takes one string.
+        unsafe {
+            xtl_log(self.logger.as_ptr(), XTL_ERROR, no_errno, context.as_ptr(), c"%s".as_ptr(), message.as_ptr());
+        }
+    }
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        if self.is_ours {
+            // SAFETY: made by `new`, and not used any more.
+            unsafe { xtl_logger_destroy(self.logger.as_ptr()) }
+        }
+    }
+}
