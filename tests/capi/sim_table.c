@@ -1,0 +1,194 @@
+/*
+ * What only a simulated kernel can be brought to, or one without Xen: frames that are paged out, known contents of a
+ * resource, an old kernel, no device. See table.h.
+ */
+#include "table.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* Frames of the simulated guests that are paged out: one that comes back when it has been asked for, one that never
+   does. */
+enum { AWAY = 64, GONE = 65 };
+enum { PAGING = MOCK_PV | FAKE };
+/* What the simulated grant table's frame 0 begins with; frame 1 is one more. */
+#define GRANT 0x6772616e74000000ull
+
+static void resource_content(const struct call *call)
+{
+    char *mapped = NULL;
+    if (!xenforeignmemory_map_resource(open_handle(), guest, call->type, 0, call->first, call->nr, (void **)&mapped,
+            PROT_READ, 0))
+        say_mapped(NULL, 0, NULL);
+    for (size_t i = 0; mapped && i < call->nr; i++)
+        say("%lu", (unsigned long)(*(uint64_t *)(mapped + i * FRAME) - GRANT));
+}
+
+static void resource_bytes(const struct call *call)
+{
+    size_t bytes = 0;
+    say_result(xenforeignmemory_resource_size(open_handle(), guest, call->type, 0, &bytes));
+    say("%zu", bytes);
+}
+
+/* Where a thread must get no memory, how often it has tried and did, and whether that is enough. */
+static char *forbidden;
+static atomic_uint tries, taken;
+static atomic_bool enough;
+
+static void *take_what_is_free(void *nothing)
+{
+    while (!enough) {
+        char *got = mmap(NULL, 4 * FRAME, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        taken += forbidden <= got && got < forbidden + 4 * FRAME;
+        munmap(got, 4 * FRAME);
+        tries++;
+    }
+    return nothing;
+}
+
+/* Fails to map over a reservation again and again, while another thread maps whatever is free. */
+static void map_over_while_another_maps(const struct call *call)
+{
+    pthread_t id;
+    int err[FRAMES_MOST];
+    xenforeignmemory_handle *handle = open_handle();
+    forbidden = reserve() + 4 * FRAME;
+    pthread_create(&id, NULL, take_what_is_free, NULL);
+    for (int i = 0; i < 5000 || tries < 5000; i++)
+        if (map_at(handle, forbidden, call, err))
+            say("mapped");
+    enough = true;
+    pthread_join(id, NULL);
+    say(taken ? "taken by another thread" : "kept");
+}
+
+static xenforeignmemory_handle *to_be_cancelled;
+static atomic_bool cancelled;
+
+static void *map_and_be_cancelled(void *call)
+{
+    int err[FRAMES_MOST];
+    while (!cancelled)
+        ;
+    map_at(to_be_cancelled, NULL, call, err);
+    pthread_testcancel();
+    return NULL;
+}
+
+/* A thread that is cancelled as soon as it can be. */
+static void cancel_in_a_call(const struct call *call)
+{
+    pthread_t id;
+    void *result;
+    to_be_cancelled = open_handle();
+    pthread_create(&id, NULL, map_and_be_cancelled, (void *)call);
+    pthread_cancel(id);
+    cancelled = true;
+    pthread_join(id, &result);
+    say(result == PTHREAD_CANCELED ? "cancelled" : "went on");
+}
+
+static void restrict_handle(const struct call *call)
+{
+    (void)call;
+    say_result(xenforeignmemory_restrict(open_handle(), guest));
+}
+
+static void restrict_all(const struct call *call)
+{
+    (void)call;
+    open_handle();
+    say_result(xentoolcore_restrict_all(guest));
+}
+
+/* Sends what goes to stderr into a file. */
+static int catch_stderr(void)
+{
+    int file = memfd_create("stderr", 0);
+    dup2(file, STDERR_FILENO);
+    return file;
+}
+
+static void say_lines(int file)
+{
+    char text[4096];
+    ssize_t len = pread(file, text, sizeof(text), 0), lines = 0;
+    for (ssize_t i = 0; i < len; i++)
+        lines += text[i] == '\n';
+    say("%zd on stderr", lines);
+}
+
+static void failure_without_logger(const struct call *call)
+{
+    int file = catch_stderr();
+    xenforeignmemory_handle *handle = xenforeignmemory_open(NULL, 0);
+    xenforeignmemory_restrict(handle, guest);
+    say_map_at(handle, NULL, call);
+    say_lines(file);
+}
+
+static void open_here(const struct call *call)
+{
+    (void)call;
+    int file = catch_stderr();
+    xenforeignmemory_handle *handle = xenforeignmemory_open(&logger, 0);
+    handle ? say("a handle") : say_mapped(NULL, 0, NULL);
+    say_logged();
+    say_lines(file);
+}
+
+static void open_without_logger(const struct call *call)
+{
+    (void)call;
+    int file = catch_stderr();
+    xenforeignmemory_handle *handle = xenforeignmemory_open(NULL, 0);
+    handle ? say("a handle") : say_mapped(NULL, 0, NULL);
+    say_lines(file);
+}
+
+static const struct row rows[] = {
+    { "open", SIMULATED, open_here, { 0 }, BOTH("a handle 0 0 on stderr") },
+    { "open: logger NULL", SIMULATED, open_without_logger, { 0 }, BOTH("a handle 0 on stderr") },
+    { "open: no device", NO_XEN, open_here, { 0 }, BOTH("NULL ENOENT 1 error xenforeignmemory text 0 on stderr") },
+    { "open: no device, logger NULL", NO_XEN, open_without_logger, { 0 }, BOTH("NULL ENOENT 1 on stderr") },
+    { "map: failure as a whole, logger NULL", SIMULATED, failure_without_logger, { .dom = NOBODY, FRAMES(1) },
+      "NULL EPERM 1 on stderr", "NULL EPERM 0 on stderr" },
+    /* The kernel says ENOENT if the last frame is paged out; if another is, it says so in err[] only. */
+    { "map: last frame is paged out, with err[]", PAGING, map, { .err = true, FRAMES(1, AWAY) }, BOTH("mapped 1 64") },
+    { "map: last frame is paged out, err NULL", PAGING, map, { FRAMES(1, AWAY) }, BOTH("mapped 1 64") },
+    { "map: first frame is paged out, with err[]", PAGING, map, { .err = true, FRAMES(AWAY, 1) },
+      "mapped 64 1", "mapped ENOENT 1" },
+    { "map: first frame is paged out, err NULL", PAGING, map, { FRAMES(AWAY, 1) }, "mapped 64 1", "NULL ENOENT" },
+    { "map: last frame does not come back, with err[]", PAGING, map, { .err = true, FRAMES(1, GONE) },
+      "mapped 1 ENOENT", "no answer in 10 s" },
+    { "map: last frame does not come back, err NULL", PAGING, map, { FRAMES(1, GONE) },
+      "NULL ENOENT", "no answer in 10 s" },
+    { "map: first frame does not come back, with err[]", PAGING, map, { .err = true, FRAMES(GONE, 1) },
+      BOTH("mapped ENOENT 1") },
+    { "map: one comes back, one does not", PAGING, map, { .err = true, FRAMES(AWAY, GONE, 1) },
+      "mapped 64 ENOENT 1", "mapped ENOENT ENOENT 1" },
+    { "map: errno is the first failed frame's (EINVAL)", PAGING, map, { FRAMES(HOLE, GONE, 1) }, BOTH("NULL EINVAL") },
+    { "map: errno is the first failed frame's (ENOENT)", PAGING, map, { FRAMES(GONE, HOLE, 1) }, BOTH("NULL ENOENT") },
+    { "map2: MAP_FIXED, frame is paged out", PAGING, map_over_reservation,
+      { .flags = MAP_FIXED, .err = true, FRAMES(1, 2, AWAY, 3) },
+      "mapped 1 2 64 3 around: ---p ---p there: rw-s", "mapped 1 2 ENOENT 3 around: ---p ---p there: rw-s" },
+    { "map2: MAP_FIXED, frame does not come back, err NULL", PAGING, map_over_reservation,
+      { .flags = MAP_FIXED, FRAMES(1, 2, GONE, 3) },
+      "NULL ENOENT around: ---p ---p there: ---p", "NULL ENOENT around: ---p ---p there: hole" },
+    { "map2: MAP_FIXED fails while another thread maps", SIMULATED, map_over_while_another_maps,
+      { .flags = MAP_FIXED, FRAMES(1, 2, 3, HOLE) }, "kept", "taken by another thread" },
+    { "map: frame does not come back, and the thread is cancelled", PAGING, cancel_in_a_call, { FRAMES(1, GONE) },
+      BOTH("cancelled") },
+    { "map_resource: all", SIMULATED, resource_content, { .type = GRANT_TABLE, .nr = 2 }, BOTH("0 1") },
+    { "map_resource: a part", SIMULATED, resource_content, { .type = GRANT_TABLE, .first = 1, .nr = 1 }, BOTH("1") },
+    { "map_resource: more than there is", SIMULATED, resource_content, { .type = GRANT_TABLE, .first = 1, .nr = 2 },
+      BOTH("NULL EINVAL") },
+    { "resource_size: bytes", SIMULATED, resource_bytes, { .type = GRANT_TABLE }, BOTH("0 8192") },
+    { "old kernel: map", FAKE_OLD, map, { FRAMES(1, 2) }, BOTH("mapped 1 2") },
+    { "old kernel: restrict", FAKE_OLD, restrict_handle, { 0 }, BOTH("-1 ENOTTY") },
+    { "old kernel: xentoolcore_restrict_all", FAKE_OLD, restrict_all, { 0 }, BOTH("-1 ENOTTY") },
+    { "old kernel: map_resource", FAKE_OLD, resource_content, { .type = GRANT_TABLE, .nr = 1 },
+      BOTH("NULL EOPNOTSUPP") },
+    { "old kernel: resource_size", FAKE_OLD, resource_bytes, { .type = GRANT_TABLE }, BOTH("-1 EOPNOTSUPP 0") },
+};
+MAIN(rows)
