@@ -1,7 +1,9 @@
-//! What mapping costs on a real Xen beside Debian's libxenforeignmemory, which is opened while this runs.
+//! What mapping costs on a real Xen, from Rust and through our C library, beside Debian's libxenforeignmemory. Both C
+//! libraries are opened while this runs.
 //!
 //! `tests/xen/run pv --lane cost` (or `pvh`) runs it in a dom0 whose clock counts instructions, so that the figures
-//! repeat and their ratios can be asserted. `xen_cost --syscalls ours|theirs` is for counting system calls from outside.
+//! repeat and their ratios can be asserted. `xen_cost --syscalls ours|drop-in|theirs` is for counting system calls from
+//! outside.
 
 #![expect(unsafe_code, reason = "calls a C library, and counts allocations")]
 #![expect(clippy::print_stdout, reason = "the figures are what it is for")]
@@ -30,8 +32,9 @@ fn main() {
     match (arguments.next().as_deref(), arguments.next().as_deref()) {
         (None, None) => compare(),
         (Some("--syscalls"), Some("ours")) => make_system_calls(&Ours::open()),
-        (Some("--syscalls"), Some("theirs")) => make_system_calls(&Theirs::open()),
-        _ => panic!("usage: xen_cost [--syscalls ours|theirs]"),
+        (Some("--syscalls"), Some("drop-in")) => make_system_calls(&CLibrary::open(DROP_IN)),
+        (Some("--syscalls"), Some("theirs")) => make_system_calls(&CLibrary::open(THEIRS)),
+        _ => panic!("usage: xen_cost [--syscalls ours|drop-in|theirs]"),
     }
 }
 
@@ -72,26 +75,30 @@ impl Maps for Ours {
     }
 }
 
+/// Debian's library, and ours, of the same name, where the lab puts it.
+const THEIRS: &CStr = c"libxenforeignmemory.so.1";
+const DROP_IN: &CStr = c"/tests/libxenforeignmemory.so.1";
+
 /// The functions that are called here, as in xenforeignmemory.h of Debian 12.
-struct Theirs {
+struct CLibrary {
     handle: *mut c_void,
     map: unsafe extern "C" fn(*mut c_void, u32, c_int, usize, *const u64, *mut c_int) -> *mut c_void,
     unmap: unsafe extern "C" fn(*mut c_void, *mut c_void, usize) -> c_int,
     close: unsafe extern "C" fn(*mut c_void) -> c_int,
 }
 
-impl Theirs {
-    fn open() -> Theirs {
+impl CLibrary {
+    fn open(path: &CStr) -> CLibrary {
         // SAFETY: an ordinary library, whose constructors do nothing of note.
-        let library = unsafe { libc::dlopen(c"libxenforeignmemory.so.1".as_ptr(), libc::RTLD_NOW) };
-        assert!(!library.is_null(), "libxenforeignmemory.so.1 is missing");
+        let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
+        assert!(!library.is_null(), "{} is missing", path.to_string_lossy());
         // SAFETY: the type is that of the header.
         let open: unsafe extern "C" fn(*mut c_void, c_uint) -> *mut c_void =
             unsafe { function(library, c"xenforeignmemory_open") };
         // SAFETY: without a logger it makes its own.
         let handle = unsafe { open(std::ptr::null_mut(), 0) };
         assert!(!handle.is_null(), "xenforeignmemory_open: {}", std::io::Error::last_os_error());
-        Theirs {
+        CLibrary {
             handle,
             // SAFETY: the type is that of the header.
             map: unsafe { function(library, c"xenforeignmemory_map") },
@@ -115,7 +122,7 @@ unsafe fn function<F: Copy>(library: *mut c_void, name: &CStr) -> F {
     unsafe { std::mem::transmute_copy(&address) }
 }
 
-impl Maps for Theirs {
+impl Maps for CLibrary {
     fn map_unmap(&self, domid: Domid, gfns: &[Gfn]) -> Cost {
         // A `Gfn` is a `u64` (`repr(transparent)`); nothing of this is part of what is measured.
         let (arr, pages, dom) = (gfns.as_ptr().cast::<u64>(), gfns.len(), domid.get().into());
@@ -134,7 +141,7 @@ impl Maps for Theirs {
     }
 }
 
-impl Drop for Theirs {
+impl Drop for CLibrary {
     fn drop(&mut self) {
         // SAFETY: open, and not used any more.
         unsafe { (self.close)(self.handle) };
@@ -148,25 +155,37 @@ fn compare() {
         all_good.set(all_good.get() && good);
     };
     with_guest(|domid, gfns| {
-        let (ours, theirs) = (Ours::open(), Theirs::open());
-        println!("| frames | ours map | theirs map | ours unmap | theirs unmap | ratio of the sum |");
-        println!("|---|---|---|---|---|---|");
+        // Theirs first: by its name alone the loader would take ours, if that were loaded already.
+        let theirs = CLibrary::open(THEIRS);
+        let (ours, drop_in) = (Ours::open(), CLibrary::open(DROP_IN));
+        println!(
+            "| frames | ours map | theirs map | ours unmap | theirs unmap | ratio of the sum | of the C library's |"
+        );
+        println!("|---|---|---|---|---|---|---|");
         for (frames, rounds, limit) in SIZES {
             let gfns = &gfns[..frames as usize];
             // The first round of a size is for warming up. They take turns, so that what else goes on meets both.
-            let costs = (0..=rounds).map(|_| (ours.map_unmap(domid, gfns), theirs.map_unmap(domid, gfns)));
-            let (ours, theirs): (Vec<Cost>, Vec<Cost>) = costs.skip(1).unzip();
+            let all: [&dyn Maps; 3] = [&ours, &drop_in, &theirs];
+            let mut costs = [const { Vec::new() }; 3];
+            for _ in 0..=rounds {
+                for (costs, maps) in costs.iter_mut().zip(all) {
+                    costs.push(maps.map_unmap(domid, gfns));
+                }
+            }
+            let [ours, drop_in, theirs] = costs.map(|costs: Vec<Cost>| costs[1..].to_vec());
             let [map, unmap, sum] = [|c: &Cost| c.map, |c: &Cost| c.unmap, |c: &Cost| c.map + c.unmap];
             let per_frame = |costs: &[Cost], part| (median(costs, part) / frames).as_nanos();
-            let ratio = median(&ours, sum).div_duration_f64(median(&theirs, sum));
+            let [ratio, c_ratio] =
+                [ours.as_slice(), &drop_in].map(|o| median(o, sum).div_duration_f64(median(&theirs, sum)));
             println!(
-                "| {frames} | {} | {} | {} | {} | {ratio:.4} |",
+                "| {frames} | {} | {} | {} | {} | {ratio:.4} | {c_ratio:.4} |",
                 per_frame(&ours, map),
                 per_frame(&theirs, map),
                 per_frame(&ours, unmap),
                 per_frame(&theirs, unmap),
             );
             verdict(ratio <= limit, &format!("map_unmap_{frames}_frames"));
+            verdict(c_ratio <= limit, &format!("map_unmap_{frames}_frames_from_c"));
         }
         let [(calls_512, bytes_512), (calls_32768, bytes_32768)] = [512, 32768].map(|frames| {
             let (calls, bytes) = allocated(|| ours.map_unmap(domid, &gfns[..frames]));

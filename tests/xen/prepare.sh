@@ -13,6 +13,7 @@ build_programs() {
         cargo_build bench --no-run --bench xen_cost
         binary=$(executables benches | cut -d' ' -f2-)
         strip -o "$work/overlay/tests/xen_cost" "$binary"
+        build_library "$work/overlay/tests"
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
@@ -75,5 +76,5 @@ build_overlay() {
     printf '%s\n' "XENMAP_TEST_XEN=$kind LAB_JOB=job-$lane LAB_CPUS=$cpus LAB_SHELL=$shell" >"$work/overlay/lab/settings"
     chmod +x "$work/overlay/init"
     pack "$work/overlay" "$work/overlay.cpio"
-    cat "$cache/base.cpio" "$work/overlay.cpio" >"$work/initramfs"
+    cat "$cache/base.cpio" ${device_model:+"$device_model/device-model.cpio"} "$work/overlay.cpio" >"$work/initramfs"
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads the dumps that a job has exported: with gdb, volatility3, drgn, and by the formats' descriptions.
 
-readers.py FOLDER contract|speed: in FOLDER is a folder for each guest, with the dumps and `facts`, lines of a name and
+readers.py FOLDER contract|speed|capi: in FOLDER is a folder for each guest, with the dumps and `facts`, lines of a name and
 a value. Prints PASS and FAIL lines, as the jobs do. Nothing here shares code with the tool that wrote the dumps.
 """
 
@@ -115,6 +115,29 @@ def output_of(*command):
     return done.stdout + done.stderr
 
 
+def check(name, function, *arguments):
+    try:
+        told = function(*arguments)
+        print(f"PASS readers::{name}")
+        if told:
+            print(f"| {told}")
+    except Exception as error:  # whatever goes wrong is this check's result
+        print(f"FAIL readers::{name}")
+        for line in f"{type(error).__name__}: {error}".splitlines()[-20:]:
+            print(f"| {line}")
+    sys.stdout.flush()
+
+
+def holds_its_own_addresses(path):
+    """What the stub guest (stub.S) has written into each frame from 2 MiB on, as far as the dump goes."""
+    dump = xen(path, [frame for frame in range(1 << 20) if not any(frame in left for left in LEFT_OUT)])
+    frames = [frame for frame in dump.places if frame >= 512]
+    wrong = [frame for frame in frames if dump.page(frame) != struct.pack("<Q", frame * PAGE).ljust(PAGE, b"\0")]
+    assert not wrong, f"{len(wrong)} of {len(frames)} frames are wrong, the first is {wrong[0]:#x}"
+    assert len(frames) > 3000, f"only {len(frames)} frames"
+    return f"{len(frames)} frames hold what the guest has written"
+
+
 class Guest:
     def __init__(self, folder):
         self.folder, self.kind = folder, folder.name
@@ -125,16 +148,7 @@ class Guest:
         self.mapped = frames_of(extent for extent in extents if extent["kind"] not in ("ballooned out", "broken"))
 
     def check(self, name, function, *arguments):
-        try:
-            told = function(*arguments)
-            print(f"PASS readers::{self.kind}_{name}")
-            if told:
-                print(f"| {told}")
-        except Exception as error:  # whatever goes wrong is this check's result
-            print(f"FAIL readers::{self.kind}_{name}")
-            for line in f"{type(error).__name__}: {error}".splitlines()[-20:]:
-                print(f"| {line}")
-        sys.stdout.flush()
+        check(f"{self.kind}_{name}", function, *arguments)
 
     def gdb_reads_the_canary(self):
         out = output_of("gdb", "-nx", "-batch", f"-core={self.folder}/elf", "-ex", f"x/s {self.facts['tmpfs']}")
@@ -191,6 +205,9 @@ def main():
     folder, lane = Path(sys.argv[1]), sys.argv[2]
     folders = sorted(path.parent for path in folder.glob("*/facts"))
     assert folders, "no guest was exported"
+    if lane == "capi":
+        check("stub_dump_core_holds_what_it_wrote", holds_its_own_addresses, folder / "stub/core")
+        return
     for guest in map(Guest, folders):
         if lane == "speed":
             guest.check("thorough_dump_equals_dump_core", guest.thorough_equals_core)
