@@ -6,7 +6,7 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use super::xentool::{ActiveHandle, Domid, Logger, XentoollogLogger};
+use super::xentool::{ActiveHandle, Logger, XentoollogLogger};
 use super::{Errno, answer};
 use crate::error::Error;
 use crate::foreign::ForeignMemory;
@@ -28,14 +28,18 @@ const _: fn() = || {
 };
 
 impl Handle {
+    /// One that libxentoolcore does not know yet.
+    pub(super) fn new(logger: Logger, memory: OnceLock<ForeignMemory>) -> Handle {
+        Handle { active: ActiveHandle::new(restrict), memory, logger }
+    }
+
     /// # Safety
     ///
     /// `logger` is null, or stays until the handle is closed.
     pub(super) unsafe fn open(logger: *mut XentoollogLogger) -> Result<NonNull<Handle>, Errno> {
         // SAFETY: the caller's promise.
         let logger = unsafe { Logger::new(logger) }?;
-        let handle = Handle { active: ActiveHandle::new(restrict), memory: OnceLock::new(), logger };
-        let handle = NonNull::from(Box::leak(Box::new(handle)));
+        let handle = NonNull::from(Box::leak(Box::new(Handle::new(logger, OnceLock::new()))));
         // Before the device is opened: else a handle could be open that xentoolcore_restrict_all does not know.
         // SAFETY: boxed, and freed by `close` only, which takes it out of the list.
         unsafe { ActiveHandle::register(handle.cast()) };
@@ -58,14 +62,6 @@ impl Handle {
         drop(unsafe { Box::from_raw(handle.as_ptr()) });
     }
 
-    /// One that libxentoolcore does not know.
-    #[cfg(test)]
-    pub(super) fn for_tests(memory: ForeignMemory) -> Handle {
-        // SAFETY: the logger is its own.
-        let logger = unsafe { Logger::new(std::ptr::null_mut()) }.unwrap();
-        Handle { active: ActiveHandle::new(restrict), memory: OnceLock::from(memory), logger }
-    }
-
     fn open_device(&self) -> Result<(), Errno> {
         let memory = open_memory().map_err(|e| self.errno_of(&e))?;
         self.memory.set(memory).map_err(|_| libc::EBUSY)
@@ -79,7 +75,7 @@ impl Handle {
         self.memory.get().ok_or(libc::EINVAL)
     }
 
-    pub(super) fn restrict(&self, domid: Domid) -> Result<(), Errno> {
+    pub(super) fn restrict(&self, domid: u16) -> Result<(), Errno> {
         self.memory()?.restrict(crate::Domid::as_given(domid)).map_err(|error| self.errno_of(&error))
     }
 
@@ -91,9 +87,9 @@ impl Handle {
         error.errno()
     }
 
-    /// The same for an ioctl on resources. Old kernels do not have it, which is EOPNOTSUPP, and not worth a message:
+    /// The same for a call on resources. Old kernels do not have it, which is EOPNOTSUPP, and not worth a message:
     /// callers try another way.
-    pub(super) fn errno_of_new_ioctl(&self, error: &Error) -> Errno {
+    pub(super) fn errno_of_resource(&self, error: &Error) -> Errno {
         let errno = error.errno();
         let is_missing = match errno {
             libc::EOPNOTSUPP | libc::ENOTTY => true,
@@ -106,7 +102,7 @@ impl Handle {
 }
 
 /// Called by `xentoolcore_restrict_all`, on any thread.
-unsafe extern "C" fn restrict(active: *mut ActiveHandle, domid: Domid) -> c_int {
+unsafe extern "C" fn restrict(active: *mut ActiveHandle, domid: u16) -> c_int {
     let handle: *const Handle = active.cast_const().cast();
     answer(-1, || {
         // SAFETY: only `open` registers handles, of which this is the first field, and `close` does not free one that

@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, munmap};
 
+use super::Errno;
 use super::handle::Handle;
-use super::{Errno, xentool};
 use crate::error::Error;
 use crate::privcmd::Place;
 use crate::region::{Region, mapped_bytes, reserve};
@@ -128,7 +128,7 @@ impl MappedResource {
 
 pub(super) fn map_resource(
     handle: &Handle,
-    domid: xentool::Domid,
+    domid: u16,
     name: (u32, u32),
     frame: c_ulong,
     nr_frames: c_ulong,
@@ -143,14 +143,14 @@ pub(super) fn map_resource(
         return Err(libc::EINVAL);
     }
     let mapped = handle.memory()?.map_resource_near(hint.addr, Domid::as_given(domid), name, first, pages, protection);
-    let base = mapped.map(Region::release).map_err(|error| handle.errno_of_new_ioctl(&error))?;
+    let base = mapped.map(Region::release).map_err(|error| handle.errno_of_resource(&error))?;
     Ok(MappedResource { base, pages })
 }
 
 /// The size of a resource in bytes.
-pub(super) fn resource_size(handle: &Handle, domid: xentool::Domid, name: (u32, u32)) -> Result<usize, Errno> {
+pub(super) fn resource_size(handle: &Handle, domid: u16, name: (u32, u32)) -> Result<usize, Errno> {
     let size = handle.memory()?.resource_size_of(Domid::as_given(domid), name);
-    let frames = size.map_err(|error| handle.errno_of_new_ioctl(&error))?;
+    let frames = size.map_err(|error| handle.errno_of_resource(&error))?;
     usize::try_from(frames).ok().and_then(|frames| frames.checked_mul(FRAME_SIZE)).ok_or(libc::EOVERFLOW)
 }
 

@@ -24,7 +24,7 @@ use std::ptr::{self, NonNull};
 use crate::privcmd::Place;
 use handle::Handle;
 use map::{MappedResource, Request};
-use xentool::{Domid, XentoollogLogger};
+use xentool::XentoollogLogger;
 
 /// A number of Linux, which C finds in errno.
 type Errno = c_int;
@@ -87,6 +87,18 @@ unsafe extern "C" fn xenforeignmemory_close(handle: *mut Handle) -> c_int {
 /// # Safety
 ///
 /// As for `xenforeignmemory_map2`.
+unsafe fn map(handle: *const Handle, request: &Request) -> *mut c_void {
+    answer(ptr::null_mut(), || {
+        // SAFETY: the caller's promise.
+        let handle = unsafe { open_handle(handle) }?;
+        // SAFETY: the caller's promise.
+        unsafe { map::map(handle, request) }
+    })
+}
+
+/// # Safety
+///
+/// As for `xenforeignmemory_map2`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_map(
     handle: *const Handle,
@@ -97,12 +109,8 @@ unsafe extern "C" fn xenforeignmemory_map(
     err: *mut c_int,
 ) -> *mut c_void {
     let request = Request { dom, place: Place::default(), prot, pages, arr, err };
-    answer(ptr::null_mut(), || {
-        // SAFETY: the caller's promise.
-        let handle = unsafe { open_handle(handle) }?;
-        // SAFETY: the caller's promise.
-        unsafe { map::map(handle, &request) }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { map(handle, &request) }
 }
 
 /// # Safety
@@ -121,12 +129,8 @@ unsafe extern "C" fn xenforeignmemory_map2(
     err: *mut c_int,
 ) -> *mut c_void {
     let request = Request { dom, place: Place { addr: addr.expose_provenance(), flags }, prot, pages, arr, err };
-    answer(ptr::null_mut(), || {
-        // SAFETY: the caller's promise.
-        let handle = unsafe { open_handle(handle) }?;
-        // SAFETY: the caller's promise.
-        unsafe { map::map(handle, &request) }
-    })
+    // SAFETY: the caller's promise.
+    unsafe { map(handle, &request) }
 }
 
 /// # Safety
@@ -146,7 +150,7 @@ unsafe extern "C" fn xenforeignmemory_unmap(handle: *const Handle, addr: *mut c_
 ///
 /// `handle` is null or open.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn xenforeignmemory_restrict(handle: *const Handle, domid: Domid) -> c_int {
+unsafe extern "C" fn xenforeignmemory_restrict(handle: *const Handle, domid: u16) -> c_int {
     answer(-1, || {
         // SAFETY: the caller's promise.
         let handle = unsafe { open_handle(handle) }?;
@@ -160,7 +164,7 @@ unsafe extern "C" fn xenforeignmemory_restrict(handle: *const Handle, domid: Dom
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_map_resource(
     handle: *const Handle,
-    domid: Domid,
+    domid: u16,
     type_: c_uint,
     id: c_uint,
     frame: c_ulong,
@@ -206,7 +210,7 @@ unsafe extern "C" fn xenforeignmemory_unmap_resource(handle: *const Handle, reso
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_resource_size(
     handle: *const Handle,
-    domid: Domid,
+    domid: u16,
     type_: c_uint,
     id: c_uint,
     size: *mut usize,

@@ -5,12 +5,14 @@
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::sys::mman::MapFlags;
 
 use super::handle::Handle;
 use super::map::{self, Request};
+use super::xentool::Logger;
 use super::{answer, xenforeignmemory_map2};
 use crate::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
 use crate::privcmd::Place;
@@ -20,7 +22,9 @@ use crate::types::{FRAME_SIZE, GuestKind};
 fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
     let host = MockHost::with_config(HostConfig { dom0, kernel, ..HostConfig::default() });
     let guest = host.create_domain(GuestKind::Hvm, 16);
-    let handle = Handle::for_tests(host.open().unwrap());
+    // SAFETY: the logger is its own.
+    let logger = unsafe { Logger::new(ptr::null_mut()) }.unwrap();
+    let handle = Handle::new(logger, OnceLock::from(host.open().unwrap()));
     (host, guest, handle)
 }
 

@@ -8,9 +8,6 @@ use std::ptr::NonNull;
 
 use super::Errno;
 
-/// `domid_t`.
-pub(super) type Domid = u16;
-
 /// `xentoollog_logger`, of which only pointers are known here.
 #[repr(C)]
 #[derive(Debug)]
@@ -21,7 +18,7 @@ pub(super) struct XentoollogLogger(UnsafeCell<[u8; 0]>);
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct ActiveHandle {
-    restrict: unsafe extern "C" fn(*mut ActiveHandle, Domid) -> c_int,
+    restrict: unsafe extern "C" fn(*mut ActiveHandle, u16) -> c_int,
     links: UnsafeCell<[*mut c_void; 2]>,
 }
 
@@ -58,7 +55,7 @@ unsafe extern "C" {
 unsafe impl Sync for ActiveHandle {}
 
 impl ActiveHandle {
-    pub(super) fn new(restrict: unsafe extern "C" fn(*mut ActiveHandle, Domid) -> c_int) -> ActiveHandle {
+    pub(super) fn new(restrict: unsafe extern "C" fn(*mut ActiveHandle, u16) -> c_int) -> ActiveHandle {
         ActiveHandle { restrict, links: UnsafeCell::new([std::ptr::null_mut(); 2]) }
     }
 
