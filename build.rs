@@ -28,6 +28,7 @@ mod generate {
         "FIRST_RESERVED_DOMID",
         "XEN_DOMID",
         "__HYPERVISOR_memory_op",
+        "__HYPERVISOR_multicall",
         "__HYPERVISOR_xen_version",
         "__HYPERVISOR_hvm_op",
         "__HYPERVISOR_sysctl",

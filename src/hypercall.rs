@@ -3,8 +3,10 @@
 #![expect(unsafe_code, reason = "the hypervisor reads and writes the buffers")]
 
 use std::fmt;
+use std::io;
 use std::ptr::NonNull;
 
+use crate::domctl::u64_at;
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::privcmd::Unmapper;
@@ -89,7 +91,7 @@ impl ForeignMemory {
     pub fn hypercall_buffer(&self, len: usize) -> Result<HypercallBuffer> {
         let error = |source| Error::HypercallBuffer { bytes: len, source };
         if len > isize::MAX.cast_unsigned() {
-            return Err(error(std::io::ErrorKind::InvalidInput.into()));
+            return Err(error(io::ErrorKind::InvalidInput.into()));
         }
         let mapped = mapped_bytes(len.div_ceil(FRAME_SIZE));
         let addr = self.device().map_hypercall_buffer(mapped).map_err(error)?;
@@ -101,9 +103,12 @@ impl ForeignMemory {
 
     /// Makes any hypercall, and returns what it returns; `name` is for the error.
     ///
+    /// Of what it returns the kernel gives back the low 32 bits. If more may be needed, make it a multicall.
+    ///
     /// # Errors
     ///
-    /// [`Error::Hypercall`] with what Xen says, or EPERM if the handle is restricted.
+    /// [`Error::Hypercall`] with what Xen says, or EPERM if the handle is restricted. If bit 31 of what it returns is
+    /// set, EOVERFLOW; but the last 4095 numbers cannot be told from errors.
     ///
     /// # Safety
     ///
@@ -124,7 +129,7 @@ impl ForeignMemory {
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     #[doc(alias = "XENMEM_current_reservation")]
     pub fn current_reservation(&self, domid: Domid) -> Result<u64> {
-        self.memory_op_on("XENMEM_current_reservation", uapi::XENMEM_CURRENT_RESERVATION, domid)
+        self.memory_op("XENMEM_current_reservation", uapi::XENMEM_CURRENT_RESERVATION, Some(domid))
     }
 
     /// The highest frame a guest has ever had; of a PV guest the highest pseudo-physical one, and 0 until it has
@@ -135,24 +140,22 @@ impl ForeignMemory {
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     #[doc(alias = "XENMEM_maximum_gpfn")]
     pub fn maximum_gpfn(&self, domid: Domid) -> Result<u64> {
-        self.memory_op_on("XENMEM_maximum_gpfn", uapi::XENMEM_MAXIMUM_GPFN, domid)
+        self.memory_op("XENMEM_maximum_gpfn", uapi::XENMEM_MAXIMUM_GPFN, Some(domid))
     }
 
     /// The highest machine frame that is RAM, which bounds the frames of every PV guest (`XENMEM_maximum_ram_page`).
     ///
     /// # Errors
     ///
-    /// [`Error::Hypercall`].
+    /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     #[doc(alias = "XENMEM_maximum_ram_page")]
     pub fn maximum_ram_page(&self) -> Result<u64> {
-        let arg = [u64::from(uapi::XENMEM_MAXIMUM_RAM_PAGE), 0, 0, 0, 0];
-        // SAFETY: it has no argument, and only answers.
-        unsafe { self.hypercall("XENMEM_maximum_ram_page", uapi::HYPERVISOR_MEMORY_OP.into(), arg) }
+        self.memory_op("XENMEM_maximum_ram_page", uapi::XENMEM_MAXIMUM_RAM_PAGE, None)
     }
 
     /// How many frames a domain may own (`XENMEM_maximum_reservation`).
     pub(crate) fn maximum_reservation(&self, domid: Domid) -> Result<u64> {
-        self.memory_op_on("XENMEM_maximum_reservation", uapi::XENMEM_MAXIMUM_RESERVATION, domid)
+        self.memory_op("XENMEM_maximum_reservation", uapi::XENMEM_MAXIMUM_RESERVATION, Some(domid))
     }
 
     /// How a domain's memory is managed.
@@ -223,17 +226,32 @@ impl ForeignMemory {
         Ok(if buffer.bytes()[4] & translated != 0 { HostKind::AutoTranslated } else { HostKind::Pv })
     }
 
-    /// A memory operation that takes a domid and returns a number.
-    fn memory_op_on(&self, name: &'static str, command: u32, domid: Domid) -> Result<u64> {
-        let mut buffer = self.hypercall_buffer(size_of::<u16>())?;
-        buffer.bytes_mut().copy_from_slice(&domid.get().to_ne_bytes());
-        let arg = [u64::from(command), buffer.address(), 0, 0, 0];
-        // SAFETY: it reads one domid, for which the buffer is large enough, and only answers.
-        unsafe { self.device().hypercall(uapi::HYPERVISOR_MEMORY_OP.into(), arg) }.map_err(|source| Error::Hypercall {
-            name,
-            domid: Some(domid),
-            source,
-        })
+    /// A memory operation that takes at most a domid, and returns a number.
+    ///
+    /// As a multicall, since an ioctl gives back only an int of what a hypercall returns (Linux, `vfs_ioctl`), and frame
+    /// numbers may be larger. Up to Xen 4.15 a PVH dom0 has no multicalls.
+    fn memory_op(&self, name: &'static str, command: u32, domid: Option<Domid>) -> Result<u64> {
+        let mut buffer = self.hypercall_buffer(uapi::MULTICALL_ENTRY_BYTES + size_of::<u16>())?;
+        let (list, argument) = (buffer.address(), buffer.address() + uapi::MULTICALL_ENTRY_BYTES as u64);
+        let words = [uapi::HYPERVISOR_MEMORY_OP.into(), 0, command.into(), argument];
+        let (entry, to) = buffer.bytes_mut().split_at_mut(uapi::MULTICALL_ENTRY_BYTES);
+        for (word, value) in entry.chunks_exact_mut(8).zip(words) {
+            word.copy_from_slice(&u64::to_ne_bytes(value));
+        }
+        // Who takes none does not look.
+        to.copy_from_slice(&domid.map_or(0, Domid::get).to_ne_bytes());
+        // SAFETY: it reads one entry and one domid, and writes to the entry: the buffer has both, and is alive.
+        let called = unsafe { self.device().hypercall(uapi::HYPERVISOR_MULTICALL.into(), [list, 1, 0, 0, 0]) };
+        let result = match called {
+            Ok(_) => result_of(u64_at(buffer.bytes(), 8)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+                let arg = [command.into(), argument, 0, 0, 0];
+                // SAFETY: it reads at most one domid, which the buffer has, and only answers.
+                unsafe { self.device().hypercall(uapi::HYPERVISOR_MEMORY_OP.into(), arg) }
+            }
+            Err(e) => Err(e),
+        };
+        result.map_err(|source| Error::Hypercall { name, domid, source })
     }
 
     /// A text about the version, which Xen writes into a buffer of the size that its interface fixes.
@@ -245,4 +263,13 @@ impl ForeignMemory {
         let text = buffer.bytes().split(|&byte| byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(text).trim_end().to_owned())
     }
+}
+
+/// What a hypercall of a multicall has returned: a number, or a negative errno.
+fn result_of(returned: u64) -> io::Result<u64> {
+    let returned = returned.cast_signed();
+    u64::try_from(returned).map_err(|_| {
+        let errno = i32::try_from(returned.unsigned_abs()).unwrap_or(libc::EOVERFLOW);
+        io::Error::from_raw_os_error(errno)
+    })
 }

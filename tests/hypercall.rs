@@ -4,7 +4,7 @@ mod common;
 
 use common::{ReadOnly, mock_with, on_each_host, with_each_guest};
 use xenmap::mock::{Dom0, Fault, HostConfig};
-use xenmap::{Error, GuestKind, HostKind};
+use xenmap::{Error, Gfn, GuestKind, HostKind};
 
 #[test]
 fn current_reservation_counts_frames_until_the_domain_is_gone() {
@@ -103,5 +103,26 @@ fn host_kind_is_asked_of_xen_where_sysfs_does_not_tell() {
         assert_eq!(memory.host_kind(), HostKind::Unknown);
         let guest = host.create_domain(GuestKind::Hvm, 1);
         memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
+    }
+}
+
+#[test]
+fn large_answer_is_not_cut_off() {
+    for (dom0, xen, is_whole) in [
+        (Dom0::Pv, (4, 11), true),
+        (Dom0::Arm, (4, 11), true),
+        (Dom0::Pvh, (4, 16), true),
+        // There are no multicalls, and so no large answers.
+        (Dom0::Pvh, (4, 15), false),
+    ] {
+        let mut config = HostConfig::default();
+        (config.dom0, config.xen) = (dom0, xen);
+        let host = mock_with(config);
+        let guest = host.create_domain(GuestKind::Hvm, 1);
+        let memory = host.open().unwrap();
+        assert_eq!(memory.maximum_gpfn(guest.domid()).unwrap(), 0, "{dom0:?}, xen {xen:?}");
+        guest.populate(&[Gfn::new(1 << 31).unwrap()]);
+        let answer = memory.maximum_gpfn(guest.domid()).map_err(|e| e.errno());
+        assert_eq!(answer, if is_whole { Ok(1 << 31) } else { Err(libc::EOVERFLOW) }, "{dom0:?}, xen {xen:?}");
     }
 }

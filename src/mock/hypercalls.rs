@@ -74,21 +74,62 @@ impl Host {
         if let Some(number) = state.faults.strike(|f| if let Fault::Hypercall(e) = f { Some(e) } else { None }) {
             return Err(io::Error::from_raw_os_error(number));
         }
-        let command = u32::try_from(call.arg[0]).unwrap_or(u32::MAX);
-        let answer = match u32::try_from(call.op).unwrap_or(u32::MAX) {
+        // SAFETY: the caller's promise.
+        let answer = unsafe { self.carry_out(state, call.op, [call.arg[0], call.arg[1]]) };
+        let answer = answer.map_err(io::Error::from_raw_os_error)?;
+        // The kernel gives back an int.
+        let [a, b, c, d, ..] = answer.to_le_bytes();
+        u64::try_from(i32::from_le_bytes([a, b, c, d])).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
+    }
+
+    /// # Safety
+    ///
+    /// As for [`hypercall`](Host::hypercall).
+    unsafe fn carry_out(&self, state: &mut State, op: u64, arg: [u64; 2]) -> Result<u64, i32> {
+        let command = u32::try_from(arg[0]).unwrap_or(u32::MAX);
+        match u32::try_from(op).unwrap_or(u32::MAX) {
+            uapi::HYPERVISOR_MULTICALL if self.config.dom0 == super::Dom0::Pvh && self.config.xen < (4, 16) => {
+                Err(libc::ENOSYS)
+            }
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_MEMORY_OP => unsafe { self.memory_op(state, command, call.arg[1]) },
+            uapi::HYPERVISOR_MULTICALL => unsafe { self.multicall(state, arg) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_XEN_VERSION => unsafe { self.version_op(state, command, call.arg[1]) },
+            uapi::HYPERVISOR_MEMORY_OP => unsafe { self.memory_op(state, command, arg[1]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_HVM_OP => unsafe { hvm_op(state, command, call.arg[1]) },
+            uapi::HYPERVISOR_XEN_VERSION => unsafe { self.version_op(state, command, arg[1]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_DOMCTL => unsafe { self.domctl(state, call.arg[0]) },
+            uapi::HYPERVISOR_HVM_OP => unsafe { hvm_op(state, command, arg[1]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_SYSCTL => unsafe { self.sysctl(state, call.arg[0]) },
+            uapi::HYPERVISOR_DOMCTL => unsafe { self.domctl(state, arg[0]) },
+            // SAFETY: the caller's promise.
+            uapi::HYPERVISOR_SYSCTL => unsafe { self.sysctl(state, arg[0]) },
             _ => Err(libc::ENOSYS),
-        };
-        answer.map_err(io::Error::from_raw_os_error)
+        }
+    }
+
+    /// Carries out a list of hypercalls, which may be no multicalls.
+    ///
+    /// # Safety
+    ///
+    /// As for [`hypercall`](Host::hypercall).
+    unsafe fn multicall(&self, state: &mut State, [list, count]: [u64; 2]) -> Result<u64, i32> {
+        for entry in (0..count).map(|i| list + i * uapi::MULTICALL_ENTRY_BYTES as u64) {
+            let [mut op, mut command, mut arg] = [0; 3];
+            for (word, at) in [(&mut op, 0), (&mut command, 16), (&mut arg, 24)] {
+                // SAFETY: the caller's promise.
+                *word = u64::from_ne_bytes(unsafe { take(state, entry + at) }?);
+            }
+            let answer = if op == u64::from(uapi::HYPERVISOR_MULTICALL) {
+                Err(libc::EINVAL)
+            } else {
+                // SAFETY: the caller's promise.
+                unsafe { self.carry_out(state, op, [command, arg]) }
+            };
+            let result = answer.unwrap_or_else(|errno| i64::from(-errno).cast_unsigned());
+            // SAFETY: the caller's promise.
+            unsafe { give(state, entry + 8, &result.to_ne_bytes()) }?;
+        }
+        Ok(0)
     }
 
     /// # Safety

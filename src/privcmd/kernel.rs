@@ -71,7 +71,11 @@ impl KernelDevice {
         // SAFETY: the number says the size of the argument (uapi asserts it), which is exclusively borrowed; what the
         // argument points to is the caller's promise.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::Ioctl::from(number), argument) };
-        u64::try_from(result).map_err(|_| io::Error::last_os_error())
+        u64::try_from(result).map_err(|_| match result {
+            -1 => io::Error::last_os_error(),
+            // What a hypercall has returned does not fit.
+            _ => io::Error::from_raw_os_error(libc::EOVERFLOW),
+        })
     }
 
     pub(super) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {

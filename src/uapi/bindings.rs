@@ -2,6 +2,7 @@
 
 pub const _XEN_X86_EMU_PIT: u32 = 8;
 pub const __HYPERVISOR_memory_op: u32 = 12;
+pub const __HYPERVISOR_multicall: u32 = 13;
 pub const __HYPERVISOR_xen_version: u32 = 17;
 pub const __HYPERVISOR_hvm_op: u32 = 34;
 pub const __HYPERVISOR_sysctl: u32 = 35;
