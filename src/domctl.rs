@@ -11,13 +11,16 @@ use crate::types::{Domid, Gfn};
 use crate::uapi;
 
 /// Versions of the domctl interface, of Xen 4.11 to 4.22. What we use of it is the same in all of them, but for
-/// `ARCH_CONFIG_MOVED`.
+/// `ARCH_CONFIG_MOVED` and `ARM_REGISTERS_WIDENED`.
 const DOMCTL_VERSIONS: RangeInclusive<u32> = 0x10..=0x18;
 /// Versions of the sysctl interface, of Xen 4.11 to 4.22.
 const SYSCTL_VERSIONS: RangeInclusive<u32> = 0x11..=0x16;
 /// The version of either, that of Xen 4.16, since which `arch_config` of `struct xen_domctl_getdomaininfo` lies where
 /// the bindings have it; before, `gpaddr_bits` was not in front of it.
 pub(crate) const ARCH_CONFIG_MOVED: u32 = 0x14;
+/// The version, that of Xen 4.16, since which `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context` have 64 bits;
+/// before, what comes behind them lies 8 bytes further in front.
+pub(crate) const ARM_REGISTERS_WIDENED: u32 = 0x14;
 
 /// Bytes of what both structures begin with: command and version, and for a domctl the domain.
 const SYSCTL_HEADER: usize = 8;

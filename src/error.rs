@@ -126,6 +126,14 @@ pub enum Error {
         /// How many.
         frames: usize,
     },
+    /// Several frames of a resource were to be mapped by a kernel whose pages are larger than a frame: it would take them
+    /// for so many pages, and write page-table entries behind the mapping (`privcmd_ioctl_mmap_resource`).
+    ResourceFrames {
+        /// How many.
+        frames: usize,
+        /// Bytes of a page of the kernel.
+        page_size: usize,
+    },
     /// An access reaches past the end of a mapping or view.
     OutOfBounds {
         /// Where it starts, in bytes.
@@ -318,15 +326,7 @@ impl fmt::Display for Error {
             Error::Frames(errors) => errors.fmt(f),
             Error::Resource { domid, source } => {
                 write!(f, "cannot map the resource of domain {domid}: {source}")?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::ENOTTY) => " (needs linux 4.18)",
-                    Some(libc::EINVAL) => {
-                        " (no such resource, or not so many frames in it; its size can be asked for since linux 5.12)"
-                    }
-                    Some(libc::ESRCH) => " (no such domain)",
-                    Some(libc::EOPNOTSUPP) => " (this xen does not have it)",
-                    _ => hint(source),
-                })
+                f.write_str(resource_hint(source))
             }
             Error::Hypercall { name, domid, source } => {
                 write!(f, "{name}")?;
@@ -358,6 +358,11 @@ impl fmt::Display for Error {
             Error::TooManyFrames { frames } => {
                 write!(f, "{frames} frames do not fit into one mapping: the most is {MAX_FRAMES}")
             }
+            Error::ResourceFrames { frames, page_size } => write!(
+                f,
+                "{frames} frames of a resource cannot be mapped by a kernel with pages of {page_size} bytes: \
+                 map them one by one"
+            ),
             Error::OutOfBounds { offset, len, size } => {
                 write!(f, "{len} bytes at offset {offset:#x} reach past the end ({size} bytes)")
             }
@@ -394,11 +399,26 @@ fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
     }
 }
 
+fn resource_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOTTY) => " (needs linux 4.18)",
+        Some(libc::EINVAL) => {
+            " (no such resource, or not so many frames in it; its size can be asked for since linux 5.12)"
+        }
+        Some(libc::ESRCH) => " (no such domain)",
+        Some(libc::EOPNOTSUPP) => " (this xen does not have it)",
+        _ => hint(source),
+    }
+}
+
 /// What to do about an errno that any mapping call may give.
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM) => " (the handle is restricted to another domain, or no privilege)",
-        Some(libc::ENOMEM) => " (out of kernel memory, physical address space or mappings: map less at a time)",
+        Some(libc::ENOMEM) => {
+            " (out of this domain's memory, address space or mappings; each mapped frame may take a page of memory: map \
+             less at a time, or give this domain more)"
+        }
         _ => "",
     }
 }

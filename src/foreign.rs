@@ -9,11 +9,12 @@ use crate::domctl::Version;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::mapping::ForeignMapping;
 use crate::privcmd::{Device, KernelDevice, Place};
-use crate::region::{Region, Reservation, mapped_bytes};
-use crate::types::{Domid, Gfn, HostKind, MAX_FRAMES, Protection};
+use crate::region::{Region, Reservation};
+use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
 
 /// Frames of one device mapping: 64 MiB. The kernel holds the lock of the whole address space while it populates one,
-/// and populates it by one call only; larger batches are cut, so that no thread waits for long.
+/// and populates it by one call only; larger batches are cut, so that no thread waits for long. It is whole pages of any
+/// kernel, so that the next one begins where it ends.
 const VMA_FRAMES: usize = 16 * 1024;
 
 /// How long a frame that is paged out is waited for, unless the user says otherwise.
@@ -153,7 +154,8 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), but [`Error::Frames`].
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), but [`Error::Frames`]. In an auto-translated
+    /// domain a frame that Xen had no memory to map is [`Error::MapBatch`] with `ENOMEM`.
     pub fn map_foreign_batch_partial(
         &self,
         domid: Domid,
@@ -203,7 +205,13 @@ impl ForeignMemory {
         } else {
             batch.map_chunked(gfns)?
         };
-        batch.finish(region, frames)
+        let mapping = batch.finish(region, frames)?;
+        // Xen has no memory left for mappings of an auto-translated domain: of the frame itself that says nothing.
+        if self.host_kind != HostKind::Pv && mapping.failed().iter().any(|e| e.errno == libc::ENOMEM) {
+            let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            return Err(Error::MapBatch { domid, frames, source });
+        }
+        Ok(mapping)
     }
 
     /// Maps frames in one piece, at a place of the caller's choice; with `partial`, those of them that can be mapped.
@@ -277,7 +285,7 @@ impl<'a> Batch<'a> {
     /// If the mapping goes over something, that is the caller's own, and nothing uses it.
     unsafe fn map_whole(&mut self, gfns: &[Gfn], place: Place) -> Result<Region> {
         let device = &self.memory.device;
-        let len = mapped_bytes(gfns.len());
+        let len = device.mapped_bytes(gfns.len());
         // SAFETY: the caller's promise.
         let addr = unsafe { device.mmap_at(place, len, self.protection) }.map_err(Self::reserve_error(len))?;
         // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
@@ -291,12 +299,12 @@ impl<'a> Batch<'a> {
 
     fn map_chunked(&mut self, gfns: &[Gfn]) -> Result<Region> {
         let device = &self.memory.device;
-        let len = mapped_bytes(gfns.len());
+        let len = device.mapped_bytes(gfns.len());
         let mut reservation = Reservation::new(len).map_err(Self::reserve_error(len))?;
         // SAFETY: no bytes at all.
-        let mut region = unsafe { Region::new(reservation.base(), 0, mapped_bytes(VMA_FRAMES), device.unmapper()) };
+        let mut region = unsafe { Region::new(reservation.base(), 0, VMA_FRAMES * FRAME_SIZE, device.unmapper()) };
         for (chunk, first) in gfns.chunks(VMA_FRAMES).zip((0..).step_by(VMA_FRAMES)) {
-            let len = mapped_bytes(chunk.len());
+            let len = device.mapped_bytes(chunk.len());
             // SAFETY: the reservation is ours, has as many bytes left, and nothing uses them.
             let mapped = unsafe { device.mmap_at(Place::over(reservation.base()), len, self.protection) };
             // The kernel may have removed what was there before it failed, and another thread may have the addresses by
@@ -307,7 +315,7 @@ impl<'a> Batch<'a> {
             mapped.map_err(Self::reserve_error(len))?;
             // SAFETY: just mapped by the device, behind the last one; all but the last are `VMA_FRAMES` long.
             unsafe { region.grow(len) };
-            self.populate(&mut region, mapped_bytes(first), chunk, first)?;
+            self.populate(&mut region, first * FRAME_SIZE, chunk, first)?;
         }
         Ok(region)
     }
@@ -354,7 +362,7 @@ impl<'a> Batch<'a> {
     fn ask(&mut self, region: &Region, offset: usize, gfns: &[Gfn], range: std::ops::Range<usize>) -> Result<()> {
         let device = &self.memory.device;
         // SAFETY: the frames lie one after the other from `offset` on, which is inside the region.
-        let addr = unsafe { region.base().add(offset + range.start * crate::FRAME_SIZE) };
+        let addr = unsafe { region.base().add(offset + range.start * FRAME_SIZE) };
         let (gfns, errors) = (&gfns[range.clone()], &mut self.errors[range]);
         // SAFETY: the range is part of a device mapping of ours that nobody has seen yet.
         let asked = unsafe { device.map_batch(self.domid, addr, gfns, errors) };
@@ -380,7 +388,7 @@ impl<'a> Batch<'a> {
         // In an auto-translated domain frames that failed count as populated, and asking for a part of a mapping takes
         // the wrong pages from its pool: only a new mapping can be populated. It takes the old one's place in one call.
         let device = &self.memory.device;
-        let len = mapped_bytes(gfns.len());
+        let len = device.mapped_bytes(gfns.len());
         // SAFETY: `offset` is inside the region.
         let addr = unsafe { region.base().add(offset) };
         // SAFETY: one whole device mapping of ours that nobody has seen yet.

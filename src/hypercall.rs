@@ -10,8 +10,8 @@ use crate::domctl::u64_at;
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::privcmd::Unmapper;
-use crate::region::{Region, mapped_bytes};
-use crate::types::{Domid, FRAME_SIZE, GuestKind, HostKind};
+use crate::region::Region;
+use crate::types::{Architecture, Domid, FRAME_SIZE, GuestKind, HostKind};
 use crate::uapi;
 
 /// Memory that a hypercall may read and write: zeroed at first, never moved or paged out, and not inherited by
@@ -93,12 +93,17 @@ impl ForeignMemory {
         if len > isize::MAX.cast_unsigned() {
             return Err(error(io::ErrorKind::InvalidInput.into()));
         }
-        let mapped = mapped_bytes(len.div_ceil(FRAME_SIZE));
+        let mapped = self.device().mapped_bytes(len.div_ceil(FRAME_SIZE));
         let addr = self.device().map_hypercall_buffer(mapped).map_err(error)?;
         let unmapper: Unmapper = self.device().unmapper();
         // SAFETY: just mapped, `mapped` bytes in one, and nobody else knows of it.
         let region = unsafe { Region::new(addr, mapped, mapped, unmapper) };
         Ok(HypercallBuffer { region, len })
+    }
+
+    /// The architecture of the host.
+    pub(crate) fn architecture(&self) -> Architecture {
+        self.device().architecture()
     }
 
     /// Makes any hypercall, and returns what it returns; `name` is for the error.
@@ -160,7 +165,8 @@ impl ForeignMemory {
 
     /// How a domain's memory is managed.
     ///
-    /// Where the toolstack's interface is not understood ([`ForeignMemory::domctl_version`]), PVH is not told from HVM.
+    /// Where the toolstack's interface is not understood ([`ForeignMemory::domctl_version`]), PVH is not told from HVM
+    /// on x86.
     ///
     /// # Errors
     ///
@@ -183,6 +189,7 @@ impl ForeignMemory {
         let arg = [u64::from(uapi::HVMOP_GET_PARAM), buffer.address(), 0, 0, 0];
         // SAFETY: it reads and writes one `HvmParam`, for which the buffer is large enough.
         match unsafe { self.device().hypercall(uapi::HYPERVISOR_HVM_OP.into(), arg) } {
+            Ok(_) if self.architecture() == Architecture::Arm64 => Ok(GuestKind::Pvh),
             Ok(_) => Ok(GuestKind::Hvm),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(GuestKind::Pv),
             Err(source) => Err(Error::Hypercall { name: "HVMOP_get_param", domid: Some(domid), source }),

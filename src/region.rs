@@ -5,14 +5,11 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{self, MapFlags, ProtFlags};
-use nix::unistd::{SysconfVar, sysconf};
 
 use crate::privcmd::{ProcessId, Unmapper};
-use crate::types::FRAME_SIZE;
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
@@ -23,19 +20,6 @@ static LEAKED: AtomicU64 = AtomicU64::new(0);
 /// do when out of memory. Each case is logged as an error.
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
-}
-
-/// Bytes that the kernel maps for so many frames: it knows only its own pages, which may be larger.
-pub(crate) fn mapped_bytes(frames: usize) -> usize {
-    (frames * FRAME_SIZE).next_multiple_of(host_page_size())
-}
-
-fn host_page_size() -> usize {
-    static SIZE: OnceLock<usize> = OnceLock::new();
-    *SIZE.get_or_init(|| {
-        let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
-        size.and_then(|size| usize::try_from(size).ok()).unwrap_or(FRAME_SIZE)
-    })
 }
 
 /// One contiguous range of device mappings, each `vma_len` bytes (the last may be shorter); dropping it unmaps them.

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::foreign::{ForeignMemory, check_frames};
 use crate::privcmd::Place;
-use crate::region::{Region, mapped_bytes};
+use crate::region::Region;
 use crate::types::{Domid, FRAME_SIZE, Protection};
 use crate::uapi;
 use crate::view::View;
@@ -75,6 +75,7 @@ impl ForeignMemory {
     ///
     /// - [`Error::Resource`], which says why: no such resource, not so many frames in it, no such domain, no
     ///   privilege.
+    /// - [`Error::ResourceFrames`] for more than one frame, if the kernel has pages of 16 or 64 KiB.
     /// - [`Error::Empty`] for no frames (which the kernel takes for a question about the size),
     ///   [`Error::TooManyFrames`], [`Error::Reserve`].
     #[doc(alias = "IOCTL_PRIVCMD_MMAP_RESOURCE")]
@@ -103,8 +104,12 @@ impl ForeignMemory {
         protection: Protection,
     ) -> Result<Region> {
         check_frames(frames)?;
-        let len = mapped_bytes(frames);
         let device = self.device();
+        let page_size = device.page_size();
+        if page_size > FRAME_SIZE && frames > 1 {
+            return Err(Error::ResourceFrames { frames, page_size });
+        }
+        let len = device.mapped_bytes(frames);
         // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
         let addr = unsafe { device.mmap_at(Place { addr, flags: 0 }, len, protection) };
         let addr = addr.map_err(|source| Error::Reserve { bytes: len, source })?;

@@ -186,11 +186,18 @@ pub enum HostKind {
 pub enum GuestKind {
     /// A PV guest, whose frames are named by machine frame number.
     Pv,
-    /// An HVM guest, whose frames are named by its own physical frame number; also a PVH guest (on Arm every guest is
-    /// one) where Xen does not tell which of the two it is.
+    /// An HVM guest, whose frames are named by its own physical frame number; also a PVH guest where Xen does not tell
+    /// which of the two it is.
     Hvm,
-    /// A PVH guest: the same without emulated devices.
+    /// A PVH guest: the same without emulated devices. On Arm every guest is one, and so is dom0.
     Pvh,
+}
+
+/// The architecture of a host, and so of its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Architecture {
+    X86,
+    Arm64,
 }
 
 #[cfg(test)]

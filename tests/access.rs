@@ -195,6 +195,37 @@ fn data_goes_to_and_from_a_file_descriptor() {
 }
 
 #[test]
+fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
+    // Where the kernel's pages are larger than a frame, what is behind the last frame is mapped, but may be fatal.
+    with_each_guest(9, |host, guest| {
+        let (memory, gfns) = (host.open(), guest.gfns());
+        for frames in 1..=gfns.len() {
+            let mapping = memory.map_foreign_batch(guest.domid(), ReadWrite, &gfns[..frames]).unwrap();
+            let (view, len) = (mapping.view(), frames * FRAME);
+            assert_eq!(view.len(), len);
+            view.fill(0, len, 0x5A).unwrap();
+            let mut bytes = vec![0; len];
+            view.read_bytes(0, &mut bytes).unwrap();
+            assert!(bytes.iter().all(|&byte| byte == 0x5A) && view.compare(0, &bytes).unwrap());
+            let file = tempfile();
+            view.write_to(0, len, &file).unwrap();
+            std::io::Seek::rewind(&mut &file).unwrap();
+            view.fill(0, len, 0).unwrap();
+            view.read_from(0, len, &file).unwrap();
+            assert!(view.compare(0, &bytes).unwrap(), "{frames} frames");
+        }
+    });
+}
+
+/// A file that nobody else has.
+fn tempfile() -> std::fs::File {
+    let name = std::env::temp_dir().join(format!("xenmap-access-{}", std::process::id()));
+    let file = std::fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&name).unwrap();
+    std::fs::remove_file(name).unwrap();
+    file
+}
+
+#[test]
 fn transfer_that_stops_says_how_far_it_came() {
     on_two_frames(|view| {
         let (reader, writer) = std::io::pipe().unwrap();

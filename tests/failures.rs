@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{FRAME, ReadOnly, ReadWrite, failures, mock, mock_with, number, numbers};
+use common::{FRAME, ReadOnly, ReadWrite, failures, mock, mock_with, mock_with_pages, number, numbers};
 use xenmap::mock::{Dom0, Fault, HostConfig};
 use xenmap::{Error, GuestKind, leaked_mappings};
 
@@ -42,6 +42,23 @@ fn every_errno_of_a_frame_is_reported_as_it_is() {
         let result = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
         let expected: Vec<(usize, i32)> = errnos.into_iter().enumerate().map(|(i, e)| (3 * i + 2, e)).collect();
         assert_eq!(failures(result), expected);
+        assert_eq!(host.references(guest.domid()), 0);
+    }
+}
+
+#[test]
+fn frame_that_xen_has_no_memory_to_map_is_no_hole_of_an_auto_translated_dom0() {
+    for (dom0, is_hole) in [(Dom0::Pv, true), (Dom0::Pvh, false), (Dom0::Arm, false)] {
+        let host = mock(dom0);
+        let guest = host.create_domain(GuestKind::Hvm, 40);
+        host.inject(Fault::Frame { index: 7, error: -libc::ENOMEM });
+        let result = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames());
+        match result {
+            Ok(ref mapping) => assert_eq!(mapping.failed()[0].errno, libc::ENOMEM),
+            Err(ref e) => assert!(matches!(e, Error::MapBatch { frames: 40, .. }) && e.errno() == libc::ENOMEM, "{e}"),
+        }
+        assert_eq!(result.is_ok(), is_hole, "{dom0:?}");
+        drop(result);
         assert_eq!(host.references(guest.domid()), 0);
     }
 }
@@ -102,7 +119,7 @@ fn single_frames_beyond_max_map_count_are_a_clear_error() {
     }
     let error = result.unwrap_err();
     assert_eq!(error.errno(), libc::ENOMEM);
-    assert!(error.to_string().contains("mappings: map less at a time"), "{error}");
+    assert!(error.to_string().contains("map less at a time"), "{error}");
     assert_eq!(host.references(guest.domid()), 0);
 }
 
@@ -121,10 +138,14 @@ fn chunk_that_cannot_be_mapped_unmaps_the_ones_before_and_leaves_its_own_place_a
 
 #[test]
 fn mapping_that_cannot_be_replaced_for_a_retry_is_left_alone() {
-    for frames in [20, 16 * 1024 + 20] {
-        let host = mock(Dom0::Pvh);
+    for (host, frames) in [
+        (mock(Dom0::Pvh), 20),
+        (mock(Dom0::Pvh), 16 * 1024 + 20),
+        (mock_with_pages(Dom0::Arm, 16 * FRAME), 20),
+        (mock_with_pages(Dom0::Arm, 4 * FRAME), 16 * 1024 + 21),
+    ] {
         let guest = host.create_domain(GuestKind::Hvm, frames);
-        let (last_chunk, mmaps) = if frames == 20 { (0, 1) } else { (1, 2) };
+        let (last_chunk, mmaps) = if frames < 16 * 1024 { (0, 1) } else { (1, 2) };
         host.inject_after(last_chunk, Fault::Frame { index: 3, error: -libc::ENOENT });
         host.inject_after(mmaps, Fault::Mmap(libc::ENOMEM));
         let result = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());

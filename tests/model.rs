@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use common::{FRAME, Guest, Host, ReadOnly, ReadWrite, on_each_host};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use xenmap::{ForeignMapping, GuestKind, Protection};
+use xenmap::{ForeignMapping, Protection};
 
 const FRAMES: usize = 12;
 
@@ -157,7 +157,7 @@ fn references_and_contents_are_those_of_the_model() {
         // Emulated Xen is slow; and a failing case is the same on every run of it.
         let cases = if matches!(host, Host::Mock(_)) { 60 } else { 12 };
         let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
-        for kind in [GuestKind::Hvm, GuestKind::Pv] {
+        for &kind in host.guest_kinds() {
             let steps = proptest::collection::vec(step(), 1..40);
             let result = runner.run(&steps, |steps| run(host, &mut host.create(kind, FRAMES), steps));
             result.unwrap_or_else(|e| panic!("{kind:?} guest: {e}"));

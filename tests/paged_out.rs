@@ -6,7 +6,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{ReadOnly, failures, mock_with, numbers};
+use common::{ReadOnly, failures, mock_with, mock_with_pages, numbers};
 use xenmap::GuestKind;
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost};
 
@@ -156,11 +156,14 @@ fn auto_translated_dom0_cannot_wait_for_a_frame() {
 #[test]
 fn retry_in_an_auto_translated_dom0_replaces_the_whole_mapping() {
     // Its kernels never say ENOENT; should one do so, a hole must not be filled in place (it would take other pages).
-    let host = host(Dom0::Pvh, (6, 1));
-    let guest = guest(&host, 600);
-    host.inject(Fault::Frame { index: 599, error: -libc::ENOENT });
-    let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
-    assert_eq!(numbers(&mapping), (0..600).collect::<Vec<u64>>());
-    drop(mapping);
-    assert_eq!(host.hypercalls().memory_op, 2 * (600 + 600), "mapped twice, unmapped twice");
+    for (host, frames, mapped, unmapped) in
+        [(host(Dom0::Pvh, (6, 1)), 600, 600, 600), (mock_with_pages(Dom0::Arm, 0x4000), 598, 150, 600)]
+    {
+        let guest = guest(&host, frames);
+        host.inject(Fault::Frame { index: 597, error: -libc::ENOENT });
+        let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
+        assert_eq!(numbers(&mapping), (0..frames as u64).collect::<Vec<u64>>());
+        drop(mapping);
+        assert_eq!(host.hypercalls().memory_op, 2 * (mapped + unmapped), "mapped twice, unmapped twice");
+    }
 }

@@ -28,14 +28,29 @@ fn grant_table_has_the_size_that_the_toolstack_chose() {
 #[test]
 fn resource_is_mapped_and_shared() {
     with_grant_table(|host, guest| {
-        let memory = host.open();
-        let mapping = memory.map_resource(guest.domid(), Resource::GrantTable, 1, 2, ReadWrite).unwrap();
-        assert_eq!((mapping.frames(), mapping.view().len()), (2, 2 * FRAME));
+        let (memory, frames) = (host.open(), host.most_resource_frames());
+        let first = 3 - u32::try_from(frames).unwrap();
+        let mapping = memory.map_resource(guest.domid(), Resource::GrantTable, first, frames, ReadWrite).unwrap();
+        assert_eq!((mapping.frames(), mapping.view().len()), (frames, frames * FRAME));
         // An entry of a grant table that grants nothing: flags 0.
-        mapping.view().write(FRAME + 12, 0xABCD_u32).unwrap();
+        mapping.view().write((frames - 1) * FRAME + 12, 0xABCD_u32).unwrap();
         let again = memory.map_resource(guest.domid(), Resource::GrantTable, 2, 1, ReadOnly).unwrap();
         assert_eq!(again.view().read::<u32>(12).unwrap(), 0xABCD);
         assert!(matches!(again.view().write(12, 0_u32), Err(Error::ReadOnly { .. })));
+    });
+}
+
+#[test]
+fn frames_that_the_kernel_would_take_for_pages_are_refused() {
+    with_grant_table(|host, guest| {
+        let result = host.open().map_resource(guest.domid(), Resource::GrantTable, 0, 2, ReadOnly);
+        if host.most_resource_frames() == 2 {
+            assert_eq!(result.unwrap().frames(), 2);
+        } else {
+            let error = result.unwrap_err();
+            assert!(matches!(error, Error::ResourceFrames { frames: 2, .. }), "{error:?}");
+            assert!(error.to_string().ends_with("bytes: map them one by one"), "{error}");
+        }
     });
 }
 
@@ -45,7 +60,9 @@ fn resource_that_is_not_there_is_an_error_that_says_so() {
         let memory = host.open();
         let error = memory.map_resource(guest.domid(), Resource::IoreqServer { id: 7 }, 0, 1, ReadOnly).unwrap_err();
         assert!(matches!(error, Error::Resource { .. }), "{error}");
-        let error = memory.map_resource(guest.domid(), Resource::GrantTable, 3, 2, ReadOnly).unwrap_err();
+        let frames = host.most_resource_frames();
+        let first = 5 - u32::try_from(frames).unwrap();
+        let error = memory.map_resource(guest.domid(), Resource::GrantTable, first, frames, ReadOnly).unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL);
         assert!(error.to_string().contains("not so many frames"), "{error}");
         let error = memory.map_resource(host.nobody(), Resource::GrantTable, 0, 1, ReadOnly).unwrap_err();

@@ -30,9 +30,18 @@ fn vcpu_tells_its_page_tables() {
     let memory = host.open().unwrap();
     let (cr0, cr3) = (0x8005_0033, 0x0123_4567_8000);
     let cases = [
-        (Vcpu { cr0, cr3: 0x1020, cr4: 1 << 5, efer: 0 }, PageTables { cr3: 0x1020, mode: PagingMode::Pae }),
-        (Vcpu { cr0, cr3, cr4: 1 << 5, efer: 0xD01 }, PageTables { cr3, mode: PagingMode::FourLevels }),
-        (Vcpu { cr0, cr3, cr4: 1 << 12 | 1 << 5, efer: 0xD01 }, PageTables { cr3, mode: PagingMode::FiveLevels }),
+        (
+            Vcpu { cr0, cr3: 0x1020, cr4: 1 << 5, efer: 0, ..Vcpu::default() },
+            PageTables { cr3: 0x1020, mode: PagingMode::Pae },
+        ),
+        (
+            Vcpu { cr0, cr3, cr4: 1 << 5, efer: 0xD01, ..Vcpu::default() },
+            PageTables { cr3, mode: PagingMode::FourLevels },
+        ),
+        (
+            Vcpu { cr0, cr3, cr4: 1 << 12 | 1 << 5, efer: 0xD01, ..Vcpu::default() },
+            PageTables { cr3, mode: PagingMode::FiveLevels },
+        ),
     ];
     for (vcpu, tables) in cases {
         let domain = guest_with_vcpu(&host, vcpu);
@@ -46,7 +55,7 @@ fn vcpu_tells_its_page_tables() {
 fn vcpu_without_paging_is_an_error() {
     let host = mock(Dom0::Pvh);
     let memory = host.open().unwrap();
-    let domain = guest_with_vcpu(&host, Vcpu { cr0: 0x8000_0001, cr3: 0x1000, cr4: 0, efer: 0 });
+    let domain = guest_with_vcpu(&host, Vcpu { cr0: 0x8000_0001, cr3: 0x1000, cr4: 0, ..Vcpu::default() });
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     let number = domain.domid();
     assert_eq!(

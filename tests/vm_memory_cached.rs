@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use common::{FRAME, Guest as TestGuest, Host, ReadOnly, mock, on_each_host};
+use common::{FRAME, Guest as TestGuest, Host, MOCKS, ReadOnly, mock, mock_with_pages, on_each_host};
 use proptest::prelude::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryError, Permissions, VolatileSlice};
@@ -46,8 +46,8 @@ fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -
 
 /// The same on a simulated host, whose references can be counted.
 fn on_the_mock(frames: usize, buckets: usize, test: impl Fn(&MockHost, &MockDomain, CachedMemory<'_>)) {
-    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
-        let host = mock(dom0);
+    for (dom0, page_size) in MOCKS {
+        let host = mock_with_pages(dom0, page_size);
         let domain = host.create_domain(GuestKind::Hvm, 16);
         let memory = host.open().unwrap();
         test(&host, &domain, cached(&memory, domain.domid(), frames, buckets));

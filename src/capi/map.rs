@@ -11,7 +11,7 @@ use super::Errno;
 use super::handle::Handle;
 use crate::error::Error;
 use crate::privcmd::Place;
-use crate::region::{Region, mapped_bytes, reserve};
+use crate::region::{Region, reserve};
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
 
 /// What of mmap(2)'s flags a mapping of a resource may have. It is shared in any case.
@@ -55,7 +55,7 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
     let memory = handle.memory()?;
     // SAFETY: the caller's promise.
     let mapped = unsafe { memory.map_at(place, domid, protection, &gfns, !err.is_null()) };
-    let mapping = mapped.map_err(|error| failed(handle, place, pages, &error))?;
+    let mapping = mapped.map_err(|error| failed(handle, place, memory.device().mapped_bytes(pages), &error))?;
     if !err.is_null() {
         // SAFETY: the caller's promise.
         unsafe { err.write_bytes(0, pages) };
@@ -70,12 +70,11 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
 }
 
 /// What C is told of a mapping that failed.
-fn failed(handle: &Handle, place: Place, pages: usize, error: &Error) -> Errno {
+fn failed(handle: &Handle, place: Place, len: usize, error: &Error) -> Errno {
     if place.is_over() {
         // What it was to go over is reserved already, or nobody's, if it was mmap(2) that failed: then it must not
         // become somebody else's while the caller believes that it is its own.
         let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr));
-        let len = mapped_bytes(pages);
         // SAFETY: nothing is replaced.
         match unsafe { reserve(addr, len, MapFlags::MAP_FIXED_NOREPLACE) } {
             Ok(reserved) if Some(reserved) != addr => {
@@ -100,9 +99,9 @@ fn failed(handle: &Handle, place: Place, pages: usize, error: &Error) -> Errno {
 pub(super) unsafe fn unmap(handle: &Handle, addr: *mut c_void, pages: usize) -> Result<(), Errno> {
     check_pages(pages)?;
     let addr = NonNull::new(addr).ok_or(libc::EINVAL)?;
-    let unmapper = handle.memory()?.device().unmapper();
+    let device = handle.memory()?.device();
     // SAFETY: the caller's promise.
-    unsafe { unmapper.munmap(addr.cast(), mapped_bytes(pages)) }.map_err(|e| errno(&e))
+    unsafe { device.unmapper().munmap(addr.cast(), device.mapped_bytes(pages)) }.map_err(|e| errno(&e))
 }
 
 /// `xenforeignmemory_resource_handle`.

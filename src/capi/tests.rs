@@ -16,11 +16,15 @@ use super::xentool::Logger;
 use super::{answer, xenforeignmemory_map2};
 use crate::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
 use crate::privcmd::Place;
-use crate::region::{mapped_bytes, reserve};
+use crate::region::reserve;
 use crate::types::{FRAME_SIZE, GuestKind};
 
 fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
-    let host = MockHost::with_config(HostConfig { dom0, kernel, ..HostConfig::default() });
+    host_with(HostConfig { dom0, kernel, ..HostConfig::default() })
+}
+
+fn host_with(config: HostConfig) -> (MockHost, MockDomain, Handle) {
+    let host = MockHost::with_config(config);
     let guest = host.create_domain(GuestKind::Hvm, 16);
     // SAFETY: the logger is its own.
     let logger = unsafe { Logger::new(ptr::null_mut()) }.unwrap();
@@ -30,7 +34,7 @@ fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
 
 fn reserved(pages: usize) -> NonNull<u8> {
     // SAFETY: the kernel picks the place.
-    unsafe { reserve(None, mapped_bytes(pages), MapFlags::empty()) }.unwrap()
+    unsafe { reserve(None, pages * FRAME_SIZE, MapFlags::empty()) }.unwrap()
 }
 
 /// How the kernel lists what is at an address: the permissions, and the file.
@@ -69,6 +73,24 @@ fn mapping_over_a_range_that_fails_leaves_it_reserved() {
         unsafe { map::unmap(&handle, addr.as_ptr().cast(), 3) }.unwrap();
         assert_eq!(host.references(guest.domid()), 0);
     }
+}
+
+#[test]
+fn larger_pages_are_reserved_and_unmapped_whole() {
+    let config = HostConfig { dom0: Dom0::Arm, page_size: 4 * FRAME_SIZE, ..HostConfig::default() };
+    let (host, guest, handle) = host_with(config);
+    let addr = reserved(8);
+
+    assert_eq!(map_over(&handle, addr, &[0, 99, 1, 2, 3]), Err(libc::EINVAL));
+
+    // SAFETY: inside what is reserved.
+    let last = unsafe { addr.add(7 * FRAME_SIZE) };
+    assert!(listed(last).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(last));
+    assert_eq!(map_over(&handle, addr, &[0, 4, 1, 2, 3]), Ok(addr.as_ptr().cast()));
+    assert_eq!(host.references(guest.domid()), 5);
+    // SAFETY: just mapped, and not used.
+    unsafe { map::unmap(&handle, addr.as_ptr().cast(), 5) }.unwrap();
+    assert_eq!((host.references(guest.domid()), listed(last)), (0, None));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What host to simulate.
 
-use crate::types::Domid;
+use crate::types::{Domid, FRAME_SIZE};
 
 /// The kind of domain that the simulated host's kernel runs in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -11,7 +11,9 @@ pub enum Dom0 {
     Pv,
     /// An x86 PVH dom0: failed frames read as 0xFF.
     Pvh,
-    /// An Arm dom0: an access to a failed frame kills the process.
+    /// An Arm dom0: an access to a failed frame kills the process. Here it aborts, with an explanation on stderr.
+    ///
+    /// There are no PV guests, and no frames of Xen's own to be mapped.
     Arm,
 }
 
@@ -46,6 +48,12 @@ pub struct HostConfig {
     pub xen: (u16, u16),
     /// Whether /sys/hypervisor says what kind of domain it is.
     pub sysfs: bool,
+    /// Bytes of a page of its kernel: 4096, and on Arm also 16 or 64 KiB. Frames have 4096 bytes all the same.
+    pub page_size: usize,
+    /// How many frames an auto-translated domain can map at a time, where each takes as much of its own memory (Linux
+    /// without `XEN_UNPOPULATED_ALLOC`, as is Debian's 6.1 on Arm); beyond that mapping fails with ENOMEM. What the last
+    /// page has room for counts, too. `None`: as many as it likes.
+    pub dom0_free_frames: Option<usize>,
 }
 
 impl Default for HostConfig {
@@ -57,6 +65,8 @@ impl Default for HostConfig {
             unprivileged: None,
             xen: (4, 17),
             sysfs: true,
+            page_size: FRAME_SIZE,
+            dom0_free_frames: None,
         }
     }
 }

@@ -99,6 +99,15 @@ impl MockDomain {
         self.with(|_, domain| domain.pauses != 0)
     }
 
+    /// Lets it own so many frames, as `xl mem-max` does. It may have more already.
+    ///
+    /// # Panics
+    ///
+    /// If it has been destroyed.
+    pub fn set_max_frames(&self, frames: u64) {
+        self.with(|_, domain| domain.max_pages = frames);
+    }
+
     /// Gives it more frames, behind those that it has, and returns them.
     ///
     /// # Panics

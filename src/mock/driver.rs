@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::config::Dom0;
+use super::fatal;
 use super::fault::Fault;
 use super::host::Host;
-use super::memory::{JUNK_BYTES, MemoryFile, unmap};
+use super::memory::{MemoryFile, unmap};
+use super::pages::address;
 use super::state::{Frame, Pte, State, Vma};
 use crate::privcmd::{Ioctl, Place};
-use crate::types::{Domid, FRAME_SIZE, HostKind, Protection};
+use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 use crate::uapi;
 
 /// `DOMID_INVALID`, which restricts nothing yet.
@@ -60,6 +62,14 @@ impl MockDevice {
         self.host.host_kind()
     }
 
+    pub(crate) fn page_size(&self) -> usize {
+        self.host.config.page_size
+    }
+
+    pub(crate) fn architecture(&self) -> Architecture {
+        self.host.architecture()
+    }
+
     /// The name that the simulated xenstore has of a domain.
     pub(crate) fn domain_name(&self, domid: Domid) -> Option<String> {
         self.host.lock().domains.get(&domid.get())?.name.clone()
@@ -70,6 +80,10 @@ impl MockDevice {
     /// See `Device::mmap_at`.
     pub(crate) unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
+        assert!(
+            len.is_multiple_of(self.page_size()),
+            "{len} bytes are not whole pages: the kernel maps more than that"
+        );
         if len / FRAME_SIZE > MAX_FRAMES {
             return Err(errno(libc::ENOMEM));
         }
@@ -101,7 +115,7 @@ impl MockDevice {
             state.vma_at(at).is_some_and(|(first, vma)| first < start || first + vma.ptes.len() * FRAME_SIZE > end)
         });
         if split && !self.host.config.allows_splits {
-            return Err(errno(libc::ENOMEM));
+            return Err(errno(if self.host.config.kernel < (6, 12) { libc::ENOMEM } else { libc::EINVAL }));
         }
         let Some(error) = strike_mmap(state) else { return Ok(()) };
         self.host.forget(state, start, end);
@@ -196,16 +210,19 @@ impl MockDevice {
         if let Some(number) = state.faults.strike(|f| if let Fault::MapBatch(e) = f { Some(e) } else { None }) {
             return Err(errno(number));
         }
+        self.host.check_memory(state, start)?;
         let Some(mut vma) = state.vmas.remove(&start) else { return Err(errno(libc::EINVAL)) };
-        let ptes = self.host.look_up(state, batch.dom, vma.protection, gfns, errors);
-        let before = vma.ptes[first..first + num].to_vec();
-        vma.ptes[first..first + num].copy_from_slice(&ptes);
+        let mut ptes = self.host.look_up(state, batch.dom, vma.protection, gfns, errors);
+        self.host.fill_up(&mut ptes);
+        let here = first..first + ptes.len();
+        let before = vma.ptes[here.clone()].to_vec();
+        vma.ptes[here.clone()].copy_from_slice(&ptes);
         // SAFETY: the range is a device mapping that the caller owns and does not use.
-        let mapped = unsafe { self.host.show(start, &vma, first, num) };
+        let mapped = unsafe { self.host.show(start, &vma, here.start, here.len()) };
         if let Err(e) = mapped {
-            vma.ptes[first..first + num].copy_from_slice(&before);
+            vma.ptes[here.clone()].copy_from_slice(&before);
             // SAFETY: as above.
-            unsafe { self.host.show_unpopulated(start, &vma, first, num) }?;
+            unsafe { self.host.show_unpopulated(start, &vma, here.start, here.len()) }?;
             state.vmas.insert(start, vma);
             return Err(e);
         }
@@ -223,7 +240,7 @@ impl MockDevice {
         let invalid = || errno(libc::EINVAL);
         let (start, vma) = state.vma_at(addr).ok_or_else(invalid)?;
         let first = (addr - start) / FRAME_SIZE;
-        let whole = first == 0 && num == vma.ptes.len();
+        let whole = first == 0 && self.host.in_whole_pages(num) == vma.ptes.len();
         if !vma.populated {
             return if whole { Ok((start, first)) } else { Err(invalid()) };
         }
@@ -270,8 +287,15 @@ impl MockDevice {
         }
         let first = request.idx as usize;
         let wanted = usize::try_from(request.num).ok().and_then(|num| pages.get(first..first.checked_add(num)?));
-        let ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
+        let mut ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
+        assert!(
+            self.page_size() == FRAME_SIZE || ptes.len() == 1,
+            "a kernel with larger pages takes the frames of a resource for so many pages, and writes behind the mapping"
+        );
+        self.host.check_memory(state, addr)?;
         let Some(mut vma) = state.vmas.remove(&addr) else { return Err(errno(libc::EINVAL)) };
+        let frames = ptes.len();
+        self.host.fill_up(&mut ptes);
         assert!(
             !vma.populated && vma.ptes.len() == ptes.len(),
             "a resource must fill an unpopulated mapping of its own: on xen this crashes the kernel"
@@ -280,7 +304,7 @@ impl MockDevice {
         // SAFETY: the range is a device mapping that the caller owns and does not use.
         let mapped = unsafe { self.host.show(addr, &vma, 0, vma.ptes.len()) };
         vma.populated = true;
-        let none_failed = vec![0; vma.ptes.len()];
+        let none_failed = vec![0; frames];
         state.vmas.insert(addr, vma);
         self.host.account_map(state, &none_failed);
         mapped.map(|()| 0)
@@ -333,6 +357,31 @@ impl MockUnmapper {
 }
 
 impl Host {
+    /// So many frames, and those that the last page has room for behind them.
+    fn in_whole_pages(&self, frames: usize) -> usize {
+        frames.next_multiple_of(self.config.page_size / FRAME_SIZE)
+    }
+
+    /// Adds what is behind the last frame in its page.
+    fn fill_up(&self, ptes: &mut Vec<Pte>) {
+        let frames = ptes.len();
+        ptes.extend((frames..self.in_whole_pages(frames)).map(|index| Pte::Fatal(fatal::page_behind(index))));
+    }
+
+    /// That the domain we are has enough memory left to populate a mapping.
+    fn check_memory(&self, state: &mut State, start: usize) -> io::Result<()> {
+        let Some(limit) = self.config.dom0_free_frames.filter(|_| self.config.dom0 != Dom0::Pv) else { return Ok(()) };
+        let is_enough = |state: &State| {
+            let taken = state.vmas.iter().filter(|&(&addr, vma)| addr == start || vma.populated);
+            taken.map(|(_, vma)| vma.ptes.len()).sum::<usize>() <= limit
+        };
+        if !is_enough(state) {
+            // What has been unmapped by somebody else is in the books until references are counted.
+            self.reclaim(state);
+        }
+        if is_enough(state) { Ok(()) } else { Err(errno(libc::ENOMEM)) }
+    }
+
     /// What each frame of a batch is; its error, if any, is noted.
     fn look_up(
         &self,
@@ -346,9 +395,10 @@ impl Host {
         let counted = dying.then(|| self.reclaim(state));
         let referenced = |page| counted.as_ref().is_some_and(|references| references.of(page) != 0);
         let faults = state.faults.strike_frames();
-        let failed = match self.config.dom0 {
+        let failed = |gfn| match self.config.dom0 {
             // Before 4.4 it was a hole as in a PV dom0.
             Dom0::Pvh if self.config.kernel >= (4, 4) => Pte::Junk,
+            Dom0::Arm => Pte::Fatal(fatal::page_of(gfn)),
             _ => Pte::None,
         };
         let mut ptes = Vec::with_capacity(gfns.len());
@@ -363,57 +413,18 @@ impl Host {
                 None => state.frame(self.config.dom0, domid, gfn, protection, referenced).map_err(|errno| -errno),
             };
             *error = found.err().unwrap_or(0);
-            ptes.push(found.unwrap_or(failed));
+            ptes.push(found.unwrap_or_else(|_| failed(gfn)));
         }
         ptes
-    }
-
-    /// Maps what pages `first..first + num` of a mapping are.
-    ///
-    /// # Safety
-    ///
-    /// They are mapped, and nothing uses them.
-    unsafe fn show(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
-        for (from, to, pte) in vma.runs().filter(|&(from, to, _)| from < first + num && first < to) {
-            let (from_here, to) = (from.max(first), to.min(first + num));
-            let len = (to - from_here) * FRAME_SIZE;
-            let addr = address(start + from_here * FRAME_SIZE)?;
-            match pte {
-                Pte::None => {}
-                Pte::Page(page) => {
-                    let offset = (page + from_here - from) * FRAME_SIZE;
-                    // SAFETY: the caller's promise.
-                    unsafe { self.ram.map_at(Place::over(addr), offset, len, vma.protection) }?;
-                }
-                Pte::Junk => {
-                    for done in (0..len).step_by(JUNK_BYTES) {
-                        let addr = address(start + from_here * FRAME_SIZE + done)?;
-                        // SAFETY: the caller's promise.
-                        unsafe { self.junk.map_private_over(addr, JUNK_BYTES.min(len - done), vma.protection) }?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Undoes [`show`](Host::show).
-    ///
-    /// # Safety
-    ///
-    /// As there.
-    unsafe fn show_unpopulated(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
-        let addr = address(start + first * FRAME_SIZE)?;
-        // SAFETY: the caller's promise.
-        unsafe { self.empty.map_at(Place::over(addr), first * FRAME_SIZE, num * FRAME_SIZE, vma.protection) }?;
-        Ok(())
     }
 
     fn account_map(&self, state: &mut State, errors: &[i32]) {
         let failed: Vec<bool> = errors.iter().map(|&error| error != 0).collect();
         match self.config.dom0 {
             Dom0::Pv => state.hypercalls.map_pv(&failed),
-            Dom0::Pvh | Dom0::Arm => state.hypercalls.translate(failed.len()),
+            Dom0::Pvh | Dom0::Arm => {
+                state.hypercalls.translate(self.in_whole_pages(failed.len()) / (self.config.page_size / FRAME_SIZE));
+            }
         }
     }
 
@@ -451,36 +462,4 @@ impl Host {
             self.account_unmap(state, &part(first.max(start), last.min(end)));
         }
     }
-
-    /// Keeps a mapping's references: it is mapped once more, where nobody knows of it.
-    fn leak(&self, state: &mut State, start: usize) -> io::Result<()> {
-        let Some(vma) = state.vmas.get(&start) else { return Ok(()) };
-        let mut leaks = Vec::new();
-        for (from, to, pte) in vma.runs() {
-            if let Pte::Page(page) = pte {
-                let len = (to - from) * FRAME_SIZE;
-                let addr = self.ram.map(page * FRAME_SIZE, len, vma.protection)?;
-                leaks.push((addr.as_ptr().addr(), len));
-            }
-        }
-        state.leaks.extend(leaks);
-        Ok(())
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let state = &mut *self.lock();
-        for (addr, len) in state.leaks.drain(..).chain(state.strangers.drain(..)) {
-            if let Ok(addr) = address(addr) {
-                // SAFETY: only the books know of this mapping.
-                let unmapped = unsafe { unmap(addr, len) };
-                unmapped.unwrap_or_else(|e| log::error!("the mock cannot unmap a mapping of its own: {e}"));
-            }
-        }
-    }
-}
-
-fn address(addr: usize) -> io::Result<NonNull<u8>> {
-    NonNull::new(std::ptr::with_exposed_provenance_mut(addr)).ok_or_else(|| errno(libc::EFAULT))
 }

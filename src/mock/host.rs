@@ -15,7 +15,7 @@ use super::state::{DOM0, Domain, FIRST_MFN, Frame, State};
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::privcmd::{Device, ProcessId};
-use crate::types::{Domid, Gfn, GuestKind, HostKind, Protection};
+use crate::types::{Architecture, Domid, Gfn, GuestKind, HostKind, Protection};
 use crate::uapi;
 
 /// Frames that Xen shows read-only under `DOMID_XEN`.
@@ -35,6 +35,7 @@ pub(super) struct Host {
     pub(super) ram: MemoryFile,
     pub(super) empty: MemoryFile,
     pub(super) junk: MemoryFile,
+    pub(super) fatal: MemoryFile,
     /// The process that made it.
     home: ProcessId,
     state: Mutex<State>,
@@ -61,24 +62,33 @@ impl MockHost {
     ///
     /// # Panics
     ///
-    /// If this system has no memory files (`memfd_create`, Linux 3.17), or pages larger than 4 KiB.
+    /// If this system has no memory files (`memfd_create`, Linux 3.17), or pages larger than 4 KiB; or if there is no
+    /// such kernel: [`page_size`](HostConfig::page_size).
     #[must_use]
     pub fn with_config(config: HostConfig) -> MockHost {
         assert_eq!(
-            crate::region::mapped_bytes(1),
+            crate::privcmd::page_size(),
             crate::FRAME_SIZE,
             "the mock maps single frames of a file, which a system with larger pages cannot"
         );
+        let page_sizes: &[usize] = if config.dom0 == Dom0::Arm { &[0x1000, 0x4000, 0x1_0000] } else { &[0x1000] };
+        assert!(page_sizes.contains(&config.page_size), "no {:?} kernel has such pages", config.dom0);
+        if config.dom0 == Dom0::Arm {
+            super::fatal::watch();
+        }
         let file = |made: io::Result<MemoryFile>| made.unwrap_or_else(|e| panic!("the mock needs memory files: {e}"));
         let host = Host {
             config,
             ram: file(MemoryFile::ram()),
             empty: file(MemoryFile::empty()),
             junk: file(MemoryFile::junk()),
+            fatal: file(MemoryFile::fatal()),
             home: ProcessId::current(),
             state: Mutex::default(),
         };
-        host.grow(&mut host.lock(), |state| state.add_xen(XEN_FRAMES));
+        // On Arm Xen shows nothing of its own.
+        let xen_frames = if host.config.dom0 == Dom0::Arm { 0 } else { XEN_FRAMES };
+        host.grow(&mut host.lock(), |state| state.add_xen(xen_frames));
         host.grow(&mut host.lock(), |state| state.add_dom0(host.config.dom0, DOM0_FRAMES));
         MockHost(Arc::new(host))
     }
@@ -87,6 +97,12 @@ impl MockHost {
     #[must_use]
     pub fn dom0(&self) -> Dom0 {
         self.0.config.dom0
+    }
+
+    /// Bytes of a page of its kernel.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.0.config.page_size
     }
 
     /// Opens the simulated device, as [`ForeignMemory::open`] does the real one.
@@ -126,9 +142,10 @@ impl MockHost {
     ///
     /// # Panics
     ///
-    /// If there is no memory left, or no number.
+    /// If there is no memory left, or no number; or for a PV guest, if the host is an Arm one.
     #[must_use]
     pub fn create_domain(&self, kind: GuestKind, frames: usize) -> MockDomain {
+        assert!(kind != GuestKind::Pv || self.dom0() != Dom0::Arm, "there are no PV guests on Arm");
         let mut state = self.0.lock();
         self.0.reclaim(&mut state);
         let free = (1..uapi::FIRST_RESERVED_DOMID).find(|id| !state.domains.contains_key(id));
@@ -185,7 +202,7 @@ impl MockHost {
         Ok(guest)
     }
 
-    /// Frames that Xen itself shows, under [`Domid::XEN`].
+    /// Frames that Xen itself shows, under [`Domid::XEN`]; on Arm none.
     #[must_use]
     pub fn xen_frames(&self) -> Vec<Gfn> {
         self.0.lock().pages_of(Domid::XEN).map(machine_frame).collect()
@@ -283,6 +300,13 @@ impl Host {
             _ if !self.config.sysfs => HostKind::Unknown,
             Dom0::Pv => HostKind::Pv,
             Dom0::Pvh | Dom0::Arm => HostKind::AutoTranslated,
+        }
+    }
+
+    pub(super) fn architecture(&self) -> Architecture {
+        match self.config.dom0 {
+            Dom0::Pv | Dom0::Pvh => Architecture::X86,
+            Dom0::Arm => Architecture::Arm64,
         }
     }
 

@@ -7,7 +7,7 @@ use std::io;
 use super::fault::Fault;
 use super::host::Host;
 use super::state::{FIRST_MFN, State};
-use crate::types::GuestKind;
+use crate::types::{Architecture, GuestKind};
 use crate::uapi;
 
 /// How often a kernel would have entered Xen for what was mapped and unmapped.
@@ -23,7 +23,8 @@ pub struct Hypercalls {
     pub mmuext_op: u64,
     /// Writes to page-table entries that trap into Xen: a PV dom0 unmaps each frame with one.
     pub pte_writes: u64,
-    /// `memory_op`: an auto-translated dom0 maps each frame with one, and unmaps each with one.
+    /// `memory_op`: an auto-translated dom0 maps each frame with one (if its pages are larger, all of a page), and
+    /// unmaps each with one.
     pub memory_op: u64,
     /// `domctl` and `sysctl`: the toolstack's questions about domains and their frames.
     pub toolstack: u64,
@@ -54,14 +55,15 @@ impl Hypercalls {
         self.mmuext_op += if frames <= SINGLE_FLUSHES { frames as u64 } else { 1 };
     }
 
-    /// Frames, failed ones included, are mapped or unmapped in an auto-translated dom0.
-    pub(super) fn translate(&mut self, frames: usize) {
-        self.memory_op += frames as u64;
+    /// Frames, failed ones included, are unmapped in an auto-translated dom0; or mapped there, and these are its pages.
+    pub(super) fn translate(&mut self, count: usize) {
+        self.memory_op += count as u64;
     }
 }
 
 const EXTRAVERSION: &[u8] = b".7-mock";
 const CAPABILITIES: &[u8] = b"xen-3.0-x86_64 hvm-3.0-x86_64";
+const ARM_CAPABILITIES: &[u8] = b"xen-3.0-aarch64 xen-3.0-armv7l";
 
 impl Host {
     /// Answers the hypercalls that the library makes; ENOSYS for any other.
@@ -175,6 +177,7 @@ impl Host {
                 return Ok(u64::from(major) << 16 | u64::from(minor));
             }
             uapi::XENVER_EXTRAVERSION => EXTRAVERSION,
+            uapi::XENVER_CAPABILITIES if self.architecture() == Architecture::Arm64 => ARM_CAPABILITIES,
             uapi::XENVER_CAPABILITIES => CAPABILITIES,
             uapi::XENVER_GET_FEATURES => &info,
             _ => return Err(libc::ENOSYS),

@@ -44,7 +44,12 @@ impl MemoryFile {
         MemoryFile::new(c"xenmap-empty")
     }
 
-    /// What a failed frame of an auto-translated dom0 reads as: bytes 0xFF.
+    /// A file that stays empty, for what ends the process of an Arm dom0 on every access.
+    pub(super) fn fatal() -> io::Result<MemoryFile> {
+        MemoryFile::new(super::fatal::FILE)
+    }
+
+    /// What a failed frame of an x86 PVH dom0 reads as: bytes 0xFF.
     pub(super) fn junk() -> io::Result<MemoryFile> {
         let junk = MemoryFile::new(c"xenmap-junk")?;
         junk.file.write_all_at(&[0xFF].repeat(JUNK_BYTES), 0)?;

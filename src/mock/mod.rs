@@ -42,19 +42,25 @@
 //!   `vm.max_map_count` of such frames fails with ENOMEM here.
 //! - A child has its own copy of the host's books, from the moment of the fork, and sees only references of its own
 //!   and of its children. It can map, but it frees nothing, and to give a domain memory there is a panic.
-//! - In an Arm dom0 an access to a failed frame is a SIGBUS, which a handler could catch; on Xen nothing can.
+//! - In an Arm dom0 an access to a failed frame aborts the process, and says why. It is a handler of SIGBUS that does so,
+//!   which the first host of that kind installs: one that is installed later catches the access. On Xen none can.
+//! - A system call that is handed such a frame fails with EFAULT. On Xen it breaks the kernel, and never returns.
+//! - The pages of an Arm dom0 may be larger than a frame, but its mappings begin at any multiple of 4096.
+//! - [`HostConfig::dom0_free_frames`] is for each process, and there again at once for those that are unmapped.
 //! - Time and locks are those of Linux. What a call would cost on Xen is counted instead: [`MockHost::hypercalls`].
 //! - Page tables of this process are not counted among the hypercalls, and neither is the death of a process.
 
 mod config;
 mod domain;
 mod driver;
+mod fatal;
 mod fault;
 mod frame_info;
 mod host;
 mod hypercalls;
 mod m2p;
 mod memory;
+mod pages;
 mod pv_guest;
 mod references;
 mod state;

@@ -53,9 +53,11 @@ impl References {
         references.add(host, &segments);
         let us = std::process::id();
         for process in descendants(us) {
+            // Asked first: a child that shares our memory may get its own at any time, but never the other way round.
+            let shares = shares_memory(us, process);
             let maps = read_maps(process);
             let mut theirs: Vec<Segment<'_>> = parse(host, &maps).collect();
-            match shares_memory(us, process) {
+            match shares {
                 Some(true) => continue,
                 Some(false) => {}
                 // What lies at the same place is taken for the same: a true child has not inherited it.
@@ -132,6 +134,7 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
             Pte::None => (&host.empty, None, 's'),
             Pte::Page(page) => (&host.ram, Some(page * FRAME_SIZE), 's'),
             Pte::Junk => (&host.junk, None, 'p'),
+            Pte::Fatal(page) => (&host.fatal, Some(page * FRAME_SIZE), 's'),
         };
         while at < end {
             let next = segments.get(segments.partition_point(|segment| segment.end <= at));
@@ -177,7 +180,8 @@ fn parse<'a>(host: &'a Host, maps: &'a str) -> impl Iterator<Item = Segment<'a>>
         let (major, minor) = fields.next()?.split_once(':')?;
         let device = nix::sys::stat::makedev(hex(major)? as u64, hex(minor)? as u64);
         let inode = fields.next()?.parse().ok()?;
-        let file = [&host.ram, &host.empty, &host.junk].into_iter().find(|f| (f.device, f.inode) == (device, inode))?;
+        let files = [&host.ram, &host.empty, &host.junk, &host.fatal];
+        let file = files.into_iter().find(|f| (f.device, f.inode) == (device, inode))?;
         Some(Segment { start: hex(start)?, end: hex(end)?, offset, permissions, file })
     })
 }

@@ -43,7 +43,8 @@ pub(super) enum Frame {
     Broken(usize),
 }
 
-/// What a virtual processor's registers hold, as far as page tables need them; at first its paging is off.
+/// What a virtual processor's registers hold, as far as page tables need them; at first its paging is off. Those of
+/// another architecture than the host's are of no account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vcpu {
     /// Control register 0: bit 31 (PG) says that paging is on.
@@ -54,6 +55,16 @@ pub struct Vcpu {
     pub cr4: u64,
     /// The MSR EFER: bit 10 (LMA) says that it is in 64-bit mode.
     pub efer: u64,
+    /// `SPSR_EL2` of arm64, what the processor was doing: bit 4 says that it was 32-bit code.
+    pub cpsr: u64,
+    /// `SCTLR_EL1` of arm64: bit 0 (M) says that paging is on.
+    pub sctlr: u64,
+    /// `TCR_EL1` of arm64, which says how its tables are made.
+    pub tcr: u64,
+    /// `TTBR0_EL1` of arm64, the address of the top table of the lower half.
+    pub ttbr0: u64,
+    /// `TTBR1_EL1` of arm64, that of the upper half.
+    pub ttbr1: u64,
 }
 
 #[derive(Debug)]
@@ -102,8 +113,10 @@ pub(super) enum Pte {
     None,
     /// A page of the RAM file.
     Page(usize),
-    /// A frame that failed in an auto-translated dom0, or that is not a guest's.
+    /// A frame that failed in an x86 PVH dom0, or that is not a guest's.
     Junk,
+    /// A frame that failed in an Arm dom0, or the end of the last page behind the last frame, as a page of that file.
+    Fatal(usize),
 }
 
 /// A device mapping.
@@ -122,7 +135,9 @@ impl Vma {
             let start = next;
             let first = *self.ptes.get(start)?;
             let continues = |i: &usize| match (first, self.ptes[*i]) {
-                (Pte::Page(page), Pte::Page(other)) => other == page + (i - start),
+                (Pte::Page(page), Pte::Page(other)) | (Pte::Fatal(page), Pte::Fatal(other)) => {
+                    other == page + (i - start)
+                }
                 (first, other) => first == other,
             };
             next = (start + 1..self.ptes.len()).find(|i| !continues(i)).unwrap_or(self.ptes.len());
@@ -171,7 +186,8 @@ impl State {
         match domid {
             // A PV dom0 gets its own machine frames, or raw MMIO, and is told that all is well.
             DOMID_SELF | DOMID_IO if pv => return Ok(Pte::Junk),
-            DOM0 => return Err(if pv { libc::ESRCH } else { libc::EPERM }),
+            DOMID_SELF | DOMID_IO | uapi::XEN_DOMID if dom0 == Dom0::Arm => return Err(libc::EINVAL),
+            DOM0 => return Err(if dom0 == Dom0::Pvh { libc::EPERM } else { libc::ESRCH }),
             _ => {}
         }
         let domain = self.domains.get_mut(&domid).ok_or(libc::ESRCH)?;

@@ -126,7 +126,7 @@ fn checks_come_in_the_kernels_order() {
 
 #[test]
 fn part_of_a_mapping_is_not_unmapped() {
-    for dom0 in [Dom0::Pv, Dom0::Pvh] {
+    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
         let driver = Driver::new(dom0);
         let addr = driver.mmap(4);
         driver.map(addr, 0, &[0, 1, 2, 3]);
@@ -164,15 +164,21 @@ fn large_frame_numbers_alias_in_a_pv_dom0() {
     let driver = Driver::new(Dom0::Pv);
     assert_eq!(driver.map(driver.mmap(1), 0, &[1 << 40]), (None, vec![0]), "frame 0 in fact");
     assert_eq!(driver.references(), 1);
-    let driver = Driver::new(Dom0::Pvh);
-    assert_eq!(driver.map(driver.mmap(1), 0, &[1 << 40]), (None, vec![-libc::EINVAL]));
+    for dom0 in [Dom0::Pvh, Dom0::Arm] {
+        let driver = Driver::new(dom0);
+        for gfn in [1 << 40, u64::MAX] {
+            assert_eq!(driver.map(driver.mmap(1), 0, &[gfn]), (None, vec![-libc::EINVAL]));
+        }
+    }
 }
 
 #[test]
 fn special_domains_are_answered_as_by_xen() {
     const DOMID_SELF: u16 = 0x7FF0;
     const DOMID_IO: u16 = 0x7FF1;
-    for (dom0, own, zero) in [(Dom0::Pv, 0, -libc::ESRCH), (Dom0::Pvh, -libc::ESRCH, -libc::EPERM)] {
+    for (dom0, own, zero) in
+        [(Dom0::Pv, 0, -libc::ESRCH), (Dom0::Pvh, -libc::ESRCH, -libc::EPERM), (Dom0::Arm, -libc::EINVAL, -libc::ESRCH)]
+    {
         let driver = Driver::new(dom0);
         for (dom, error) in
             [(DOMID_SELF, own), (DOMID_IO, own), (0x7FF4, -libc::ESRCH), (0x7FFF, -libc::ESRCH), (0, zero)]
@@ -215,17 +221,76 @@ fn mapping_and_populating_go_by_different_files() {
 
 #[test]
 fn mapping_over_a_part_is_refused_and_over_the_whole_drops_it() {
-    let driver = Driver::new(Dom0::Pv);
-    let addr = driver.mmap(4);
-    driver.map(addr, 0, &[0, 1, 2, 3]);
-    // SAFETY: nobody uses the mapping.
-    let part = unsafe { driver.device.mmap_at(Place::over(addr), FRAME_SIZE, Protection::ReadOnly) };
-    assert_eq!(errno(part), Some(libc::ENOMEM));
-    assert_eq!(driver.references(), 4);
-    // SAFETY: nobody uses the mapping.
-    unsafe { driver.device.mmap_at(Place::over(addr), 4 * FRAME_SIZE, Protection::ReadOnly) }.unwrap();
+    for (dom0, kernel, refusal) in
+        [(Dom0::Pv, (6, 1), libc::ENOMEM), (Dom0::Arm, (6, 11), libc::ENOMEM), (Dom0::Arm, (6, 12), libc::EINVAL)]
+    {
+        let driver = Driver::with_config(HostConfig { dom0, kernel, ..HostConfig::default() });
+        let addr = driver.mmap(4);
+        driver.map(addr, 0, &[0, 1, 2, 3]);
+        // SAFETY: nobody uses the mapping.
+        let part = unsafe { driver.device.mmap_at(Place::over(addr), FRAME_SIZE, Protection::ReadOnly) };
+        assert_eq!(errno(part), Some(refusal), "{dom0:?}, linux {kernel:?}");
+        assert_eq!(driver.references(), 4);
+        // SAFETY: nobody uses the mapping.
+        unsafe { driver.device.mmap_at(Place::over(addr), 4 * FRAME_SIZE, Protection::ReadOnly) }.unwrap();
+        assert_eq!(driver.references(), 0);
+        assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]), "it is unpopulated again");
+    }
+}
+
+#[test]
+fn call_covers_whole_pages_of_the_kernel() {
+    let driver = Driver::with_config(HostConfig { dom0: Dom0::Arm, page_size: 0x4000, ..HostConfig::default() });
+    let addr = driver.mmap(8);
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "a page less");
+    assert_eq!(driver.map(addr, 0, &[0; 9]).0, Some(libc::EINVAL), "a page more");
+    assert_eq!(driver.map(addr, 4, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "not at the start");
+    assert_eq!(driver.map(addr, 1, &[0; 7]).0, Some(libc::EINVAL), "inside a page");
+    assert_eq!(driver.map(addr, 0, &[5, 5, 3, 2, 1]), (None, vec![0; 5]), "any frames, in any order");
+    assert_eq!(driver.references(), 5);
+    assert_eq!(driver.host.hypercalls().memory_op, 2, "one for each page");
+    assert_eq!(driver.munmap(addr, 0, 4), Some(libc::EINVAL));
+    assert_eq!(driver.munmap(addr, 0, 8), None);
     assert_eq!(driver.references(), 0);
-    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]), "it is unpopulated again");
+    assert_eq!(driver.host.hypercalls().memory_op, 2 + 8, "one for each frame that there is room for");
+}
+
+#[test]
+#[should_panic(expected = "20480 bytes are not whole pages")]
+fn mapping_of_a_part_of_a_page_is_found() {
+    Driver::with_config(HostConfig { dom0: Dom0::Arm, page_size: 0x4000, ..HostConfig::default() }).mmap(5);
+}
+
+#[test]
+#[should_panic(expected = "no Pvh kernel has such pages")]
+fn x86_has_pages_of_one_size() {
+    Driver::with_config(HostConfig { dom0: Dom0::Pvh, page_size: 0x4000, ..HostConfig::default() });
+}
+
+#[test]
+fn frames_take_memory_of_an_auto_translated_dom0() {
+    for (dom0, page_size, refusal) in
+        [(Dom0::Arm, 0x1000, Some(libc::ENOMEM)), (Dom0::Arm, 0x4000, Some(libc::ENOMEM)), (Dom0::Pv, 0x1000, None)]
+    {
+        let config = HostConfig { dom0, page_size, dom0_free_frames: Some(16), ..HostConfig::default() };
+        let driver = Driver::with_config(config);
+        let (first, second) = (driver.mmap(12), driver.mmap(8));
+        assert_eq!(driver.map(first, 0, &[0xE_0000; 9 + 3]).0, None, "failed ones, too");
+        assert_eq!(driver.map(second, 0, &[0; 8]).0, refusal, "{dom0:?}");
+        assert_eq!(driver.munmap(first, 0, 12), None);
+        assert_eq!(driver.map(second, 0, &[0; 8]).0, if dom0 == Dom0::Pv { Some(libc::EINVAL) } else { None });
+    }
+}
+
+#[test]
+fn memory_that_was_freed_behind_our_back_is_there_again() {
+    let driver =
+        Driver::with_config(HostConfig { dom0: Dom0::Arm, dom0_free_frames: Some(4), ..HostConfig::default() });
+    let (first, second) = (driver.mmap(4), driver.mmap(4));
+    assert_eq!(driver.map(first, 0, &[0, 1, 2, 3]).0, None);
+    // SAFETY: nobody uses the mapping.
+    unsafe { super::memory::unmap(first, 4 * FRAME_SIZE) }.unwrap();
+    assert_eq!(driver.map(second, 0, &[0, 1, 2, 3]).0, None);
 }
 
 #[test]

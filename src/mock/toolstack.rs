@@ -7,7 +7,7 @@ use super::host::Host;
 use super::hypercalls::{give, take};
 use super::state::{DOM0, Domain, Frame, State};
 use crate::domctl::u32_at;
-use crate::types::GuestKind;
+use crate::types::{Architecture, GuestKind};
 use crate::uapi;
 
 /// Bytes of the structure in front of the arguments.
@@ -25,6 +25,8 @@ const EMULATED_FOR_HVM: u32 = 0x3FF;
 const EMULATED_FOR_PVH: u32 = 0x1;
 const EMULATED_FOR_PV_DOM0: u32 = 0x100;
 const EMULATED_FOR_PVH_DOM0: u32 = 0x411;
+/// What is there on Arm (xen/include/public/arch-arm.h, `XEN_DOMCTL_CONFIG_GIC_V3`).
+const ARM_GIC_VERSION: u32 = 2;
 
 impl Domain {
     /// # Errors
@@ -132,7 +134,15 @@ impl Host {
             self.reclaim(state);
         }
         let (&found, domain) = state.domains.range_mut(domid..=last).next().ok_or(libc::ESRCH)?;
+        let on_arm = self.architecture() == Architecture::Arm64;
         match command {
+            uapi::XEN_DOMCTL_GETPAGEFRAMEINFO3
+            | uapi::XEN_DOMCTL_GET_ADDRESS_SIZE
+            | uapi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL
+                if on_arm =>
+            {
+                Err(libc::ENOSYS)
+            }
             uapi::XEN_DOMCTL_PAUSEDOMAIN if found == DOM0 => Err(libc::EINVAL),
             uapi::XEN_DOMCTL_PAUSEDOMAIN => domain.pause().map(|()| 0),
             uapi::XEN_DOMCTL_UNPAUSEDOMAIN => domain.unpause().map(|()| 0),
@@ -154,7 +164,9 @@ impl Host {
                 unsafe { give(state, arg + HEADER, &size.to_ne_bytes()) }.map(|()| 0)
             }
             uapi::XEN_DOMCTL_GETVCPUCONTEXT => {
-                let context = domain.vcpu_context(u32_at(&call, 16))?;
+                let vcpu = u32_at(&call, 16);
+                let context =
+                    if on_arm { domain.arm64_vcpu_context(vcpu, self.config.xen) } else { domain.vcpu_context(vcpu) }?;
                 // SAFETY: the caller's promise.
                 unsafe { give(state, word(&call, 24), &context) }?;
                 Ok(0)
@@ -179,10 +191,12 @@ impl Host {
 
     /// `struct xen_domctl_getdomaininfo`, field by field.
     fn domain_info(&self, state: &State, domid: u16, domain: &Domain) -> Vec<u8> {
+        let on_arm = self.architecture() == Architecture::Arm64;
         let flags = if domain.dying { uapi::XEN_DOMINF_DYING } else { 0 }
             | if domain.pauses != 0 { uapi::XEN_DOMINF_PAUSED } else { 0 }
-            | if domain.kind == GuestKind::Pv { 0 } else { uapi::XEN_DOMINF_HVM_GUEST };
+            | if domain.kind == GuestKind::Pv && !on_arm { 0 } else { uapi::XEN_DOMINF_HVM_GUEST };
         let emulated = match domain.kind {
+            _ if on_arm => ARM_GIC_VERSION,
             GuestKind::Pv if domid == DOM0 => EMULATED_FOR_PV_DOM0,
             GuestKind::Pv => 0,
             GuestKind::Pvh if domid == DOM0 => EMULATED_FOR_PVH_DOM0,

@@ -48,6 +48,29 @@ impl Domain {
         Ok(record)
     }
 
+    /// What `XEN_DOMCTL_getvcpucontext` of arm64 gives (struct `vcpu_guest_context`); before Xen 4.16 two registers in
+    /// it were smaller.
+    pub(super) fn arm64_vcpu_context(&self, vcpu: u32, xen: (u16, u16)) -> Result<Vec<u8>, i32> {
+        let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
+        let mut context = vec![0; uapi::VCPU_CONTEXT_ARM64_BYTES as usize];
+        let registers = [
+            (uapi::VCPU_CONTEXT_ARM64_CPSR, vcpu.cpsr),
+            (uapi::VCPU_CONTEXT_ARM64_SCTLR, vcpu.sctlr),
+            (uapi::VCPU_CONTEXT_ARM64_TTBCR, vcpu.tcr),
+            (uapi::VCPU_CONTEXT_ARM64_TTBR0, vcpu.ttbr0),
+            (uapi::VCPU_CONTEXT_ARM64_TTBR1, vcpu.ttbr1),
+        ];
+        for (offset, value) in registers {
+            context[offset as usize..][..8].copy_from_slice(&value.to_ne_bytes());
+        }
+        if xen < (4, 16) {
+            let [cpsr, spsr_el1] = [0, 8].map(|offset| uapi::VCPU_CONTEXT_ARM64_CPSR as usize + offset);
+            context.drain(spsr_el1 + 4..spsr_el1 + 8);
+            context.drain(cpsr + 4..cpsr + 8);
+        }
+        Ok(context)
+    }
+
     /// What `XEN_DOMCTL_getvcpucontext` gives (struct `vcpu_guest_context`), of a 32-bit guest as far as CR3.
     pub(super) fn vcpu_context(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;

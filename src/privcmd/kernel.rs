@@ -12,9 +12,10 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::{Ioctl, Place};
-use crate::types::{HostKind, Protection};
+use crate::types::{FRAME_SIZE, HostKind, Protection};
 use crate::uapi;
 
 /// The device since Linux 2.6.39, and where xenfs had it before.
@@ -85,6 +86,14 @@ impl KernelDevice {
             let addr = unsafe { map(Place::default(), len, Protection::ReadWrite, device) }?;
             // SAFETY: the range has just been mapped; a child that does not have it changes nothing for this process.
             unsafe { mman::madvise(addr.cast(), len, mman::MmapAdvise::MADV_DONTFORK) }?;
+            // Linux on arm64 marks a page writable when it is first written, and Xen, which writes where the page
+            // tables let it, says EFAULT until then.
+            for offset in (0..len).step_by(FRAME_SIZE) {
+                // SAFETY: less than `len` bytes from the beginning of the range.
+                let byte = unsafe { addr.add(offset) };
+                // SAFETY: the byte has just been mapped for writing, and nobody else knows of it.
+                unsafe { byte.write_volatile(0) };
+            }
             return Ok(addr);
         }
         lock_memory(len)
@@ -149,6 +158,15 @@ fn lock_memory(len: usize) -> io::Result<NonNull<u8>> {
 pub(super) unsafe fn munmap(addr: NonNull<u8>, len: usize) -> io::Result<()> {
     // SAFETY: the caller promises a whole mapping of its own that nothing uses.
     unsafe { mman::munmap(addr.cast(), len) }.map_err(io::Error::from)
+}
+
+/// Bytes of a page of this system.
+pub(crate) fn page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    *SIZE.get_or_init(|| {
+        let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
+        size.and_then(|size| usize::try_from(size).ok()).unwrap_or(FRAME_SIZE)
+    })
 }
 
 pub(super) fn host_kind() -> HostKind {

@@ -12,10 +12,10 @@ use std::io;
 use std::path::PathBuf;
 use std::ptr::NonNull;
 
-use crate::types::{Domid, Gfn, HostKind, Protection};
+use crate::types::{Architecture, Domid, FRAME_SIZE, Gfn, HostKind, Protection};
 use crate::uapi;
 
-pub(crate) use kernel::KernelDevice;
+pub(crate) use kernel::{KernelDevice, page_size};
 pub(crate) use process::ProcessId;
 
 #[cfg(feature = "mock")]
@@ -87,6 +87,20 @@ impl Device {
             // SAFETY: the caller's promise is the one that is asked for.
             Device::Mock(device) => unsafe { device.mmap_at(place, len, protection) },
         }
+    }
+
+    /// Bytes of a page of the host's kernel: a frame's, or on Arm 16 or 64 KiB.
+    pub(crate) fn page_size(&self) -> usize {
+        match self {
+            Device::Kernel(_) => page_size(),
+            #[cfg(feature = "mock")]
+            Device::Mock(device) => device.page_size(),
+        }
+    }
+
+    /// Bytes that the kernel maps for so many frames: it knows only its own pages.
+    pub(crate) fn mapped_bytes(&self, frames: usize) -> usize {
+        (frames * FRAME_SIZE).next_multiple_of(self.page_size())
     }
 
     pub(crate) fn unmapper(&self) -> Unmapper {
@@ -195,6 +209,16 @@ impl Device {
             Device::Kernel(_) => kernel::host_kind(),
             #[cfg(feature = "mock")]
             Device::Mock(device) => device.host_kind(),
+        }
+    }
+
+    /// The architecture of the host: of a real one that of this program, which a simulated one need not have.
+    pub(crate) fn architecture(&self) -> Architecture {
+        match self {
+            Device::Kernel(_) if cfg!(target_arch = "aarch64") => Architecture::Arm64,
+            Device::Kernel(_) => Architecture::X86,
+            #[cfg(feature = "mock")]
+            Device::Mock(device) => device.architecture(),
         }
     }
 }

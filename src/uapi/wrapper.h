@@ -17,6 +17,7 @@
 #include <xen/hvm/hvm_op.h>
 #include <xen/hvm/params.h>
 #include <xen/hvm/save.h>
+#include <xen/foreign/arm64.h>
 #include <xen/foreign/x86_32.h>
 #include <xen/foreign/x86_64.h>
 #include <xen/privcmd.h>
@@ -46,6 +47,12 @@ enum offset {
 	VCPU_CONTEXT_64_BYTES = sizeof(struct vcpu_guest_context_x86_64),
 	VCPU_CONTEXT_64_CR3 = offsetof(struct vcpu_guest_context_x86_64, ctrlreg[3]),
 	VCPU_CONTEXT_32_CR3 = offsetof(struct vcpu_guest_context_x86_32, ctrlreg[3]),
+	VCPU_CONTEXT_ARM64_BYTES = sizeof(struct vcpu_guest_context_arm64),
+	VCPU_CONTEXT_ARM64_CPSR = offsetof(struct vcpu_guest_context_arm64, user_regs.cpsr),
+	VCPU_CONTEXT_ARM64_SCTLR = offsetof(struct vcpu_guest_context_arm64, sctlr),
+	VCPU_CONTEXT_ARM64_TTBCR = offsetof(struct vcpu_guest_context_arm64, ttbcr),
+	VCPU_CONTEXT_ARM64_TTBR0 = offsetof(struct vcpu_guest_context_arm64, ttbr0),
+	VCPU_CONTEXT_ARM64_TTBR1 = offsetof(struct vcpu_guest_context_arm64, ttbr1),
 	HVM_CPU_BYTES = sizeof(struct hvm_hw_cpu),
 	HVM_CPU_CR0 = offsetof(struct hvm_hw_cpu, cr0),
 	HVM_CPU_CR3 = offsetof(struct hvm_hw_cpu, cr3),

@@ -1,5 +1,5 @@
-//! What the contract suite runs on: the simulated host, or the real Xen that `XENMAP_TEST_XEN` (`pv` or `pvh`, the kind
-//! of dom0) says we are on. A test is the same for both; what differs by kind of host or guest it states itself.
+//! What the contract suite runs on: the simulated host, or the real Xen that `XENMAP_TEST_XEN` (`pv`, `pvh` or `arm64`,
+//! the kind of dom0) says we are on. A test is the same for both; what differs by kind of host is in `expected`.
 
 #![allow(clippy::allow_attributes, reason = "what one test file has no use for, another has")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
@@ -8,14 +8,21 @@
 #![allow(clippy::print_stdout, reason = "says which host and guest a failing test was on")]
 #![allow(clippy::unused_self, reason = "what is asked of a host is a method of it")]
 
+pub mod expected;
 mod xen;
 
+use std::process::{Command, Output};
+
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
-use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HostKind, Protection, Result};
+use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
 
 pub use Protection::{ReadOnly, ReadWrite};
 
 pub const FRAME: usize = xenmap::FRAME_SIZE;
+
+/// The kinds of simulated hosts: which dom0, and the bytes of its kernel's pages.
+pub const MOCKS: [(Dom0, usize); 4] =
+    [(Dom0::Pv, FRAME), (Dom0::Pvh, FRAME), (Dom0::Arm, FRAME), (Dom0::Arm, 4 * FRAME)];
 
 /// The UUID of every guest.
 pub const HANDLE: [u8; 16] = *b"a guest (xenmap)";
@@ -47,18 +54,30 @@ pub fn on_each_host(test: impl Fn(&Host)) {
     if xen_dom0().is_some() {
         return test(&Host::Xen(xen::Toolstack::new()));
     }
-    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
-        println!("on the mock, {dom0:?} dom0");
-        test(&Host::Mock(mock(dom0)));
+    for (dom0, page_size) in MOCKS {
+        println!("on the mock, {dom0:?} dom0 with pages of {page_size} bytes");
+        test(&Host::Mock(mock_with_pages(dom0, page_size)));
     }
+}
+
+/// Runs a test on each host that has PV guests: there are none on Arm. A test that uses it is listed in
+/// tests/xen/x86-only.txt.
+pub fn on_each_host_with_pv_guests(test: impl Fn(&Host)) {
+    on_each_host(|host| {
+        if host.guest_kinds().contains(&GuestKind::Pv) {
+            test(host);
+        } else {
+            assert!(matches!(host, Host::Mock(_)), "this test needs a PV guest: list it in tests/xen/x86-only.txt");
+        }
+    });
 }
 
 /// Runs a test with each kind of guest on each host.
 pub fn with_each_guest(frames: usize, test: impl Fn(&Host, Guest)) {
     on_each_host(|host| {
-        for kind in [GuestKind::Hvm, GuestKind::Pv] {
+        for kind in host.guest_kinds() {
             println!("{kind:?} guest");
-            test(host, host.create(kind, frames));
+            test(host, host.create(*kind, frames));
         }
     });
 }
@@ -66,8 +85,14 @@ pub fn with_each_guest(frames: usize, test: impl Fn(&Host, Guest)) {
 /// A simulated host, for what a real one cannot be brought to do. A test that uses it is listed in
 /// tests/xen/mock-only.txt with the reason.
 pub fn mock(dom0: Dom0) -> MockHost {
+    mock_with_pages(dom0, FRAME)
+}
+
+/// The same, with a kernel that has pages of so many bytes.
+pub fn mock_with_pages(dom0: Dom0, page_size: usize) -> MockHost {
     let mut config = HostConfig::default();
     config.dom0 = dom0;
+    config.page_size = page_size;
     mock_with(config)
 }
 
@@ -93,22 +118,13 @@ impl Host {
         Guest { inner, kind, destroyed: false }
     }
 
-    /// What the host is, whatever the library believes.
-    pub fn kind(&self) -> HostKind {
-        let pv = match self {
-            Host::Mock(host) => host.open().unwrap().host_kind() == HostKind::Pv,
-            Host::Xen(_) => xen_dom0().unwrap() == "pv",
-        };
-        if pv { HostKind::Pv } else { HostKind::AutoTranslated }
-    }
-
-    pub fn is_pv(&self) -> bool {
-        self.kind() == HostKind::Pv
-    }
-
-    /// Whether it is the mock's Arm dom0.
-    pub fn is_arm(&self) -> bool {
-        matches!(self, Host::Mock(host) if host.dom0() == Dom0::Arm)
+    /// Bytes of a page of the host's kernel.
+    pub fn page_size(&self) -> usize {
+        match self {
+            Host::Mock(host) => host.page_size(),
+            // SAFETY: takes a number only.
+            Host::Xen(_) => usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap(),
+        }
     }
 
     /// How many frames a domain owns; `None` once it is gone.
@@ -125,9 +141,10 @@ impl Host {
         Domid::new(31_000).unwrap()
     }
 
-    /// Frames of Xen itself that anyone may read.
+    /// Frames of Xen itself that anyone may read; on Arm, numbers that are nothing of the kind.
     pub fn xen_frames(&self) -> Vec<Gfn> {
         match self {
+            _ if self.is_arm() => (0..4).map(|gfn| Gfn::new(gfn).unwrap()).collect(),
             Host::Mock(host) => host.xen_frames(),
             Host::Xen(toolstack) => toolstack.machine_to_phys_frames(),
         }
@@ -287,6 +304,22 @@ pub fn failures(result: Result<ForeignMapping>) -> Vec<(usize, i32)> {
         Err(e) => panic!("not about frames: {e}"),
         Ok(mapping) => panic!("all {} frames were mapped", mapping.frames()),
     }
+}
+
+/// What the child of a test is to do.
+const TASK: &str = "XENMAP_TEST_TASK";
+
+/// Runs a test once more in a process of its own, where [`its_task`] is this; in that process returns `None`.
+pub fn in_a_process_of_its_own(test: &str, task: &str) -> Option<Output> {
+    if std::env::var_os(TASK).is_some() {
+        return None;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    Some(command.args(["--exact", test, "--nocapture"]).env(TASK, task).output().unwrap())
+}
+
+pub fn its_task() -> String {
+    std::env::var(TASK).unwrap()
 }
 
 /// Runs a function in a forked child, which leaves with status 0 if it returns true. It gets a function that waits

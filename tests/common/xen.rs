@@ -1,6 +1,7 @@
 //! A toolstack of a few hypercalls: creates, changes and destroys domains of a real Xen 4.17 without vcpus or xenstore.
 //!
-//! The numbers and layouts are those of xen/include/public/{domctl,memory,xen}.h of that release.
+//! The numbers and layouts are those of xen/include/public/{domctl,memory,xen}.h of that release; they are the same on
+//! x86 and on Arm, but for what is the architecture's own.
 
 use std::cell::RefCell;
 
@@ -69,9 +70,11 @@ impl Toolstack {
 
     /// A domain of which no vcpu ever runs, with so many frames.
     pub fn create_domain(&self, kind: GuestKind, frames: usize) -> Domain {
-        // CDF_hvm | CDF_hap, and the emulated devices: a PVH guest has a local APIC only.
+        // CDF_hvm | CDF_hap, and the emulated devices: a PVH guest has a local APIC only. On Arm they are the interrupt
+        // controller, of which 0 is the machine's own kind.
         let (flags, emulation) = match kind {
             GuestKind::Pv => (0, 0),
+            _ if cfg!(target_arch = "aarch64") => (3, 0),
             GuestKind::Pvh => (3, 1),
             _ => (3, 0x3FF),
         };
