@@ -5,8 +5,6 @@ mod common;
 use common::{HANDLE, Host, ReadOnly, ThenChild, in_child, on_each_host, with_each_guest};
 use xenmap::{DomainInfo, DomainState, Domid, ForeignMemory, Guest, GuestKind};
 
-const KINDS: [GuestKind; 3] = [GuestKind::Pv, GuestKind::Pvh, GuestKind::Hvm];
-
 fn state(host: &Host, domid: Domid) -> Option<DomainState> {
     host.open().domain_info(domid).ok()?.state
 }
@@ -18,7 +16,7 @@ fn listed(memory: &ForeignMemory, domid: Domid) -> Option<DomainInfo> {
 #[test]
 fn created_guest_is_listed_with_what_is_known_of_it() {
     on_each_host(|host| {
-        for kind in KINDS {
+        for &kind in host.told_kinds() {
             let guest = host.create(kind, 10);
             guest.start();
             let memory = host.open();
@@ -36,7 +34,7 @@ fn created_guest_is_listed_with_what_is_known_of_it() {
 #[test]
 fn domains_are_listed_once_each_from_the_lowest_number_on() {
     on_each_host(|host| {
-        let guests: Vec<common::Guest> = KINDS.map(|kind| host.create(kind, 1)).into();
+        let guests: Vec<common::Guest> = host.told_kinds().iter().map(|kind| host.create(*kind, 1)).collect();
         let domids: Vec<Domid> = host.open().domains().unwrap().iter().map(|info| info.domid).collect();
         assert!(domids.is_sorted_by(|a, b| a < b), "{domids:?}");
         assert!(guests.iter().all(|guest| domids.contains(&guest.domid())), "{domids:?}");
@@ -49,7 +47,7 @@ fn domain_that_we_are_in_is_listed() {
     on_each_host(|host| {
         let own = host.open().domains().unwrap().remove(0);
         assert_eq!(own.domid.get(), 0);
-        assert_eq!(own.kind, if host.is_pv() { GuestKind::Pv } else { GuestKind::Pvh });
+        assert_eq!(own.kind, host.own_kind());
         assert_eq!(own.state, Some(DomainState::Running));
         assert!(own.pages > 0 && own.vcpus > Some(0), "{own:?}");
         assert_eq!(own.handle, Some([0; 16]));

@@ -92,9 +92,13 @@ fn scan_tells_how_far_it_is() {
         let memory = host.open();
         let guest = Guest::open(&memory, guest.domid()).unwrap();
         let mut scan = guest.scan(Search::default()).unwrap();
-        assert_eq!((scan.found(), scan.owned(), scan.untried()), (0, 101, 5001));
+        let untried = scan.untried();
+        assert_eq!((scan.found(), scan.owned()), (0, 101));
         assert!(scan.step().unwrap());
-        assert_eq!((scan.found(), scan.untried()), (1, 5001 - 1024), "the top comes first");
+        if host.searches_from_the_top() {
+            assert_eq!((untried, scan.untried()), (5001, 5001 - 1024));
+            assert_eq!(scan.found(), 1, "the top comes first");
+        }
         while scan.step().unwrap() {}
         assert_eq!(scan.found(), 101);
     });

@@ -9,7 +9,7 @@ use crate::domctl::{ARCH_CONFIG_MOVED, ARGUMENTS, Arguments, u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::privcmd::Device;
-use crate::types::{Domid, Gfn, GuestKind};
+use crate::types::{Architecture, Domid, Gfn, GuestKind};
 use crate::uapi::{self, DomctlDomainInfo};
 
 /// What a domain is doing.
@@ -149,7 +149,7 @@ impl ForeignMemory {
         }
         // SAFETY: its arguments hold no address.
         let answer = unsafe { self.domctl(name, command, domid, [0; ARGUMENTS]) }?;
-        let info = DomainInfo::from_answer(&answer, self.domctl_version().unwrap_or_default())?;
+        let info = DomainInfo::from_answer(&answer, self.domctl_version().unwrap_or_default(), self.architecture())?;
         // Up to 4.17 Xen tells of the next domain where there is none of this number.
         if info.domid == domid { Ok(info) } else { Err(missing()) }
     }
@@ -172,7 +172,7 @@ impl ForeignMemory {
         }
         let mut info = [0; ARGUMENTS];
         info.copy_from_slice(entry.bytes());
-        DomainInfo::from_answer(&info, version).map(Some)
+        DomainInfo::from_answer(&info, version, self.architecture()).map(Some)
     }
 
     /// What can be learned of a domain by calls that are the same in every release of Xen.
@@ -211,7 +211,7 @@ impl ForeignMemory {
 
 impl DomainInfo {
     /// What `struct xen_domctl_getdomaininfo` says, of the interface of this version.
-    fn from_answer(answer: &Arguments, version: u32) -> Result<DomainInfo> {
+    fn from_answer(answer: &Arguments, version: u32, architecture: Architecture) -> Result<DomainInfo> {
         let word = |offset| u64_at(answer, offset);
         let flags = u32_at(answer, offset_of!(DomctlDomainInfo, flags));
         let arch_config = if version >= ARCH_CONFIG_MOVED {
@@ -219,7 +219,10 @@ impl DomainInfo {
         } else {
             offset_of!(DomctlDomainInfo, gpaddr_bits)
         };
-        let kind = kind(flags, u32_at(answer, arch_config));
+        let kind = match architecture {
+            Architecture::X86 => kind(flags, u32_at(answer, arch_config)),
+            Architecture::Arm64 => GuestKind::Pvh,
+        };
         let shared_info = Gfn::new(word(offset_of!(DomctlDomainInfo, shared_info_frame))).ok();
         Ok(DomainInfo {
             domid: Domid::new(u16::from_ne_bytes([answer[0], answer[1]]))?,
@@ -245,13 +248,13 @@ fn state(flags: u32) -> DomainState {
     }
 }
 
-/// Xen lets an x86 guest have all emulated devices (HVM) or none but interrupt controllers (PVH), so one tells.
-/// What `arch_config` begins with on Arm is something else.
+/// The kind of an x86 guest. Xen lets one have all emulated devices (HVM) or none but interrupt controllers (PVH), so
+/// one tells.
 fn kind(flags: u32, emulated: u32) -> GuestKind {
     let has_timer = emulated & (1 << uapi::XEN_X86_EMU_PIT_BIT) != 0;
     match flags & uapi::XEN_DOMINF_HVM_GUEST {
         0 => GuestKind::Pv,
-        _ if has_timer || !cfg!(target_arch = "x86_64") => GuestKind::Hvm,
+        _ if has_timer => GuestKind::Hvm,
         _ => GuestKind::Pvh,
     }
 }

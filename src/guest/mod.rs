@@ -1,11 +1,13 @@
 //! A guest as a whole: what is known of it, where its RAM is, and access by its own addresses.
 
+mod arm_layout;
 mod domains;
 mod m2p;
 mod p2m;
 mod page_tables;
 mod pause;
 mod ram_map;
+mod route;
 mod scan;
 mod vcpu;
 mod xenstore;

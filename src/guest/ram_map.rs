@@ -19,7 +19,7 @@ pub enum FrameKind {
     /// RAM that is broken, and cannot be read.
     Broken,
     /// A frame of Xen's that the guest can use, such as its grant table; it can be mapped. Where Xen cannot be asked
-    /// about frames, it is not told from RAM.
+    /// about frames, it is not told from RAM; on Arm only the grant table is, by its address.
     Special,
     /// Within a PV guest's table of frames, but without RAM.
     BalloonedOut,
@@ -40,7 +40,8 @@ pub struct Extent {
 #[non_exhaustive]
 pub enum Search {
     /// Asks Xen about frames, from the top and the bottom, until as many were found as the domain owns. Some frames
-    /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are.
+    /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are. On Arm, where
+    /// it cannot, RAM above 1 TiB, where the toolstack puts none, is found if it fills some block of 2 MiB.
     #[default]
     UntilAllFound,
     /// Tries each frame up to the highest by mapping it, unless Xen says that it is RAM. This takes long, and finds all

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use super::Guest;
 use super::domains::DomainState;
 use super::ram_map::{Extents, FrameKind, RamMap, Search};
+use super::route::{Route, Stretch, Window};
+use super::{Guest, arm_layout};
 use crate::error::{Error, FrameError, FrameErrors, Result};
-use crate::types::{Gfn, GuestKind, HostKind, Protection};
+use crate::types::{Architecture, Gfn, GuestKind, HostKind, Protection};
 use crate::uapi;
 
 /// Frames of a step: Xen tells about so many with one call.
@@ -22,24 +23,29 @@ const MAX_TRIES: usize = 256;
 
 /// A search for a guest's RAM, step by step, for those who show how far it is.
 ///
-/// No call tells where a guest's RAM is. It has most of it at the bottom, often some at the top, and a large hole in
-/// between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other end. It
+/// No call tells where a guest's RAM is. On x86 it has most of it at the bottom, often some at the top, and a large hole
+/// in between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other end. It
 /// is over when as many frames were found as the domain owns, but never within a run: what Xen lends is not among
 /// those it owns. A PV guest's table is looked through to its end, and so is everything where Xen cannot be asked
 /// what a frame is.
+///
+/// On Arm Xen cannot be asked, so each frame is tried by mapping it, which costs two hypercalls. But it is known where
+/// the toolstack puts RAM: in two banks, which begin at 1 and 8 GiB. It looks elsewhere only if less was found than
+/// the domain owns: at one frame of each 2 MiB and, if that is RAM, at those around it; then at each frame below 1 TiB.
 #[derive(Debug)]
 pub struct RamScan<'g, 'm> {
     guest: &'g Guest<'m>,
     search: Search,
     /// Whether Xen tells what a frame is. Else it is tried by mapping it.
     asks_xen: bool,
-    rest: Range<u64>,
+    route: Route,
     end: u64,
-    at_top: bool,
     in_run: bool,
     /// Whether the search is over but for paged-out frames, of which it looks for so many.
     missing: Option<u64>,
     tries: usize,
+    /// How many frames are mapped at a time at most: in some domains each takes a page of our own memory.
+    most_mapped: usize,
     found: u64,
     special: u64,
     paged_out: u64,
@@ -55,19 +61,23 @@ impl RamScan<'_, '_> {
     /// Those of mapping, [`Error::Hypercall`] (with `ESRCH` if the domain has died meanwhile), and of a PV guest
     /// [`Error::P2m`].
     pub fn step(&mut self) -> Result<bool> {
-        if self.missing == Some(0) || self.rest.is_empty() || self.is_over() {
+        if self.missing == Some(0) || self.is_over() {
             return self.look_for_paged_out();
         }
-        let (rest, at_top) = (self.rest.clone(), self.at_top);
-        let window = self.next_window();
-        let kinds = match self.look_at(window.clone()) {
+        let before = self.route.clone();
+        let Some(window) = self.route.next(self.in_run) else { return self.look_for_paged_out() };
+        let kinds = match self.look_at(&window) {
             Ok(kinds) => kinds,
             Err(e) => {
-                (self.rest, self.at_top) = (rest, at_top);
+                self.route = before;
                 return Err(e);
             }
         };
-        let mut pfn = window.start;
+        if window.step > 1 {
+            self.look_around(&window, &kinds);
+            return Ok(true);
+        }
+        let mut pfn = window.pfns.start;
         for run in kinds.chunk_by(|a, b| a == b) {
             let pfns = pfn..pfn + run.len() as u64;
             pfn = pfns.end;
@@ -75,20 +85,21 @@ impl RamScan<'_, '_> {
                 self.note(pfns, kind);
             }
         }
-        let innermost = if self.at_top { kinds.first() } else { kinds.last() };
-        self.in_run = innermost.is_some_and(Option::is_some);
+        let innermost = if window.at_top { kinds.first() } else { kinds.last() };
+        self.in_run = !window.ends_stretch && innermost.is_some_and(Option::is_some);
         Ok(true)
     }
 
     /// What the frames of a window are.
-    fn look_at(&mut self, window: Range<u64>) -> Result<Vec<Option<FrameKind>>> {
+    fn look_at(&mut self, window: &Window) -> Result<Vec<Option<FrameKind>>> {
         let pv = self.guest.kind == GuestKind::Pv;
         let named = self.found + self.special;
         if pv && named > self.owned.saturating_mul(2).saturating_add(PV_WINDOW) {
             let reason = "it names the same frames again and again";
             return Err(Error::P2m { domid: self.guest.domid, reason });
         }
-        let gfns = if self.missing.is_some() { self.unknown(window)? } else { self.guest.gfns(window)? };
+        let asks = self.asks_xen && self.missing.is_none();
+        let gfns = if pv || asks { self.guest.gfns(window.pfns.clone())? } else { self.unknown(window)? };
         let kinds = self.classify(&gfns)?.into_iter();
         Ok(kinds.map(|kind| kind.or(pv.then_some(FrameKind::BalloonedOut))).collect())
     }
@@ -105,10 +116,10 @@ impl RamScan<'_, '_> {
         self.owned
     }
 
-    /// How many frame numbers have not been looked at.
+    /// How many frame numbers are still to be looked at; on Arm more, once RAM is found where none was expected.
     #[must_use]
     pub fn untried(&self) -> u64 {
-        self.rest.end - self.rest.start
+        self.route.left()
     }
 
     /// What was found so far.
@@ -117,27 +128,23 @@ impl RamScan<'_, '_> {
         self.extents.into_map(self.owned.saturating_sub(self.found))
     }
 
-    /// Whether all was found that is looked for, and the last window did not end within a run. A PV guest's table is
-    /// read to its end: what it has no RAM for is of interest, too.
+    /// Whether all was found that is looked for, and the last window did not end within a run.
     fn is_over(&self) -> bool {
-        // What Xen lends can be told from RAM only where Xen can be asked.
-        let all_found = self.found >= self.owned && self.search == Search::UntilAllFound && self.asks_xen;
-        all_found && !self.in_run && self.missing.is_none() && self.guest.kind != GuestKind::Pv
+        self.found >= self.owned && !self.in_run && !self.route.is_needed()
     }
 
-    fn next_window(&mut self) -> Range<u64> {
-        let pv = self.guest.kind == GuestKind::Pv;
-        let Range { start, end } = self.rest;
-        let size = (end - start).min(if pv { PV_WINDOW } else { WINDOW });
-        if !self.in_run && !pv && self.missing.is_none() {
-            self.at_top = !self.at_top;
+    /// Has the blocks looked at of which one frame is RAM, and those beside them.
+    fn look_around(&mut self, window: &Window, kinds: &[Option<FrameKind>]) {
+        let mut around: Vec<Range<u64>> = Vec::new();
+        for (pfn, _) in window.tried().zip(kinds).filter(|(_, kind)| kind.is_some()) {
+            let pfns = pfn.saturating_sub(window.step)..(pfn + 2 * window.step).min(self.end);
+            match around.last_mut() {
+                Some(last) if last.end >= pfns.start => last.end = pfns.end,
+                _ => around.push(pfns),
+            }
         }
-        if self.at_top {
-            self.rest.end -= size;
-            self.rest.end..end
-        } else {
-            self.rest.start += size;
-            start..self.rest.start
+        for pfns in around {
+            self.route.look_closely(pfns);
         }
     }
 
@@ -160,16 +167,10 @@ impl RamScan<'_, '_> {
         let mut kinds = vec![None; gfns.len()];
         if self.asks_xen && self.missing.is_none() {
             let asked: Vec<Gfn> = gfns.iter().flatten().copied().collect();
-            match self.guest.memory.page_frame_info(self.guest.domid, &asked) {
-                Ok(info) => {
-                    let frames = kinds.iter_mut().zip(gfns).filter(|(_, gfn)| gfn.is_some());
-                    for ((kind, _), info) in frames.zip(info) {
-                        *kind = kind_of(info);
-                    }
-                }
-                // Not every Xen has it: on Arm there is none.
-                Err(e) if e.errno() == libc::ENOSYS => self.asks_xen = false,
-                Err(e) => return Err(e),
+            let info = self.guest.memory.page_frame_info(self.guest.domid, &asked)?;
+            let frames = kinds.iter_mut().zip(gfns).filter(|(_, gfn)| gfn.is_some());
+            for ((kind, _), info) in frames.zip(info) {
+                *kind = kind_of(info);
             }
         }
         let tries = self.worth_trying(gfns, &kinds);
@@ -177,24 +178,46 @@ impl RamScan<'_, '_> {
             return Ok(kinds);
         }
         let frames: Vec<Gfn> = tries.iter().filter_map(|&index| gfns[index]).collect();
-        let mapping = self.guest.memory.map_at_once(self.guest.domid, Protection::ReadOnly, &frames)?;
-        let failed = mapping.failed();
+        let failed = self.try_to_map(&frames)?;
         if failed.len() == frames.len() && failed.iter().all(|e| e.errno == libc::ESRCH) {
-            return Err(Error::Frames(FrameErrors {
-                domid: self.guest.domid,
-                requested: frames.len(),
-                failed: failed.to_vec(),
-            }));
+            return Err(Error::Frames(FrameErrors { domid: self.guest.domid, requested: frames.len(), failed }));
         }
-        // Where Xen says that there is no RAM, it is a frame of its own.
-        let mapped = if self.asks_xen { FrameKind::Special } else { FrameKind::Ram };
         for &index in &tries {
-            kinds[index] = Some(mapped);
+            kinds[index] = gfns[index].map(|gfn| self.kind_of_mapped(gfn));
         }
-        for &FrameError { index, errno, .. } in failed {
+        for FrameError { index, errno, .. } in failed {
             kinds[tries[index]] = (errno == libc::ENOENT).then_some(FrameKind::PagedOut);
         }
         Ok(kinds)
+    }
+
+    /// Maps frames, in parts if there is too little memory of our own for all at once, and returns those that fail.
+    fn try_to_map(&mut self, gfns: &[Gfn]) -> Result<Vec<FrameError>> {
+        let Guest { ref memory, domid, .. } = *self.guest;
+        let (mut failed, mut done) = (Vec::new(), 0);
+        while done < gfns.len() {
+            let rest = &gfns[done..];
+            let part = &rest[..rest.len().min(self.most_mapped)];
+            match memory.map_at_once(domid, Protection::ReadOnly, part) {
+                Ok(mapping) => {
+                    failed.extend(mapping.failed().iter().map(|e| FrameError { index: done + e.index, ..*e }));
+                    done += part.len();
+                }
+                Err(e) if e.errno() == libc::ENOMEM && part.len() > 1 => self.most_mapped = part.len() / 2,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(failed)
+    }
+
+    /// What a frame is that can be mapped, though Xen has not said that it is RAM.
+    fn kind_of_mapped(&self, gfn: Gfn) -> FrameKind {
+        let special = match self.guest.memory.architecture() {
+            // It has said that it is none.
+            Architecture::X86 => self.asks_xen,
+            Architecture::Arm64 => arm_layout::is_special(gfn.get()),
+        };
+        if special { FrameKind::Special } else { FrameKind::Ram }
     }
 
     /// The indices of the frames to try by mapping: of those of which Xen does not say that they are RAM.
@@ -231,13 +254,14 @@ impl RamScan<'_, '_> {
         if missing == 0 || kind == GuestKind::Pv || memory.host_kind() != HostKind::Pv {
             return Ok(false);
         }
-        (self.rest, self.missing, self.at_top) = (0..self.end, Some(missing), false);
+        let all = Stretch { pfns: 0..self.end, step: 1, needed: true };
+        (self.route, self.missing) = (Route::in_order([all], WINDOW), Some(missing));
         Ok(true)
     }
 
-    /// The frames of a window that were not found to be anything.
-    fn unknown(&self, window: Range<u64>) -> Result<Vec<Option<Gfn>>> {
-        window.map(|pfn| if self.extents.has(pfn) { Ok(None) } else { Gfn::new(pfn).map(Some) }).collect()
+    /// The frames that a window tries and that were not found to be anything.
+    fn unknown(&self, window: &Window) -> Result<Vec<Option<Gfn>>> {
+        window.tried().map(|pfn| if self.extents.has(pfn) { Ok(None) } else { Gfn::new(pfn).map(Some) }).collect()
     }
 }
 
@@ -252,21 +276,40 @@ impl<'m> Guest<'m> {
             Some(p2m) => p2m.end(&self.memory)?,
             None => self.memory.maximum_gpfn(self.domid)?.min(Gfn::MAX.get()) + 1,
         };
+        let on_arm = self.memory.architecture() == Architecture::Arm64;
+        let asks_xen = self.memory.domctl_version().is_some() && !on_arm;
         Ok(RamScan {
             guest: self,
             search,
-            asks_xen: self.memory.domctl_version().is_some(),
-            rest: 0..end,
+            asks_xen,
+            route: self.route(search, end, asks_xen)?,
             end,
-            at_top: false,
             in_run: false,
             missing: None,
             tries: 0,
+            most_mapped: usize::MAX,
             found: 0,
             special: 0,
             paged_out: 0,
             owned: self.memory.current_reservation(self.domid)?,
             extents: Extents::default(),
+        })
+    }
+
+    /// In which order to look at the frames below `end`.
+    fn route(&self, search: Search, end: u64, asks_xen: bool) -> Result<Route> {
+        let on_arm = self.memory.architecture() == Architecture::Arm64;
+        let whole = |needed| Stretch { pfns: 0..end, step: 1, needed };
+        Ok(match search {
+            // What a PV guest has no RAM for is of interest, too.
+            _ if self.kind == GuestKind::Pv => Route::in_order([whole(true)], PV_WINDOW),
+            Search::UntilAllFound if on_arm => {
+                let max_pages = self.memory.maximum_reservation(self.domid)?;
+                Route::in_order(arm_layout::stretches(end, max_pages), WINDOW)
+            }
+            // What Xen lends can be told from RAM only where Xen can be asked.
+            Search::UntilAllFound => Route::from_both_ends(whole(!asks_xen), WINDOW),
+            Search::EveryFrame => Route::from_both_ends(whole(true), WINDOW),
         })
     }
 }

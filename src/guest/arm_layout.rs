@@ -1,0 +1,100 @@
+//! Where a guest's RAM is on Arm, as Xen's toolstack lays it out (xen/include/public/arch-arm.h, `GUEST_*_BASE` and
+//! `GUEST_*_SIZE`, the same from Xen 4.11 to 4.22).
+
+use std::ops::Range;
+
+use super::route::Stretch;
+
+/// Where a guest has its grant table mapped.
+const GRANT_TABLE: Range<u64> = 0x3_8000..0x3_9000;
+/// Pages for the console, xenstore and the like, which the guest owns.
+const MAGIC_PAGES: Range<u64> = 0x3_9000..0x3_A000;
+/// The banks of RAM, of which the first is full where there is a second.
+const BANKS: [Range<u64>; 2] = [0x4_0000..0x10_0000, 0x20_0000..0x1000_0000];
+
+/// How many frames of a grant table are looked for. Xen lets a guest have 64, unless it is told otherwise.
+const MOST_GRANT_FRAMES: u64 = 1024;
+/// How many magic pages are looked for, of which there are 4.
+const MOST_MAGIC_PAGES: u64 = 16;
+
+/// Frames of the blocks, of 2 MiB, in which Xen gives memory where it can.
+pub(super) const BLOCK: u64 = 512;
+
+/// Whether a frame that can be mapped is Xen's own.
+pub(super) fn is_special(pfn: u64) -> bool {
+    GRANT_TABLE.contains(&pfn)
+}
+
+/// What to look at, in which order, to find the RAM of a guest that may own so many frames and has none from `end` on.
+///
+/// First where its toolstack puts it. Where that is not all, it may have ACPI tables (at 512 MiB), or be a domain whose
+/// addresses are the machine's (Xen's "direct-map"), with RAM anywhere in large blocks; so one frame of each block is
+/// tried. If that was still not all, every frame below the second bank is, and of that what it has no room for by now:
+/// a guest whose RAM was taken away frame by frame may be left with any.
+pub(super) fn stretches(end: u64, max_pages: u64) -> Vec<Stretch> {
+    let [low, high] = BANKS;
+    let in_low = max_pages.min(low.end - low.start);
+    let in_high = (max_pages - in_low).min(high.end - high.start);
+    let likely = [
+        GRANT_TABLE.start..GRANT_TABLE.start + MOST_GRANT_FRAMES,
+        MAGIC_PAGES.start..MAGIC_PAGES.start + MOST_MAGIC_PAGES,
+        low.start..low.start + in_low,
+        high.start..high.start + in_high,
+    ];
+    let mut gaps: Vec<Range<u64>> = Vec::new();
+    let mut next = 0;
+    for pfns in &likely {
+        gaps.push(next..pfns.start);
+        next = pfns.end;
+    }
+    let far = next..end;
+    let rest_of_high = next..high.end;
+
+    let every = |pfns, needed| Stretch { pfns, step: 1, needed };
+    let one_of_each_block =
+        |pfns: Range<u64>| Stretch { pfns: pfns.start / BLOCK * BLOCK..pfns.end, step: BLOCK, needed: false };
+    let mut stretches: Vec<Stretch> = likely.into_iter().map(|pfns| every(pfns, true)).collect();
+    stretches.extend(gaps.iter().cloned().chain([far]).map(one_of_each_block));
+    stretches.extend(gaps.into_iter().chain([rest_of_high]).map(|pfns| every(pfns, false)));
+    for stretch in &mut stretches {
+        stretch.pfns.end = stretch.pfns.end.min(end);
+    }
+    stretches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is looked at, as (first, end, step), without empty stretches.
+    fn looked_at(end: u64, max_pages: u64) -> Vec<(u64, u64, u64)> {
+        let all = stretches(end, max_pages).into_iter().filter(|stretch| !stretch.pfns.is_empty());
+        all.map(|stretch| (stretch.pfns.start, stretch.pfns.end, stretch.step)).collect()
+    }
+
+    #[test]
+    fn guest_of_128_mib_is_looked_for_in_the_first_bank() {
+        let likely = [(0x3_8000, 0x3_8400, 1), (0x3_9000, 0x3_9010, 1), (0x4_0000, 0x4_8000, 1)];
+        let gaps = [(0, 0x3_8000), (0x3_8400, 0x3_9000), (0x3_9010, 0x4_0000)];
+        let sparse = gaps.map(|(start, end)| (start / BLOCK * BLOCK, end, BLOCK));
+        let dense = gaps.map(|(start, end)| (start, end, 1));
+        assert_eq!(looked_at(0x4_8000, 0x8100), [likely, sparse, dense].concat());
+    }
+
+    #[test]
+    fn every_frame_of_the_banks_and_below_is_looked_at_and_every_block_above() {
+        for max_pages in [0, 1000, 0xC_0000, 0xC_0001, 0xFF_FFFF, u64::MAX] {
+            for (step, end) in [(1, 0x1000_0000), (BLOCK, 1 << 40)] {
+                let mut all = looked_at(1 << 40, max_pages);
+                all.retain(|&(.., of)| of <= step);
+                all.sort_unstable();
+                let mut next = 0;
+                for (start, end, _) in all {
+                    assert!(start <= next, "{max_pages:#x}: {next:#x}");
+                    next = next.max(end);
+                }
+                assert!(next >= end, "{max_pages:#x}: {next:#x}");
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! In which order a search looks at a guest's frames.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+/// Consecutive frames, of which a search looks at every `step`-th.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) pfns: Range<u64>,
+    pub(super) step: u64,
+    /// Whether it is looked at even if all that the guest owns has been found.
+    pub(super) needed: bool,
+}
+
+/// What is still to be looked at, in the order in which RAM is likely there.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    stretches: VecDeque<Stretch>,
+    /// Frames of a window.
+    window: u64,
+    /// Whether a stretch is begun at both of its ends; and if so, at which the last window was.
+    both_ends: bool,
+    at_top: bool,
+}
+
+/// What is looked at in one step.
+#[derive(Clone, Debug)]
+pub(super) struct Window {
+    pub(super) pfns: Range<u64>,
+    pub(super) step: u64,
+    /// Whether it lies at the upper end of what is left of its stretch, so that its first frame is the innermost.
+    pub(super) at_top: bool,
+    /// Whether nothing is left of its stretch.
+    pub(super) ends_stretch: bool,
+}
+
+impl Window {
+    /// The frames that are looked at.
+    pub(super) fn tried(&self) -> impl Iterator<Item = u64> + use<> {
+        // A step is small.
+        self.pfns.clone().step_by(usize::try_from(self.step).unwrap_or(usize::MAX))
+    }
+}
+
+impl Route {
+    /// One stretch after the other, each from the bottom up.
+    pub(super) fn in_order(stretches: impl IntoIterator<Item = Stretch>, window: u64) -> Route {
+        let stretches = stretches.into_iter().filter(|stretch| !stretch.pfns.is_empty()).collect();
+        Route { stretches, window, both_ends: false, at_top: false }
+    }
+
+    /// From both ends of a stretch inwards.
+    pub(super) fn from_both_ends(stretch: Stretch, window: u64) -> Route {
+        Route { both_ends: true, ..Route::in_order([stretch], window) }
+    }
+
+    /// The next window; while a run of RAM goes on, that is at the same end as the last.
+    pub(super) fn next(&mut self, in_run: bool) -> Option<Window> {
+        let stretch = self.stretches.front_mut()?;
+        if self.both_ends && !in_run {
+            self.at_top = !self.at_top;
+        }
+        let Range { start, end } = stretch.pfns;
+        let size = (end - start).min(self.window.saturating_mul(stretch.step));
+        let pfns = if self.at_top { end - size..end } else { start..start + size };
+        stretch.pfns = if self.at_top { start..pfns.start } else { pfns.end..end };
+        let window = Window { pfns, step: stretch.step, at_top: self.at_top, ends_stretch: stretch.pfns.is_empty() };
+        if window.ends_stretch {
+            self.stretches.pop_front();
+        }
+        Some(window)
+    }
+
+    /// Has some frames looked at next, each of them.
+    pub(super) fn look_closely(&mut self, pfns: Range<u64>) {
+        self.stretches.push_front(Stretch { pfns, step: 1, needed: true });
+    }
+
+    /// Whether what comes next is looked at even if all that the guest owns has been found.
+    pub(super) fn is_needed(&self) -> bool {
+        self.stretches.front().is_some_and(|stretch| stretch.needed)
+    }
+
+    /// How many frames are left to look at.
+    pub(super) fn left(&self) -> u64 {
+        self.stretches.iter().map(|stretch| (stretch.pfns.end - stretch.pfns.start).div_ceil(stretch.step)).sum()
+    }
+}
