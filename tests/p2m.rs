@@ -6,7 +6,7 @@ mod common;
 
 use std::os::unix::fs::FileExt;
 
-use common::{ReadOnly, ReadWrite, mock, mock_with, on_each_host};
+use common::{ReadOnly, ReadWrite, mock, mock_with, on_each_host_with_pv_guests};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, RamMap};
@@ -78,7 +78,7 @@ fn ram_map(memory: &ForeignMemory, domid: Domid) -> Result<RamMap, Error> {
 
 #[test]
 fn guest_that_has_not_started_is_a_clear_error() {
-    on_each_host(|host| {
+    on_each_host_with_pv_guests(|host| {
         let guest = host.create(GuestKind::Pv, 16);
         let message = p2m_error(ram_map(&host.open(), guest.domid()));
         assert!(message.ends_with("the guest has not started"), "{message}");

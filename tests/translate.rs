@@ -51,7 +51,7 @@ impl Builder {
     }
 
     fn tables(&self) -> PageTables {
-        PageTables { cr3: ROOT, mode: self.mode }
+        PageTables::X86 { cr3: ROOT, mode: self.mode }
     }
 
     /// The addresses of a virtual address's entries, from the top down, until one is missing or is a page.
@@ -202,7 +202,7 @@ fn bits_beside_the_address_are_ignored() {
             *entry |= EVERY_BIT_BUT_THE_ADDRESS;
         }
         let guest = guest_with(host, &builder);
-        let tables = PageTables { cr3: ROOT | 0xE000_0000_0000_0FFF, mode: FourLevels };
+        let tables = PageTables::X86 { cr3: ROOT | 0xE000_0000_0000_0FFF, mode: FourLevels };
         assert_eq!(translate(host, &guest, tables, address).unwrap(), 3 * KIB_4);
         assert_eq!(translate(host, &guest, tables, large).unwrap(), 4 * MIB_2 + large % MIB_2);
     });
@@ -242,7 +242,7 @@ fn address_that_no_processor_takes_is_an_error() {
             (FiveLevels, 0xFEFF_FFFF_FFFF_FFFF, "it is not canonical"),
         ];
         for (mode, address, why) in wrong {
-            let tables = PageTables { cr3: ROOT, mode };
+            let tables = PageTables::X86 { cr3: ROOT, mode };
             assert_eq!(reason(translate(host, &guest, tables, address)), why, "{mode:?} {address:#x}");
         }
         let right = [
@@ -253,7 +253,7 @@ fn address_that_no_processor_takes_is_an_error() {
             (FiveLevels, 0xFF00_0000_0000_0000),
         ];
         for (mode, address) in right {
-            let tables = PageTables { cr3: ROOT, mode };
+            let tables = PageTables::X86 { cr3: ROOT, mode };
             let reason = reason(translate(host, &guest, tables, address));
             assert!(reason.ends_with("is not present"), "{mode:?} {address:#x}: {reason}");
         }
@@ -298,7 +298,7 @@ fn table_outside_of_ram_is_an_error_that_names_its_address() {
             other => panic!("{other:x?}"),
         }
         for cr3 in [hole, 0x000F_FFFF_FFFF_F000, u64::MAX] {
-            let tables = PageTables { cr3, mode: FourLevels };
+            let tables = PageTables::X86 { cr3, mode: FourLevels };
             let error = translate(host, &guest, tables, address).unwrap_err();
             assert!(matches!(error, Error::GuestAddress { .. }), "{cr3:#x}: {error}");
         }
@@ -325,7 +325,7 @@ fn pae_root_may_be_anywhere_in_a_frame() {
         // The last 32 bytes of frame 2, whose last entry is a directory in frame 3, whose last entry is 2 MiB at 4 MiB.
         guest.write(gfns[2], 0xFF8, &((3 * KIB_4) | PRESENT).to_le_bytes());
         guest.write(gfns[3], 0xFF8, &((2 * MIB_2) | PRESENT | LARGE).to_le_bytes());
-        let tables = PageTables { cr3: 2 * KIB_4 + 0xFE0 + 0x18, mode: Pae };
+        let tables = PageTables::X86 { cr3: 2 * KIB_4 + 0xFE0 + 0x18, mode: Pae };
         assert_eq!(translate(host, &guest, tables, 0xFFFF_FFFF).unwrap(), 3 * MIB_2 - 1);
     });
 }

@@ -148,9 +148,9 @@ pub(crate) struct SpaceArgs {
     /// Which vcpu
     #[arg(long, value_name = "N", default_value_t = 0, requires = "virtual")]
     pub(crate) vcpu: u32,
-    /// The page-table base to use instead of the vcpu's (its CR3; of a PV guest a machine address); its tables have as
-    /// many levels as the vcpu's, or four if that cannot be learned
-    #[arg(long, value_name = "ADDRESS", requires = "virtual", value_parser = number)]
+    /// The page-table base to use instead of the vcpu's (its CR3, on Arm TTBR0; of a PV guest a machine address); its
+    /// tables are made as the vcpu's are, or on x86 have four levels if that cannot be learned
+    #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }
 

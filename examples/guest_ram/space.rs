@@ -16,10 +16,13 @@ impl Space {
             return Ok(Space::Physical);
         }
         let of_vcpu = guest.page_tables(args.vcpu);
-        Ok(Space::Virtual(match args.cr3 {
-            // Nearly every guest has four levels.
-            Some(cr3) => PageTables { cr3, mode: of_vcpu.map_or(PagingMode::FourLevels, |tables| tables.mode) },
-            None => of_vcpu?,
+        Ok(Space::Virtual(match (args.cr3, of_vcpu) {
+            (None, of_vcpu) => of_vcpu?,
+            (Some(cr3), Ok(PageTables::X86 { mode, .. })) => PageTables::X86 { cr3, mode },
+            (Some(ttbr0), Ok(PageTables::Arm64 { ttbr1, tcr, .. })) => PageTables::Arm64 { ttbr0, ttbr1, tcr },
+            // Without TCR_EL1 nothing is known of an arm64 guest's; nearly every x86 guest's have four levels.
+            (Some(_), Err(e)) if guest.memory().xen_capabilities()?.contains("aarch64") => return Err(e.into()),
+            (Some(cr3), _) => PageTables::X86 { cr3, mode: PagingMode::FourLevels },
         }))
     }
 

@@ -92,7 +92,7 @@ mod tests {
             domain.write(table, 0, &entry.to_ne_bytes());
             domain.pin_page_table(table).unwrap();
         }
-        PageTables { cr3: tables[0].get() << 12, mode }
+        PageTables::X86 { cr3: tables[0].get() << 12, mode }
     }
 
     #[test]

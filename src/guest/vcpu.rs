@@ -3,11 +3,11 @@
 #![expect(unsafe_code, reason = "asks Xen for registers")]
 
 use super::{Guest, PageTables, PagingMode};
-use crate::domctl::{ARGUMENTS, u32_at, u64_at};
+use crate::domctl::{ARGUMENTS, ARM_REGISTERS_WIDENED, u32_at, u64_at};
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::hypercall::HypercallBuffer;
-use crate::types::{Domid, GuestKind};
+use crate::types::{Architecture, Domid, GuestKind};
 use crate::uapi;
 
 /// Bits of the registers (Intel's manual, volume 3, "Control Registers" and "Extended Feature Enable Register").
@@ -16,29 +16,53 @@ const CR4_PAE: u64 = 1 << 5;
 const CR4_LA57: u64 = 1 << 12;
 const EFER_LMA: u64 = 1 << 10;
 
+/// Bits of `SCTLR_EL1` and `SPSR_EL2` (Arm's Architecture Reference Manual for A-profile).
+const SCTLR_M: u64 = 1;
+const SCTLR_EE: u64 = 1 << 25;
+const CPSR_AARCH32: u64 = 1 << 4;
+/// The mode of 32-bit programs, with that bit, and where it is.
+const CPSR_USER: u64 = 0x10;
+const CPSR_MODE: u64 = 0x1F;
+
 impl Guest<'_> {
     /// The page tables that a vcpu uses at the moment.
     ///
-    /// Of a 64-bit PV guest those of its kernel, whatever it runs. Xen stops the vcpu (of a PVH or HVM guest all of
-    /// them) while it reads the registers; a guest that is not [paused](Guest::pause) may switch to other tables at
-    /// once.
+    /// Of a 64-bit PV guest those of its kernel, whatever it runs. A kernel that hides from its programs (Linux with
+    /// KPTI) leaves little of itself in those of a vcpu that runs a program. Xen stops the vcpu (of an x86 PVH
+    /// or HVM guest all of them) while it reads the registers; a guest that is not [paused](Guest::pause) may switch to
+    /// other tables at once.
     ///
     /// # Errors
     ///
-    /// [`Error::Hypercall`] if there is no such vcpu or it was never started (of a PVH or HVM guest also if it is
+    /// [`Error::Hypercall`] if there is no such vcpu or it was never started (of an x86 PVH or HVM guest also if it is
     /// offline), or if the toolstack's interface is not understood; [`Error::Paging`] if its paging is off, or of a
-    /// kind that is not known here (32-bit without PAE).
+    /// kind that is not known here (on x86 32-bit without PAE, on Arm 32-bit or big-endian).
     #[doc(alias = "XEN_DOMCTL_getvcpucontext")]
     #[doc(alias = "XEN_DOMCTL_gethvmcontext_partial")]
     pub fn page_tables(&self, vcpu: u32) -> Result<PageTables> {
         if self.kind == GuestKind::Pv {
             return self.pv_page_tables(vcpu);
         }
-        let record = self.hvm_cpu_record(vcpu)?;
-        let register = |offset: u32| u64_at(record.bytes(), offset as usize);
-        let [cr0, cr3] = [uapi::HVM_CPU_CR0, uapi::HVM_CPU_CR3].map(register);
-        let [cr4, efer] = [uapi::HVM_CPU_CR4, uapi::HVM_CPU_EFER].map(register);
-        page_tables_of(cr0, cr3, cr4, efer).map_err(|reason| Error::Paging { domid: self.domid, vcpu, reason })
+        let tables = match self.memory.architecture() {
+            Architecture::X86 => {
+                let record = self.hvm_cpu_record(vcpu)?;
+                let register = |offset: u32| u64_at(record.bytes(), offset as usize);
+                let [cr0, cr3] = [uapi::HVM_CPU_CR0, uapi::HVM_CPU_CR3].map(register);
+                let [cr4, efer] = [uapi::HVM_CPU_CR4, uapi::HVM_CPU_EFER].map(register);
+                page_tables_of(cr0, cr3, cr4, efer)
+            }
+            Architecture::Arm64 => {
+                let context = self.vcpu_context(vcpu, uapi::VCPU_CONTEXT_ARM64_BYTES as usize)?;
+                let is_old = self.memory.domctl_version().is_some_and(|version| version < ARM_REGISTERS_WIDENED);
+                let moved = if is_old { 8 } else { 0 };
+                let register = |offset: u32| u64_at(context.bytes(), offset as usize - moved);
+                let cpsr = u64_at(context.bytes(), uapi::VCPU_CONTEXT_ARM64_CPSR as usize);
+                let [sctlr, tcr] = [uapi::VCPU_CONTEXT_ARM64_SCTLR, uapi::VCPU_CONTEXT_ARM64_TTBCR].map(register);
+                let [ttbr0, ttbr1] = [uapi::VCPU_CONTEXT_ARM64_TTBR0, uapi::VCPU_CONTEXT_ARM64_TTBR1].map(register);
+                check_arm64(cpsr, sctlr, tcr).map(|()| PageTables::Arm64 { ttbr0, ttbr1, tcr })
+            }
+        };
+        tables.map_err(|reason| Error::Paging { domid: self.domid, vcpu, reason })
     }
 
     /// What Xen would save of a vcpu's registers (struct `hvm_hw_cpu` of xen/include/public/arch-x86/hvm/save.h).
@@ -57,22 +81,28 @@ impl Guest<'_> {
     }
 
     fn pv_page_tables(&self, vcpu: u32) -> Result<PageTables> {
-        // struct vcpu_guest_context of xen/include/public/arch-x86/xen.h; that of a 32-bit guest is smaller.
-        let context = self.memory.hypercall_buffer(uapi::VCPU_CONTEXT_64_BYTES as usize)?;
+        // That of a 32-bit guest is smaller.
+        let context = self.vcpu_context(vcpu, uapi::VCPU_CONTEXT_64_BYTES as usize)?;
+        Ok(if address_size(&self.memory, self.domid)? == 32 {
+            let cr3 = compat_cr3(u32_at(context.bytes(), uapi::VCPU_CONTEXT_32_CR3 as usize));
+            PageTables::X86 { cr3, mode: PagingMode::Pae }
+        } else {
+            let cr3 = u64_at(context.bytes(), uapi::VCPU_CONTEXT_64_CR3 as usize);
+            PageTables::X86 { cr3, mode: PagingMode::FourLevels }
+        })
+    }
+
+    /// The registers of a vcpu as the toolstack sets them: struct `vcpu_guest_context` of
+    /// xen/include/public/arch-x86/xen.h or arch-arm.h, which has at most so many bytes.
+    fn vcpu_context(&self, vcpu: u32, bytes: usize) -> Result<HypercallBuffer> {
+        let context = self.memory.hypercall_buffer(bytes)?;
         let mut arguments = [0; ARGUMENTS];
         arguments[..4].copy_from_slice(&vcpu.to_ne_bytes());
         arguments[8..16].copy_from_slice(&context.address().to_ne_bytes());
         let (name, command) = ("XEN_DOMCTL_getvcpucontext", uapi::XEN_DOMCTL_GETVCPUCONTEXT);
         // SAFETY: it writes one structure, for which the buffer is large enough.
         unsafe { self.memory.domctl(name, command, self.domid, arguments) }?;
-
-        Ok(if address_size(&self.memory, self.domid)? == 32 {
-            let cr3 = compat_cr3(u32_at(context.bytes(), uapi::VCPU_CONTEXT_32_CR3 as usize));
-            PageTables { cr3, mode: PagingMode::Pae }
-        } else {
-            let cr3 = u64_at(context.bytes(), uapi::VCPU_CONTEXT_64_CR3 as usize);
-            PageTables { cr3, mode: PagingMode::FourLevels }
-        })
+        Ok(context)
     }
 }
 
@@ -91,12 +121,29 @@ fn page_tables_of(cr0: u64, cr3: u64, cr4: u64, efer: u64) -> std::result::Resul
         return Err("its paging is off");
     }
     match (has(efer, EFER_LMA), has(cr4, CR4_LA57), has(cr4, CR4_PAE)) {
-        (true, true, _) => Ok(PageTables { cr3, mode: PagingMode::FiveLevels }),
-        (true, false, _) => Ok(PageTables { cr3, mode: PagingMode::FourLevels }),
+        (true, true, _) => Ok(PageTables::X86 { cr3, mode: PagingMode::FiveLevels }),
+        (true, false, _) => Ok(PageTables::X86 { cr3, mode: PagingMode::FourLevels }),
         // The upper half counts in 64-bit mode only.
-        (false, _, true) => Ok(PageTables { cr3: cr3 & u64::from(u32::MAX), mode: PagingMode::Pae }),
+        (false, _, true) => Ok(PageTables::X86 { cr3: cr3 & u64::from(u32::MAX), mode: PagingMode::Pae }),
         (false, _, false) => Err("it uses 32-bit paging without PAE, which is not known here"),
     }
+}
+
+/// Whether an arm64 guest's registers tell of tables that are known here, or why not.
+fn check_arm64(cpsr: u64, sctlr: u64, tcr: u64) -> std::result::Result<(), &'static str> {
+    if sctlr & SCTLR_M == 0 {
+        return Err("its paging is off");
+    }
+    // A 64-bit kernel may be running a 32-bit program. A 32-bit one leaves the upper half of this register at zero, but
+    // for new features.
+    let runs_program = cpsr & CPSR_MODE == CPSR_USER;
+    if cpsr & CPSR_AARCH32 != 0 && !(runs_program && tcr >> 32 != 0) {
+        return Err("its kernel is a 32-bit one, whose tables are not known here");
+    }
+    if sctlr & SCTLR_EE != 0 {
+        return Err("its tables are big-endian, which is not known here");
+    }
+    Ok(())
 }
 
 /// The machine address in the CR3 of a 32-bit PV guest, which holds the frame number rotated
@@ -113,12 +160,13 @@ mod tests {
 
     #[test]
     fn registers_tell_the_mode() {
-        let mode = |cr4, efer| page_tables_of(PAGING, 0x1000, cr4, efer).map(|tables| tables.mode);
-        assert_eq!(mode(CR4_PAE, EFER_LMA), Ok(PagingMode::FourLevels));
-        assert_eq!(mode(CR4_PAE | CR4_LA57, EFER_LMA), Ok(PagingMode::FiveLevels));
-        assert_eq!(mode(CR4_PAE, 0), Ok(PagingMode::Pae));
+        let tables = |cr4, efer| page_tables_of(PAGING, 0x1000, cr4, efer);
+        let of = |mode| Ok(PageTables::X86 { cr3: 0x1000, mode });
+        assert_eq!(tables(CR4_PAE, EFER_LMA), of(PagingMode::FourLevels));
+        assert_eq!(tables(CR4_PAE | CR4_LA57, EFER_LMA), of(PagingMode::FiveLevels));
+        assert_eq!(tables(CR4_PAE, 0), of(PagingMode::Pae));
         // Has no meaning outside of 64-bit mode.
-        assert_eq!(mode(CR4_PAE | CR4_LA57, 0), Ok(PagingMode::Pae));
+        assert_eq!(tables(CR4_PAE | CR4_LA57, 0), of(PagingMode::Pae));
     }
 
     #[test]
@@ -129,8 +177,23 @@ mod tests {
 
     #[test]
     fn pae_ignores_the_upper_half_of_cr3() {
-        assert_eq!(page_tables_of(PAGING, 0xFFFF_FFFF_0000_1020, CR4_PAE, 0).unwrap().cr3, 0x1020);
-        assert_eq!(page_tables_of(PAGING, 0xF_FFFF_0000_1000, CR4_PAE, EFER_LMA).unwrap().cr3, 0xF_FFFF_0000_1000);
+        let tables = |cr3, efer| page_tables_of(PAGING, cr3, CR4_PAE, efer);
+        let pae = PageTables::X86 { cr3: 0x1020, mode: PagingMode::Pae };
+        assert_eq!(tables(0xFFFF_FFFF_0000_1020, 0), Ok(pae));
+        let four_levels = PageTables::X86 { cr3: 0xF_FFFF_0000_1000, mode: PagingMode::FourLevels };
+        assert_eq!(tables(0xF_FFFF_0000_1000, EFER_LMA), Ok(four_levels));
+    }
+
+    #[test]
+    fn tables_of_an_arm64_guest_are_its_kernels() {
+        const OF_LINUX: u64 = 0x0080_0075_B551_B519;
+        assert_eq!(check_arm64(0x5, SCTLR_M, OF_LINUX), Ok(()));
+        assert_eq!(check_arm64(CPSR_AARCH32, SCTLR_M, OF_LINUX), Ok(()), "it runs a 32-bit program");
+        for (cpsr, tcr) in [(0x13, 0x8000_0000), (0x10, 0x8000_0000), (0x13, 1 << 41 | 0x8000_0000)] {
+            assert!(check_arm64(cpsr, SCTLR_M, tcr).unwrap_err().contains("32-bit"), "{cpsr:#x} {tcr:#x}");
+        }
+        assert!(check_arm64(0x5, SCTLR_M | SCTLR_EE, OF_LINUX).unwrap_err().contains("big-endian"));
+        assert_eq!(check_arm64(0x3C5, 0x00C5_0078, 0), Err("its paging is off"));
     }
 
     #[test]

@@ -1,80 +1,53 @@
 //! From a guest's virtual addresses to its physical ones.
 
+mod arm64;
+mod x86;
+
 use std::ops::Range;
 
 use super::Guest;
 use crate::error::{Error, Result};
 use crate::foreign::ForeignMemory;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
-
-/// Bits of an entry (Intel's manual, volume 3, "Paging"; AMD's, volume 2, "Page Translation and Protection").
-const PRESENT: u64 = 1;
-const PAGE_SIZE: u64 = 1 << 7;
-/// Where an entry, or CR3, holds the address of a table or page.
-const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
-/// The same of PAE's CR3: its top table is 4 entries only.
-const PAE_ADDRESS: u64 = 0x000F_FFFF_FFFF_FFE0;
+pub use x86::PagingMode;
 
 const FRAME: u64 = FRAME_SIZE as u64;
-const ENTRIES: u64 = 512;
 const ENTRY_BYTES: u64 = 8;
 
-const NOT_PRESENT: [&str; 5] = [
-    "its entry in the page table (level 1) is not present",
-    "its entry in the page directory (level 2) is not present",
-    "its entry in the page-directory-pointer table (level 3) is not present",
-    "its entry in the PML4 (level 4) is not present",
-    "its entry in the PML5 (level 5) is not present",
-];
+const NO_SUCH_PAGE: &str = "an entry says that it is a page, but there are none of that size";
 
-/// How an x86 guest's page tables are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PagingMode {
-    /// 32-bit virtual addresses, 3 levels.
-    Pae,
-    /// 48-bit virtual addresses, 4 levels.
-    FourLevels,
-    /// 57-bit virtual addresses, 5 levels.
-    FiveLevels,
-}
-
-impl PagingMode {
-    fn levels(self) -> u32 {
-        match self {
-            PagingMode::Pae => 3,
-            PagingMode::FourLevels => 4,
-            PagingMode::FiveLevels => 5,
-        }
-    }
-
-    /// The highest level whose entries can be pages: of 2 MiB or of 1 GiB.
-    fn highest_page(self) -> u32 {
-        match self {
-            PagingMode::Pae => 2,
-            PagingMode::FourLevels | PagingMode::FiveLevels => 3,
-        }
-    }
-
-    /// Whether a processor takes such an address: the upper bits of a 64-bit one repeat the highest that is translated.
-    fn has_address(self, address: u64) -> bool {
-        let upper = |bits: u32| address.cast_signed() >> (bits - 1);
-        match self {
-            PagingMode::Pae => address >> 32 == 0,
-            PagingMode::FourLevels => matches!(upper(48), 0 | -1),
-            PagingMode::FiveLevels => matches!(upper(57), 0 | -1),
-        }
-    }
-}
-
-/// The page tables of an address space of an x86 guest.
+/// The page tables of an address space of a guest, by what the registers of its processor hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageTables {
-    /// The top table's address in bytes, as the guest's CR3 holds it (other bits there are ignored); of a PV guest a
-    /// machine address, of a 32-bit one too, whose CR3 holds it rotated.
-    pub cr3: u64,
-    /// How they are made.
-    pub mode: PagingMode,
+#[non_exhaustive]
+pub enum PageTables {
+    /// Those of an x86 guest.
+    X86 {
+        /// The top table's address in bytes, as the guest's CR3 holds it (other bits there are ignored); of a PV guest a
+        /// machine address, of a 32-bit one too, whose CR3 holds it rotated.
+        cr3: u64,
+        /// How they are made.
+        mode: PagingMode,
+    },
+    /// Those of an arm64 guest, at exception level 1: with pages of 4, 16 or 64 KiB, and addresses of up to 52 bits.
+    Arm64 {
+        /// `TTBR0_EL1`, for addresses whose bit 55 is clear: those of a program.
+        ttbr0: u64,
+        /// `TTBR1_EL1`, for addresses whose bit 55 is set: those of the kernel.
+        ttbr1: u64,
+        /// `TCR_EL1`, which says how both are made.
+        tcr: u64,
+    },
+}
+
+impl PageTables {
+    /// Follows the tables from the top down. Returns what the last entry holds for the address, up to the end of its
+    /// page: guest-physical addresses, or of a PV guest machine ones.
+    fn walk(&self, address: u64, read_entry: impl Fn(u64) -> Result<u64>) -> Result<Range<u64>> {
+        match *self {
+            PageTables::X86 { cr3, mode } => x86::walk(cr3, mode, address, read_entry),
+            PageTables::Arm64 { ttbr0, ttbr1, tcr } => arm64::walk([ttbr0, ttbr1, tcr], address, read_entry),
+        }
+    }
 }
 
 impl Guest<'_> {
@@ -97,7 +70,7 @@ impl Guest<'_> {
     ///
     /// let memory = host.open()?;
     /// let guest = Guest::open(&memory, domain.domid())?;
-    /// let tables = PageTables { cr3: 0x4000, mode: PagingMode::FourLevels };
+    /// let tables = PageTables::X86 { cr3: 0x4000, mode: PagingMode::FourLevels };
     /// assert_eq!(guest.translate(&tables, 0x80_0000_1234)?, 0x1234);
     /// let error = guest.translate(&tables, 0).unwrap_err();
     /// assert_eq!(error.to_string(), "virtual address 0x0: its entry in the PML4 (level 4) is not present");
@@ -166,7 +139,7 @@ impl Guest<'_> {
 
     /// The guest-physical addresses from that of a virtual one to the end of its page.
     fn rest_of_page(&self, tables: &PageTables, address: u64) -> Result<Range<u64>> {
-        let found = walk(&self.memory, self.domid, tables, address)?;
+        let found = tables.walk(address, |entry| read_entry(&self.memory, self.domid, entry))?;
         if self.kind != GuestKind::Pv {
             return Ok(found);
         }
@@ -182,37 +155,6 @@ impl Guest<'_> {
 struct Part {
     address: u64,
     len: usize,
-}
-
-/// Follows page tables from the top down. Returns what the last entry holds for the address, up to the end of its page:
-/// guest-physical addresses, or of a PV guest machine ones.
-fn walk(memory: &ForeignMemory, domid: Domid, tables: &PageTables, address: u64) -> Result<Range<u64>> {
-    let error = |reason| Error::Translation { address, reason };
-    if !tables.mode.has_address(address) {
-        return Err(error(match tables.mode {
-            PagingMode::Pae => "it has more than 32 bits",
-            PagingMode::FourLevels | PagingMode::FiveLevels => "it is not canonical",
-        }));
-    }
-    let mut level = tables.mode.levels();
-    let mut table = tables.cr3 & if tables.mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
-    // The guest may have tables refer to each other in circles: each step is one level down all the same.
-    loop {
-        let covered = FRAME * ENTRIES.pow(level - 1);
-        let entry = read_entry(memory, domid, table + address / covered % ENTRIES * ENTRY_BYTES)?;
-        if entry & PRESENT == 0 {
-            return Err(error(NOT_PRESENT[level as usize - 1]));
-        }
-        if level == 1 || entry & PAGE_SIZE != 0 {
-            if level > tables.mode.highest_page() {
-                return Err(error("an entry says that it is a page, but there are none of that size"));
-            }
-            let page = (entry & ADDRESS) / covered * covered;
-            return Ok(page + address % covered..page + covered);
-        }
-        table = entry & ADDRESS;
-        level -= 1;
-    }
 }
 
 fn read_entry(memory: &ForeignMemory, domid: Domid, address: u64) -> Result<u64> {

@@ -1,0 +1,99 @@
+//! Page tables of x86.
+
+use std::ops::Range;
+
+use super::{ENTRY_BYTES, FRAME, NO_SUCH_PAGE};
+use crate::error::{Error, Result};
+
+/// Bits of an entry (Intel's manual, volume 3, "Paging"; AMD's, volume 2, "Page Translation and Protection").
+const PRESENT: u64 = 1;
+const PAGE_SIZE: u64 = 1 << 7;
+/// Where an entry, or CR3, holds the address of a table or page.
+const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
+/// The same of PAE's CR3: its top table is 4 entries only.
+const PAE_ADDRESS: u64 = 0x000F_FFFF_FFFF_FFE0;
+
+const ENTRIES: u64 = 512;
+
+const NOT_PRESENT: [&str; 5] = [
+    "its entry in the page table (level 1) is not present",
+    "its entry in the page directory (level 2) is not present",
+    "its entry in the page-directory-pointer table (level 3) is not present",
+    "its entry in the PML4 (level 4) is not present",
+    "its entry in the PML5 (level 5) is not present",
+];
+
+/// How an x86 guest's page tables are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PagingMode {
+    /// 32-bit virtual addresses, 3 levels.
+    Pae,
+    /// 48-bit virtual addresses, 4 levels.
+    FourLevels,
+    /// 57-bit virtual addresses, 5 levels.
+    FiveLevels,
+}
+
+impl PagingMode {
+    fn levels(self) -> u32 {
+        match self {
+            PagingMode::Pae => 3,
+            PagingMode::FourLevels => 4,
+            PagingMode::FiveLevels => 5,
+        }
+    }
+
+    /// The highest level whose entries can be pages: of 2 MiB or of 1 GiB.
+    fn highest_page(self) -> u32 {
+        match self {
+            PagingMode::Pae => 2,
+            PagingMode::FourLevels | PagingMode::FiveLevels => 3,
+        }
+    }
+
+    /// Whether a processor takes such an address: the upper bits of a 64-bit one repeat the highest that is translated.
+    fn has_address(self, address: u64) -> bool {
+        let upper = |bits: u32| address.cast_signed() >> (bits - 1);
+        match self {
+            PagingMode::Pae => address >> 32 == 0,
+            PagingMode::FourLevels => matches!(upper(48), 0 | -1),
+            PagingMode::FiveLevels => matches!(upper(57), 0 | -1),
+        }
+    }
+}
+
+/// Follows page tables from the top down; see [`PageTables::walk`](super::PageTables::walk).
+pub(super) fn walk(
+    cr3: u64,
+    mode: PagingMode,
+    address: u64,
+    read_entry: impl Fn(u64) -> Result<u64>,
+) -> Result<Range<u64>> {
+    let error = |reason| Error::Translation { address, reason };
+    if !mode.has_address(address) {
+        return Err(error(match mode {
+            PagingMode::Pae => "it has more than 32 bits",
+            PagingMode::FourLevels | PagingMode::FiveLevels => "it is not canonical",
+        }));
+    }
+    let mut level = mode.levels();
+    let mut table = cr3 & if mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
+    // The guest may have tables refer to each other in circles: each step is one level down all the same.
+    loop {
+        let covered = FRAME * ENTRIES.pow(level - 1);
+        let entry = read_entry(table + address / covered % ENTRIES * ENTRY_BYTES)?;
+        if entry & PRESENT == 0 {
+            return Err(error(NOT_PRESENT[level as usize - 1]));
+        }
+        if level == 1 || entry & PAGE_SIZE != 0 {
+            if level > mode.highest_page() {
+                return Err(error(NO_SUCH_PAGE));
+            }
+            let page = (entry & ADDRESS) / covered * covered;
+            return Ok(page + address % covered..page + covered);
+        }
+        table = entry & ADDRESS;
+        level -= 1;
+    }
+}
