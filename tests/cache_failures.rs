@@ -9,8 +9,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use cache::{BUCKET, cache, get};
-use common::{FRAME, ReadOnly, ReadWrite, mock};
-use xenmap::mock::{Dom0, Fault, MockDomain, MockHost, PvHole, PvKernel};
+use common::{FRAME, MOCKS, ReadOnly, ReadWrite, mock, mock_with, mock_with_pages};
+use xenmap::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Error, GuestKind, MapCache};
 
 /// A guest whose frames hold their number.
@@ -52,6 +52,29 @@ fn failing_map_is_that_callers_error_and_not_remembered() {
 }
 
 #[test]
+fn want_of_memory_evicts_what_is_not_in_use() {
+    let mut config = HostConfig::default();
+    config.dom0 = Dom0::Arm;
+    config.dom0_free_frames = Some(3 * 4);
+    let host = mock_with(config);
+    let guest = guest(&host, 32);
+    let memory = host.open().unwrap();
+    let cache = cache(&memory, guest.domid(), 8);
+    let pinned = get(&cache, ReadOnly, 0).unwrap();
+    assert_eq!((number(&cache, 4), number(&cache, 8)), (4, 8));
+
+    assert_eq!(number(&cache, 12), 12);
+
+    assert_eq!((cache.statistics().evictions, host.references(guest.domid())), (2, 2 * 4));
+    assert_eq!(pinned.read::<u64>(0).unwrap(), 0);
+    let others = [16, 20].map(|frame| get(&cache, ReadOnly, frame).unwrap());
+    assert_eq!(get(&cache, ReadOnly, 24).unwrap_err().errno(), libc::ENOMEM, "all is in use");
+    assert_eq!((cache.statistics().evictions, cache.statistics().mapped_bytes), (3, 3 * BUCKET));
+    drop(others);
+    assert_eq!(number(&cache, 24), 24);
+}
+
+#[test]
 fn neighbours_of_a_frame_that_failed_can_be_had() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
@@ -85,8 +108,8 @@ fn upgrade_that_fails_leaves_readers_what_they_have() {
 
 #[test]
 fn hit_and_remembered_hole_cost_no_hypercall() {
-    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
-        let host = mock(dom0);
+    for (dom0, page_size) in MOCKS {
+        let host = mock_with_pages(dom0, page_size);
         let guest = guest(&host, 16);
         guest.balloon_out(guest.frames()[2]);
         let memory = host.open().unwrap();
@@ -197,8 +220,8 @@ fn page_table_of_a_pv_guest_is_tried_again_by_every_writer() {
 
 #[test]
 fn guest_that_has_died_is_an_error_of_whoever_asks() {
-    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
-        let host = mock(dom0);
+    for (dom0, page_size) in MOCKS {
+        let host = mock_with_pages(dom0, page_size);
         let guest = guest(&host, 16);
         let memory = host.open().unwrap();
         let cache = cache(&memory, guest.domid(), 4);

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{FRAME, ReadOnly, ReadWrite, mock};
+use common::{FRAME, ReadOnly, ReadWrite, mock_with_pages};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use xenmap::mock::{Dom0, MockDomain, MockHost};
@@ -352,10 +352,10 @@ fn check(model: &Model, held: &Held<'_>) -> Result<(), TestCaseError> {
 }
 
 fn check_all(buckets: Option<usize>) {
-    for dom0 in [Dom0::Pv, Dom0::Pvh] {
+    for (dom0, page_size) in [(Dom0::Pv, FRAME), (Dom0::Pvh, FRAME), (Dom0::Arm, 4 * FRAME)] {
         let mut runner = TestRunner::new(Config { cases: 30, failure_persistence: None, ..Config::default() });
         let steps = proptest::collection::vec(step(buckets.is_some()), 1..60);
-        let result = runner.run(&steps, |steps| run(&mock(dom0), steps, buckets));
+        let result = runner.run(&steps, |steps| run(&mock_with_pages(dom0, page_size), steps, buckets));
         result.unwrap_or_else(|e| panic!("{dom0:?}: {e}"));
     }
 }

@@ -10,8 +10,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cache::{BUCKET, cache};
-use common::{FRAME, ReadOnly, ReadWrite, mock};
-use xenmap::mock::{Dom0, MockDomain};
+use common::{FRAME, ReadOnly, ReadWrite, mock, mock_with_pages};
+use xenmap::mock::{Dom0, MockDomain, MockHost};
 use xenmap::{GuestKind, MapCache, Pinned};
 
 const FRAMES: usize = 64;
@@ -110,8 +110,7 @@ fn work(cache: &MapCache<'_>, generations: &Generations, seed: u64) -> u64 {
     counted
 }
 
-fn stress(dom0: Dom0) {
-    let host = mock(dom0);
+fn stress(host: &MockHost) {
     let domain = host.create_domain(GuestKind::Hvm, FRAMES);
     for (frame, gfn) in domain.frames().into_iter().enumerate() {
         domain.write(gfn, 0, &content(frame, 0).to_ne_bytes());
@@ -157,10 +156,15 @@ fn stress(dom0: Dom0) {
 
 #[test]
 fn threads_see_what_is_there_and_lose_nothing_in_a_pv_dom0() {
-    stress(Dom0::Pv);
+    stress(&mock(Dom0::Pv));
 }
 
 #[test]
 fn threads_see_what_is_there_and_lose_nothing_in_a_pvh_dom0() {
-    stress(Dom0::Pvh);
+    stress(&mock(Dom0::Pvh));
+}
+
+#[test]
+fn threads_see_what_is_there_and_lose_nothing_in_an_arm_dom0_with_large_pages() {
+    stress(&mock_with_pages(Dom0::Arm, 4 * FRAME));
 }

@@ -14,6 +14,8 @@ mod map;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../examples/guest_ram/progress.rs"]
 mod progress;
+#[path = "../examples/guest_ram/window.rs"]
+mod window;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,7 @@ use dump::{Dump, report};
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{FileHeader, SectionHeader};
-use xenmap::mock::MockHost;
+use xenmap::mock::{Dom0, Fault, HostConfig, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -182,6 +184,48 @@ fn shares_are_all_parts_in_pieces_of_that_size_at_most() {
         vec![part(40..41, 99_000)],
     ];
     assert_eq!(shares, expected);
+}
+
+#[test]
+fn little_memory_for_mappings_is_enough() {
+    // 5000 frames, and so many can be mapped at a time.
+    for free in [10, 1500, 4095, 4999] {
+        let mut config = HostConfig::default();
+        config.dom0 = Dom0::Arm;
+        config.dom0_free_frames = Some(free);
+        let host = MockHost::with_config(config);
+        let domain = host.create_domain(GuestKind::Hvm, 5000);
+        let content = |pfn: u64| (pfn + 1).to_ne_bytes();
+        for gfn in domain.frames() {
+            domain.write(gfn, 0, &content(gfn.get()));
+        }
+        let memory = host.open().unwrap();
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        let out = folder("little-memory").join("out");
+        let args = Args::try_parse_from(["guest_ram", "dump", out.to_str().unwrap()]).unwrap();
+        let args::Command::Dump(args) = args.command else { panic!("no dump") };
+        let output = Output::create(&out).unwrap();
+        let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
+        let (tally, _) = dump.write(&guest.ram_map().unwrap()).unwrap();
+        output.finish().unwrap();
+        assert_eq!((tally.copied, tally.lost_frames()), (5000, 0), "{free} frames");
+        let file = fs::read(out).unwrap();
+        assert!(file.chunks(FRAME_SIZE).zip(0..).all(|(page, pfn)| page.starts_with(&content(pfn))), "{free} frames");
+    }
+}
+
+#[test]
+fn no_memory_for_a_single_frame_is_an_error_that_says_so() {
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Hvm, 8);
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    // 8, 4, 2 and 1.
+    (0..4).for_each(|_| host.inject(Fault::MapBatch(libc::ENOMEM)));
+    let mut windows = window::MappedWindows::new(&guest, 0..8, 8);
+    let error = windows.next().unwrap().unwrap_err().to_string();
+    assert!(error.contains("map less at a time"), "{error}");
+    assert!(windows.next().is_none());
 }
 
 /// What comes of a worker that runs a shell script.

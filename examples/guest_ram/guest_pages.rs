@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use xenmap::{FRAME_SIZE, Guest, Protection};
+use xenmap::{FRAME_SIZE, Guest};
 
 use crate::Result;
 use crate::image::Page;
+use crate::window::MappedWindows;
 
 /// Frames that are copied at a time: few enough for a processor's cache.
 pub(crate) const WINDOW: usize = 256;
@@ -25,20 +26,30 @@ impl<'a> GuestPages<'a> {
 
     /// Copies a window of at most [`WINDOW`] frames.
     pub(crate) fn load(&mut self, window: Range<u64>) -> Result<()> {
-        let mapping = self.guest.map_partial(Protection::ReadOnly, window.clone())?;
-        self.pages.resize(mapping.frames(), [0; FRAME_SIZE]);
-        for part in mapping.mapped_ranges() {
-            let frames = part.start / FRAME_SIZE..part.end / FRAME_SIZE;
-            mapping.view().read_bytes(part.start, self.pages[frames].as_flattened_mut())?;
+        self.window = 0..0;
+        self.failed.clear();
+        self.pages.resize(usize::try_from(window.end - window.start)?, [0; FRAME_SIZE]);
+        let mut rest = self.pages.as_mut_slice();
+        for part in MappedWindows::new(self.guest, window.clone(), WINDOW as u64) {
+            let (pfns, mapping) = part?;
+            let first = usize::try_from(pfns.start - window.start)?;
+            let (pages, more) = rest.split_at_mut(mapping.frames());
+            for bytes in mapping.mapped_ranges() {
+                mapping.view().read_bytes(bytes.start, &mut pages.as_flattened_mut()[bytes])?;
+            }
+            self.failed.extend(mapping.failed().iter().map(|e| first + e.index));
+            rest = more;
         }
-        self.failed = mapping.failed().iter().map(|e| e.index).collect();
         self.window = window;
         Ok(())
     }
 
     /// The page of a frame of the window, if it could be read.
     pub(crate) fn page(&self, pfn: u64) -> Option<&Page> {
-        let index = usize::try_from(pfn.checked_sub(self.window.start)?).ok()?;
+        if !self.window.contains(&pfn) {
+            return None;
+        }
+        let index = usize::try_from(pfn - self.window.start).ok()?;
         if self.failed.binary_search(&index).is_ok() { None } else { self.pages.get(index) }
     }
 }

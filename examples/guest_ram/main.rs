@@ -26,6 +26,7 @@ mod read;
 mod search;
 mod source;
 mod space;
+mod window;
 mod write;
 
 use std::error::Error;

@@ -2,17 +2,17 @@
 
 use std::io::Write;
 
-use xenmap::{FRAME_SIZE, FrameKind, Guest, Protection, View};
+use xenmap::{FRAME_SIZE, FrameKind, Guest, View};
 
 use crate::args::SearchArgs;
-use crate::guest_pages::windows;
 use crate::map::scan;
 use crate::pattern::Pattern;
 use crate::progress::Progress;
+use crate::window::MappedWindows;
 use crate::{Result, say};
 
 /// Frames that are mapped at a time.
-const WINDOW: usize = 4096;
+const WINDOW: u64 = 4096;
 /// Bytes that are copied and searched at a time: few enough for a processor's cache.
 const CHUNK: usize = 1 << 20;
 
@@ -57,19 +57,19 @@ pub(crate) fn search<W: Write>(
     let progress = Progress::new("searching", ranges.iter().map(|range| range.end - range.start).sum())?;
     let mut searched = 0;
     let mut matcher = Matcher::new(pattern, &progress);
-    for window in ranges.into_iter().flat_map(|pfns| windows(pfns, WINDOW)) {
-        if output.is_full() {
-            break;
-        }
-        let mapping = guest.map_partial(Protection::ReadOnly, window.clone())?;
+    for window in ranges.into_iter().flat_map(|pfns| MappedWindows::new(guest, pfns, WINDOW)) {
+        let (pfns, mapping) = window?;
         unreadable += mapping.failed().len() as u64;
-        let address = window.start * FRAME_SIZE as u64;
+        let address = pfns.start * FRAME_SIZE as u64;
         for part in mapping.mapped_ranges() {
             let bytes = mapping.view().slice(part.start, part.len())?;
             matcher.search(address + part.start as u64, bytes, output)?;
         }
-        searched += window.end - window.start;
+        searched += pfns.end - pfns.start;
         progress.set(searched);
+        if output.is_full() {
+            break;
+        }
     }
     drop(progress);
     if unreadable > 0 {

@@ -196,10 +196,14 @@ impl<S: Source<B>, B> Buckets<S, B> {
             }
             books.misses += 1;
             let pending = Pending::begins(self, bucket, &mut books);
-            let evicted = self.make_room(&mut books);
+            let evicted = self.make_room(&mut books, self.budget);
             drop(books);
             drop(evicted);
-            let mapped = self.source.map(bucket, want);
+            let mut mapped = self.source.map(bucket, want);
+            // Each mapped frame may take a page of our own memory, and each bucket is one of so many mappings.
+            if mapped.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM) && self.evict_all() {
+                mapped = self.source.map(bucket, want);
+            }
             books = self.lock();
             let was_invalidated = pending.ends(&mut books);
             let mapped = mapped?;
@@ -250,12 +254,20 @@ impl<S: Source<B>, B> Buckets<S, B> {
         Some((number, self.slot(number)?))
     }
 
-    /// Evicts what was not asked for lately, until the budget is kept or all is pinned.
-    fn make_room(&self, books: &mut Books) -> Vec<B> {
+    /// Evicts all that nobody has pinned; `false` if there was nothing.
+    fn evict_all(&self) -> bool {
+        let mut books = self.lock();
+        let evicted = self.make_room(&mut books, 0);
+        drop(books);
+        !evicted.is_empty()
+    }
+
+    /// Evicts what was not asked for lately, until a budget is kept or all is pinned.
+    fn make_room(&self, books: &mut Books, budget: usize) -> Vec<B> {
         let mut evicted = Vec::new();
         // Twice around: what is spared at first is taken then, unless it was asked for in between.
         let mut visits = 2 * u64::from(books.slots);
-        while books.mapped_bytes > self.budget && visits > 0 {
+        while books.mapped_bytes > budget && visits > 0 {
             visits -= 1;
             let number = books.hand;
             books.hand = if number + 1 < books.slots { number + 1 } else { 0 };

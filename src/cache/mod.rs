@@ -33,7 +33,8 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// Mapping costs a hypercall and more each time, so a device model maps a guest's memory in buckets, and keeps them.
 /// [`get`](MapCache::get) finds the bucket, or maps it, and returns a guard that reads and writes like a
 /// [`View`](crate::View). A bucket that is in use stays; of the others those go that were not asked for lately, when
-/// the budget is used up. What is mapped already is found without a lock and without a system call.
+/// the budget is used up. When the system has no memory for another (in some domains each mapped frame takes a page of
+/// our own), all go that are not in use. What is mapped already is found without a lock and without a system call.
 ///
 /// ```
 /// use xenmap::mock::MockHost;

@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use xenmap::{FRAME_SIZE, ForeignMapping, Guest, Protection};
+use xenmap::{FRAME_SIZE, ForeignMapping, Guest};
 
 use super::layout::{FRAME, Part};
 use super::sink::Sink;
 use super::vmcoreinfo;
 use crate::Result;
+use crate::window::MappedWindows;
 
 /// Frames that are mapped at a time: 16 MiB. Larger windows are not faster, and their mappings cost page tables.
 const WINDOW: u64 = 4096;
@@ -81,15 +82,11 @@ pub(crate) fn copy_part(
     sink: &mut dyn Sink,
     mut done: impl FnMut(Tally, ForeignMapping) -> Result<()>,
 ) -> Result<()> {
-    let mut offset = part.offset;
-    let mut first = part.pfns.start;
-    while first < part.pfns.end {
-        let pfns = first..part.pfns.end.min(first + WINDOW);
-        let mapping = guest.map_partial(Protection::ReadOnly, pfns.clone())?;
+    for window in MappedWindows::new(guest, part.pfns.clone(), WINDOW) {
+        let (pfns, mapping) = window?;
+        let offset = part.offset + (pfns.start - part.pfns.start) * FRAME;
         let tally = copy_mapping(&mapping, pfns.start, offset, sink)?;
         done(tally, mapping)?;
-        offset += (pfns.end - first) * FRAME;
-        first = pfns.end;
     }
     Ok(())
 }

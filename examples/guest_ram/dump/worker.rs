@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
-use xenmap::{Domid, Guest};
+use xenmap::{Domid, Guest, HostKind};
 
 use super::copy::{Tally, copy_part};
 use super::layout::Part;
@@ -51,11 +51,15 @@ pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
     let file = file.map_err(|e| format!("cannot write {}: {e}", job.name))?;
     let mut sink = SparseFile { file, name: job.name };
     let mut out = io::stdout().lock();
-    let mut mappings = Vec::new();
+    let keeps = guest.memory().host_kind() == HostKind::Pv;
+    let mut kept = Vec::new();
     for part in &job.parts {
         copy_part(guest, part, &mut sink, |tally, mapping| {
-            // Not unmapped: the end of the process does that better.
-            mappings.push(mapping);
+            // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and what is mapped may take
+            // memory of our own.
+            if keeps {
+                kept.push(mapping);
+            }
             send(&mut out, &Report::Copied(tally))
         })?;
     }

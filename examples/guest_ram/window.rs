@@ -1,0 +1,42 @@
+//! Mapping a guest's frames a window at a time.
+
+use std::ops::Range;
+
+use xenmap::{ForeignMapping, Guest, Protection, Result};
+
+/// Maps consecutive frames for reading, a window at a time: those that can be mapped.
+///
+/// In some domains each mapped frame takes a page of our own memory. If there is none left for a window, it is halved.
+pub(crate) struct MappedWindows<'a> {
+    guest: &'a Guest<'a>,
+    rest: Range<u64>,
+    size: u64,
+}
+
+impl<'a> MappedWindows<'a> {
+    /// Windows of at most `size` frames.
+    pub(crate) fn new(guest: &'a Guest<'a>, pfns: Range<u64>, size: u64) -> MappedWindows<'a> {
+        MappedWindows { guest, rest: pfns, size }
+    }
+}
+
+impl Iterator for MappedWindows<'_> {
+    /// Which frames, and where they are mapped.
+    type Item = Result<(Range<u64>, ForeignMapping)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.rest.is_empty() {
+            let pfns = self.rest.start..self.rest.end.min(self.rest.start + self.size);
+            let frames = pfns.end - pfns.start;
+            match self.guest.map_partial(Protection::ReadOnly, pfns.clone()) {
+                Err(e) if e.errno() == libc::ENOMEM && frames > 1 => self.size = frames / 2,
+                mapped => {
+                    // After an error there is nothing more.
+                    self.rest.start = if mapped.is_ok() { pfns.end } else { self.rest.end };
+                    return Some(mapped.map(|mapping| (pfns, mapping)));
+                }
+            }
+        }
+        None
+    }
+}
