@@ -1,7 +1,11 @@
-//! Copies by pairs of 16-byte registers, and atomic operations by exclusive loads and stores: all that every aarch64
-//! processor has (Armv8.0-A).
+//! Copies by pairs of 16-byte registers, which every aarch64 processor has (Armv8.0-A); and atomic operations by single
+//! instructions where the processor has them (LSE, Armv8.1-A), else by exclusive loads and stores.
+//!
+//! Those are tried until nobody has written to the same memory in between, for which a guest that writes all the time
+//! can make us wait. A single instruction comes to an end whatever the guest does. (What `View` makes of it by comparing
+//! and exchanging, to set and clear bits, is tried again where the guest has changed just that word.)
 
-use std::arch::asm;
+use std::arch::{asm, is_aarch64_feature_detected};
 
 /// Moves two registers, of which the second holds the last bytes: up to twice as many as one holds.
 macro_rules! move_ends {
@@ -194,6 +198,19 @@ macro_rules! word {
 
             unsafe fn swap(at: *mut Self, value: Self) -> Self {
                 let found: Self;
+                if is_aarch64_feature_detected!("lse") {
+                    // SAFETY: the caller's promise; the processor has the instruction.
+                    unsafe {
+                        asm!(
+                            ".arch_extension lse",
+                            concat!("swpal", $suffix, " {value", $modifier, "}, {found", $modifier, "}, [{at}]"),
+                            "dmb ish",
+                            at = in(reg) at, value = in(reg) value, found = out(reg) found,
+                            options(nostack, preserves_flags),
+                        );
+                    }
+                    return found;
+                }
                 // SAFETY: the caller's promise.
                 unsafe {
                     asm!(
@@ -211,6 +228,19 @@ macro_rules! word {
 
             unsafe fn compare_exchange(at: *mut Self, current: Self, new: Self) -> Self {
                 let found: Self;
+                if is_aarch64_feature_detected!("lse") {
+                    // SAFETY: the caller's promise; the processor has the instruction.
+                    unsafe {
+                        asm!(
+                            ".arch_extension lse",
+                            concat!("casal", $suffix, " {found", $modifier, "}, {new", $modifier, "}, [{at}]"),
+                            "dmb ish",
+                            at = in(reg) at, new = in(reg) new, found = inout(reg) current => found,
+                            options(nostack, preserves_flags),
+                        );
+                    }
+                    return found;
+                }
                 // What is above a small integer in its register is not defined; what is loaded has zeros there.
                 let current = u64::from(current);
                 // SAFETY: the caller's promise.
@@ -234,6 +264,19 @@ macro_rules! word {
 
             unsafe fn fetch_add(at: *mut Self, value: Self) -> Self {
                 let found: Self;
+                if is_aarch64_feature_detected!("lse") {
+                    // SAFETY: the caller's promise; the processor has the instruction.
+                    unsafe {
+                        asm!(
+                            ".arch_extension lse",
+                            concat!("ldaddal", $suffix, " {value", $modifier, "}, {found", $modifier, "}, [{at}]"),
+                            "dmb ish",
+                            at = in(reg) at, value = in(reg) value, found = out(reg) found,
+                            options(nostack, preserves_flags),
+                        );
+                    }
+                    return found;
+                }
                 // SAFETY: the caller's promise.
                 unsafe {
                     asm!(
