@@ -26,10 +26,10 @@ enum {
     FAKE = 4,       /* fake_privcmd.c: a PV dom0 */
     FAKE_OLD = 8,   /* the same with an old kernel */
     XEN_PV = 16,    /* a real Xen, with a PV dom0 */
-    XEN_PVH = 32,   /* the same with a PVH dom0 */
+    XEN_AUTO = 32,  /* the same with an auto-translated dom0: PVH, or arm64 */
     NO_XEN = 64,    /* a plain Linux */
     SIMULATED = MOCK_PV | MOCK_AUTO | FAKE,
-    ANY = SIMULATED | XEN_PV | XEN_PVH,
+    ANY = SIMULATED | XEN_PV | XEN_AUTO,
 };
 
 /* The arguments of a row, as far as its function looks at them; what is 0 is as most rows want it. */
@@ -50,6 +50,12 @@ struct call {
 
 static unsigned host;
 static uint32_t guest;
+/* The first frame of a real guest's RAM. */
+#ifdef __aarch64__
+#define RAM 0x40000
+#else
+#define RAM 0
+#endif
 /* The frame that rows know as 0. A real guest has its kernel in the lowest ones. */
 static uint64_t base;
 
@@ -108,7 +114,7 @@ static void say_access(const void *addr)
 /* The number of a frame, as rows count them, that begins with `content`. */
 static uint64_t number_of(uint64_t content)
 {
-    return (host & (XEN_PV | XEN_PVH) ? content / FRAME : content) - base;
+    return (host & (XEN_PV | XEN_AUTO) ? content / FRAME : content) - base;
 }
 
 /* What a map call returned: each frame's content or error. What has failed is never touched. */

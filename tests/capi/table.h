@@ -41,7 +41,7 @@ static unsigned find_host(void)
         exit(2);
     fclose(features);
     /* XENFEAT_auto_translated_physmap */
-    return mask & 1 << 2 ? XEN_PVH : XEN_PV;
+    return mask & 1 << 2 ? XEN_AUTO : XEN_PV;
 }
 
 enum { TEXT = 4096, ENDING = 64 };
@@ -89,10 +89,10 @@ static int run_table(const struct row *rows, size_t n, int argc, char *const arg
     int run = 0, failed = 0;
     guest = atoi(argv[2]);
     host = find_host();
-    base = host & (XEN_PV | XEN_PVH) ? 2048 : 0;
+    base = host & (XEN_PV | XEN_AUTO) ? RAM + 2048 : 0;
     if (argc == 4) {
         const struct row *row = &rows[atoi(argv[3])];
-        alarm(host & (XEN_PV | XEN_PVH) ? LIMIT_ON_XEN : LIMIT);
+        alarm(host & (XEN_PV | XEN_AUTO) ? LIMIT_ON_XEN : LIMIT);
         row->run(&row->call);
         return 0;
     }

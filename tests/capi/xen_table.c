@@ -352,7 +352,7 @@ static const struct row rows[] = {
     { "map: highest frame number", ANY, map, { .err = true, FRAMES(~0ull) }, BOTH("mapped EINVAL") },
     { "map: frame 2^40 + 5", MOCK_PV | FAKE | XEN_PV, map, { .err = true, FRAMES(ALIAS + 5) },
       "mapped EINVAL", "mapped 5" },
-    { "map: frame 2^40 + 5", MOCK_AUTO | XEN_PVH, map, { .err = true, FRAMES(ALIAS + 5) }, BOTH("mapped EINVAL") },
+    { "map: frame 2^40 + 5", MOCK_AUTO | XEN_AUTO, map, { .err = true, FRAMES(ALIAS + 5) }, BOTH("mapped EINVAL") },
     { "map: no such domain, with err[]", ANY, map, { .dom = NOBODY, .err = true, FRAMES(1, 2) },
       BOTH("mapped ESRCH ESRCH") },
     { "map: no such domain, err NULL", ANY, map, { .dom = NOBODY, FRAMES(1, 2) }, BOTH("NULL ESRCH") },

@@ -1,7 +1,8 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2034,SC2154
 # Debian's Xen, kernel and tools, downloaded and unpacked under $lab (target/xen-lab) and made into what every boot
 # shares: $cache/xen.elf, vmlinuz and base.cpio. Nothing is installed.
 
+arch=amd64
 # What the dom0 is made of. linux-image-amd64 and the others bring their dependencies along.
 packages=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils linux-image-amd64 busybox-static strace)
 # The programs that are kept of them, and the libraries that nothing links to but a bench opens.
@@ -12,6 +13,7 @@ modules=(drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs
          drivers/virtio/{virtio,virtio_ring,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci}.ko
          fs/netfs/netfs.ko fs/fscache/fscache.ko net/9p/{9pnet,9pnet_virtio}.ko fs/9p/9p.ko)
 extra_libraries=(libxenforeignmemory.so.1 libgcc_s.so.1)
+recipe=("$here/fetch.sh") # what $cache depends on, beside the packages
 
 # From PyPI: what reads dumps, and what that needs.
 reader_packages=(volatility3==2.28.2 pefile==2024.8.26 drgn==0.3.0)
@@ -19,11 +21,16 @@ reader_packages=(volatility3==2.28.2 pefile==2024.8.26 drgn==0.3.0)
 say() { printf '%s\n' "xen-lab: $*"; }
 die() { printf '%s\n' "xen-lab: $*" >&2; exit 1; }
 
-need_system_packages() {
-    local missing=()
-    command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
-    command -v cpio >/dev/null || missing+=(cpio)
-    command -v gdb >/dev/null || missing+=(gdb)
+# A program or a file, and the Debian package that it is in.
+needed=(qemu-system-x86_64:qemu-system-x86 cpio:cpio gdb:gdb)
+needed_for_c=(gcc:gcc /usr/include/xenforeignmemory.h:libxen-dev)
+
+# need PROGRAM-OR-FILE:PACKAGE...
+need() {
+    local pair missing=()
+    for pair; do
+        [[ ${pair%:*} == /* && -e ${pair%:*} ]] || command -v "${pair%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     if ((${#missing[@]})); then
         echo "xen-lab: these packages are missing: apt-get install ${missing[*]}" >&2
@@ -42,8 +49,8 @@ own_apt() {
     # Lists of our own once the machine's turned out to be missing or stale (see fetch).
     [ -e "$lab/apt/use-own-lists" ] && lists=(-o "Dir::State::lists=$lab/apt/lists")
     LC_ALL=C apt-get -qy --no-install-recommends -o "Dir::State::status=$lab/apt/status" -o "Dir::Cache=$lab/apt" \
-        -o "Dir::Cache::archives=$debs/" -o APT::Sandbox::User="$(id -un)" -o APT::Architecture=amd64 \
-        -o Debug::NoLocking=1 "${lists[@]}" "$@" </dev/null
+        -o "Dir::Cache::archives=$debs/" -o APT::Sandbox::User="$(id -un)" -o APT::Architecture=$arch \
+        -o APT::Architectures::=$arch -o Debug::NoLocking=1 "${lists[@]}" "$@" </dev/null
 }
 
 update_own_lists() {
@@ -62,7 +69,7 @@ fetch() {
         find_packages || { cat "$lab/apt/log" >&2; die "apt finds no candidate for: ${packages[*]}"; }
     fi
     if [ ! -e "$cache/complete" ]; then
-        say "downloading Debian's Xen, kernel and tools (100 MB)"
+        say "downloading Debian's Xen, kernel and tools (${download_size:-100} MB)"
         if ! download; then
             # The lists name versions that the mirror no longer has.
             update_own_lists
@@ -82,7 +89,7 @@ find_packages() {
     debs=$lab/apt/archives # apt makes this folder's lock even if it only looks
     uris=$(own_apt install --print-uris "${packages[@]}" 2>"$lab/apt/log") || return
     debs=$lab/debs-$(sha256sum <<<"$uris" | cut -c1-16)
-    cache=$lab/cache-$(cat - "$here/fetch.sh" <<<"$uris" | sha256sum | cut -c1-16)
+    cache=$lab/cache-$(cat - "${recipe[@]}" <<<"$uris" | sha256sum | cut -c1-16)
 }
 
 download() {
@@ -126,8 +133,8 @@ pack() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H new
 
 # Programs that read dumps, in a Python environment of their own. Sets $readers to its folder.
 install_readers() {
-    readers=$lab/readers-$(sha256sum <<<"${reader_packages[*]}" | cut -c1-16)
-    exec 9>"$lab/lock"
+    readers=$all_labs/readers-$(sha256sum <<<"${reader_packages[*]}" | cut -c1-16)
+    exec 9>"$all_labs/lock"
     flock 9
     if [ ! -e "$readers/complete" ]; then
         say "installing ${reader_packages[*]}"

@@ -1,10 +1,16 @@
 # shellcheck shell=bash disable=SC2154
 # What one boot adds to the shared base: the test programs, the jobs, the list of what is to be run.
 
+triple=x86_64-unknown-linux-gnu
+cross='' # what the names of compiler and binutils begin with
+runner=() # what a program is run with on this machine
+library_tests='' # of the library's own tests those that begin so; others need no Xen
+excuses=("$here/mock-only.txt")
+
 # Builds what runs in dom0 and puts it into $work/overlay/tests. Static, since the dom0 has only the libraries of
 # Debian's Xen tools, and in a target folder of their own, since the flags differ from those of a usual build.
 build_programs() {
-    local triple=x86_64-unknown-linux-gnu file binary
+    local file binary
     mkdir -p "$work/overlay/tests" "$work/overlay/lab"
     : >"$work/overlay/lab/plan"
     say "building the programs for dom0"
@@ -17,15 +23,17 @@ build_programs() {
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    cargo_build build --release --target $triple --example guest_ram --example soak
-    for file in guest_ram soak; do strip -o "$work/overlay/tests/$file" "$lab/cargo/$triple/release/examples/$file"; done
+    cargo_build build --release --target "$triple" --example guest_ram --example soak
+    for file in guest_ram soak; do
+        "${cross}strip" -o "$work/overlay/tests/$file" "$lab/cargo/$triple/release/examples/$file"
+    done
     [[ $lane == contract ]] || return 0
-    cargo_build test --no-run --release --target $triple --tests --features vm-memory
+    cargo_build test --no-run --release --target "$triple" --tests --features vm-memory
     # Cargo's own list of what it has built: no leftovers of older builds.
     mkdir -p "$work/suite"
     while read -r file binary; do
-        strip -o "$work/suite/$file" "$binary"
-    done < <(executables tests)
+        "${cross}strip" -o "$work/suite/$file" "$binary"
+    done < <(executables tests; [[ ! $library_tests ]] || executables 'unittests src')
     plan_tests
     cp "$work"/suite/* "$work/overlay/tests/"
 }
@@ -38,17 +46,20 @@ cargo_build() {
 # "mapping /path/mapping-0123456789abcdef" for each "  Executable tests/mapping.rs (/path/…)" that cargo wrote.
 executables() { sed -n "s/^ *Executable $1\/\(.*\)\.rs (\(.*\))$/\1 \2/p" "$work/cargo.log"; }
 
-# Writes the plan, "file test" a line: every test there is but those that mock-only.txt excuses. Made here and not in
+# Writes the plan, "file test" a line: every test there is but those that ${excuses[@]} excuse. Made here and not in
 # dom0 so that a wrong list is told before the boot, and so that the host knows what it must see a result of.
 plan_tests() {
-    local plan=$work/overlay/lab/plan file test entry found excused='' wrong=''
+    local plan=$work/overlay/lab/plan file filter test entry found excused='' wrong=''
     local form='^tests/([^/ ]+)[.]rs +([^ #]+) +# *[^ ]'
     for file in "$work"/suite/*; do
         [ -e "$file" ] || continue
-        test=$("$file" --list --ignored --format terse) || die "${file##*/} --list failed"
+        filter=()
+        test=$("${runner[@]}" "$file" --list --ignored --format terse) || die "${file##*/} --list failed"
         [ -z "$test" ] || die "ignored tests in tests/${file##*/}.rs (name them in mock-only.txt instead): $test"
-        "$file" --list --format terse | sed -n "s/^\(.*\): test\$/${file##*/} \1/p"
+        [[ $file != */lib ]] || filter=("$library_tests")
+        "${runner[@]}" "$file" --list --format terse "${filter[@]}" | sed -n "s/^\(.*\): test\$/${file##*/} \1/p"
     done >"$work/all-tests"
+    [[ ! $library_tests ]] || grep -q "^lib $library_tests" "$work/all-tests" || die "no test of $library_tests"
     while IFS= read -r entry; do
         [[ $entry =~ ^[[:space:]]*(#.*)?$ ]] && continue
         if [[ ! $entry =~ $form ]]; then
@@ -63,11 +74,11 @@ plan_tests() {
         fi
         [ -n "$found" ] || wrong+=$'\n'"  there is no such test: $entry"
         excused+="$found"$'\n'
-    done <"$here/mock-only.txt"
-    [ -z "$wrong" ] || die "mock-only.txt:$wrong"
+    done < <(cat "${excuses[@]}")
+    [ -z "$wrong" ] || die "${excuses[*]}:$wrong"
     { grep -vxF "${excused%$'\n'}" "$work/all-tests" || true; } >"$plan"
     [ -s "$plan" ] || die "there is no test to run"
-    say "$(wc -l <"$plan") tests to run, $(grep -c . <<<"$excused" || true) that only the mock can carry out"
+    say "$(wc -l <"$plan") tests to run, $(grep -c . <<<"$excused" || true) that are left out"
 }
 
 build_overlay() {
@@ -76,5 +87,6 @@ build_overlay() {
     printf '%s\n' "XENMAP_TEST_XEN=$kind LAB_JOB=job-$lane LAB_CPUS=$cpus LAB_SHELL=$shell" >"$work/overlay/lab/settings"
     chmod +x "$work/overlay/init"
     pack "$work/overlay" "$work/overlay.cpio"
-    cat "$cache/base.cpio" ${device_model:+"$device_model/device-model.cpio"} "$work/overlay.cpio" >"$work/initramfs"
+    cat "$cache/base.cpio" ${kernel:+"$cache/kernel-$kernel.cpio"} ${device_model:+"$device_model/device-model.cpio"} \
+        "$work/overlay.cpio" >"$work/initramfs"
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Reads the dumps that a job has exported: with gdb, volatility3, drgn, and by the formats' descriptions.
 
-readers.py FOLDER contract|speed|capi: in FOLDER is a folder for each guest, with the dumps and `facts`, lines of a name and
-a value. Prints PASS and FAIL lines, as the jobs do. Nothing here shares code with the tool that wrote the dumps.
+readers.py FOLDER contract|speed|capi pv|pvh|arm64: in FOLDER is a folder for each guest, with the dumps and `facts`,
+lines of a name and a value. Prints PASS and FAIL lines, as the jobs do. Nothing here shares code with the tool that
+wrote the dumps.
 """
 
 import json
@@ -20,6 +21,10 @@ LEFT_OUT = (range(0xA0, 0xC0), range(0xF0000, 0x100000))
 # wc_version, wc_sec and wc_nsec of struct shared_info (x86).
 CLOCK = range(0xC00, 0xC0C)
 NO_FRAME = (1 << 64) - 1
+# Where the RAM of an arm64 guest is, that of the lab's Linux guest, and the frames that stub-arm64.S fills.
+ARM_BANK = range(0x4000_0000 // PAGE, 0x1_0000_0000 // PAGE)
+ARM_LINUX = ARM_BANK[: (128 << 20) // PAGE]
+ARM_STUB = ARM_BANK[1 : (32 << 20) // PAGE]
 
 
 class Dump:
@@ -128,14 +133,27 @@ def check(name, function, *arguments):
     sys.stdout.flush()
 
 
-def holds_its_own_addresses(path):
-    """What the stub guest (stub.S) has written into each frame from 2 MiB on, as far as the dump goes."""
-    dump = xen(path, [frame for frame in range(1 << 20) if not any(frame in left for left in LEFT_OUT)])
-    frames = [frame for frame in dump.places if frame >= 512]
+def holds_its_own_addresses(dump, frames):
+    """What the stub guest (stub.S, stub-arm64.S) has written into each of these frames."""
     wrong = [frame for frame in frames if dump.page(frame) != struct.pack("<Q", frame * PAGE).ljust(PAGE, b"\0")]
     assert not wrong, f"{len(wrong)} of {len(frames)} frames are wrong, the first is {wrong[0]:#x}"
-    assert len(frames) > 3000, f"only {len(frames)} frames"
     return f"{len(frames)} frames hold what the guest has written"
+
+
+def stub_holds_its_own_addresses_in_dump_core(path):
+    """From 2 MiB on, as far as the dump goes."""
+    dump = xen(path, [frame for frame in range(1 << 20) if not any(frame in left for left in LEFT_OUT)])
+    frames = [frame for frame in dump.places if frame >= 512]
+    assert len(frames) > 3000, f"only {len(frames)} frames"
+    return holds_its_own_addresses(dump, frames)
+
+
+def stub_holds_its_own_addresses_in_elf(path):
+    """In all of its RAM but the frame of its program."""
+    dump = elf(path)
+    ram = {frame for frame in dump.places if frame in ARM_BANK}
+    assert ram == {*ARM_STUB, ARM_STUB.start - 1}, f"{len(ram)} frames of RAM"
+    return holds_its_own_addresses(dump, ARM_STUB)
 
 
 class Guest:
@@ -150,15 +168,29 @@ class Guest:
     def check(self, name, function, *arguments):
         check(f"{self.kind}_{name}", function, *arguments)
 
-    def gdb_reads_the_canary(self):
-        out = output_of("gdb", "-nx", "-batch", f"-core={self.folder}/elf", "-ex", f"x/s {self.facts['tmpfs']}")
+    def equals_what_xens_library_maps(self):
+        theirs = Dump(self.folder / "frames")
+        theirs.add_range(ARM_LINUX.start * PAGE, 0, len(theirs.bytes))
+        assert [*theirs.places] == [*ARM_LINUX], f"{len(theirs.places)} frames"
+        return same(elf(self.folder / "elf"), theirs, self.special)
+
+    def has_what_core_lacks(self):
+        ours, core = elf(self.folder / "elf"), xen(self.folder / "core")
+        assert set(ARM_LINUX) <= ours.places.keys(), "a frame is missing in ours"
+        assert not core.places, "xl dump-core has frames by now: say so in the README, and compare them"
+        told = (f"{len(dump.places)} frames in {len(dump.bytes)} bytes" for dump in (core, ours))
+        return "xl dump-core: {}; ours: {}".format(*told)
+
+    def gdb_reads_the_canary(self, gdb):
+        out = output_of(gdb, "-nx", "-batch", f"-core={self.folder}/elf", "-ex", f"x/s {self.facts['tmpfs']}")
         assert f'"{self.canary}' in out, out
 
     def volatility_finds_the_banner(self, dump):
         vol = Path(sys.executable).with_name("vol")
         cache = self.folder.parent / "cache"
         cache.mkdir(exist_ok=True)
-        out = output_of(vol, "--offline", "-q", "--cache-path", cache, "-f", self.folder / dump, "banners.Banners")
+        # Not by its first line, which names the folder that it was installed in.
+        out = output_of(sys.executable, vol, "--offline", "-q", "--cache-path", cache, "-f", self.folder / dump, "banners.Banners")
         banners = [line.split("\t", 1)[1].strip() for line in out.splitlines() if "\t" in line]
         assert self.facts["version"] in banners, out
 
@@ -202,12 +234,14 @@ class Guest:
 
 
 def main():
-    folder, lane = Path(sys.argv[1]), sys.argv[2]
+    folder, lane, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     folders = sorted(path.parent for path in folder.glob("*/facts"))
     assert folders, "no guest was exported"
     if lane == "capi":
-        check("stub_dump_core_holds_what_it_wrote", holds_its_own_addresses, folder / "stub/core")
+        check("stub_dump_core_holds_what_it_wrote", stub_holds_its_own_addresses_in_dump_core, folder / "stub/core")
         return
+    if kind == "arm64":
+        check("stub_dump_holds_what_it_wrote", stub_holds_its_own_addresses_in_elf, folder / "stub/elf")
     for guest in map(Guest, folders):
         if lane == "speed":
             guest.check("thorough_dump_equals_dump_core", guest.thorough_equals_core)
@@ -215,8 +249,13 @@ def main():
             continue
         guest.check("formats_hold_the_same_pages", guest.formats_hold_the_same)
         guest.check("map_is_what_is_dumped", guest.map_is_what_is_dumped)
-        guest.check("dump_equals_dump_core", guest.equals_core)
-        guest.check("gdb_reads_the_canary_in_elf", guest.gdb_reads_the_canary)
+        if kind == "arm64":
+            guest.check("dump_equals_what_xens_library_maps", guest.equals_what_xens_library_maps)
+            guest.check("dump_has_what_dump_core_lacks", guest.has_what_core_lacks)
+        else:
+            guest.check("dump_equals_dump_core", guest.equals_core)
+        gdb = "gdb-multiarch" if kind == "arm64" else "gdb"
+        guest.check("gdb_reads_the_canary_in_elf", guest.gdb_reads_the_canary, gdb)
         for dump in ("elf", "lime", "xen"):
             guest.check(f"volatility_finds_the_banner_in_{dump}", guest.volatility_finds_the_banner, dump)
         guest.check("drgn_reads_the_canary_in_elf", guest.drgn_reads_the_canary)
