@@ -6,7 +6,7 @@ mod common;
 
 use std::ops::Range;
 
-use common::{Host, ReadOnly, mock, mock_with, on_each_host};
+use common::{Host, ReadOnly, lay_out, mock, mock_with, on_each_host};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, RamMap, Search};
@@ -373,17 +373,7 @@ proptest! {
     ) {
         let host = if old { old_host(dom0) } else { mock(dom0) };
         let guest = host.create_domain(GuestKind::Hvm, 0);
-        let mut expected: Vec<Range<u64>> = Vec::new();
-        let mut next = 0;
-        for (hole, len) in pieces {
-            let piece = next + hole..next + hole + len;
-            next = piece.end;
-            guest.populate(&gfns(piece.clone()));
-            match expected.last_mut() {
-                Some(last) if last.end == piece.start => last.end = piece.end,
-                _ => expected.push(piece),
-            }
-        }
+        let expected = lay_out(&guest, pieces);
         let map = map_of(&host.open().unwrap(), guest.domid());
         prop_assert_eq!(map.ranges(), expected.clone());
         prop_assert_eq!(map.count(FrameKind::Ram), expected.iter().map(|range| range.end - range.start).sum::<u64>());

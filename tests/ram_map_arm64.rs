@@ -6,7 +6,7 @@ mod common;
 
 use std::ops::Range;
 
-use common::{ReadOnly, mock, mock_with};
+use common::{ReadOnly, lay_out, mock, mock_with};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
 use xenmap::{FrameKind, Gfn, Guest, GuestKind, RamMap, Search};
@@ -87,6 +87,17 @@ fn ram_in_both_banks_is_found_and_what_is_between_is_not_tried() {
     assert_eq!(map.ranges()[2..], [BANK_0..BANK_0 + 1000, 0xF_F000..0x10_0000, BANK_1..BANK_1 + 3000]);
     assert_eq!((map.count(FrameKind::Ram), map.not_found()), (4 + 1000 + 0x1000 + 3000, 0));
     assert!(tried <= 0xC_0000 + 3000 + 1100, "{tried}");
+}
+
+#[test]
+fn frames_that_a_guest_was_left_with_when_it_was_made_smaller_are_found() {
+    let host = mock(Dom0::Arm);
+    let guest = host.create_domain(GuestKind::Pvh, 0);
+    let left = [BANK_1 + 7, BANK_1 + 5000, BANK_1 + 20_001];
+    guest.populate(&left.map(gfn));
+    guest.set_max_frames(3);
+    let (map, _) = map_of(&host, &guest);
+    assert_eq!((map.ranges(), map.not_found()), (left.map(|pfn| pfn..pfn + 1).to_vec(), 0));
 }
 
 #[test]
@@ -236,17 +247,7 @@ proptest! {
     ) {
         let host = mock(Dom0::Arm);
         let guest = host.create_domain(GuestKind::Pvh, 0);
-        let mut expected: Vec<Range<u64>> = Vec::new();
-        let mut next = 0;
-        for (hole, len) in pieces {
-            let piece = next + hole..next + hole + len;
-            next = piece.end;
-            guest.populate(&gfns(piece.clone()));
-            match expected.last_mut() {
-                Some(last) if last.end == piece.start => last.end = piece.end,
-                _ => expected.push(piece),
-            }
-        }
+        let expected = lay_out(&guest, pieces);
         let (map, _) = map_of(&host, &guest);
         prop_assert_eq!(map.ranges(), expected);
     }

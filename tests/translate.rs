@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::translation::{reason, translate};
 use common::{FRAME, Guest, Host, mock, on_each_host};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -110,20 +111,6 @@ fn guest_with(host: &Host, builder: &Builder) -> Guest {
         guest.write(gfns[usize::try_from(frame).unwrap()], 0, &bytes);
     }
     guest
-}
-
-fn translate(host: &Host, guest: &Guest, tables: PageTables, address: u64) -> xenmap::Result<u64> {
-    let memory = host.open();
-    xenmap::Guest::open(&memory, guest.domid()).unwrap().translate(&tables, address)
-}
-
-/// What is wrong with an address.
-#[track_caller]
-fn reason(result: xenmap::Result<u64>) -> &'static str {
-    match result {
-        Err(Error::Translation { reason, .. }) => reason,
-        other => panic!("{other:x?}"),
-    }
 }
 
 /// An address of each half of the address space, none of whose indices is 0.

@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
+use common::translation::{reason, translate};
 use common::{FRAME, Guest, Host, on_each_host};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -157,20 +158,6 @@ fn guest_with(host: &Host, builder: &Builder) -> Guest {
     let guest = host.create(GuestKind::Pvh, FRAMES);
     builder.give(&guest);
     guest
-}
-
-fn translate(host: &Host, guest: &Guest, tables: PageTables, address: u64) -> xenmap::Result<u64> {
-    let memory = host.open();
-    xenmap::Guest::open(&memory, guest.domid()).unwrap().translate(&tables, address)
-}
-
-/// What is wrong with an address.
-#[track_caller]
-fn reason(result: xenmap::Result<u64>) -> &'static str {
-    match result {
-        Err(Error::Translation { reason, .. }) => reason,
-        other => panic!("{other:x?}"),
-    }
 }
 
 #[test]

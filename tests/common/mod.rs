@@ -9,8 +9,10 @@
 #![allow(clippy::unused_self, reason = "what is asked of a host is a method of it")]
 
 pub mod expected;
+pub mod translation;
 mod xen;
 
+use std::ops::Range;
 use std::process::{Command, Output};
 
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
@@ -295,6 +297,23 @@ pub fn number(mapping: &ForeignMapping) {
 /// What [`number`] or [`Guest::number_frames`] has written.
 pub fn numbers(mapping: &ForeignMapping) -> Vec<u64> {
     (0..mapping.frames()).map(|i| mapping.view().read(i * FRAME).unwrap()).collect()
+}
+
+/// Gives a guest pieces of RAM, each a hole's length behind the one before, and returns where RAM is.
+pub fn lay_out(guest: &MockDomain, holes_and_pieces: Vec<(u64, u64)>) -> Vec<Range<u64>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut next = 0;
+    for (hole, len) in holes_and_pieces {
+        let piece = next + hole..next + hole + len;
+        next = piece.end;
+        let gfns: Vec<Gfn> = piece.clone().map(|pfn| Gfn::new(pfn).unwrap()).collect();
+        guest.populate(&gfns);
+        match ranges.last_mut() {
+            Some(last) if last.end == piece.start => last.end = piece.end,
+            _ => ranges.push(piece),
+        }
+    }
+    ranges
 }
 
 /// The indices and errors of the frames that failed.
