@@ -203,7 +203,9 @@ mod tests {
     #[test]
     fn xenstored_that_takes_no_more_callers_is_not_waited_for() {
         let (folder, socket) = socket_path("full");
-        let _listener = UnixListener::bind(&socket).unwrap();
+        let listener = UnixListener::bind(&socket).unwrap();
+        // Else it may take more callers than this process can have open files.
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
         let mut callers = Vec::new();
         let refused = loop {
             match Connection::to_socket(&socket) {
