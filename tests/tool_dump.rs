@@ -1,6 +1,7 @@
 //! `guest_ram dump`, run as a person does: what it writes is read by other means, and is what the guest holds.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(unsafe_code, reason = "sets what a signal does")]
 
 #[path = "common/tool.rs"]
 mod tool;
@@ -438,6 +439,9 @@ fn reader_that_goes_away_is_an_error() {
 }
 
 fn start(folder: &Path, args: &str, stdout: Stdio) -> Child {
+    // A shell has its jobs in the background ignore it, which the tool would heed.
+    // SAFETY: the default action.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     let mut command = tool();
     command.current_dir(folder).args(args.split_whitespace()).stdout(stdout).stderr(Stdio::piped());
     command.spawn().unwrap()
