@@ -1,7 +1,7 @@
 //! What mapping costs on a real Xen, from Rust and through our C library, beside Debian's libxenforeignmemory. Both C
 //! libraries are opened while this runs.
 //!
-//! `tests/xen/run pv --lane cost` (or `pvh`) runs it in a dom0 whose clock counts instructions, so that the figures
+//! `tests/xen/run pv --lane cost` (or `pvh`, `arm64`) runs it in a dom0 whose clock counts instructions, so that the figures
 //! repeat and their ratios can be asserted. `xen_cost --syscalls ours|drop-in|theirs` is for counting system calls from
 //! outside.
 

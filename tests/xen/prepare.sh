@@ -16,9 +16,9 @@ build_programs() {
     say "building the programs for dom0"
     if [[ $lane == cost ]]; then
         # Dynamic: it opens Debian's libxenforeignmemory beside ours.
-        cargo_build bench --no-run --bench xen_cost
+        cargo_build bench --no-run --target "$triple" --bench xen_cost
         binary=$(executables benches | cut -d' ' -f2-)
-        strip -o "$work/overlay/tests/xen_cost" "$binary"
+        "${cross}strip" -o "$work/overlay/tests/xen_cost" "$binary"
         build_library "$work/overlay/tests"
         return
     fi
