@@ -154,7 +154,7 @@ qemu_command() {
     # 16 KiB.
     local processor=cortex-a57
     [[ $kernel == 4k ]] || processor=neoverse-n1
-    qemu=(qemu-system-aarch64 -machine 'virt,gic-version=3,virtualization=on' -cpu "$processor" -smp "$cpus" -m 2560)
+    qemu=(qemu-system-aarch64 -machine 'virt,gic-version=3,virtualization=on' -cpu "$processor" -smp "$cpus" -m 5120)
     qemu+=(-net none -display none -no-reboot -kernel "$cache/xen")
     if [[ $lane == cost ]]; then
         # As on x86: the emulated clock counts instructions.
@@ -162,7 +162,7 @@ qemu_command() {
     else
         qemu+=(-accel 'tcg,thread=multi')
     fi
-    qemu+=(-append "console=dtuart dom0_mem=1024M loglvl=warning guest_loglvl=warning")
+    qemu+=(-append "console=dtuart dom0_mem=1024M bootscrub=0 loglvl=warning guest_loglvl=warning")
     # kpti=off: what it guards against is not emulated, and each system call would take several times as long.
     qemu+=(-device "guest-loader,addr=0x49000000,kernel=$cache/vmlinuz-$kernel,bootargs=console=hvc0 quiet kpti=off")
     qemu+=(-device "guest-loader,addr=0x4f000000,initrd=$work/initramfs")
