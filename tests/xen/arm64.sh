@@ -120,6 +120,7 @@ download_debs() (
     mkdir -p "$lab/apt" "$debs"
     update_own_lists
     mapfile -t names < <(own_apt install --print-uris "$2" | sed -nE "s/^'.*' ($3)_.*/\1/p")
+    ((${#names[@]})) || { cat "$lab/apt/log"; return 1; }
     cd "$debs" && own_apt download "${names[@]}" || return
     for deb in *.deb; do dpkg -x "$deb" "$rust" || return; done
     rm -rf "$lab"
