@@ -416,8 +416,8 @@ fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM) => " (the handle is restricted to another domain, or no privilege)",
         Some(libc::ENOMEM) => {
-            " (out of this domain's memory, address space or mappings; each mapped frame may take a page of memory: map \
-             less at a time, or give this domain more)"
+            " (out of memory, this domain's or Xen's, of addresses or mappings; each mapped frame may take a page of \
+             this domain's: map less at a time)"
         }
         _ => "",
     }

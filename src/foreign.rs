@@ -154,8 +154,8 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), but [`Error::Frames`]. In an auto-translated
-    /// domain a frame that Xen had no memory to map is [`Error::MapBatch`] with `ENOMEM`.
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), but [`Error::Frames`]. But unless this
+    /// is a PV domain, a frame that Xen had no memory to map is [`Error::MapBatch`] with `ENOMEM`.
     pub fn map_foreign_batch_partial(
         &self,
         domid: Domid,

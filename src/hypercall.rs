@@ -113,7 +113,7 @@ impl ForeignMemory {
     /// # Errors
     ///
     /// [`Error::Hypercall`] with what Xen says, or EPERM if the handle is restricted. If bit 31 of what it returns is
-    /// set, EOVERFLOW; but the last 4095 numbers cannot be told from errors.
+    /// set, EOVERFLOW; but `0xFFFF_F001` to `0xFFFF_FFFF` cannot be told from errors.
     ///
     /// # Safety
     ///

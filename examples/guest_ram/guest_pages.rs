@@ -29,16 +29,14 @@ impl<'a> GuestPages<'a> {
         self.window = 0..0;
         self.failed.clear();
         self.pages.resize(usize::try_from(window.end - window.start)?, [0; FRAME_SIZE]);
-        let mut rest = self.pages.as_mut_slice();
         for part in MappedWindows::new(self.guest, window.clone(), WINDOW as u64) {
             let (pfns, mapping) = part?;
             let first = usize::try_from(pfns.start - window.start)?;
-            let (pages, more) = rest.split_at_mut(mapping.frames());
+            let pages = self.pages[first..].as_flattened_mut();
             for bytes in mapping.mapped_ranges() {
-                mapping.view().read_bytes(bytes.start, &mut pages.as_flattened_mut()[bytes])?;
+                mapping.view().read_bytes(bytes.start, &mut pages[bytes])?;
             }
             self.failed.extend(mapping.failed().iter().map(|e| first + e.index));
-            rest = more;
         }
         self.window = window;
         Ok(())

@@ -29,8 +29,8 @@ pub(super) fn is_special(pfn: u64) -> bool {
 ///
 /// First where its toolstack puts it. Where that is not all, it may have ACPI tables (at 512 MiB), or be a domain whose
 /// addresses are the machine's (Xen's "direct-map"), with RAM anywhere in large blocks; so one frame of each block is
-/// tried. If that was still not all, every frame below the second bank is, and of that what it has no room for by now:
-/// a guest whose RAM was taken away frame by frame may be left with any.
+/// tried. If that was still not all, each frame of both banks and below them is that was not: a guest that was made
+/// smaller frame by frame may be left with any.
 pub(super) fn stretches(end: u64, max_pages: u64) -> Vec<Stretch> {
     let [low, high] = BANKS;
     let in_low = max_pages.min(low.end - low.start);

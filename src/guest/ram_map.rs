@@ -42,6 +42,7 @@ pub enum Search {
     /// Asks Xen about frames, from the top and the bottom, until as many were found as the domain owns. Some frames
     /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are. On Arm, where
     /// it cannot, RAM above 1 TiB, where the toolstack puts none, is found if it fills some block of 2 MiB.
+    /// A guest that has a frame where it can be mapped nowhere makes it look everywhere.
     #[default]
     UntilAllFound,
     /// Tries each frame up to the highest by mapping it, unless Xen says that it is RAM. This takes long, and finds all

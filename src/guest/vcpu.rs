@@ -134,7 +134,7 @@ fn check_arm64(cpsr: u64, sctlr: u64, tcr: u64) -> std::result::Result<(), &'sta
     if sctlr & SCTLR_M == 0 {
         return Err("its paging is off");
     }
-    // A 64-bit kernel may be running a 32-bit program. A 32-bit one leaves the upper half of this register at zero, but
+    // A 64-bit kernel may be running a 32-bit program. A 32-bit kernel leaves the upper half of this register at zero, but
     // for new features.
     let runs_program = cpsr & CPSR_MODE == CPSR_USER;
     if cpsr & CPSR_AARCH32 != 0 && !(runs_program && tcr >> 32 != 0) {

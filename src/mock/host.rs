@@ -69,7 +69,7 @@ impl MockHost {
         assert_eq!(
             crate::privcmd::page_size(),
             crate::FRAME_SIZE,
-            "the mock maps single frames of a file, which a system with larger pages cannot"
+            "the mock maps single frames of a file, which needs a kernel with pages of 4 KiB"
         );
         let page_sizes: &[usize] = if config.dom0 == Dom0::Arm { &[0x1000, 0x4000, 0x1_0000] } else { &[0x1000] };
         assert!(page_sizes.contains(&config.page_size), "no {:?} kernel has such pages", config.dom0);
