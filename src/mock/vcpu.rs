@@ -35,24 +35,19 @@ impl Domain {
     /// The record that `XEN_DOMCTL_gethvmcontext_partial` gives (struct `hvm_hw_cpu`).
     pub(super) fn hvm_cpu_record(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::ENOENT)?;
-        let mut record = vec![0; uapi::HVM_CPU_BYTES as usize];
         let registers = [
             (uapi::HVM_CPU_CR0, vcpu.cr0),
             (uapi::HVM_CPU_CR3, vcpu.cr3),
             (uapi::HVM_CPU_CR4, vcpu.cr4),
             (uapi::HVM_CPU_EFER, vcpu.efer),
         ];
-        for (offset, value) in registers {
-            record[offset as usize..][..8].copy_from_slice(&value.to_ne_bytes());
-        }
-        Ok(record)
+        Ok(structure_of(uapi::HVM_CPU_BYTES, &registers))
     }
 
     /// What `XEN_DOMCTL_getvcpucontext` of arm64 gives (struct `vcpu_guest_context`); before Xen 4.16 two registers in
     /// it were smaller.
     pub(super) fn arm64_vcpu_context(&self, vcpu: u32, xen: (u16, u16)) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
-        let mut context = vec![0; uapi::VCPU_CONTEXT_ARM64_BYTES as usize];
         let registers = [
             (uapi::VCPU_CONTEXT_ARM64_CPSR, vcpu.cpsr),
             (uapi::VCPU_CONTEXT_ARM64_SCTLR, vcpu.sctlr),
@@ -60,9 +55,7 @@ impl Domain {
             (uapi::VCPU_CONTEXT_ARM64_TTBR0, vcpu.ttbr0),
             (uapi::VCPU_CONTEXT_ARM64_TTBR1, vcpu.ttbr1),
         ];
-        for (offset, value) in registers {
-            context[offset as usize..][..8].copy_from_slice(&value.to_ne_bytes());
-        }
+        let mut context = structure_of(uapi::VCPU_CONTEXT_ARM64_BYTES, &registers);
         if xen < (4, 16) {
             let [cpsr, spsr_el1] = [0, 8].map(|offset| uapi::VCPU_CONTEXT_ARM64_CPSR as usize + offset);
             context.drain(spsr_el1 + 4..spsr_el1 + 8);
@@ -85,4 +78,13 @@ impl Domain {
         context[uapi::VCPU_CONTEXT_64_CR3 as usize..][..8].copy_from_slice(&vcpu.cr3.to_ne_bytes());
         Ok(context)
     }
+}
+
+/// A structure of so many bytes that holds these registers, each of 8 bytes, at their offsets, and otherwise zeros.
+fn structure_of(bytes: u32, registers: &[(u32, u64)]) -> Vec<u8> {
+    let mut structure = vec![0; bytes as usize];
+    for &(offset, value) in registers {
+        structure[offset as usize..][..8].copy_from_slice(&value.to_ne_bytes());
+    }
+    structure
 }
