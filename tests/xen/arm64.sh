@@ -149,7 +149,7 @@ prepare_guests() {
 }
 
 # Xen finds dom0's kernel and initramfs in the machine's memory, where guest-loader puts them, by the device tree that it
-# is given with them. There is room for 750 MiB below dom0's own.
+# is given with them. Dom0's own begins at 3 GiB, as Xen's log says.
 qemu_command() {
     # Without single atomic instructions (LSE), and with them: src/copy/aarch64.rs knows both. The former has no pages of
     # 16 KiB.
