@@ -20,6 +20,7 @@ mod generate {
         "xen_hvm_param",
         "xen_domctl_getdomaininfo",
         "xen_machphys_mfn_list",
+        "xen_pod_target",
         "offset",
         "hvm_record",
     ];
@@ -37,6 +38,7 @@ mod generate {
         "XENMEM_(current|maximum)_reservation",
         "XENMEM_maximum_gpfn",
         "XENMEM_machphys_mfn_list",
+        "XENMEM_get_pod_target",
         "XENMEM_resource_(ioreq_server|grant_table|vmtrace_buf)",
         "XENVER_(version|extraversion|capabilities|get_features)",
         "XENFEAT_auto_translated_physmap",

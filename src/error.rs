@@ -100,6 +100,16 @@ pub enum Error {
         /// What is wrong.
         reason: &'static str,
     },
+    /// Touching every frame of a populate-on-demand guest would crash it: fewer frames of memory are set aside than it
+    /// has frames without memory ([`Guest::check_populated`](crate::Guest::check_populated)).
+    PopulateOnDemand {
+        /// The guest.
+        domid: Domid,
+        /// Frames that have no memory yet.
+        unpopulated: u64,
+        /// Frames of memory that Xen has set aside for them.
+        pool: u64,
+    },
     /// A map cache cannot have these sizes.
     CacheConfig {
         /// The size of a bucket in bytes.
@@ -264,6 +274,7 @@ impl Error {
             Error::Hole { frame, .. } => frame.errno,
             Error::GuestAddress { errno, .. } => *errno,
             Error::Translation { .. } => libc::EFAULT,
+            Error::PopulateOnDemand { .. } => libc::EAGAIN,
             Error::ReadOnly { .. } | Error::XenIsReadOnly => libc::EACCES,
             _ => libc::EINVAL,
         }
@@ -286,6 +297,7 @@ impl Error {
 }
 
 impl fmt::Display for Error {
+    #[expect(clippy::too_many_lines, reason = "an arm for each variant")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Open { path, source } => {
@@ -347,6 +359,12 @@ impl fmt::Display for Error {
                 write!(f, "no page tables of vcpu {vcpu} of domain {domid}: {reason}")
             }
             Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
+            Error::PopulateOnDemand { domid, unpopulated, pool } => write!(
+                f,
+                "domain {domid} is populated on demand, and touching all of its memory would crash it: {unpopulated} of \
+                 its frames have no memory yet, and only {pool} are set aside for them; wait until its balloon driver \
+                 has started"
+            ),
             Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
             Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
             Error::InvalidDomid { domid } => {

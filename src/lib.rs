@@ -31,8 +31,8 @@ pub use copy::Word;
 pub use error::{Error, FrameError, FrameErrors, Result};
 pub use foreign::ForeignMemory;
 pub use guest::{
-    DomainInfo, DomainState, Extent, FrameKind, Guest, MemoryHandle, PageTables, PagingMode, Paused, RamMap, RamScan,
-    Search,
+    DomainInfo, DomainState, Extent, FrameKind, Guest, MemoryHandle, PageTables, PagingMode, Paused, PopulateOnDemand,
+    RamMap, RamScan, Search,
 };
 pub use hypercall::{HypercallBuffer, XenVersion};
 pub use mapping::ForeignMapping;

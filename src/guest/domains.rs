@@ -44,6 +44,8 @@ pub struct DomainInfo {
     pub max_pages: Option<u64>,
     /// Frames that are paged out.
     pub paged_out: Option<u64>,
+    /// Frames that it shares with other domains, which Xen does not count among those that it owns.
+    pub shared: Option<u64>,
     /// Virtual processors that are online.
     pub vcpus: Option<u32>,
     /// Its UUID.
@@ -184,6 +186,7 @@ impl ForeignMemory {
             max_pages: Some(self.maximum_reservation(domid)?),
             state: None,
             paged_out: None,
+            shared: None,
             vcpus: None,
             handle: None,
             name: None,
@@ -231,6 +234,7 @@ impl DomainInfo {
             pages: word(offset_of!(DomctlDomainInfo, tot_pages)),
             max_pages: Some(word(offset_of!(DomctlDomainInfo, max_pages))),
             paged_out: Some(word(offset_of!(DomctlDomainInfo, paged_pages))),
+            shared: Some(word(offset_of!(DomctlDomainInfo, shr_pages))),
             vcpus: Some(u32_at(answer, offset_of!(DomctlDomainInfo, nr_online_vcpus))),
             handle: answer[offset_of!(DomctlDomainInfo, handle)..].first_chunk().copied(),
             name: None,

@@ -6,6 +6,7 @@ mod m2p;
 mod p2m;
 mod page_tables;
 mod pause;
+mod populate;
 mod ram_map;
 mod route;
 mod scan;
@@ -18,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 pub use domains::{DomainInfo, DomainState};
 pub use page_tables::{PageTables, PagingMode};
 pub use pause::Paused;
+pub use populate::PopulateOnDemand;
 pub use ram_map::{Extent, FrameKind, RamMap, Search};
 pub use scan::RamScan;
 
@@ -35,6 +37,10 @@ const WINDOW: u64 = 1024;
 /// Those of a PV guest are pseudo-physical; which machine frame is behind each is looked up in the guest's own table
 /// (its p2m). So the same addresses lead to the same bytes that the guest's kernel sees there, whatever kind it is. A
 /// pfn here is such an address divided by [`FRAME_SIZE`].
+///
+/// A guest whose `maxmem` is larger than its `memory` is [populated on demand](PopulateOnDemand). Mapping, reading or
+/// writing a frame that it has not used yet gives memory to that frame, and Xen crashes the guest when it has none left.
+/// Looking for its RAM is refused for that reason; for all else there is [`check_populated`](Guest::check_populated).
 ///
 /// ```
 /// use xenmap::mock::MockHost;

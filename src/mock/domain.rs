@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use super::host::{MockHost, machine_frame};
-use super::state::{Domain, Frame, OWNER_OF_RESOURCES, State};
+use super::state::{DOMID_COW, Domain, Frame, OWNER_OF_RESOURCES, State};
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
 
 /// A guest of a [`MockHost`].
@@ -22,7 +22,7 @@ use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
 /// wrong then.
 #[derive(Clone, Debug)]
 pub struct MockDomain {
-    host: MockHost,
+    pub(super) host: MockHost,
     domid: Domid,
 }
 
@@ -156,11 +156,15 @@ impl MockDomain {
     ///
     /// If it does not have the frame.
     pub fn balloon_out(&self, gfn: Gfn) {
-        let page = self.page(gfn);
-        self.with(|pages, domain| {
-            domain.frames.remove(&gfn.get());
-            pages[page].allocated = false;
-        });
+        let is_untouched = |domain: &Domain| domain.frames.get(&gfn.get()).is_some_and(Frame::is_untouched);
+        let page = if self.with(|_, domain| is_untouched(domain)) { None } else { Some(self.page(gfn)) };
+        let state = &mut self.host.0.lock();
+        domain_in(state, self.domid).frames.remove(&gfn.get());
+        match page {
+            Some(page) if state.pages[page].owner == Some(DOMID_COW) => state.release_unused_shares(),
+            Some(page) => state.pages[page].allocated = false,
+            None => {}
+        }
     }
 
     /// Pages a frame out. Mapping it fails with ENOENT so many times before it is back; in an auto-translated dom0,
@@ -273,11 +277,13 @@ impl MockDomain {
         domain.dying = true;
         domain.name = None;
         domain.frames.clear();
+        domain.pool.clear();
         let resources: Vec<usize> = std::mem::take(&mut domain.resources).into_values().flatten().collect();
         let pages: Vec<usize> = state.pages_of(self.domid).chain(resources).collect();
         for page in pages {
             state.pages[page].allocated = false;
         }
+        state.release_unused_shares();
         self.host.0.reclaim(state);
     }
 
@@ -290,6 +296,7 @@ impl MockDomain {
         let mut rest = bytes;
         for (at, len) in pieces(gfn, offset, bytes.len()) {
             let (piece, more) = rest.split_at(len);
+            self.host.touch(self, at.0, true);
             let written = self.host.0.ram.write(self.page(at.0) * FRAME_SIZE + at.1, piece);
             written.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
             rest = more;
@@ -343,10 +350,13 @@ impl MockDomain {
 
     /// The page of a frame that it has and that is not paged out.
     pub(super) fn page(&self, gfn: Gfn) -> usize {
+        self.host.touch(self, gfn, false);
         let page = self.with(|_, domain| match domain.frames.get(&gfn.get()) {
             Some(Frame::Ram(page)) => Ok(*page),
             Some(Frame::PagedOut(..)) => Err("is paged out"),
             Some(Frame::Broken(_)) => Err("is broken"),
+            Some(Frame::Unpopulated) => Err("has no memory: the guest has crashed"),
+            Some(Frame::OfParent) => Err("is not its parent's any more"),
             None => domain.shared_info.filter(|&page| machine_frame(page) == gfn).ok_or("does not exist"),
         });
         page.unwrap_or_else(|reason| panic!("frame {gfn} of domain {} {reason}", self.domid))

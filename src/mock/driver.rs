@@ -395,6 +395,7 @@ impl Host {
         let counted = dying.then(|| self.reclaim(state));
         let referenced = |page| counted.as_ref().is_some_and(|references| references.of(page) != 0);
         let faults = state.faults.strike_frames();
+        let writes = self.config.dom0 == Dom0::Pv && protection == Protection::ReadWrite;
         let failed = |gfn| match self.config.dom0 {
             // Before 4.4 it was a hole as in a PV dom0.
             Dom0::Pvh if self.config.kernel >= (4, 4) => Pte::Junk,
@@ -403,6 +404,7 @@ impl Host {
         };
         let mut ptes = Vec::with_capacity(gfns.len());
         for (index, (&gfn, error)) in gfns.iter().zip(errors).enumerate() {
+            self.touch(state, domid, gfn, writes);
             let frames = state.domains.get(&domid).map(|domain| &domain.frames);
             if self.config.dom0 == Dom0::Pv && matches!(frames.and_then(|f| f.get(&gfn)), Some(Frame::PagedOut(_, 0))) {
                 self.page_in(state, domid, gfn);

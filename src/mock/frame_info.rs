@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
+use super::host::Host;
 use super::hypercalls::{buffer, give};
 use super::state::{Domain, Frame, Page, State};
 use crate::uapi;
@@ -15,8 +16,13 @@ const WORD: usize = size_of::<u64>();
 /// # Safety
 ///
 /// As for [`Host::hypercall`](super::host::Host::hypercall).
-pub(super) unsafe fn page_frame_info(state: &State, domid: u16, count: u64, array: u64) -> Result<u64, i32> {
-    let domain = state.domains.get(&domid).ok_or(libc::ESRCH)?;
+pub(super) unsafe fn page_frame_info(
+    host: &Host,
+    state: &mut State,
+    domid: u16,
+    count: u64,
+    array: u64,
+) -> Result<u64, i32> {
     let count = usize::try_from(count.min(FRAMES + 1)).unwrap_or(usize::MAX);
     if count as u64 > FRAMES {
         return Err(libc::E2BIG);
@@ -27,6 +33,8 @@ pub(super) unsafe fn page_frame_info(state: &State, domid: u16, count: u64, arra
     unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
     let gfns = bytes.chunks_exact(WORD).map(|word| word.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)));
     let gfns: Vec<u64> = gfns.collect();
+    host.touch_all(state, domid, gfns.iter().copied());
+    let domain = state.domains.get(&domid).ok_or(libc::ESRCH)?;
     // Most of a large address space is holes: to look up each frame of them would take most of a test's time.
     let ends = gfns.iter().min().zip(gfns.iter().max());
     let info = if ends.is_none_or(|(&low, &high)| domain.frames.range(low..=high).next().is_none()) {
@@ -47,6 +55,6 @@ fn kind(state: &State, domain: &Domain, gfn: u64) -> u32 {
             _ => 0,
         },
         Some(Frame::Broken(_)) => uapi::XEN_DOMCTL_PFINFO_BROKEN,
-        Some(Frame::PagedOut(..)) | None => uapi::XEN_DOMCTL_PFINFO_XTAB,
+        Some(Frame::PagedOut(..) | Frame::Unpopulated | Frame::OfParent) | None => uapi::XEN_DOMCTL_PFINFO_XTAB,
     }
 }

@@ -3,10 +3,11 @@
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
 use std::io;
+use std::mem::offset_of;
 
 use super::fault::Fault;
 use super::host::Host;
-use super::state::{FIRST_MFN, State};
+use super::state::{FIRST_MFN, Frame, State};
 use crate::types::{Architecture, GuestKind};
 use crate::uapi;
 
@@ -141,6 +142,10 @@ impl Host {
         if command == uapi::XENMEM_MAXIMUM_RAM_PAGE {
             return Ok(FIRST_MFN + state.pages.len() as u64 - 1);
         }
+        if command == uapi::XENMEM_GET_POD_TARGET {
+            // SAFETY: the caller's promise.
+            return unsafe { self.get_pod_target(state, arg) };
+        }
         if command == uapi::XENMEM_MACHPHYS_MFN_LIST {
             // SAFETY: the caller's promise.
             return unsafe { self.machphys_mfn_list(state, arg) };
@@ -159,6 +164,31 @@ impl Host {
             uapi::XENMEM_MAXIMUM_GPFN => Ok(domain.highest),
             _ => Err(libc::ENOSYS),
         }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`hypercall`](Host::hypercall).
+    unsafe fn get_pod_target(&self, state: &State, arg: u64) -> Result<u64, i32> {
+        if self.architecture() == Architecture::Arm64 {
+            return Err(libc::ENOSYS);
+        }
+        // SAFETY: the caller's promise.
+        let domid = u16::from_ne_bytes(unsafe { take(state, arg + offset_of!(uapi::PodTarget, domid) as u64) }?);
+        let domain = state.domains.get(&domid).filter(|_| domid != uapi::XEN_DOMID).ok_or(libc::ESRCH)?;
+        if domain.kind == GuestKind::Pv {
+            return Err(libc::EINVAL);
+        }
+        let unpopulated = domain.frames.values().filter(|frame| matches!(frame, Frame::Unpopulated)).count();
+        for (offset, pages) in [
+            (offset_of!(uapi::PodTarget, tot_pages), state.owned_by(domid)),
+            (offset_of!(uapi::PodTarget, pod_cache_pages), domain.pool.len() as u64),
+            (offset_of!(uapi::PodTarget, pod_entries), unpopulated as u64),
+        ] {
+            // SAFETY: the caller's promise.
+            unsafe { give(state, arg + offset as u64, &pages.to_ne_bytes()) }?;
+        }
+        Ok(0)
     }
 
     /// # Safety

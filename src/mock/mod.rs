@@ -48,6 +48,7 @@
 //! - The pages of an Arm dom0 may be larger than a frame, but its mappings begin at any multiple of 4096.
 //! - [`HostConfig::dom0_free_frames`] is for each process, and there again at once for those that are unmapped.
 //! - Time and locks are those of Linux. What a call would cost on Xen is counted instead: [`MockHost::hypercalls`].
+//! - A populate-on-demand guest whose pool is empty crashes at once. Xen looks for pages of zeros to take back before.
 //! - Page tables of this process are not counted among the hypercalls, and neither is the death of a process.
 
 mod config;
@@ -55,6 +56,7 @@ mod domain;
 mod driver;
 mod fatal;
 mod fault;
+mod first_touch;
 mod frame_info;
 mod host;
 mod hypercalls;

@@ -16,6 +16,8 @@ pub(super) const FIRST_MFN: u64 = 0x1_0000;
 pub(super) const DOM0: u16 = 0;
 const DOMID_SELF: u16 = 0x7FF0;
 const DOMID_IO: u16 = 0x7FF1;
+/// Whose shared pages are.
+pub(super) const DOMID_COW: u16 = 0x7FF2;
 /// Whose the pages of resources are: Xen's own, but shown to nobody as frames (`DOMID_IDLE`).
 pub(super) const OWNER_OF_RESOURCES: u16 = 0x7FFF;
 
@@ -41,6 +43,16 @@ pub(super) enum Frame {
     PagedOut(Vec<u8>, u32),
     /// The machine's memory failed there.
     Broken(usize),
+    /// A frame of a populate-on-demand guest that nobody has touched yet.
+    Unpopulated,
+    /// A frame of a fork that nobody has touched yet: it is its parent's.
+    OfParent,
+}
+
+impl Frame {
+    pub(super) fn is_untouched(&self) -> bool {
+        matches!(self, Frame::Unpopulated | Frame::OfParent)
+    }
 }
 
 /// What a virtual processor's registers hold, as far as page tables need them; at first its paging is off. Those of
@@ -76,6 +88,14 @@ pub(super) struct Domain {
     pub(super) highest: u64,
     /// The most frames that it may own.
     pub(super) max_pages: u64,
+    /// Whether it was given frames that are filled in when they are first touched.
+    pub(super) is_lazy: bool,
+    /// Pages for its frames that have none yet, if it is populated on demand. They count as its own.
+    pub(super) pool: Vec<usize>,
+    /// Whether Xen has crashed it.
+    pub(super) crashed: bool,
+    /// The domain that it is a fork of.
+    pub(super) parent: Option<u16>,
     /// How often its toolstack has paused it, less how often it has unpaused it.
     pub(super) pauses: u8,
     pub(super) name: Option<String>,
@@ -97,6 +117,10 @@ impl Domain {
             frames: BTreeMap::new(),
             highest: 0,
             max_pages: 0,
+            is_lazy: false,
+            pool: Vec::new(),
+            crashed: false,
+            parent: None,
             pauses: 0,
             name: None,
             shared_info: None,
@@ -198,12 +222,16 @@ impl State {
             // The frame number becomes a page-table entry, which has no room for the upper bits.
             let gfn = if pv { gfn & ((1 << 40) - 1) } else { gfn };
             return match domain.frames.get_mut(&gfn) {
+                // An auto-translated dom0 takes no shared frames (Xen, `p2m_add_foreign`).
+                Some(Frame::Ram(page)) if !pv && self.pages[*page].owner == Some(DOMID_COW) => Err(libc::EINVAL),
                 Some(Frame::Ram(page)) => Ok(Pte::Page(*page)),
                 Some(Frame::PagedOut(_, asks)) if pv => {
                     *asks = asks.saturating_sub(1);
                     Err(libc::ENOENT)
                 }
-                Some(Frame::PagedOut(..) | Frame::Broken(_)) | None => Err(libc::EINVAL),
+                Some(Frame::PagedOut(..) | Frame::Broken(_) | Frame::Unpopulated | Frame::OfParent) | None => {
+                    Err(libc::EINVAL)
+                }
             };
         }
         // All ones stand for no frame.

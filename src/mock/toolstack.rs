@@ -156,7 +156,7 @@ impl Host {
             }
             uapi::XEN_DOMCTL_GETPAGEFRAMEINFO3 => {
                 // SAFETY: the caller's promise.
-                unsafe { page_frame_info(state, domid, word(&call, 16), word(&call, 24)) }
+                unsafe { page_frame_info(self, state, domid, word(&call, 16), word(&call, 24)) }
             }
             uapi::XEN_DOMCTL_GET_ADDRESS_SIZE => {
                 let size = domain.address_size;
@@ -193,6 +193,7 @@ impl Host {
     fn domain_info(&self, state: &State, domid: u16, domain: &Domain) -> Vec<u8> {
         let on_arm = self.architecture() == Architecture::Arm64;
         let flags = if domain.dying { uapi::XEN_DOMINF_DYING } else { 0 }
+            | if domain.crashed { uapi::XEN_DOMINF_SHUTDOWN } else { 0 }
             | if domain.pauses != 0 { uapi::XEN_DOMINF_PAUSED } else { 0 }
             | if domain.kind == GuestKind::Pv && !on_arm { 0 } else { uapi::XEN_DOMINF_HVM_GUEST };
         let emulated = match domain.kind {
@@ -213,7 +214,8 @@ impl Host {
         info.extend(flags.to_ne_bytes());
         info.extend(state.owned_by(domid).to_ne_bytes());
         info.extend(domain.max_pages.to_ne_bytes());
-        info.extend([0; 16]); // outstanding_pages, shr_pages
+        info.extend([0; 8]); // outstanding_pages
+        info.extend(state.shared_by(domain).to_ne_bytes());
         info.extend((paged_out as u64).to_ne_bytes());
         info.extend(shared_info.to_ne_bytes());
         info.extend([0; 8]); // cpu_time

@@ -13,6 +13,7 @@ pub const XENMEM_current_reservation: u32 = 3;
 pub const XENMEM_maximum_reservation: u32 = 4;
 pub const XENMEM_maximum_gpfn: u32 = 14;
 pub const XENMEM_machphys_mfn_list: u32 = 5;
+pub const XENMEM_get_pod_target: u32 = 17;
 pub const XENMEM_resource_ioreq_server: u32 = 0;
 pub const XENMEM_resource_grant_table: u32 = 1;
 pub const XENMEM_resource_vmtrace_buf: u32 = 2;
@@ -103,6 +104,35 @@ const _: () = {
     [
         "Offset of field: xen_machphys_mfn_list::nr_extents",
     ][::core::mem::offset_of!(xen_machphys_mfn_list, nr_extents) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_pod_target {
+    pub target_pages: u64,
+    pub tot_pages: u64,
+    pub pod_cache_pages: u64,
+    pub pod_entries: u64,
+    pub domid: domid_t,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of xen_pod_target"][::core::mem::size_of::<xen_pod_target>() - 40usize];
+    ["Alignment of xen_pod_target"][::core::mem::align_of::<xen_pod_target>() - 8usize];
+    [
+        "Offset of field: xen_pod_target::target_pages",
+    ][::core::mem::offset_of!(xen_pod_target, target_pages) - 0usize];
+    [
+        "Offset of field: xen_pod_target::tot_pages",
+    ][::core::mem::offset_of!(xen_pod_target, tot_pages) - 8usize];
+    [
+        "Offset of field: xen_pod_target::pod_cache_pages",
+    ][::core::mem::offset_of!(xen_pod_target, pod_cache_pages) - 16usize];
+    [
+        "Offset of field: xen_pod_target::pod_entries",
+    ][::core::mem::offset_of!(xen_pod_target, pod_entries) - 24usize];
+    [
+        "Offset of field: xen_pod_target::domid",
+    ][::core::mem::offset_of!(xen_pod_target, domid) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

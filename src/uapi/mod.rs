@@ -38,16 +38,16 @@ pub(crate) use bindings::{
     XEN_DOMINF_hvm_guest as XEN_DOMINF_HVM_GUEST, XEN_DOMINF_paused as XEN_DOMINF_PAUSED,
     XEN_DOMINF_shutdown as XEN_DOMINF_SHUTDOWN, XEN_SYSCTL_getdomaininfolist as XEN_SYSCTL_GETDOMAININFOLIST,
     XENFEAT_auto_translated_physmap as XENFEAT_AUTO_TRANSLATED_PHYSMAP,
-    XENMEM_current_reservation as XENMEM_CURRENT_RESERVATION, XENMEM_machphys_mfn_list as XENMEM_MACHPHYS_MFN_LIST,
-    XENMEM_maximum_gpfn as XENMEM_MAXIMUM_GPFN, XENMEM_maximum_ram_page as XENMEM_MAXIMUM_RAM_PAGE,
-    XENMEM_maximum_reservation as XENMEM_MAXIMUM_RESERVATION,
+    XENMEM_current_reservation as XENMEM_CURRENT_RESERVATION, XENMEM_get_pod_target as XENMEM_GET_POD_TARGET,
+    XENMEM_machphys_mfn_list as XENMEM_MACHPHYS_MFN_LIST, XENMEM_maximum_gpfn as XENMEM_MAXIMUM_GPFN,
+    XENMEM_maximum_ram_page as XENMEM_MAXIMUM_RAM_PAGE, XENMEM_maximum_reservation as XENMEM_MAXIMUM_RESERVATION,
     XENMEM_resource_grant_table as XENMEM_RESOURCE_GRANT_TABLE,
     XENMEM_resource_ioreq_server as XENMEM_RESOURCE_IOREQ_SERVER,
     XENMEM_resource_vmtrace_buf as XENMEM_RESOURCE_VMTRACE_BUF, XENVER_capabilities as XENVER_CAPABILITIES,
     XENVER_extraversion as XENVER_EXTRAVERSION, XENVER_get_features as XENVER_GET_FEATURES,
     XENVER_version as XENVER_VERSION, privcmd_hypercall as Hypercall, privcmd_mmap_resource as MmapResource,
     privcmd_mmapbatch_v2 as MmapBatchV2, xen_domctl_getdomaininfo as DomctlDomainInfo, xen_hvm_param as HvmParam,
-    xen_machphys_mfn_list as MachphysMfnList, xen_pfn_t as XenPfn,
+    xen_machphys_mfn_list as MachphysMfnList, xen_pfn_t as XenPfn, xen_pod_target as PodTarget,
 };
 
 /// Bytes of `xen_extraversion_t` (xen/include/public/version.h).
