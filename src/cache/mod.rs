@@ -69,6 +69,11 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// that range, and asks again. What failed in another way (paged out, in use as a page table, no memory) is tried
 /// again when it is asked for again; and where nothing at all could be mapped, nothing is remembered.
 ///
+/// # Populate-on-demand guests
+///
+/// Mapping a bucket gives memory to each of its frames, also to those that nobody asked for. For a guest with too
+/// little memory for all frames, take the smallest buckets, or check it first ([`Guest::check_populated`]).
+///
 /// # When the guest dies
 ///
 /// While a frame is mapped, Xen keeps the domain, as a zombie. Call [`close`](MapCache::close) when the domain is

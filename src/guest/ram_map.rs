@@ -42,7 +42,7 @@ pub enum Search {
     /// Asks Xen about frames, from the top and the bottom, until as many were found as the domain owns. Some frames
     /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are. On Arm, where
     /// it cannot, RAM above 1 TiB, where the toolstack puts none, is found if it fills some block of 2 MiB.
-    /// A guest that has a frame where it can be mapped nowhere makes it look everywhere.
+    /// A guest that owns a frame that cannot be found, or has more RAM than Xen counts, makes it look everywhere.
     #[default]
     UntilAllFound,
     /// Tries each frame up to the highest by mapping it, unless Xen says that it is RAM. This takes long, and finds all
@@ -97,7 +97,9 @@ impl RamMap {
 }
 
 impl Guest<'_> {
-    /// Where the guest's RAM is.
+    /// Where the guest's RAM is. This touches every frame of it.
+    ///
+    /// A hostile guest can make this take hours; [`scan`](Guest::scan) can be stopped.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -116,7 +118,8 @@ impl Guest<'_> {
     ///
     /// # Errors
     ///
-    /// Those of [`RamScan::step`](super::RamScan::step).
+    /// [`Error::PopulateOnDemand`](crate::Error::PopulateOnDemand) if it would crash the guest, and those of
+    /// [`RamScan::step`](super::RamScan::step).
     pub fn ram_map(&self) -> Result<RamMap> {
         let mut scan = self.scan(Search::default())?;
         while scan.step()? {}
@@ -150,7 +153,48 @@ impl Extents {
         self.0.range(..=pfn).next_back().is_some_and(|(_, extent)| extent.pfns.contains(&pfn))
     }
 
+    /// What of some ranges is in no extent.
+    pub(super) fn missing_of(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+        let mut missing = Vec::new();
+        for mut pfns in ranges {
+            let before = self.0.range(..pfns.start).next_back();
+            for (_, extent) in before.into_iter().chain(self.0.range(pfns.clone())) {
+                let Range { start, end } = extent.pfns;
+                if end <= pfns.start {
+                    continue;
+                }
+                if start > pfns.start {
+                    missing.push(pfns.start..start);
+                }
+                pfns.start = end;
+            }
+            if !pfns.is_empty() {
+                missing.push(pfns);
+            }
+        }
+        missing
+    }
+
     pub(super) fn into_map(self, not_found: u64) -> RamMap {
         RamMap { extents: self.0.into_values().collect(), not_found }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_of_ranges_is_what_no_extent_has() {
+        let mut extents = Extents::default();
+        for pfns in [0..10, 20..30, 30..31, 90..120] {
+            extents.add(pfns, FrameKind::Ram);
+        }
+        let missing = extents.missing_of(vec![5..25, 28..100, 119..121]);
+        assert_eq!(missing, [10..20, 31..90, 120..121]);
+        assert!(extents.missing_of(vec![0..10, 95..96]).is_empty());
+        let untouched = vec![40..50, 130..140];
+        assert_eq!(extents.missing_of(untouched.clone()), untouched);
+        assert_eq!(Extents::default().missing_of(untouched.clone()), untouched);
     }
 }

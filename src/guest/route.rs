@@ -21,6 +21,8 @@ pub(super) struct Route {
     /// Whether a stretch is begun at both of its ends; and if so, at which the last window was.
     both_ends: bool,
     at_top: bool,
+    /// Whether the lower end of the stretch was looked at.
+    has_begun: bool,
 }
 
 /// What is looked at in one step.
@@ -46,7 +48,7 @@ impl Route {
     /// One stretch after the other, each from the bottom up.
     pub(super) fn in_order(stretches: impl IntoIterator<Item = Stretch>, window: u64) -> Route {
         let stretches = stretches.into_iter().filter(|stretch| !stretch.pfns.is_empty()).collect();
-        Route { stretches, window, both_ends: false, at_top: false }
+        Route { stretches, window, both_ends: false, at_top: false, has_begun: false }
     }
 
     /// From both ends of a stretch inwards.
@@ -65,6 +67,7 @@ impl Route {
         let pfns = if self.at_top { end - size..end } else { start..start + size };
         stretch.pfns = if self.at_top { start..pfns.start } else { pfns.end..end };
         let window = Window { pfns, step: stretch.step, at_top: self.at_top, ends_stretch: stretch.pfns.is_empty() };
+        self.has_begun |= !window.at_top || window.ends_stretch;
         if window.ends_stretch {
             self.stretches.pop_front();
         }
@@ -79,6 +82,25 @@ impl Route {
     /// Whether what comes next is looked at even if all that the guest owns has been found.
     pub(super) fn is_needed(&self) -> bool {
         self.stretches.front().is_some_and(|stretch| stretch.needed)
+    }
+
+    /// Whether each end at which a search begins was looked at.
+    pub(super) fn has_begun_all(&self) -> bool {
+        self.has_begun
+    }
+
+    /// The frames that are left to look at, in ascending order.
+    pub(super) fn ranges_left(&self) -> Vec<Range<u64>> {
+        let mut all: Vec<Range<u64>> = self.stretches.iter().map(|stretch| stretch.pfns.clone()).collect();
+        all.sort_unstable_by_key(|pfns| pfns.start);
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for pfns in all {
+            match ranges.last_mut() {
+                Some(last) if last.end >= pfns.start => last.end = last.end.max(pfns.end),
+                _ => ranges.push(pfns),
+            }
+        }
+        ranges
     }
 
     /// How many frames are left to look at.

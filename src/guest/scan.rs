@@ -1,6 +1,7 @@
 //! The search for a guest's RAM: which frames to look at, in which order, and what they are.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use super::domains::DomainState;
 use super::ram_map::{Extents, FrameKind, RamMap, Search};
@@ -21,17 +22,41 @@ const PV_WINDOW: u64 = 15 * 512;
 const SHORT_RUN: usize = 16;
 const MAX_TRIES: usize = 256;
 
-/// A search for a guest's RAM, step by step, for those who show how far it is.
+/// A search for a guest's RAM, step by step, for callers that show progress or set a limit.
 ///
 /// No call tells where a guest's RAM is. On x86 it has most of it at the bottom, often some at the top, and a large hole
 /// in between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other end. It
-/// is over when as many frames were found as the domain owns, but never within a run: what Xen lends is not among
-/// those it owns. A PV guest's table is looked through to its end, and so is everything where Xen cannot be asked
-/// what a frame is.
+/// is over when as many frames were found as Xen counts for the domain, but never within a run, since what Xen lends is
+/// not counted. If more frames are found than Xen counts, it cannot tell when it has found all of them, and goes
+/// through every frame number. So it does with a PV guest's table, and where Xen cannot be asked what a frame is.
 ///
 /// On Arm Xen cannot be asked, so each frame is tried by mapping it, which costs two hypercalls. But it is known where
 /// the toolstack puts RAM: in two banks, which begin at 1 and 8 GiB. It looks elsewhere only if less was found than
 /// the domain owns: at one frame of each 2 MiB and, if that is RAM, at those around it; then at each frame below 1 TiB.
+///
+/// A guest decides what its highest frame is, and can own a frame that cannot be found. Both together make a search
+/// go through 2^36 frame numbers, which takes hours. [`idle_time`](RamScan::idle_time) bounds that:
+///
+/// ```
+/// use std::time::Duration;
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Gfn, Guest, GuestKind, Search};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Pvh, 160);
+/// domain.populate(&[Gfn::new(1 << 35)?]);
+///
+/// let memory = host.open()?;
+/// let guest = Guest::open(&memory, domain.domid())?;
+/// let mut scan = guest.scan(Search::default())?;
+/// while scan.step()? {
+///     if scan.idle_time() > Duration::from_secs(60) {
+///         break; // `scan.not_searched()` tells what is left
+///     }
+/// }
+/// assert_eq!(scan.into_map().ranges(), [0..160, 1 << 35..(1 << 35) + 1]);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct RamScan<'g, 'm> {
     guest: &'g Guest<'m>,
@@ -49,8 +74,11 @@ pub struct RamScan<'g, 'm> {
     found: u64,
     special: u64,
     paged_out: u64,
-    owned: u64,
+    /// How many frames Xen counted for the domain when the search began.
+    counted: u64,
     extents: Extents,
+    idle: Duration,
+    ended: bool,
 }
 
 impl RamScan<'_, '_> {
@@ -61,6 +89,16 @@ impl RamScan<'_, '_> {
     /// Those of mapping, [`Error::Hypercall`] (with `ESRCH` if the domain has died meanwhile), and of a PV guest
     /// [`Error::P2m`].
     pub fn step(&mut self) -> Result<bool> {
+        let (start, before) = (Instant::now(), self.found + self.paged_out);
+        let more = self.take_step()?;
+        if self.found + self.paged_out == before {
+            self.idle += start.elapsed();
+        }
+        self.ended = !more;
+        Ok(more)
+    }
+
+    fn take_step(&mut self) -> Result<bool> {
         if self.missing == Some(0) || self.is_over() {
             return self.look_for_paged_out();
         }
@@ -94,7 +132,7 @@ impl RamScan<'_, '_> {
     fn look_at(&mut self, window: &Window) -> Result<Vec<Option<FrameKind>>> {
         let pv = self.guest.kind == GuestKind::Pv;
         let named = self.found + self.special;
-        if pv && named > self.owned.saturating_mul(2).saturating_add(PV_WINDOW) {
+        if pv && named > self.counted.saturating_mul(2).saturating_add(PV_WINDOW) {
             let reason = "it names the same frames again and again";
             return Err(Error::P2m { domid: self.guest.domid, reason });
         }
@@ -104,16 +142,16 @@ impl RamScan<'_, '_> {
         Ok(kinds.map(|kind| kind.or(pv.then_some(FrameKind::BalloonedOut))).collect())
     }
 
-    /// How many frames were found so far that the domain owns.
+    /// How many frames of RAM were found so far.
     #[must_use]
     pub fn found(&self) -> u64 {
         self.found
     }
 
-    /// How many frames the domain owns, which is about how many will be found.
+    /// How many frames the domain owns or shares, which is about how many will be found.
     #[must_use]
     pub fn owned(&self) -> u64 {
-        self.owned
+        self.counted
     }
 
     /// How many frame numbers are still to be looked at; on Arm more, once RAM is found where none was expected.
@@ -122,15 +160,35 @@ impl RamScan<'_, '_> {
         self.route.left()
     }
 
+    /// How long the steps have taken that found no RAM. Only this can a guest prolong without owning more memory.
+    #[must_use]
+    pub fn idle_time(&self) -> Duration {
+        self.idle
+    }
+
+    /// The frame numbers that are still to be looked at, in ascending order; none once the search is over.
+    #[must_use]
+    pub fn not_searched(&self) -> Vec<Range<u64>> {
+        if self.ended { Vec::new() } else { self.extents.missing_of(self.route.ranges_left()) }
+    }
+
     /// What was found so far.
     #[must_use]
     pub fn into_map(self) -> RamMap {
-        self.extents.into_map(self.owned.saturating_sub(self.found))
+        self.extents.into_map(self.counted.saturating_sub(self.found))
     }
 
     /// Whether all was found that is looked for, and the last window did not end within a run.
     fn is_over(&self) -> bool {
-        self.found >= self.owned && !self.in_run && !self.route.is_needed()
+        if self.in_run || self.route.is_needed() {
+            return false;
+        }
+        if self.guest.memory.architecture() == Architecture::Arm64 {
+            return self.found >= self.counted;
+        }
+        // Xen counts a fork's frames only once they were touched, so the few at the top could be taken for all: the
+        // bottom, where every guest has RAM, tells. Counting again would not, since it counts what was just touched.
+        self.found == self.counted && self.route.has_begun_all()
     }
 
     /// Has the blocks looked at of which one frame is RAM, and those beside them.
@@ -245,7 +303,7 @@ impl RamScan<'_, '_> {
             return memory.current_reservation(domid).map(|_| false);
         }
         let info = memory.get_domain_info(domid)?;
-        if self.found < self.owned && info.state == Some(DomainState::Dying) {
+        if self.found < self.counted && info.state == Some(DomainState::Dying) {
             let source = std::io::Error::from_raw_os_error(libc::ESRCH);
             return Err(Error::Hypercall { name: "XEN_DOMCTL_getdomaininfo", domid: Some(domid), source });
         }
@@ -266,12 +324,24 @@ impl RamScan<'_, '_> {
 }
 
 impl<'m> Guest<'m> {
-    /// Begins a search for the guest's RAM.
+    /// Begins a search for the guest's RAM. It touches every frame of the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PopulateOnDemand`] if that would crash the guest; [`Error::Hypercall`], and of a PV guest
+    /// [`Error::P2m`].
+    pub fn scan(&self, search: Search) -> Result<RamScan<'_, 'm>> {
+        self.check_populated()?;
+        self.scan_populating(search)
+    }
+
+    /// Begins a search that does not spare a [populate-on-demand](crate::PopulateOnDemand) guest: each of its frames gets
+    /// memory, and Xen crashes the guest when that is used up.
     ///
     /// # Errors
     ///
     /// [`Error::Hypercall`], and of a PV guest [`Error::P2m`].
-    pub fn scan(&self, search: Search) -> Result<RamScan<'_, 'm>> {
+    pub fn scan_populating(&self, search: Search) -> Result<RamScan<'_, 'm>> {
         let end = match self.p2m()? {
             Some(p2m) => p2m.end(&self.memory)?,
             None => self.memory.maximum_gpfn(self.domid)?.min(Gfn::MAX.get()) + 1,
@@ -291,9 +361,22 @@ impl<'m> Guest<'m> {
             found: 0,
             special: 0,
             paged_out: 0,
-            owned: self.memory.current_reservation(self.domid)?,
+            counted: self.counted_frames()?,
             extents: Extents::default(),
+            idle: Duration::ZERO,
+            ended: false,
         })
+    }
+
+    /// How many frames Xen counts for the domain: those that it owns and those that it shares with others.
+    fn counted_frames(&self) -> Result<u64> {
+        let on_arm = self.memory.architecture() == Architecture::Arm64;
+        if on_arm || self.memory.domctl_version().is_none() {
+            // On Arm no frames are shared.
+            return self.memory.current_reservation(self.domid);
+        }
+        let info = self.memory.get_domain_info(self.domid)?;
+        Ok(info.pages.saturating_add(info.shared.unwrap_or(0)))
     }
 
     /// In which order to look at the frames below `end`.

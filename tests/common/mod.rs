@@ -229,6 +229,14 @@ impl Guest {
         }
     }
 
+    /// Gives it frames that get memory when they are first touched, and a pool of so many frames of memory.
+    pub fn populate_on_demand(&self, gfns: &[Gfn], pool: usize) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.populate_on_demand(gfns, pool),
+            Inner::Xen(guest) => guest.populate_on_demand(gfns, pool),
+        }
+    }
+
     pub fn pin_page_table(&self, gfn: Gfn) -> std::io::Result<()> {
         match &self.inner {
             Inner::Mock(_, guest) => guest.pin_page_table(gfn),

@@ -22,6 +22,8 @@ const DOMCTL_SET_PAGING_MEMPOOL_SIZE: u32 = 86;
 const XENMEM_DECREASE_RESERVATION: u64 = 1;
 const XENMEM_MACHPHYS_MFN_LIST: u64 = 5;
 const XENMEM_POPULATE_PHYSMAP: u64 = 6;
+const XENMEM_SET_POD_TARGET: u64 = 16;
+const XENMEMF_POPULATE_ON_DEMAND: u32 = 1 << 16;
 
 const MMUEXT_PIN_L1_TABLE: u32 = 0;
 const MMUEXT_UNPIN_TABLE: u32 = 4;
@@ -104,7 +106,7 @@ impl Toolstack {
         let domain = Domain { memory: ForeignMemory::open().unwrap(), domid, gfns: RefCell::default() };
         let pfns: Vec<u64> = (0..frames as u64).collect();
         // Of a PV guest Xen says which machine frames they are.
-        let gfns = domain.reservation(XENMEM_POPULATE_PHYSMAP, &pfns);
+        let gfns = domain.reservation(XENMEM_POPULATE_PHYSMAP, 0, &pfns);
         domain.gfns.borrow_mut().extend(gfns.into_iter().map(|gfn| Gfn::new(gfn).unwrap()));
         domain
     }
@@ -133,14 +135,27 @@ impl Domain {
     }
 
     pub fn balloon_out(&self, gfn: Gfn) {
-        self.reservation(XENMEM_DECREASE_RESERVATION, &[gfn.get()]);
+        self.reservation(XENMEM_DECREASE_RESERVATION, 0, &[gfn.get()]);
         self.gfns.borrow_mut().retain(|&other| other != gfn);
     }
 
     pub fn populate(&self, gfn: Gfn) {
-        self.reservation(XENMEM_POPULATE_PHYSMAP, &[gfn.get()]);
+        self.reservation(XENMEM_POPULATE_PHYSMAP, 0, &[gfn.get()]);
         self.gfns.borrow_mut().push(gfn);
         self.gfns.borrow_mut().sort();
+    }
+
+    pub fn populate_on_demand(&self, gfns: &[Gfn], pool: usize) {
+        let gfns: Vec<u64> = gfns.iter().map(|gfn| gfn.get()).collect();
+        self.reservation(XENMEM_POPULATE_PHYSMAP, XENMEMF_POPULATE_ON_DEMAND, &gfns);
+        let target = self.memory.current_reservation(self.domid).unwrap() + pool as u64;
+        // struct xen_pod_target: target_pages, three numbers that Xen writes, domid.
+        let fields = Bytes::default().u64(target).up_to(32).u16(self.domid.get()).up_to(40);
+        let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
+        argument.bytes_mut().copy_from_slice(&fields.0);
+        let arg = [XENMEM_SET_POD_TARGET, argument.address(), 0, 0, 0];
+        // SAFETY: it reads and writes one structure.
+        unsafe { self.memory.hypercall("XENMEM_set_pod_target", MEMORY_OP, arg) }.unwrap();
     }
 
     pub fn pin_page_table(&self, gfn: Gfn) -> std::io::Result<()> {
@@ -172,13 +187,13 @@ impl Domain {
     }
 
     /// A memory operation on frames, and what has become of their numbers.
-    fn reservation(&self, command: u64, gfns: &[u64]) -> Vec<u64> {
+    fn reservation(&self, command: u64, flags: u32, gfns: &[u64]) -> Vec<u64> {
         let mut extents = self.memory.hypercall_buffer(gfns.len() * 8).unwrap();
         for (bytes, gfn) in extents.bytes_mut().chunks_exact_mut(8).zip(gfns) {
             bytes.copy_from_slice(&gfn.to_ne_bytes());
         }
         // struct xen_memory_reservation: extent_start, nr_extents, extent_order, mem_flags, domid.
-        let fields = Bytes::default().u64(extents.address()).u64(gfns.len() as u64).u32(0).u32(0);
+        let fields = Bytes::default().u64(extents.address()).u64(gfns.len() as u64).u32(0).u32(flags);
         let fields = fields.u16(self.domid.get()).up_to(32);
         let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
         argument.bytes_mut().copy_from_slice(&fields.0);
