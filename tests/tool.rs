@@ -92,6 +92,7 @@ fn map_as_json_is_one_object() {
             {"first": 0x10_0000, "last": 0x10_0FFF, "bytes": 0x1000, "kind": "ram"},
         ],
         "totals": {"ram": 0x4000},
+        "not_searched": [],
     });
     assert_eq!(json(&run_in(&folder, "--mock ram map --json")), expected);
 }

@@ -144,3 +144,69 @@ fn search_of_a_pv_guest_finds_its_own_addresses() {
     let output = run_in(&folder, "--mock ram --mock-kind pv search --text canary");
     assert_found(&output, &[frame(1) + 2, frame(0x5000) + 10]);
 }
+
+/// A guest whose highest frame is so high that it takes minutes to try every frame number.
+fn far_ram(folder: &Path) {
+    ram(folder, &[(0, CANARY), (frame(1 << 31) - FRAME_SIZE as u64, CANARY)]);
+}
+
+/// Checks that a command came to its end at the limit, and said so; returns what it said.
+#[track_caller]
+fn assert_limited(output: &Output) -> &str {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("not searched: 0x"), "{stderr}");
+    assert!(stderr.contains("--search-limit"), "{stderr}");
+    stderr
+}
+
+#[test]
+fn search_limit_ends_a_search_and_leaves_what_was_found() {
+    let folder = folder("search-limit");
+    far_ram(&folder);
+    let output = run_in(&folder, "--mock ram search --thorough --search-limit 1 --text canary");
+    assert_limited(&output);
+    assert_eq!(text(&output.stdout), "0x7\n0x7fffffff007\n");
+}
+
+#[test]
+fn limited_search_that_found_enough_is_complete() {
+    let folder = folder("search-limit-max");
+    far_ram(&folder);
+    let output = run_in(&folder, "--mock ram search --thorough --search-limit 1 --text canary --max 1");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), "0x7\n"));
+}
+
+#[test]
+fn limited_map_lists_what_was_not_searched() {
+    let folder = folder("map-limit");
+    far_ram(&folder);
+    let output = run_in(&folder, "--mock ram map --thorough --search-limit 1 --json");
+    let stderr = assert_limited(&output).to_owned();
+    let map: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let [range] = &map["not_searched"].as_array().unwrap()[..] else { panic!("{map}") };
+    let [first, last, bytes] = ["first", "last", "bytes"].map(|name| range[name].as_u64().unwrap());
+    assert_eq!(bytes, last - first + 1);
+    assert!(first > 0xFFF && last < 0x7FF_FFFF_F000 && bytes > 1 << 30, "{map}");
+    assert!(stderr.contains(&format!("{first:#x} to {last:#x}")), "{stderr}");
+    assert_eq!(map["totals"]["ram"], 2 * FRAME_SIZE);
+}
+
+#[test]
+fn limited_dump_and_picture_are_written_and_say_that_they_are_incomplete() {
+    let folder = folder("dump-limit");
+    far_ram(&folder);
+    assert_limited(&run_in(&folder, "--mock ram dump --thorough --search-limit 1 --format elf dump"));
+    assert_limited(&run_in(&folder, "--mock ram picture --thorough --search-limit 1 picture.png"));
+    assert_eq!(names(&folder), ["dump", "picture.png", "ram"]);
+    let diff = run_in(&folder, "--mock ram diff dump");
+    assert_eq!(diff.status.code(), Some(0), "{}", text(&diff.stderr));
+}
+
+#[test]
+fn usual_layout_is_searched_whatever_the_limit() {
+    let folder = folder("search-limit-usual");
+    far_ram(&folder);
+    let output = run_in(&folder, "--mock ram search --search-limit 1 --text canary");
+    assert_found(&output, &[0x7, 0x7FF_FFFF_F007]);
+}

@@ -7,7 +7,8 @@ use clap_complete::Shell;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0; 1 if search finds nothing or diff a difference; 2 if it could not be done; 3 if a dump lacks frames that
-should be there (stderr lists them; in a raw or LiME dump they are zeros); 128 and the signal if a dump was interrupted";
+should be there (stderr lists them; in a raw or LiME dump they are zeros), or if the search for RAM was stopped by
+--search-limit; 128 and the signal if a dump was interrupted";
 
 /// Looks at a guest's RAM, on Xen or on a simulated host
 // The last setting: without a command there is an error in one line, not the whole help.
@@ -33,6 +34,9 @@ pub(crate) struct Source {
     /// The number or the name of a guest of the Xen host that this runs on
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
+    /// Touch the memory of a populate-on-demand guest even if Xen may crash the guest for want of memory
+    #[arg(long, global = true)]
+    pub(crate) pod_populate: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -132,11 +136,15 @@ pub(crate) enum Command {
     Worker,
 }
 
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct SearchArgs {
     /// Try every frame number, also where Xen says that there is no RAM: slow, but finds what Xen lends to the guest
     #[arg(long)]
     pub(crate) thorough: bool,
+    /// Stop looking for RAM after so many seconds in which none was found; 0 for no limit [default: 60, with
+    /// --thorough 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) search_limit: Option<u64>,
 }
 
 /// In which address space an address is.

@@ -55,7 +55,11 @@ pub(crate) fn dumps(old: &Path, new: &Path, out: &mut impl Write) -> Result<bool
 /// Compares a dump and the guest and returns whether they are the same.
 pub(crate) fn dump_and_guest(old: &Path, guest: &Guest<'_>, out: &mut impl Write) -> Result<bool> {
     let old = Image::open(old)?;
-    let map = scan(guest, SearchArgs { thorough: false })?;
+    let found = scan(guest, SearchArgs::default())?;
+    if !found.is_complete() {
+        return Err("nothing was compared, since not all of the guest's RAM was found".into());
+    }
+    let map = found.map;
     // What is broken is the guest's too, and cannot be read.
     let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;
     let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.clone()).collect();

@@ -17,6 +17,7 @@ pub(crate) struct Domain {
     pub(crate) pages: u64,
     pub(crate) max_pages: Option<u64>,
     pub(crate) paged_out: Option<u64>,
+    pub(crate) shared: Option<u64>,
     pub(crate) vcpus: Option<u32>,
     pub(crate) uuid: Option<String>,
 }
@@ -44,6 +45,7 @@ impl From<DomainInfo> for Domain {
             pages: info.pages,
             max_pages: info.max_pages,
             paged_out: info.paged_out,
+            shared: info.shared,
             vcpus: info.vcpus,
             uuid: info.handle.map(uuid),
         }

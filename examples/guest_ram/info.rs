@@ -12,6 +12,9 @@ use crate::domains::{Domain, mib, or_dash};
 struct Info {
     #[serde(flatten)]
     domain: Domain,
+    /// Of a populate-on-demand guest: frames without memory, and frames of memory for them.
+    pages_unpopulated: u64,
+    pages_in_pool: u64,
     highest_frame: u64,
     xen_version: String,
     xen_capabilities: String,
@@ -26,8 +29,11 @@ pub(crate) fn info(guest: &Guest<'_>, as_json: bool, out: &mut impl Write) -> Re
         HostKind::AutoTranslated => "auto-translated",
         _ => "unknown",
     };
+    let on_demand = memory.populate_on_demand(domid)?;
     let info = Info {
         domain: memory.domain_info(domid)?.into(),
+        pages_unpopulated: on_demand.unpopulated,
+        pages_in_pool: on_demand.pool,
         highest_frame: memory.maximum_gpfn(domid)?,
         xen_version: memory.xen_version()?.to_string(),
         xen_capabilities: memory.xen_capabilities()?,
@@ -54,6 +60,8 @@ pub(crate) fn info(guest: &Guest<'_>, as_json: bool, out: &mut impl Write) -> Re
         ("pages owned", pages(Some(domain.pages))),
         ("pages at most", pages(domain.max_pages)),
         ("pages paged out", or_dash(domain.paged_out)),
+        ("pages shared", or_dash(domain.shared)),
+        ("pages unpopulated", format!("{} (memory set aside: {})", info.pages_unpopulated, info.pages_in_pool)),
         ("highest frame", format!("{:#x}", info.highest_frame)),
         ("xen version", info.xen_version),
         ("xen capabilities", info.xen_capabilities),

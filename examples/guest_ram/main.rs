@@ -7,7 +7,8 @@
 //!     cargo run --example guest_ram -- --domain 5 dump OUT
 //!
 //! Exit codes: 0; 1 if `search` finds nothing or `diff` a difference; 2 if it could not be done, with one line on
-//! stderr; 3 if a dump lacks frames that should be there; 130 or 143 if a dump was interrupted.
+//! stderr; 3 if a dump lacks frames that should be there or not all of the guest was searched; 130 or 143 if a dump was
+//! interrupted.
 
 mod args;
 mod canvas;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
 use pattern::Pattern;
+use search::Outcome;
 use source::Host;
 use space::Space;
 
@@ -45,7 +47,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const NOTHING_FOUND: u8 = 1;
 const DIFFERENT: u8 = 1;
 const FAILED: u8 = 2;
-const FRAMES_LOST: u8 = 3;
+const INCOMPLETE: u8 = 3;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -70,16 +72,20 @@ fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         Command::Domains { json } => domains::domains(&Host::open(&args.source)?.memory, *json, &mut stdout)?,
         Command::Info { json } => info::info(&host()?.guest()?, *json, &mut stdout)?,
-        Command::Map { search, json } => map::map(&host()?.guest()?, *search, *json, &mut stdout)?,
+        Command::Map { search, json } => {
+            if !map::map(&host()?.guest_to_touch()?, *search, *json, &mut stdout)? {
+                code = INCOMPLETE.into();
+            }
+        }
         Command::Read { address, len, space, binary } => {
             let host = host()?;
-            let guest = host.guest()?;
+            let guest = host.guest_to_touch()?;
             let space = Space::new(&guest, *space)?;
             read::read(&guest, &space, (*address, *len), *binary, &mut stdout)?;
         }
         Command::Write { address, bytes, space, yes } => {
             let host = host()?;
-            let (guest, bytes) = (host.guest()?, pattern::exact_bytes(bytes)?);
+            let (guest, bytes) = (host.guest_to_touch()?, pattern::exact_bytes(bytes)?);
             let space = Space::new(&guest, *space)?;
             if !yes && !write::is_paused(&guest)? {
                 write::confirm(&guest)?;
@@ -89,13 +95,15 @@ fn run(args: &Args) -> Result<ExitCode> {
         Command::Search { bytes, search, max, json } => {
             let pattern = Pattern::new(bytes)?;
             let mut output = search::Output::new(&mut stdout, *json, *max);
-            if !search::search(&host()?.guest()?, &pattern, *search, &mut output)? {
-                code = NOTHING_FOUND.into();
-            }
+            code = match search::search(&host()?.guest_to_touch()?, &pattern, *search, &mut output)? {
+                Outcome::Found => ExitCode::SUCCESS,
+                Outcome::NotFound => NOTHING_FOUND.into(),
+                Outcome::NotSearchedEverywhere => INCOMPLETE.into(),
+            };
         }
         Command::Dump(dump) => {
-            if dump::dump(&host()?.guest()?, dump, args.source.mock.is_some())? > 0 {
-                code = FRAMES_LOST.into();
+            if !dump::dump(&host()?.guest_to_touch()?, dump, args.source.mock.is_some())? {
+                code = INCOMPLETE.into();
             }
         }
         Command::Diff { old, new } => {
@@ -104,14 +112,16 @@ fn run(args: &Args) -> Result<ExitCode> {
                     return Err("two dumps are compared without a guest".into());
                 }
                 Some(new) => diff::dumps(old, new, &mut stdout)?,
-                None => diff::dump_and_guest(old, &host()?.guest()?, &mut stdout)?,
+                None => diff::dump_and_guest(old, &host()?.guest_to_touch()?, &mut stdout)?,
             };
             if !same {
                 code = DIFFERENT.into();
             }
         }
         Command::Picture { out, search, since } => {
-            picture::picture(&host()?.guest()?, out, *search, since.as_deref(), &mut stdout)?;
+            if !picture::picture(&host()?.guest_to_touch()?, out, *search, since.as_deref(), &mut stdout)? {
+                code = INCOMPLETE.into();
+            }
         }
         Command::Completions { shell } => {
             // Not straight to stdout: clap_complete panics if that fails.

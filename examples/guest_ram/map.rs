@@ -2,21 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::ops::Range;
+use std::time::Duration;
 
 use serde::Serialize;
 use xenmap::{FRAME_SIZE, FrameKind, Guest, RamMap, Search};
 
-use crate::Result;
 use crate::args::SearchArgs;
 use crate::progress::Progress;
+use crate::{Result, say};
 
 #[derive(Serialize)]
 struct Extent {
-    /// The addresses of its first and its last byte.
+    #[serde(flatten)]
+    range: AddressRange,
+    kind: &'static str,
+}
+
+/// The addresses of a range's first and last byte, and how many it has.
+#[derive(Serialize)]
+struct AddressRange {
     first: u64,
     last: u64,
     bytes: u64,
-    kind: &'static str,
 }
 
 #[derive(Serialize)]
@@ -25,40 +33,99 @@ struct Map {
     extents: Vec<Extent>,
     /// Bytes of each kind.
     totals: BTreeMap<&'static str, u64>,
+    not_searched: Vec<AddressRange>,
 }
 
-pub(crate) fn map(guest: &Guest<'_>, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<()> {
-    let mut map = Map { domid: guest.domid().get(), extents: Vec::new(), totals: BTreeMap::new() };
-    for extent in scan(guest, search)?.extents() {
-        // The highest frame number has 40 bits.
-        let [first, end] = [extent.pfns.start, extent.pfns.end].map(|pfn| pfn * FRAME_SIZE as u64);
-        let (bytes, kind) = (end - first, name(extent.kind));
-        map.extents.push(Extent { first, last: end - 1, bytes, kind });
-        *map.totals.entry(kind).or_default() += bytes;
+/// Prints where the guest's RAM is; returns whether it was looked for everywhere.
+pub(crate) fn map(guest: &Guest<'_>, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
+    let found = scan(guest, search)?;
+    let complete = found.is_complete();
+    let mut map = Map {
+        domid: guest.domid().get(),
+        extents: Vec::new(),
+        totals: BTreeMap::new(),
+        not_searched: found.not_searched.iter().map(addresses_of).collect(),
+    };
+    for extent in found.map.extents() {
+        let (range, kind) = (addresses_of(&extent.pfns), name(extent.kind));
+        *map.totals.entry(kind).or_default() += range.bytes;
+        map.extents.push(Extent { range, kind });
     }
     if as_json {
         writeln!(out, "{}", serde_json::to_string(&map)?)?;
-        return Ok(());
+        return Ok(complete);
     }
     writeln!(out, "{:>14}  {:>14}  {:>14}  kind", "first", "last", "size")?;
-    for Extent { first, last, bytes, kind } in map.extents {
+    for Extent { range: AddressRange { first, last, bytes }, kind } in map.extents {
         let size = size(bytes);
         writeln!(out, "{first:>#14x}  {last:>#14x}  {size:>14}  {kind}")?;
     }
     for (kind, bytes) in map.totals {
         writeln!(out, "{:>14}  {:14}  {:>14}  {kind}", "in all", "", size(bytes))?;
     }
-    Ok(())
+    Ok(complete)
 }
 
-/// Looks for the guest's RAM, and shows how far it is.
-pub(crate) fn scan(guest: &Guest<'_>, args: SearchArgs) -> Result<RamMap> {
-    let mut scan = guest.scan(if args.thorough { Search::EveryFrame } else { Search::UntilAllFound })?;
+/// Where the guest's RAM is.
+pub(crate) struct Found {
+    pub(crate) map: RamMap,
+    /// Frames that were not looked at.
+    not_searched: Vec<Range<u64>>,
+}
+
+impl Found {
+    /// Whether RAM was looked for everywhere.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.not_searched.is_empty()
+    }
+}
+
+/// Looks for the guest's RAM, and shows how far it is. Whether the guest can be touched must be known.
+pub(crate) fn scan(guest: &Guest<'_>, args: SearchArgs) -> Result<Found> {
+    let mut scan = guest.scan_populating(if args.thorough { Search::EveryFrame } else { Search::UntilAllFound })?;
     let progress = Progress::new("finding", scan.owned())?;
     while scan.step()? {
         progress.set(scan.found());
+        if limit(args).is_some_and(|limit| scan.idle_time() > limit) {
+            break;
+        }
     }
-    Ok(scan.into_map())
+    drop(progress);
+    let not_searched = scan.not_searched();
+    if !not_searched.is_empty() {
+        say(&complaint(&not_searched));
+    }
+    Ok(Found { map: scan.into_map(), not_searched })
+}
+
+/// How long a search may go on without finding anything.
+fn limit(args: SearchArgs) -> Option<Duration> {
+    let default = if args.thorough { 0 } else { 60 };
+    let seconds = args.search_limit.unwrap_or(default);
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
+/// What is said of frames that were not looked at.
+fn complaint(not_searched: &[Range<u64>]) -> String {
+    const LISTED: usize = 3;
+    let list = |pfns: &Range<u64>| {
+        let AddressRange { first, last, .. } = addresses_of(pfns);
+        format!("{first:#x} to {last:#x}")
+    };
+    let mut ranges: Vec<String> = not_searched.iter().take(LISTED).map(list).collect();
+    if not_searched.len() > LISTED {
+        ranges.push(format!("{} more ranges", not_searched.len() - LISTED));
+    }
+    format!(
+        "the search for RAM was stopped, since it found none for long; not searched: {} (--search-limit sets the limit)",
+        ranges.join(", ")
+    )
+}
+
+fn addresses_of(pfns: &Range<u64>) -> AddressRange {
+    // The highest frame number has 40 bits.
+    let [first, end] = [pfns.start, pfns.end].map(|pfn| pfn * FRAME_SIZE as u64);
+    AddressRange { first, last: end - 1, bytes: end - first }
 }
 
 fn name(kind: FrameKind) -> &'static str {

@@ -14,16 +14,18 @@ use crate::image::{Image, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 
+/// Draws the map; returns whether RAM was looked for everywhere.
 pub(crate) fn picture(
     guest: &Guest<'_>,
     path: &Path,
     args: SearchArgs,
     since: Option<&Path>,
     out: &mut impl Write,
-) -> Result<()> {
+) -> Result<bool> {
     let output = Output::create(path)?;
     let since = since.map(Image::open).transpose()?;
-    let map = scan(guest, args)?;
+    let found = scan(guest, args)?;
+    let map = &found.map;
     let progress = Progress::new("drawing", map.extents().iter().map(|e| e.pfns.end - e.pfns.start).sum())?;
     // What a guest has ballooned out may be much more than it has: it is drawn where there is RAM nearby.
     let there = map.extents().iter().filter(|extent| extent.kind != FrameKind::BalloonedOut);
@@ -67,5 +69,6 @@ pub(crate) fn picture(
     let written = output.file()?.write_all(&canvas.png()?);
     written.map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     output.finish()?;
-    canvas.legend(out)
+    canvas.legend(out)?;
+    Ok(found.is_complete())
 }

@@ -44,14 +44,22 @@ impl<'a, W: Write> Output<'a, W> {
     }
 }
 
-/// Prints the address of each match, and returns whether there is any.
+pub(crate) enum Outcome {
+    Found,
+    NotFound,
+    /// There may be more.
+    NotSearchedEverywhere,
+}
+
+/// Prints the address of each match.
 pub(crate) fn search<W: Write>(
     guest: &Guest<'_>,
     pattern: &Pattern,
     args: SearchArgs,
     output: &mut Output<'_, W>,
-) -> Result<bool> {
-    let map = scan(guest, args)?;
+) -> Result<Outcome> {
+    let found = scan(guest, args)?;
+    let map = &found.map;
     let ranges = map.ranges();
     let mut unreadable = map.count(FrameKind::Broken);
     let progress = Progress::new("searching", ranges.iter().map(|range| range.end - range.start).sum())?;
@@ -75,7 +83,11 @@ pub(crate) fn search<W: Write>(
     if unreadable > 0 {
         say(&format!("{unreadable} frames cannot be read, and were not searched"));
     }
-    Ok(output.found > 0)
+    Ok(match output.found {
+        _ if !found.is_complete() && !output.is_full() => Outcome::NotSearchedEverywhere,
+        0 => Outcome::NotFound,
+        _ => Outcome::Found,
+    })
 }
 
 /// Finds matches in bytes that come in parts.

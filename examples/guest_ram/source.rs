@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use xenmap::mock::MockHost;
-use xenmap::{Domid, ForeignMemory, Guest};
+use xenmap::{Domid, Error, ForeignMemory, Guest};
 
 use crate::Result;
 use crate::args::{MockKind, Source};
@@ -15,6 +15,7 @@ const NO_GUEST: &str = "which guest? give --domain DOMAIN or --mock FILE, before
 pub(crate) struct Host {
     pub(crate) memory: ForeignMemory,
     domid: Option<Domid>,
+    pod_populate: bool,
 }
 
 impl Host {
@@ -22,7 +23,7 @@ impl Host {
         if let Some(file) = &source.mock {
             let simulated = simulate(file, source.mock_kind);
             let (memory, domid) = simulated.map_err(|e| format!("cannot use {}: {e}", file.display()))?;
-            return Ok(Host { memory, domid: Some(domid) });
+            return Ok(Host { memory, domid: Some(domid), pod_populate: source.pod_populate });
         }
         let (memory, domid) = match source.domain.as_deref() {
             None => (ForeignMemory::open()?, None),
@@ -36,7 +37,7 @@ impl Host {
                 (memory, Some(domid.ok_or_else(|| format!("no domain is called {name}; `domains` lists them"))?))
             }
         };
-        Ok(Host { memory, domid })
+        Ok(Host { memory, domid, pod_populate: source.pod_populate })
     }
 
     /// The same, for what is done with a guest.
@@ -53,6 +54,19 @@ impl Host {
             libc::ESRCH => format!("no such domain: {domid}").into(),
             _ => e.into(),
         })
+    }
+
+    /// The guest, for what touches its memory.
+    pub(crate) fn guest_to_touch(&self) -> Result<Guest<'_>> {
+        let guest = self.guest()?;
+        match guest.check_populated() {
+            Err(Error::PopulateOnDemand { .. }) if self.pod_populate => {}
+            Err(e @ Error::PopulateOnDemand { .. }) => {
+                return Err(format!("{e}, or give --pod-populate if the guest may be lost").into());
+            }
+            checked => checked?,
+        }
+        Ok(guest)
     }
 }
 

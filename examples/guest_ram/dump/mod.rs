@@ -33,9 +33,9 @@ use output::Output;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
 
-/// Writes the dump, and returns how many frames that should be RAM are lost. `simulated` says that there is a host
-/// only in this process.
-pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Result<u64> {
+/// Writes the dump, and returns whether it has all of the guest's RAM. `simulated` says that there is a host only in
+/// this process.
+pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Result<bool> {
     let start = Instant::now();
     check_standstill(guest, args, simulated)?;
     let to_stdout = args.out == Path::new("-");
@@ -53,14 +53,15 @@ pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Resul
             output.discard();
         }
     };
-    let (tally, written) = interrupts.unless_one_comes(|| dump.write_all().map_err(|e| e.to_string()), undo)??;
+    let (tally, written, complete) =
+        interrupts.unless_one_comes(|| dump.write_all().map_err(|e| e.to_string()), undo)??;
     drop(paused);
     if let Some(output) = output {
         output.finish()?;
     }
     crate::say(&report::summary(&tally, written, start.elapsed()));
     report::lost(&tally).for_each(|line| crate::say(&line));
-    Ok(tally.lost_frames())
+    Ok(complete && tally.lost_frames() == 0)
 }
 
 /// That the guest stands still, or that the person knows that it does not.
@@ -97,12 +98,14 @@ pub(crate) struct Dump<'a> {
 }
 
 impl Dump<'_> {
-    fn write_all(&self) -> Result<(Tally, u64)> {
-        let map = scan(self.guest, self.args.search)?;
+    fn write_all(&self) -> Result<(Tally, u64, bool)> {
+        let found = scan(self.guest, self.args.search)?;
+        let map = &found.map;
         if map.not_found() > 0 {
             crate::say(&format!("the domain owns {} more frames, which are not in its memory map", map.not_found()));
         }
-        self.write(&map)
+        let (tally, written) = self.write(map)?;
+        Ok((tally, written, found.is_complete()))
     }
 
     /// Writes what a map has; tells what became of its frames, and how many bytes were written.
