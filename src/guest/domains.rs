@@ -55,7 +55,7 @@ pub struct DomainInfo {
 }
 
 impl ForeignMemory {
-    /// What is known of a domain. A xenstored that does not answer is waited for up to a second.
+    /// What is known of a domain. Its name is waited for up to a second.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -80,7 +80,8 @@ impl ForeignMemory {
 
     /// The domains that there are, in ascending order of their numbers; dying ones and the one we are in, too.
     ///
-    /// Where neither of the toolstack's interfaces is understood each number is tried, which takes a second or so.
+    /// Where neither of the toolstack's interfaces is understood each number is tried, which takes a second or so. All
+    /// names together are waited for up to a second; those that xenstored has not told by then are `None`.
     ///
     /// # Errors
     ///
