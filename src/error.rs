@@ -107,6 +107,13 @@ pub enum Error {
         /// The bytes that may stay mapped.
         budget: usize,
     },
+    /// Several domains have the name.
+    AmbiguousName {
+        /// The name.
+        name: String,
+        /// The domains that were considered, two at least, in ascending order.
+        domids: Vec<Domid>,
+    },
     /// The number does not name a domain whose memory can be mapped.
     InvalidDomid {
         /// The number.
@@ -348,6 +355,11 @@ impl fmt::Display for Error {
             }
             Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
             Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
+            Error::AmbiguousName { name, domids } => {
+                let numbers: Vec<String> = domids.iter().map(Domid::to_string).collect();
+                let (count, numbers) = (domids.len(), numbers.join(", "));
+                write!(f, "{count} domains are called {name:?}: {numbers}; choose one by its number")
+            }
             Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
             Error::InvalidDomid { domid } => {
                 write!(f, "{domid} does not name a domain whose memory can be mapped: give 0 to 32751")

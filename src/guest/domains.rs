@@ -108,7 +108,8 @@ impl ForeignMemory {
         Ok(domains)
     }
 
-    /// The domain of this name, if xenstore can be reached and knows one.
+    /// The domain of this name, if xenstore can be reached and knows one. A dying domain counts only if no living one has
+    /// the name.
     ///
     /// ```
     /// let host = xenmap::mock::MockHost::new();
@@ -120,10 +121,22 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`ForeignMemory::domains`].
+    /// [`Error::AmbiguousName`] if several domains have the name; else those of [`ForeignMemory::domains`].
     pub fn domain_by_name(&self, name: &str) -> Result<Option<Domid>> {
-        let found = self.domains()?.into_iter().find(|info| info.name.as_deref() == Some(name));
-        Ok(found.map(|info| info.domid))
+        let mut found = self.domains()?;
+        found.retain(|info| info.name.as_deref() == Some(name));
+        let lives = |info: &DomainInfo| info.state != Some(DomainState::Dying);
+        if found.iter().any(lives) {
+            found.retain(lives);
+        }
+        match found.as_slice() {
+            [] => Ok(None),
+            [info] => Ok(Some(info.domid)),
+            several => Err(Error::AmbiguousName {
+                name: name.to_owned(),
+                domids: several.iter().map(|info| info.domid).collect(),
+            }),
+        }
     }
 
     /// The frame that Xen shares with a PV guest (`shared_info`).
