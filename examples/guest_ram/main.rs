@@ -94,7 +94,7 @@ fn run(args: &Args) -> Result<ExitCode> {
             }
         }
         Command::Dump(dump) => {
-            if dump::dump(&host()?.guest()?, dump, args.source.mock.is_some())? > 0 {
+            if dump::dump(&host()?.guest()?, dump, &args.source)? > 0 {
                 code = FRAMES_LOST.into();
             }
         }
