@@ -119,7 +119,10 @@ fn run(args: &Args) -> Result<ExitCode> {
             clap_complete::generate(*shell, &mut Args::command(), "guest_ram", &mut script);
             stdout.write_all(&script)?;
         }
-        Command::Worker => dump::worker::work(&host()?.guest()?)?,
+        Command::Worker => {
+            dump::worker::begin()?;
+            dump::worker::work(&host()?.guest()?)?;
+        }
     }
     stdout.flush()?;
     Ok(code)

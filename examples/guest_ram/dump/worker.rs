@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use xenmap::{Domid, Guest, HostKind};
 
 use super::copy::{Tally, copy_part};
+use super::interrupt;
 use super::layout::Part;
 use super::sink::SparseFile;
 use crate::Result;
@@ -46,7 +47,14 @@ pub(crate) enum Report {
     Done,
 }
 
-/// What `guest_ram worker` does; it returns if it has failed only.
+/// What `guest_ram worker` does before all else: from now on it ends with the process that has started it.
+pub(crate) fn begin() -> Result<()> {
+    interrupt::end_with_the_starter()?;
+    // An error if that process is gone already.
+    send(&mut io::stdout().lock(), &Report::Copied(Tally::default()))
+}
+
+/// What `guest_ram worker` does then; it returns if it has failed only.
 pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
     let job: Job = serde_json::from_reader(io::stdin().lock())?;
     let file = OpenOptions::new().write(true).open(&job.file);
