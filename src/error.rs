@@ -356,9 +356,8 @@ impl fmt::Display for Error {
             Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
             Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
             Error::AmbiguousName { name, domids } => {
-                let numbers: Vec<String> = domids.iter().map(Domid::to_string).collect();
-                let (count, numbers) = (domids.len(), numbers.join(", "));
-                write!(f, "{count} domains are called {name:?}: {numbers}; choose one by its number")
+                write!(f, "{} domains are called {name:?}: {}", domids.len(), numbers(domids))?;
+                f.write_str("; choose one by its number")
             }
             Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
             Error::InvalidDomid { domid } => {
@@ -396,6 +395,11 @@ impl fmt::Display for Error {
             }
         }
     }
+}
+
+fn numbers(domids: &[Domid]) -> String {
+    let numbers: Vec<String> = domids.iter().map(Domid::to_string).collect();
+    numbers.join(", ")
 }
 
 fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {

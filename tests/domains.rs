@@ -208,18 +208,18 @@ fn restricted_handle_learns_nothing_and_pauses_nothing() {
 /// Guests of these names on a simulated host.
 fn named(names: &[&str]) -> (MockHost, Vec<MockDomain>) {
     let host = mock(Dom0::Pv);
-    let named = |name: &&str| {
+    let create = |name: &&str| {
         let guest = host.create_domain(GuestKind::Hvm, 1);
         guest.set_name(name);
         guest
     };
-    let guests = names.iter().map(named).collect();
+    let guests = names.iter().map(create).collect();
     (host, guests)
 }
 
 /// Destroys a guest whose toolstack leaves its name in xenstore. It dies when the mapping is dropped.
 fn leave_dying(memory: &ForeignMemory, guest: &MockDomain, name: &str) -> ForeignMapping {
-    let mapping = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
+    let mapping = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).expect("frames of the guest");
     guest.destroy();
     guest.set_name(name);
     mapping
