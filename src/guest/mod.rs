@@ -36,6 +36,10 @@ const WINDOW: u64 = 1024;
 /// (its p2m). So the same addresses lead to the same bytes that the guest's kernel sees there, whatever kind it is. A
 /// pfn here is such an address divided by [`FRAME_SIZE`].
 ///
+/// A PV guest can name in its table whatever Xen maps for it. That is not its own memory only: a stub domain can show
+/// that of the guest that it serves, and a guest with a device of its own the device's registers, which may act when
+/// they are read.
+///
 /// ```
 /// use xenmap::mock::MockHost;
 /// use xenmap::{Guest, GuestKind};
