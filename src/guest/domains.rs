@@ -108,8 +108,8 @@ impl ForeignMemory {
         Ok(domains)
     }
 
-    /// The domain of this name, if xenstore can be reached and knows one. A dying domain counts only if no living one has
-    /// the name.
+    /// The domain of this name, if xenstore can be reached and tells of one in time (see [`ForeignMemory::domains`]). A
+    /// dying domain counts only if no living one has the name.
     ///
     /// ```
     /// let host = xenmap::mock::MockHost::new();
