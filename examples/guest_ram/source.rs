@@ -44,7 +44,10 @@ impl<'a> Called<'a> {
 
 /// What to tell the person who has given the name of several domains.
 fn ambiguous(memory: &ForeignMemory, name: &str, domids: &[Domid]) -> String {
-    let described = domids.iter().map(|&domid| match memory.domain_info(domid).ok().and_then(|info| info.state) {
+    // At once, since names are waited for.
+    let domains = memory.domains().unwrap_or_default();
+    let state = |domid| domains.iter().find(|info| info.domid == domid)?.state;
+    let described = domids.iter().map(|&domid| match state(domid) {
         Some(state) => format!("{domid} ({})", in_words(state)),
         None => domid.to_string(),
     });
