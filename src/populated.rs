@@ -3,10 +3,10 @@
 //! Linux keeps the errors of a batch where it has read the frame numbers before, a page of numbers (a block) at a time.
 //! When it has no memory for a page table it gives up the rest of the block, says nothing, and answers with what is
 //! there: the error at place i is half of the frame number at place i / 2, the lower half if i is even (privcmd.c,
-//! `mmap_batch_fn`; `xen_remap_pfn`; `xen_xlate_remap_gfn_array`). Most numbers make no error that there is. But the
-//! halves of some are 0, which says that the frame is mapped.
+//! `mmap_batch_fn`; `xen_remap_pfn`; `xen_xlate_remap_gfn_array`). Most halves are no errno, and give it away. But some
+//! are 0, which says that the frame is mapped.
 //!
-//! If so, a system call that reads from the page tells whether it is there. /proc/self/pagemap does not, nor does mincore(2)
+//! Where that may be all that is left, a system call that reads from the page tells whether it is there. /proc/self/pagemap does not, nor does mincore(2)
 //! on most kernels: they take all of a device mapping for a hole (pagewalk.c, `walk_page_test`).
 
 #![expect(unsafe_code, reason = "has the kernel read from an address")]
@@ -49,7 +49,7 @@ pub(crate) unsafe fn is_true(addr: NonNull<u8>, page_size: usize, gfns: &[Gfn], 
 fn is_doubtful(addr: usize, page_size: usize, gfns: &[Gfn]) -> bool {
     let last = gfns.len() - 1;
     let negated_lower_half = gfns[last / 2].get().wrapping_neg() & u64::from(u32::MAX);
-    // Then the rest may be an upper half alone.
+    // If the last frame begins a page table, the kernel may have left nothing but an upper half.
     let page_table = page_size * (page_size / NUMBER);
     let is_one = !last.is_multiple_of(2) && (addr + last * FRAME_SIZE).is_multiple_of(page_table);
     is_one || negated_lower_half <= u64::from(MAX_ERRNO.unsigned_abs())
@@ -62,11 +62,12 @@ pub(crate) fn makes_sense(error: i32) -> bool {
 
 /// Whether there is a page at an address.
 fn is_mapped(addr: NonNull<u8>) -> bool {
+    const NO_OPERATION: libc::c_long = -1;
     const SET: usize = 8;
     let nowhere = std::ptr::null_mut::<u8>();
-    // SAFETY: the kernel copies a set of signals from the address, or says EFAULT if there is nothing. What to do with
-    // them it looks at only then: -1 is nothing, and it says EINVAL.
-    let answer = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, -1, addr.as_ptr(), nowhere, SET) };
+    // SAFETY: the kernel reads a set of signals from the address, or says EFAULT if it cannot. Then it finds that it is
+    // to do nothing with them, and says EINVAL.
+    let answer = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_OPERATION, addr.as_ptr(), nowhere, SET) };
     answer == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::EFAULT)
 }
 

@@ -29,9 +29,9 @@ pub enum Fault {
         /// What the kernel writes there.
         error: i32,
     },
-    /// The kernel has no memory for the page table that the frame at this place in the batch needs. The call succeeds
-    /// all the same: this frame, those before it that need the same table, and those after it, all of them only as far as
-    /// the kernel takes them in at a time, are not mapped, and have parts of frame numbers in the place of their errors.
+    /// The kernel has no memory for the page table of one frame of the batch. As on Linux the call succeeds all the same:
+    /// that frame, those before it in the same page table and all after it, as far as they are in the same block (512
+    /// frames, if pages have 4 KiB), are not mapped, and have halves of frame numbers in the place of errors.
     PageTable {
         /// Its place in the call, or the last if the call is shorter.
         index: usize,
