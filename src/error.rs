@@ -117,6 +117,13 @@ pub enum Error {
         /// The bytes that may stay mapped.
         budget: usize,
     },
+    /// Several domains have the name.
+    AmbiguousName {
+        /// The name.
+        name: String,
+        /// The domains that were considered, two at least, in ascending order.
+        domids: Vec<Domid>,
+    },
     /// The number does not name a domain whose memory can be mapped.
     InvalidDomid {
         /// The number.
@@ -366,6 +373,10 @@ impl fmt::Display for Error {
                  has started"
             ),
             Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
+            Error::AmbiguousName { name, domids } => {
+                write!(f, "{} domains are called {name:?}: {}", domids.len(), numbers(domids))?;
+                f.write_str("; choose one by its number")
+            }
             Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
             Error::InvalidDomid { domid } => {
                 write!(f, "{domid} does not name a domain whose memory can be mapped: give 0 to 32751")
@@ -402,6 +413,11 @@ impl fmt::Display for Error {
             }
         }
     }
+}
+
+fn numbers(domids: &[Domid]) -> String {
+    let numbers: Vec<String> = domids.iter().map(Domid::to_string).collect();
+    numbers.join(", ")
 }
 
 fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {

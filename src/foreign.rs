@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::domctl::Version;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::mapping::ForeignMapping;
+use crate::populated;
 use crate::privcmd::{Device, KernelDevice, Place};
 use crate::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
@@ -141,7 +142,8 @@ impl ForeignMemory {
     ///
     /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
     /// - [`Error::Empty`], [`Error::TooManyFrames`], [`Error::XenIsReadOnly`] if the request makes no sense.
-    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole.
+    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole; the latter with `ENOMEM`, too, if it
+    ///   had no memory for page tables half-way, which it does not say itself.
     #[doc(alias = "IOCTL_PRIVCMD_MMAPBATCH_V2")]
     #[doc(alias = "xenforeignmemory_map")]
     pub fn map_foreign_batch(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {
@@ -369,11 +371,13 @@ impl<'a> Batch<'a> {
         let error = |source| Error::MapBatch { domid: self.domid, frames: gfns.len(), source };
         asked.map_err(error)?;
         // When the kernel runs out of memory for page tables half-way it says nothing, and leaves parts of frame
-        // numbers in the place of errors (privcmd.c, mmap_batch_fn): then no entry can be believed.
-        if any_failed(errors) && !errors_make_sense(errors) {
-            return Err(error(std::io::Error::from_raw_os_error(libc::ENOMEM)));
+        // numbers in the place of errors (see `populated`): then no entry can be believed.
+        let makes_sense = !any_failed(errors) || errors.iter().copied().all(populated::makes_sense);
+        // SAFETY: the range is as above.
+        if makes_sense && unsafe { populated::is_true(addr, device.page_size(), gfns, errors) } {
+            return Ok(());
         }
-        Ok(())
+        Err(error(std::io::Error::from_raw_os_error(libc::ENOMEM)))
     }
 
     /// Asks again for the frames that were paged out.
@@ -436,10 +440,4 @@ impl<'a> Batch<'a> {
 /// Whether any entry of the kernel's answer is not 0. It looks at all of them, a vector at a time: most often none is.
 fn any_failed(errors: &[i32]) -> bool {
     errors.iter().fold(0, |all, error| all | error) != 0
-}
-
-/// Whether the kernel's answer can be one: each entry 0 or a negative errno.
-fn errors_make_sense(errors: &[i32]) -> bool {
-    const MAX_ERRNO: i32 = 4095;
-    errors.iter().all(|error| (-MAX_ERRNO..=0).contains(error))
 }

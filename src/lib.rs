@@ -15,6 +15,7 @@ mod hypercall;
 mod mapping;
 #[cfg(feature = "mock")]
 pub mod mock;
+mod populated;
 mod privcmd;
 mod region;
 mod resource;

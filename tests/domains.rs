@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{HANDLE, Host, ReadOnly, ThenChild, in_child, on_each_host, with_each_guest};
-use xenmap::{DomainInfo, DomainState, Domid, ForeignMemory, Guest, GuestKind};
+use common::{HANDLE, Host, ReadOnly, ThenChild, in_child, mock, on_each_host, with_each_guest};
+use xenmap::mock::{Dom0, MockDomain, MockHost};
+use xenmap::{DomainInfo, DomainState, Domid, Error, ForeignMapping, ForeignMemory, Guest, GuestKind};
 
 fn state(host: &Host, domid: Domid) -> Option<DomainState> {
     host.open().domain_info(domid).ok()?.state
@@ -202,4 +203,59 @@ fn restricted_handle_learns_nothing_and_pauses_nothing() {
         assert_eq!(memory.domains().unwrap_err().errno(), libc::EPERM);
         assert_eq!(memory.domain_info(target.domid()).unwrap_err().errno(), libc::EPERM);
     });
+}
+
+/// Guests of these names on a simulated host.
+fn named(names: &[&str]) -> (MockHost, Vec<MockDomain>) {
+    let host = mock(Dom0::Pv);
+    let create = |name: &&str| {
+        let guest = host.create_domain(GuestKind::Hvm, 1);
+        guest.set_name(name);
+        guest
+    };
+    let guests = names.iter().map(create).collect();
+    (host, guests)
+}
+
+/// Destroys a guest whose toolstack leaves its name in xenstore. It dies when the mapping is dropped.
+fn leave_dying(memory: &ForeignMemory, guest: &MockDomain, name: &str) -> ForeignMapping {
+    let mapping = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).expect("frames of the guest");
+    guest.destroy();
+    guest.set_name(name);
+    mapping
+}
+
+#[test]
+fn name_of_several_domains_is_ambiguous() {
+    let (host, guests) = named(&["we\nb", "db", "we\nb"]);
+    let memory = host.open().unwrap();
+    let error = memory.domain_by_name("we\nb").unwrap_err();
+    let Error::AmbiguousName { name, domids } = &error else { panic!("{error}") };
+    assert_eq!((name.as_str(), domids.as_slice()), ("we\nb", &[guests[0].domid(), guests[2].domid()][..]));
+    assert_eq!(error.to_string(), r#"2 domains are called "we\nb": 1, 3; choose one by its number"#);
+    assert_eq!(memory.domain_by_name("db").unwrap(), Some(guests[1].domid()));
+}
+
+#[test]
+fn dying_domain_does_not_stand_in_the_way_of_a_living_one() {
+    let (host, guests) = named(&["web"; 4]);
+    let memory = host.open().unwrap();
+    let _mappings = [&guests[0], &guests[3]].map(|guest| leave_dying(&memory, guest, "web"));
+    let error = memory.domain_by_name("web").unwrap_err();
+    assert_eq!(error.to_string(), r#"2 domains are called "web": 2, 3; choose one by its number"#);
+    guests[1].destroy();
+    assert_eq!(memory.domain_by_name("web").unwrap(), Some(guests[2].domid()));
+}
+
+#[test]
+fn dying_domain_is_found_by_its_name_if_there_is_no_other() {
+    let (host, guests) = named(&["web"; 2]);
+    let memory = host.open().unwrap();
+    let mut mappings: Vec<_> = guests.iter().map(|guest| leave_dying(&memory, guest, "web")).collect();
+    let error = memory.domain_by_name("web").unwrap_err();
+    assert_eq!(error.to_string(), r#"2 domains are called "web": 1, 2; choose one by its number"#);
+    mappings.remove(0);
+    assert_eq!(memory.domain_by_name("web").unwrap(), Some(guests[1].domid()));
+    mappings.clear();
+    assert_eq!(memory.domain_by_name("web").unwrap(), None);
 }

@@ -77,6 +77,46 @@ fn garbage_among_the_errors_fails_the_call_as_out_of_memory() {
 }
 
 #[test]
+fn want_of_a_page_table_fails_the_call_whatever_the_frame_numbers_are() {
+    for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
+        for page_size in if dom0 == Dom0::Arm { &[FRAME, 4 * FRAME][..] } else { &[FRAME] } {
+            let host = mock_with_pages(dom0, *page_size);
+            let guest = host.create_domain(GuestKind::Hvm, 3000);
+            let frames = guest.frames();
+            let zero = [frames[0]; 600];
+            let batches =
+                [&zero[..1], &zero[..2], &zero[..17], &zero, &frames[..1], &frames[..2], &frames[5..6], &frames];
+            for gfns in batches {
+                for index in [0, gfns.len() / 2, gfns.len() - 1] {
+                    host.inject(Fault::PageTable { index });
+                    let result = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, gfns);
+                    let told = result.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM);
+                    assert!(told, "{dom0:?}, the table of {index} of {} frames from {}", gfns.len(), gfns[0]);
+                    drop(result);
+                    assert_eq!(host.references(guest.domid()), 0);
+                }
+                host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, gfns).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn want_of_a_page_table_fails_the_call_wherever_the_last_frame_is() {
+    let host = mock(Dom0::Pvh);
+    let guest = host.create_domain(GuestKind::Hvm, 8);
+    let memory = host.open().unwrap();
+    let (gfns, mut others) = (guest.frames(), Vec::new());
+    // Among so many consecutive places the last frame begins a page table at one.
+    for place in 0..=512 {
+        host.inject(Fault::PageTable { index: 3 });
+        let result = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &gfns[4..]);
+        assert!(result.is_err_and(|e| e.errno() == libc::ENOMEM), "{place}");
+        others.push(memory.map_foreign_batch(guest.domid(), ReadOnly, &gfns[..1]).unwrap());
+    }
+}
+
+#[test]
 fn call_that_fails_before_or_after_mapping_leaves_nothing_mapped() {
     for fault in [
         Fault::MapBatch(libc::ENOMEM),

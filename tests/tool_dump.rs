@@ -397,16 +397,6 @@ fn dump_that_fails_half_way_leaves_no_file() {
 }
 
 #[test]
-fn workers_that_cannot_open_the_host_are_an_error_in_one_line() {
-    let folder = folder("workers");
-    ram(&folder, &[(0, CANARY)]);
-    // Their host is not the one that the tool simulates, in a process that is not theirs.
-    let output = run_in(&folder, "--mock ram dump --copy-by workers out");
-    assert!(refusal(&output).starts_with("a worker failed: cannot open /"), "{}", text(&output.stderr));
-    assert_eq!(names(&folder), ["ram"]);
-}
-
-#[test]
 fn stream_cannot_be_written_by_several() {
     let folder = folder("several");
     ram(&folder, &[(0, CANARY)]);

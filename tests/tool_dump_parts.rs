@@ -69,11 +69,11 @@ fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tall
         domain.balloon_out(Gfn::new(pfn).unwrap());
     }
     let out = folder(test).join("out");
-    let line = ["guest_ram", "dump"].into_iter().chain(args.split_whitespace());
+    let line = ["guest_ram", "--mock", "ram", "dump"].into_iter().chain(args.split_whitespace());
     let args = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
-    let args::Command::Dump(args) = args.command else { panic!("no dump") };
+    let args::Command::Dump(dump_args) = args.command else { panic!("no dump") };
     let output = Output::create(&out).unwrap();
-    let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
+    let dump = Dump { guest: &guest, args: &dump_args, source: &args.source, output: Some(&output) };
     let (tally, _) = dump.write(&map).unwrap();
     output.finish().unwrap();
     (tally, fs::read(out).unwrap())
@@ -202,10 +202,10 @@ fn little_memory_for_mappings_is_enough() {
         let memory = host.open().unwrap();
         let guest = Guest::open(&memory, domain.domid()).unwrap();
         let out = folder("little-memory").join("out");
-        let args = Args::try_parse_from(["guest_ram", "dump", out.to_str().unwrap()]).unwrap();
-        let args::Command::Dump(args) = args.command else { panic!("no dump") };
+        let args = Args::try_parse_from(["guest_ram", "--mock", "ram", "dump", out.to_str().unwrap()]).unwrap();
+        let args::Command::Dump(dump_args) = args.command else { panic!("no dump") };
         let output = Output::create(&out).unwrap();
-        let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
+        let dump = Dump { guest: &guest, args: &dump_args, source: &args.source, output: Some(&output) };
         let (tally, _) = dump.write(&guest.ram_map().unwrap()).unwrap();
         output.finish().unwrap();
         assert_eq!((tally.copied, tally.lost_frames()), (5000, 0), "{free} frames");

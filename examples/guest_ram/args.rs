@@ -31,7 +31,7 @@ pub(crate) struct Source {
     /// What kind of guest to simulate
     #[arg(long, value_name = "KIND", default_value = "pvh", requires = "mock")]
     pub(crate) mock_kind: MockKind,
-    /// The number or the name of a guest of the Xen host that this runs on
+    /// The number or the name of a guest of the Xen host that this runs on; name:17 if its name is a number
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
     /// Touch the memory of a populate-on-demand guest even if Xen may crash the guest for want of memory

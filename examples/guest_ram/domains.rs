@@ -30,18 +30,11 @@ impl From<DomainInfo> for Domain {
             GuestKind::Pvh => "pvh",
             _ => "unknown",
         };
-        let state = info.state.map(|state| match state {
-            DomainState::Running => "running",
-            DomainState::Paused => "paused",
-            DomainState::Shutdown => "shutdown",
-            DomainState::Dying => "dying",
-            _ => "unknown",
-        });
         Domain {
             domid: info.domid.get(),
             name: info.name,
             kind,
-            state,
+            state: info.state.map(in_words),
             pages: info.pages,
             max_pages: info.max_pages,
             paged_out: info.paged_out,
@@ -49,6 +42,17 @@ impl From<DomainInfo> for Domain {
             vcpus: info.vcpus,
             uuid: info.handle.map(uuid),
         }
+    }
+}
+
+/// What a domain is doing.
+pub(crate) fn in_words(state: DomainState) -> &'static str {
+    match state {
+        DomainState::Running => "running",
+        DomainState::Paused => "paused",
+        DomainState::Shutdown => "shutdown",
+        DomainState::Dying => "dying",
+        _ => "unknown",
     }
 }
 

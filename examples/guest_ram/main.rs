@@ -102,7 +102,7 @@ fn run(args: &Args) -> Result<ExitCode> {
             };
         }
         Command::Dump(dump) => {
-            if !dump::dump(&host()?.guest_to_touch()?, dump, args.source.mock.is_some())? {
+            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source)? {
                 code = INCOMPLETE.into();
             }
         }
@@ -129,7 +129,10 @@ fn run(args: &Args) -> Result<ExitCode> {
             clap_complete::generate(*shell, &mut Args::command(), "guest_ram", &mut script);
             stdout.write_all(&script)?;
         }
-        Command::Worker => dump::worker::work(&host()?.guest()?)?,
+        Command::Worker => {
+            dump::worker::begin()?;
+            dump::worker::work(&host()?.guest()?)?;
+        }
     }
     stdout.flush()?;
     Ok(code)

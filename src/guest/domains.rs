@@ -57,7 +57,7 @@ pub struct DomainInfo {
 }
 
 impl ForeignMemory {
-    /// What is known of a domain. A xenstored that does not answer is waited for up to a second.
+    /// What is known of a domain. Its name is waited for up to a second.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -82,7 +82,8 @@ impl ForeignMemory {
 
     /// The domains that there are, in ascending order of their numbers; dying ones and the one we are in, too.
     ///
-    /// Where neither of the toolstack's interfaces is understood each number is tried, which takes a second or so.
+    /// Where neither of the toolstack's interfaces is understood each number is tried, which takes a second or so. All
+    /// names together are waited for up to a second; those that xenstored has not told by then are `None`.
     ///
     /// # Errors
     ///
@@ -109,7 +110,8 @@ impl ForeignMemory {
         Ok(domains)
     }
 
-    /// The domain of this name, if xenstore can be reached and knows one.
+    /// The domain of this name, if xenstore can be reached and tells of one in time (see [`ForeignMemory::domains`]). A
+    /// dying domain counts only if no living one has the name.
     ///
     /// ```
     /// let host = xenmap::mock::MockHost::new();
@@ -121,10 +123,22 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`ForeignMemory::domains`].
+    /// [`Error::AmbiguousName`] if several domains have the name; else those of [`ForeignMemory::domains`].
     pub fn domain_by_name(&self, name: &str) -> Result<Option<Domid>> {
-        let found = self.domains()?.into_iter().find(|info| info.name.as_deref() == Some(name));
-        Ok(found.map(|info| info.domid))
+        let mut found = self.domains()?;
+        found.retain(|info| info.name.as_deref() == Some(name));
+        let lives = |info: &DomainInfo| info.state != Some(DomainState::Dying);
+        if found.iter().any(lives) {
+            found.retain(lives);
+        }
+        match found.as_slice() {
+            [] => Ok(None),
+            [info] => Ok(Some(info.domid)),
+            several => Err(Error::AmbiguousName {
+                name: name.to_owned(),
+                domids: several.iter().map(|info| info.domid).collect(),
+            }),
+        }
     }
 
     /// The frame that Xen shares with a PV guest (`shared_info`).

@@ -42,6 +42,10 @@ const WINDOW: u64 = 1024;
 /// writing a frame that it has not used yet gives memory to that frame, and Xen crashes the guest when it has none left.
 /// Looking for its RAM is refused for that reason; for all else there is [`check_populated`](Guest::check_populated).
 ///
+/// A PV guest can name in its table whatever Xen maps for it. That is not its own memory only: a stub domain can show
+/// that of the guest that it serves, and a guest with a device of its own the device's registers, which may act when
+/// they are read.
+///
 /// ```
 /// use xenmap::mock::MockHost;
 /// use xenmap::{Guest, GuestKind};

@@ -2,9 +2,13 @@
 //!
 //! The guest keeps it in its RAM, and says where in the page that it shares with Xen: as lists of lists of the table's
 //! frames, or in one piece of its virtual memory, which its page tables lead to, or both (`struct arch_shared_info` of
-//! xen/include/public/arch-x86/xen.h; Linux' arch/x86/xen/p2m.c). The guest may change all of it at any time, and write
-//! anything there. Only frames that are its own can be mapped for it, so the worst that it can do is to show some of
-//! them in wrong places.
+//! xen/include/public/arch-x86/xen.h; Linux' arch/x86/xen/p2m.c).
+//!
+//! The guest may change all of it at any time, and write anything there. So what it names is whatever Xen maps for it:
+//! its own frames and, in a PV dom0 (`get_page_from_l1e` of xen/arch/x86/mm.c), those of the guest that it serves as a
+//! stub domain, those of any domain if it is privileged itself, and the registers of a device that it was given. All of
+//! that it can reach without us; the worst that it can do is to show it in wrong places. Nothing here relies on more: a
+//! table that is read only says what to map next, and what is mapped is accessed as memory that others write.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

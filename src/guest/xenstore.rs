@@ -4,6 +4,7 @@ use std::env;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use crate::types::Domid;
 /// Where the kernel hands messages on, if xenstored has no socket here because it runs in a domain of its own.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
-/// How long an answer is waited for. The device can be opened even if there is no xenstored at all.
+/// How long a caller waits for all the names it asks for together. The device opens even if there is no xenstored.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 // xen/include/public/io/xs_wire.h
@@ -32,8 +33,15 @@ const MAX_PAYLOAD: usize = 4096;
 /// What tells the names of domains; nothing, where there is no xenstore or it does not answer.
 pub(super) struct Names(Option<Connection>);
 
-/// A connection to xenstored.
-struct Connection(Box<dyn Stream>);
+/// A connection to xenstored, of which nothing is expected after the deadline. A peer may send anything, at any pace,
+/// and so may whoever has taken its place.
+struct Connection {
+    /// Never blocks (`O_NONBLOCK`). Linux before 4.11 waits for the answer in write(2) on the device all the same.
+    stream: Box<dyn Stream>,
+    deadline: Instant,
+    /// The number of the last request. Its answer has the same.
+    request: u32,
+}
 
 trait Stream: Read + Write + AsFd {}
 impl<T: Read + Write + AsFd> Stream for T {}
@@ -54,7 +62,7 @@ impl Names {
             Ok(name) => name.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             Err(e) => {
                 log::debug!("no names of domains from xenstore: {e}");
-                // Whatever else it says cannot be told from a late answer, and nobody should wait again.
+                // It may be out of step, or the time is up.
                 self.0 = None;
                 None
             }
@@ -63,59 +71,70 @@ impl Names {
 }
 
 impl Connection {
+    fn new(stream: impl Stream + 'static) -> Connection {
+        Connection { stream: Box::new(stream), deadline: Instant::now() + PATIENCE, request: 0 }
+    }
+
     fn to_socket(path: &Path) -> io::Result<Connection> {
         // `UnixStream::connect` waits for ever for a xenstored that takes no more callers.
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-        Ok(Connection(Box::new(UnixStream::from(socket))))
+        Ok(Connection::new(UnixStream::from(socket)))
     }
 
     fn to_device(path: &str) -> io::Result<Connection> {
-        Ok(Connection(Box::new(File::options().read(true).write(true).open(path)?)))
+        let mut options = File::options();
+        Ok(Connection::new(options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?))
     }
 
     /// What xenstore has under a path; `None` if that does not exist or may not be read.
     fn read(&mut self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let len = u32::try_from(path.len() + 1).map_err(io::Error::other)?;
-        let mut message: Vec<u8> = [XS_READ, 0, 0, len].into_iter().flat_map(u32::to_ne_bytes).collect();
+        self.request += 1;
+        let mut message: Vec<u8> = [XS_READ, self.request, 0, len].into_iter().flat_map(u32::to_ne_bytes).collect();
         message.extend(path.bytes().chain([0]));
-        self.0.write_all(&message)?;
-        let deadline = Instant::now() + PATIENCE;
+        // If there is no room for so few bytes, xenstored has not read many requests: then this is an error.
+        self.stream.write_all(&message)?;
         loop {
-            let header = self.receive(HEADER, deadline)?;
+            let header = self.receive(HEADER)?;
             let word = |i: usize| header[4 * i..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
             let (kind, len) = (word(0), usize::try_from(word(3)).unwrap_or(usize::MAX));
             if len > MAX_PAYLOAD {
                 return Err(ErrorKind::InvalidData.into());
             }
-            let payload = self.receive(len, deadline)?;
+            let payload = self.receive(len)?;
             match kind {
+                XS_WATCH_EVENT => {}
+                XS_READ | XS_ERROR if word(1) != self.request => {}
                 XS_READ => return Ok(Some(payload)),
                 XS_ERROR => return Ok(None),
-                XS_WATCH_EVENT => {}
                 _ => return Err(ErrorKind::InvalidData.into()),
             }
         }
     }
 
     /// The next `len` bytes that xenstored sends.
-    fn receive(&mut self, len: usize, deadline: Instant) -> io::Result<Vec<u8>> {
+    fn receive(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         let mut rest = bytes.as_mut_slice();
         while !rest.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                // A poll that waits for nothing would still find what a flood has brought.
+                return Err(ErrorKind::TimedOut.into());
+            }
             let timeout = PollTimeout::try_from(left).map_err(io::Error::other)?;
-            match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+            match poll(&mut [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)], timeout) {
                 Ok(0) => return Err(ErrorKind::TimedOut.into()),
                 Ok(_) => {}
                 Err(Errno::EINTR) => continue,
                 Err(e) => return Err(e.into()),
             }
-            match self.0.read(rest) {
+            match self.stream.read(rest) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(count) => rest = &mut rest[count..],
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -125,6 +144,7 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::BorrowedFd;
     use std::os::unix::net::UnixListener;
     use std::thread;
 
@@ -132,9 +152,10 @@ mod tests {
 
     const NONE: &str = "(no name)";
 
-    fn message(kind: u32, payload: &[u8]) -> Vec<u8> {
+    /// A message that answers the request of this number.
+    fn message(kind: u32, request: u32, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap();
-        let mut bytes: Vec<u8> = [kind, 0, 0, len].into_iter().flat_map(u32::to_ne_bytes).collect();
+        let mut bytes: Vec<u8> = [kind, request, 0, len].into_iter().flat_map(u32::to_ne_bytes).collect();
         bytes.extend(payload);
         bytes
     }
@@ -160,7 +181,7 @@ mod tests {
             scope.spawn(|| {
                 let (mut stream, _) = listener.accept().unwrap();
                 for (domid, answer) in domids.clone().zip(answers) {
-                    let expected = message(XS_READ, format!("/local/domain/{domid}/name\0").as_bytes());
+                    let expected = message(XS_READ, domid.into(), format!("/local/domain/{domid}/name\0").as_bytes());
                     let mut asked = vec![0; expected.len()];
                     if stream.read_exact(&mut asked).is_err() {
                         return; // It has given up.
@@ -183,21 +204,122 @@ mod tests {
 
     #[test]
     fn names_are_read_over_one_connection() {
-        let answers = [message(XS_READ, b"web"), message(XS_ERROR, b"ENOENT\0"), message(XS_READ, b"db")];
+        let answers = [message(XS_READ, 1, b"web"), message(XS_ERROR, 2, b"ENOENT\0"), message(XS_READ, 3, b"db")];
         assert_eq!(names("several", &answers), ["web", NONE, "db"]);
     }
 
     #[test]
-    fn watch_event_is_not_taken_for_the_answer() {
-        let answer = [message(XS_WATCH_EVENT, b"path\0token\0"), message(XS_READ, b"web")].concat();
-        assert_eq!(names("event", &[answer]), ["web"]);
+    fn what_is_not_the_answer_is_not_taken_for_it() {
+        for other in
+            [message(XS_WATCH_EVENT, 0, b"path\0token\0"), message(XS_READ, 7, b"db"), message(XS_ERROR, 0, b"")]
+        {
+            assert_eq!(names("other", &[[other, message(XS_READ, 1, b"web")].concat()]), ["web"]);
+        }
     }
 
     #[test]
     fn silent_xenstored_is_waited_for_once() {
         let start = Instant::now();
-        assert_eq!(names("silent", &[vec![], message(XS_READ, b"db")]), [NONE; 2]);
-        assert!((PATIENCE..2 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert_eq!(names("silent", &[vec![], message(XS_READ, 2, b"db")]), [NONE; 2]);
+        assert!((PATIENCE / 2..2 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
+
+    /// A device that takes every request and repeats a message for ever, so many bytes a call at most.
+    struct Flood {
+        message: Vec<u8>,
+        next: usize,
+        at_most: usize,
+        ready: File,
+    }
+
+    impl Read for Flood {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let rest = &self.message[self.next..];
+            let count = rest.len().min(buffer.len()).min(self.at_most);
+            buffer[..count].copy_from_slice(&rest[..count]);
+            self.next = (self.next + count) % self.message.len();
+            Ok(count)
+        }
+    }
+
+    impl Write for Flood {
+        fn write(&mut self, request: &[u8]) -> io::Result<usize> {
+            Ok(request.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Flood {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.ready.as_fd()
+        }
+    }
+
+    fn flood(message: &[u8], at_most: usize) -> Names {
+        let ready = File::open("/dev/zero").unwrap();
+        Names(Some(Connection::new(Flood { message: message.to_vec(), next: 0, at_most, ready })))
+    }
+
+    #[test]
+    fn flood_of_messages_holds_no_caller_beyond_the_deadline() {
+        thread::scope(|scope| {
+            for kind in [XS_WATCH_EVENT, XS_READ, XS_ERROR] {
+                for at_most in [1, 7, usize::MAX] {
+                    scope.spawn(move || {
+                        let (found, time) = three_names(flood(&message(kind, 99, b"path\0token\0"), at_most));
+                        assert_eq!(found, [NONE; 3]);
+                        assert!(time < 2 * PATIENCE, "{time:?}");
+                    });
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn answer_that_comes_byte_by_byte_is_read() {
+        let (found, _) = three_names(flood(&message(XS_READ, 1, b"web"), 1));
+        assert_eq!(found, ["web", NONE, NONE]);
+    }
+
+    #[test]
+    fn xenstored_that_reads_nothing_is_not_waited_for() {
+        let (mut ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        while ours.write(&[0; 64]).is_ok() {}
+        let (found, time) = three_names(Names(Some(Connection::new(ours))));
+        assert_eq!(found, [NONE; 3]);
+        assert!(time < PATIENCE, "{time:?}");
+    }
+
+    #[test]
+    fn deadline_is_one_for_all_names() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let (found, time) = thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut request = [0; 64];
+                while let Ok(1..) = theirs.read(&mut request) {
+                    // A slow one.
+                    thread::sleep(PATIENCE * 3 / 5);
+                    let id = u32::from_ne_bytes(request[4..8].try_into().unwrap());
+                    if theirs.write_all(&message(XS_READ, id, b"web")).is_err() {
+                        return;
+                    }
+                }
+            });
+            three_names(Names(Some(Connection::new(ours))))
+        });
+        assert_eq!(found, ["web", NONE, NONE]);
+        assert!(time < 2 * PATIENCE, "{time:?}");
+    }
+
+    /// Asks for the names of domains 1 to 3. How long it took, too.
+    fn three_names(mut names: Names) -> (Vec<String>, Duration) {
+        let start = Instant::now();
+        let ask = |domid| names.of(Domid::new(domid).unwrap()).unwrap_or_else(|| NONE.to_owned());
+        ((1..=3).map(ask).collect(), start.elapsed())
     }
 
     #[test]
@@ -219,10 +341,10 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_name() {
-        let mut too_long = message(XS_READ, b"");
+        let mut too_long = message(XS_READ, 1, b"");
         too_long[12..].fill(0xFF);
         assert_eq!(names("length", &[too_long]), [NONE]);
-        assert_eq!(names("type", &[message(99, b"web")]), [NONE]);
-        assert_eq!(names("text", &[message(XS_READ, b"we\xFFb")]), ["we\u{FFFD}b"]);
+        assert_eq!(names("type", &[message(99, 1, b"web")]), [NONE]);
+        assert_eq!(names("text", &[message(XS_READ, 1, b"we\xFFb")]), ["we\u{FFFD}b"]);
     }
 }

@@ -62,11 +62,17 @@ impl MockDomain {
 
     /// Gives it a name, as xenstore has it.
     ///
+    /// Destroying it takes the name away, as toolstacks do. A [zombie](MockHost::zombies) can be given one again: then
+    /// the toolstack was killed before it had cleaned up.
+    ///
     /// # Panics
     ///
-    /// If it has been destroyed.
+    /// If it is gone.
     pub fn set_name(&self, name: &str) {
-        self.with(|_, domain| domain.name = Some(name.to_owned()));
+        match self.host.0.lock().domains.get_mut(&self.domid.get()) {
+            Some(domain) => domain.name = Some(name.to_owned()),
+            None => panic!("domain {} is gone", self.domid),
+        }
     }
 
     /// Keeps it from running, as its toolstack does; Xen counts how often.

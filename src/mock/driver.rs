@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::config::Dom0;
 use super::fatal;
-use super::fault::Fault;
+use super::fault::{Fault, leave_numbers, without_page_table};
 use super::host::Host;
 use super::memory::{MemoryFile, unmap};
 use super::pages::address;
@@ -213,6 +213,7 @@ impl MockDevice {
         self.host.check_memory(state, start)?;
         let Some(mut vma) = state.vmas.remove(&start) else { return Err(errno(libc::EINVAL)) };
         let mut ptes = self.host.look_up(state, batch.dom, vma.protection, gfns, errors);
+        self.host.strike_page_table(state, addr, gfns, errors, &mut ptes);
         self.host.fill_up(&mut ptes);
         let here = first..first + ptes.len();
         let before = vma.ptes[here.clone()].to_vec();
@@ -360,6 +361,18 @@ impl Host {
     /// So many frames, and those that the last page has room for behind them.
     fn in_whole_pages(&self, frames: usize) -> usize {
         frames.next_multiple_of(self.config.page_size / FRAME_SIZE)
+    }
+
+    /// Takes back what was mapped without a page table, if the kernel has no memory for one.
+    fn strike_page_table(&self, state: &mut State, addr: usize, gfns: &[u64], errors: &mut [i32], ptes: &mut [Pte]) {
+        let index = state.faults.strike(|f| if let Fault::PageTable { index } = f { Some(index) } else { None });
+        let Some(index) = index else { return };
+        let page_size = self.config.page_size;
+        let at_once = if self.config.dom0 == Dom0::Pv { 16 } else { 1 };
+        let lost = without_page_table(index, gfns.len(), addr, page_size, at_once);
+        ptes[lost.clone()].fill(Pte::None);
+        let block = lost.start - lost.start % (page_size / 8)..lost.end;
+        leave_numbers(&gfns[block.clone()], &mut errors[block.clone()], lost.start - block.start);
     }
 
     /// Adds what is behind the last frame in its page.

@@ -1,5 +1,9 @@
 //! Failures on demand.
 
+use std::ops::Range;
+
+use crate::types::FRAME_SIZE;
+
 /// Something that goes wrong once, at the next call that it can happen to.
 ///
 /// Errors are numbers of Linux, such as `libc::ENOMEM`.
@@ -24,6 +28,13 @@ pub enum Fault {
         index: usize,
         /// What the kernel writes there.
         error: i32,
+    },
+    /// The kernel has no memory for the page table of one frame of the batch. As on Linux the call succeeds all the same:
+    /// that frame, those before it in the same page table and all after it, as far as they are in the same block (512
+    /// frames, if pages have 4 KiB), are not mapped, and have halves of frame numbers in the place of errors.
+    PageTable {
+        /// Its place in the call, or the last if the call is shorter.
+        index: usize,
     },
     /// Mapping a resource fails.
     MapResource(i32),
@@ -69,5 +80,32 @@ impl Faults {
             false
         });
         hits
+    }
+}
+
+/// The frames of a batch, which is mapped from `addr` on, that are not mapped for want of the page table that the one at
+/// `index` needs. A PV kernel makes hypercalls for `at_once` frames each.
+pub(super) fn without_page_table(
+    index: usize,
+    frames: usize,
+    addr: usize,
+    page_size: usize,
+    at_once: usize,
+) -> Range<usize> {
+    // The kernel takes a page of frame numbers in at a time, and a page table is a page of entries.
+    let (block, table) = (page_size / 8, page_size * (page_size / 8));
+    let index = index.min(frames - 1);
+    let block_start = index - index % block;
+    let before = (addr + index * FRAME_SIZE) % table / FRAME_SIZE;
+    let start = index.saturating_sub(before).max(block_start);
+    start - (start - block_start) % at_once..frames.min(block_start + block)
+}
+
+/// What is in the place of the errors of a block's frames from the one at `start` on, if the kernel did not come to them:
+/// it keeps errors where it has read the frame numbers before.
+pub(super) fn leave_numbers(gfns: &[u64], errors: &mut [i32], start: usize) {
+    for (index, error) in errors.iter_mut().enumerate().skip(start) {
+        let halves = [gfns[index / 2] & u64::from(u32::MAX), gfns[index / 2] >> 32];
+        *error = u32::try_from(halves[index % 2]).unwrap_or_default().cast_signed();
     }
 }

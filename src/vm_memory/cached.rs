@@ -150,7 +150,8 @@ impl PinnedMemory<'_> {
         let bucket: &'a _ = unsafe { bucket.as_ref() };
         let written = WrittenPart::new(bucket.written(), piece.offset, piece.len);
         // SAFETY: `slice` found the bytes inside the bucket, and `MapCache::pin` that they are mapped read-write; they
-        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (copy.rs).
+        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (copy.rs). That the
+        // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
         Ok(unsafe { VolatileSlice::with_bitmap(at, piece.len, written, None) })
     }
 

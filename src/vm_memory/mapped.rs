@@ -70,7 +70,8 @@ impl GuestMemoryRegion for RamRegion {
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> GuestMemoryResult<VolatileSlice<'_>> {
         let at = self.at(offset, count)?;
         // SAFETY: `at` found the `count` bytes inside this region, all of which is mapped read-write (`map_ram`), and
-        // stays so while `self` is borrowed; this crate's own accesses count as volatile ones (copy.rs).
+        // stays so while `self` is borrowed; this crate's own accesses count as volatile ones (copy.rs). That the
+        // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
         Ok(unsafe { VolatileSlice::new(at, count) })
     }
 }

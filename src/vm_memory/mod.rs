@@ -15,6 +15,19 @@
 //!
 //! What is copied through slices is copied by `vm-memory`, with plain, volatile and atomic accesses, which is not sound while
 //! the guest writes the same bytes; the copies of a [`View`](crate::View) are.
+//!
+//! And slices lend references. [`get_atomic_ref`](::vm_memory::VolatileMemory::get_atomic_ref) is a safe method that
+//! returns a `&AtomicU16` or the like into the guest's memory, and [`load`](::vm_memory::Bytes::load) and
+//! [`store`](::vm_memory::Bytes::store) use one for the length of an access. Rust allows one only while nobody writes
+//! the same bytes except by atomic accesses of the same size. A guest keeps to no such rule, so this is not sound either.
+//! It works because of what compilers make of it today: on x86-64 and arm64 each access is one instruction, which reads a
+//! value that was written, or a mixture where its bytes were written separately.
+//!
+//! - Use `load` and `store` for single accesses, and do not keep a reference from `get_atomic_ref`.
+//! - In your own threads, never access the same bytes at the same time by atomics and by copies, or by atomics of
+//!   different sizes.
+//! - For accesses that are sound, use the view of [`RamRegion::mapping`], or a [`Pinned`](crate::Pinned) of the cache:
+//!   their [`read`](crate::View::read), [`write`](crate::View::write) and atomic operations lend nothing.
 
 mod cached;
 mod mapped;

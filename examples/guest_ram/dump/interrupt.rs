@@ -7,10 +7,22 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::Result;
+
+/// The signals that ask a process to end.
+const ASKING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// For a process that was started by one that holds them back: lets them end it, and has it killed when the thread that
+/// started it ends, however that comes about.
+pub(crate) fn end_with_the_starter() -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    ASKING.into_iter().collect::<SigSet>().thread_unblock()?;
+    Ok(())
+}
 
 /// The signals that ask a process to end, held back from the moment this is made.
 pub(crate) struct Interrupts(SignalFd);
@@ -20,11 +32,10 @@ impl Interrupts {
     pub(crate) fn hold_back() -> Result<Interrupts> {
         // Then a write beyond the allowed size of a file is an error, not the end.
         SigSet::from(Signal::SIGXFSZ).thread_block()?;
-        let asking = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
         // What nohup has the process ignore it goes on ignoring.
         let ignored = ignored_signals()?;
         let is_heeded = |signal: &Signal| ignored & 1 << (*signal as u32 - 1) == 0;
-        let signals: SigSet = asking.into_iter().filter(is_heeded).collect();
+        let signals: SigSet = ASKING.into_iter().filter(is_heeded).collect();
         signals.thread_block()?;
         Ok(Interrupts(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?))
     }

@@ -23,7 +23,7 @@ use std::time::Instant;
 use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, RamMap};
 
 use crate::Result;
-use crate::args::{Compression, CopyBy, DumpArgs};
+use crate::args::{Compression, CopyBy, DumpArgs, Source};
 use crate::map::scan;
 use crate::progress::Progress;
 use copy::{Lost, Tally, copy_part};
@@ -33,18 +33,17 @@ use output::Output;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
 
-/// Writes the dump, and returns whether it has all of the guest's RAM. `simulated` says that there is a host only in
-/// this process.
-pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Result<bool> {
+/// Writes the dump, and returns whether it has all of the guest's RAM. `source` is what `guest` was opened by.
+pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, source: &Source) -> Result<bool> {
     let start = Instant::now();
-    check_standstill(guest, args, simulated)?;
+    check_standstill(guest, args, source)?;
     let to_stdout = args.out == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
         return Err("a dump is nothing for a terminal: give a file, or pipe standard output elsewhere".into());
     }
     let interrupts = Interrupts::hold_back()?;
     let output = if to_stdout { None } else { Some(Output::create(&args.out)?) };
-    let dump = Dump { guest, args, simulated, output: output.as_ref() };
+    let dump = Dump { guest, args, source, output: output.as_ref() };
 
     let mut paused = if args.pause { Some(guest.pause()?) } else { None };
     let undo = || {
@@ -65,8 +64,8 @@ pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Resul
 }
 
 /// That the guest stands still, or that the person knows that it does not.
-fn check_standstill(guest: &Guest<'_>, args: &DumpArgs, simulated: bool) -> Result<()> {
-    if args.live || args.pause || simulated {
+fn check_standstill(guest: &Guest<'_>, args: &DumpArgs, source: &Source) -> Result<()> {
+    if args.live || args.pause || source.mock.is_some() {
         return Ok(());
     }
     let domid = guest.domid();
@@ -92,7 +91,7 @@ const LEFT_TO_EXIT: usize = 1 << 18;
 pub(crate) struct Dump<'a> {
     pub(crate) guest: &'a Guest<'a>,
     pub(crate) args: &'a DumpArgs,
-    pub(crate) simulated: bool,
+    pub(crate) source: &'a Source,
     /// `None`: standard output.
     pub(crate) output: Option<&'a Output>,
 }
@@ -161,7 +160,6 @@ impl Dump<'_> {
         let way = match (self.args.copy_by, several) {
             (Some(CopyBy::Threads | CopyBy::Workers), None) => return Err("a stream is written by one process".into()),
             (Some(way), _) => way,
-            // A host that is simulated is one of this process.
             // The fastest in both kinds of dom0 (README; `tests/xen/run pv --lane speed`).
             (None, _) => CopyBy::Single,
         };
@@ -174,7 +172,7 @@ impl Dump<'_> {
         let copy_share = |parts: Vec<Part>| {
             let (file, name) = (output.path_to_open(), self.name());
             if way == CopyBy::Workers {
-                return worker::employ(self.guest.domid(), &Job { file, name, parts }, copied);
+                return worker::employ(self.source, self.guest.domid(), &Job { file, name, parts }, copied);
             }
             let file = OpenOptions::new().write(true).open(&file)?;
             copy_all(self.guest, &parts, &mut SparseFile { file, name }, copied, drop)
@@ -184,7 +182,7 @@ impl Dump<'_> {
 
     fn copy_alone(&self, layout: &Layout, sink: &mut dyn Sink, copied: impl Fn(&Tally)) -> Result<Tally> {
         let mut all = Tally::default();
-        let ends_soon = !self.simulated && self.guest.memory().host_kind() == HostKind::Pv;
+        let ends_soon = self.source.mock.is_none() && self.guest.memory().host_kind() == HostKind::Pv;
         let mut left = if ends_soon { LEFT_TO_EXIT } else { 0 };
         let mut done_with = |mapping: ForeignMapping| {
             if let Some(rest) = left.checked_sub(mapping.frames()) {

@@ -3,7 +3,7 @@
 //! In a PV dom0 the end of a process gives the references of its mappings back at a half to a quarter of what munmap
 //! costs: the kernel unpins the page tables first, and Xen drops the references of all entries at once. And each
 //! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`guest_ram
-//! --domain N worker`) for each share. The start of a process costs something too: one process that leaves its
+//! --domain N worker`) for each share. A simulated guest is made anew in each, from the same file. The start of a process costs something too: one process that leaves its
 //! mappings to its own end was faster where it was measured.
 //!
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
@@ -14,13 +14,16 @@ use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use xenmap::{Domid, Guest, HostKind};
 
 use super::copy::{Tally, copy_part};
+use super::interrupt;
 use super::layout::Part;
 use super::sink::SparseFile;
 use crate::Result;
+use crate::args::Source;
 
 /// Bytes that are read of what a worker says on stderr.
 const MAX_COMPLAINT: u64 = 4096;
@@ -44,7 +47,14 @@ pub(crate) enum Report {
     Done,
 }
 
-/// What `guest_ram worker` does; it returns if it has failed only.
+/// What `guest_ram worker` does before all else: from now on it ends with the process that has started it.
+pub(crate) fn begin() -> Result<()> {
+    interrupt::end_with_the_starter()?;
+    // An error if that process is gone already.
+    send(&mut io::stdout().lock(), &Report::Copied(Tally::default()))
+}
+
+/// What `guest_ram worker` does then; it returns if it has failed only.
 pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
     let job: Job = serde_json::from_reader(io::stdin().lock())?;
     let file = OpenOptions::new().write(true).open(&job.file);
@@ -77,9 +87,18 @@ fn send(out: &mut impl Write, report: &Report) -> Result<()> {
 }
 
 /// Has a worker do a job; tells what it has copied as it goes on.
-pub(crate) fn employ(domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
+pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["--domain", &domid.to_string(), "worker"]);
+    if let Some(file) = &source.mock {
+        command.arg("--mock").arg(file);
+        if let Some(kind) = source.mock_kind.to_possible_value() {
+            command.args(["--mock-kind", kind.get_name()]);
+        }
+    } else {
+        // By its number: another domain may get its name meanwhile.
+        command.args(["--domain", &domid.to_string()]);
+    }
+    command.arg("worker");
     employ_as(command, job, copied)
 }
 
