@@ -6,8 +6,9 @@
 //! `mmap_batch_fn`; `xen_remap_pfn`; `xen_xlate_remap_gfn_array`). Most halves are no errno, and give it away. But some
 //! are 0, which says that the frame is mapped.
 //!
-//! Where that may be all that is left, a system call that reads from the page tells whether it is there. /proc/self/pagemap does not, nor does mincore(2)
-//! on most kernels: they take all of a device mapping for a hole (pagewalk.c, `walk_page_test`).
+//! Where that may be all that is left, a system call that reads from the page tells whether it is there.
+//! /proc/self/pagemap does not, nor does mincore(2) on most kernels: they take all of a device mapping for a hole
+//! (pagewalk.c, `walk_page_test`).
 
 #![expect(unsafe_code, reason = "has the kernel read from an address")]
 

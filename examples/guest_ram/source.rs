@@ -87,7 +87,7 @@ impl Host {
     pub(crate) fn guest(&self) -> Result<Guest<'_>> {
         let domid = self.domid.ok_or(NO_GUEST)?;
         Guest::open(&self.memory, domid).map_err(|e| match e.errno() {
-            libc::ESRCH => format!("no such domain: {domid}").into(),
+            libc::ESRCH => format!("no such domain: {domid} (for a domain of that name give name:{domid})").into(),
             _ => e.into(),
         })
     }
