@@ -328,12 +328,6 @@ fn bad_input_is_told_in_one_line() {
 }
 
 #[test]
-fn names_with_line_breaks_do_not_break_the_line() {
-    let output = run(["--mock", "a\n\nb", "info"]);
-    assert!(refusal(&output).starts_with("cannot use a  b: No such file"));
-}
-
-#[test]
 fn domain_that_cannot_be_had_is_told_in_one_line() {
     let devices = ["/dev/xen/privcmd", "/proc/xen/privcmd"];
     let is_xen = devices.iter().any(|path| Path::new(path).exists());

@@ -21,6 +21,7 @@ mod info;
 mod map;
 mod pattern;
 mod picture;
+mod printable;
 mod progress;
 mod read;
 mod search;
@@ -36,6 +37,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
 use pattern::Pattern;
+use printable::printable;
 use source::Host;
 use space::Space;
 
@@ -135,7 +137,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     // Tips and the usage come after an empty line.
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
-    fail(lines.join("\n").trim_start_matches("error: "))
+    let lines: Vec<&str> = lines.into_iter().map(str::trim).collect();
+    fail(lines.join(" ").trim_start_matches("error: "))
 }
 
 fn fail(message: &str) -> ExitCode {
@@ -143,10 +146,9 @@ fn fail(message: &str) -> ExitCode {
     FAILED.into()
 }
 
-/// Writes to stderr, as one line whatever names of files are in the message.
+/// Writes a line to stderr. Names of files and domains in the message may contain anything.
 fn say(message: &str) {
-    let line: Vec<&str> = message.lines().map(str::trim).collect();
-    let _ = writeln!(io::stderr(), "guest_ram: {}", line.join(" "));
+    let _ = writeln!(io::stderr(), "guest_ram: {}", printable(message.trim_end()));
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
