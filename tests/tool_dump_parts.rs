@@ -249,6 +249,28 @@ fn worker_gets_its_job_and_its_reports_are_added_up() {
 }
 
 #[test]
+fn worker_that_reports_what_cannot_be_is_an_error() {
+    let max = u64::MAX;
+    for (copied, zero, start, end, expected) in [
+        (5, 0, 0, 0, "more frames than it was given"),
+        (max, 0, 0, 0, "more frames than it was given"),
+        (3, 0, 5, 7, "more frames than it was given"),
+        (max, 0, 5, 7, "more frames than it was given"),
+        (1, max, 0, 0, "more frames than it was given"),
+        (0, 0, 8, 5, "is no range of frames"),
+        (0, 0, max - 1, max, "is no range of frames"),
+    ] {
+        let lost = format!(r#"[{{"pfns":{{"start":{start},"end":{end}}},"errno":-2147483648}}]"#);
+        let report = format!(r#"{{"Copied":{{"copied":{copied},"zero":{zero},"lost":{lost},"vmcoreinfo":null}}}}"#);
+        let error = worker(&format!("echo '{report}'; echo '\"Done\"'")).unwrap_err();
+        assert!(error.contains(expected), "{report}: {error}");
+    }
+    // Each is possible, both are not.
+    let copied = r#"echo '{"Copied":{"copied":3,"zero":1,"lost":[],"vmcoreinfo":null}}'"#;
+    assert!(worker(&format!("{copied}; {copied}; echo '\"Done\"'")).unwrap_err().contains("more frames"));
+}
+
+#[test]
 fn worker_that_does_not_come_to_its_end_is_an_error() {
     let copied = r#"echo '{"Copied":{"copied":4,"zero":1,"lost":[],"vmcoreinfo":null}}'"#;
     for (script, expected) in [

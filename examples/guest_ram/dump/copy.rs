@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use xenmap::{FRAME_SIZE, ForeignMapping, Guest};
 
-use super::layout::{FRAME, Part};
+use super::layout::{FRAME, Part, check_range};
 use super::sink::Sink;
 use super::vmcoreinfo;
 use crate::Result;
@@ -29,10 +29,27 @@ pub(crate) struct Tally {
 
 /// Consecutive frames that are RAM, and could not be mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedLost")]
 pub(crate) struct Lost {
     pub(crate) pfns: Range<u64>,
     /// Why, as an errno of Linux (positive).
     pub(crate) errno: i32,
+}
+
+/// Lost frames as a worker reports them.
+#[derive(Deserialize)]
+struct UncheckedLost {
+    pfns: Range<u64>,
+    errno: i32,
+}
+
+impl TryFrom<UncheckedLost> for Lost {
+    type Error = String;
+
+    fn try_from(UncheckedLost { pfns, errno }: UncheckedLost) -> std::result::Result<Lost, String> {
+        check_range(&pfns)?;
+        Ok(Lost { pfns, errno })
+    }
 }
 
 impl Tally {
@@ -42,6 +59,13 @@ impl Tally {
 
     pub(crate) fn lost_frames(&self) -> u64 {
         self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start).sum()
+    }
+
+    /// Whether it is of so many frames at most.
+    pub(crate) fn is_at_most(&self, frames: u64) -> bool {
+        let lost = self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start);
+        let all = lost.chain([self.copied]).try_fold(0, u64::checked_add);
+        all.is_some_and(|all| all <= frames) && self.zero <= self.copied
     }
 
     pub(crate) fn is_lost(&self, pfn: u64) -> bool {
