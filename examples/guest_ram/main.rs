@@ -86,7 +86,7 @@ fn run(args: &Args) -> Result<ExitCode> {
             if !yes && !write::is_paused(&guest)? {
                 write::confirm(&guest)?;
             }
-            write::write(&guest, &space, *address, &bytes, &mut stdout)?;
+            write::write(&guest, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
         }
         Command::Search { bytes, search, max, json } => {
             let pattern = Pattern::new(bytes)?;
