@@ -360,13 +360,6 @@ fn large_address_space_is_dumped_sparse_and_in_little_memory() {
     }
 }
 
-/// The tool is `$0`.
-fn shell(folder: &Path, script: &str) -> Command {
-    let mut shell = Command::new("sh");
-    shell.current_dir(folder).args(["-c", script]).arg(tool().get_program());
-    shell
-}
-
 #[test]
 fn dump_leaves_an_existing_output_as_it_was() {
     let folder = folder("exists");
@@ -380,20 +373,6 @@ fn dump_leaves_an_existing_output_as_it_was() {
     }
     assert_eq!(fs::read(folder.join("out")).unwrap(), b"precious");
     assert_eq!(names(&folder), ["link", "out", "ram"]);
-}
-
-#[test]
-fn dump_that_fails_half_way_leaves_no_file() {
-    let folder = folder("half");
-    ram(&folder, &[(0, CANARY), (frame(8000), CANARY)]);
-    for way in ["single", "threads"] {
-        // No file may become larger than 16 MiB at most (the unit is 512 or 1024 bytes): as if the disk were full.
-        let limited = format!("trap '' XFSZ; ulimit -f 16384; exec \"$0\" --mock ram dump --copy-by {way} out");
-        let output = shell(&folder, &limited).output().unwrap();
-        assert!(refusal(&output).starts_with("cannot write out: "));
-        assert_eq!(text(&output.stdout), "");
-        assert_eq!(names(&folder), ["ram"]);
-    }
 }
 
 #[test]

@@ -69,10 +69,7 @@ fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tall
         domain.balloon_out(Gfn::new(pfn).unwrap());
     }
     let out = folder(test).join("out");
-    let line = ["guest_ram", "dump"].into_iter().chain(args.split_whitespace());
-    let args = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
-    let args::Command::Dump(args) = args.command else { panic!("no dump") };
-    let output = Output::create(&out).unwrap();
+    let (args, output) = dump_to(&out, args);
     let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
     let (tally, _) = dump.write(&map).unwrap();
     output.finish().unwrap();
@@ -171,6 +168,52 @@ fn elf_header_of_more_extents_than_it_can_count() {
     }
 }
 
+/// The arguments and the output of a dump to a new file.
+fn dump_to(out: &Path, args: &str) -> (args::DumpArgs, Output) {
+    let line = ["guest_ram", "dump"].into_iter().chain(args.split_whitespace());
+    let args = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
+    let args::Command::Dump(args) = args.command else { panic!("no dump") };
+    (args, Output::create(out).unwrap())
+}
+
+#[test]
+fn last_frame_that_there_may_be_is_dumped() {
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Hvm, 0);
+    domain.populate(&[Gfn::MAX]);
+    domain.write(Gfn::MAX, 0, &[7; FRAME_SIZE]);
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let map = guest.ram_map().unwrap();
+    for (format, place) in [("elf", 20 << 10), ("lime", 32), ("xen", 4096)] {
+        let out = folder("last-frame").join(format);
+        let (args, output) = dump_to(&out, &format!("--format {format}"));
+        let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
+        assert_eq!(dump.write(&map).unwrap().0.copied, 1, "{format}");
+        output.finish().unwrap();
+        assert!(fs::read(out).unwrap()[place..].starts_with(&[7; FRAME_SIZE]), "{format}");
+    }
+}
+
+#[test]
+fn dump_that_fails_half_way_leaves_no_file() {
+    for way in ["single", "threads"] {
+        let host = MockHost::new();
+        let domain = host.create_domain(GuestKind::Hvm, 10_000);
+        domain.frames().iter().for_each(|&gfn| domain.write(gfn, 0, b"data"));
+        let memory = host.open().unwrap();
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        let map = guest.ram_map().unwrap();
+        let folder = folder("half");
+        let (args, output) = dump_to(&folder.join("out"), &format!("--copy-by {way}"));
+        host.inject(Fault::MapBatch(libc::EFAULT));
+        let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
+        dump.write(&map).unwrap_err();
+        drop(output);
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{way}");
+    }
+}
+
 #[test]
 fn shares_are_all_parts_in_pieces_of_that_size_at_most() {
     let part = |pfns: std::ops::Range<u64>, offset: u64| Part { pfns, offset };
@@ -202,9 +245,7 @@ fn little_memory_for_mappings_is_enough() {
         let memory = host.open().unwrap();
         let guest = Guest::open(&memory, domain.domid()).unwrap();
         let out = folder("little-memory").join("out");
-        let args = Args::try_parse_from(["guest_ram", "dump", out.to_str().unwrap()]).unwrap();
-        let args::Command::Dump(args) = args.command else { panic!("no dump") };
-        let output = Output::create(&out).unwrap();
+        let (args, output) = dump_to(&out, "");
         let dump = Dump { guest: &guest, args: &args, simulated: true, output: Some(&output) };
         let (tally, _) = dump.write(&guest.ram_map().unwrap()).unwrap();
         output.finish().unwrap();

@@ -23,12 +23,12 @@ use std::time::Instant;
 use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, RamMap};
 
 use crate::Result;
-use crate::args::{Compression, CopyBy, DumpArgs};
+use crate::args::{Compression, CopyBy, DumpArgs, Format};
 use crate::map::scan;
 use crate::progress::Progress;
 use copy::{Lost, Tally, copy_part};
 use interrupt::Interrupts;
-use layout::{Layout, Part};
+use layout::{FRAME, Layout, Part};
 use output::Output;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
@@ -117,6 +117,7 @@ impl Dump<'_> {
         let is_stream = self.output.is_none() || self.args.compress.is_some();
         let layout = Layout::new(self.args.format, self.guest, ranges, is_stream)?;
         let mut sink = self.sink()?;
+        sink.begin(layout.len).map_err(|e| self.too_long(&layout, &e))?;
         sink.bytes(0, &layout.head)?;
         let mut tally = self.copy(&layout, &mut *sink)?;
         if tally.frames() != layout.frames() {
@@ -131,10 +132,23 @@ impl Dump<'_> {
         Ok((tally, written))
     }
 
+    /// What to do if the dump cannot get as long as it has to.
+    fn too_long(&self, layout: &Layout, error: &io::Error) -> String {
+        let (name, len) = (self.name(), layout.len);
+        let advice = match layout.format {
+            Format::Raw if layout.frames() < len / FRAME => {
+                "--format elf, lime or xen leaves out the addresses without RAM"
+            }
+            _ => "write it to another file system, or raise the limit (ulimit -f)",
+        };
+        format!("cannot write {name}: it would have {len} bytes: {error}; {advice}")
+    }
+
     fn sink(&self) -> Result<Box<dyn Sink>> {
-        let (file, name) = match self.output {
-            Some(output) => (output.file()?, self.name()),
-            None => (File::from(io::stdout().as_fd().try_clone_to_owned()?), "standard output".to_owned()),
+        let name = self.name();
+        let file = match self.output {
+            Some(output) => output.file()?,
+            None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
         };
         Ok(match (self.args.compress, self.output) {
             (Some(Compression::Zstd), _) => Box::new(Stream::zstd(file, name)?),
@@ -144,7 +158,10 @@ impl Dump<'_> {
     }
 
     fn name(&self) -> String {
-        self.args.out.display().to_string()
+        match self.output {
+            Some(_) => self.args.out.display().to_string(),
+            None => "standard output".to_owned(),
+        }
     }
 
     fn copy(&self, layout: &Layout, sink: &mut dyn Sink) -> Result<Tally> {
