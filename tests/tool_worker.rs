@@ -28,7 +28,7 @@ fn worker_copies_its_parts_to_their_places() {
     let bytes = pattern(4 * FRAME_SIZE);
     ram(&folder, &[(0, &bytes)]);
     fs::write(folder.join("out"), "").unwrap();
-    let job = r#"{"file":"out","name":"out","parts":[{"pfns":{"start":1,"end":3},"offset":16}]}"#;
+    let job = r#"{"file":"out","name":"out","parts":[{"pfns":{"start":1,"end":3},"offset":16}],"find_notes":true}"#;
     let output = work(&folder, job);
     assert_eq!(text(&output.stderr), "");
     assert!(output.status.success());
@@ -55,7 +55,7 @@ fn job_that_makes_no_sense_is_refused() {
         (0, whole, (1 << 63) - 4096, "no file has 1099511627776 frames at byte"),
     ] {
         let part = format!(r#"{{"pfns":{{"start":{start},"end":{end}}},"offset":{offset}}}"#);
-        let output = work(&folder, &format!(r#"{{"file":"out","name":"out","parts":[{part}]}}"#));
+        let output = work(&folder, &format!(r#"{{"file":"out","name":"out","parts":[{part}],"find_notes":true}}"#));
         let line = refusal(&output);
         assert!(line.starts_with("not a worker's job: ") && line.contains(expected), "{part}: {line}");
         assert_eq!(text(&output.stdout), "", "{part}");
@@ -65,7 +65,7 @@ fn job_that_makes_no_sense_is_refused() {
     }
     for number in ["-1", "1.5", "1e300", "18446744073709551616", "\"1\""] {
         let part = format!(r#"{{"pfns":{{"start":0,"end":1}},"offset":{number}}}"#);
-        let output = work(&folder, &format!(r#"{{"file":"out","name":"out","parts":[{part}]}}"#));
+        let output = work(&folder, &format!(r#"{{"file":"out","name":"out","parts":[{part}],"find_notes":true}}"#));
         assert!(refusal(&output).starts_with("not a worker's job: "), "{number}");
     }
     assert_eq!(fs::read(folder.join("out")).unwrap(), b"as it was");
@@ -77,7 +77,9 @@ fn job_at_the_last_place_of_a_file_is_an_error_of_writing() {
     ram(&folder, &[(0, CANARY)]);
     fs::write(folder.join("out"), "as it was").unwrap();
     let offset = i64::MAX - 4096;
-    let job = format!(r#"{{"file":"out","name":"out","parts":[{{"pfns":{{"start":0,"end":1}},"offset":{offset}}}]}}"#);
+    let job = format!(
+        r#"{{"file":"out","name":"out","parts":[{{"pfns":{{"start":0,"end":1}},"offset":{offset}}}],"find_notes":false}}"#
+    );
     // Some file systems take a file as long as that.
     let output = work(&folder, &job);
     assert!(output.status.success() || refusal(&output).starts_with("cannot write out: "), "{}", text(&output.stderr));

@@ -53,6 +53,11 @@ impl Layout {
         }
     }
 
+    /// Whether it is to have the kernel's note.
+    pub(crate) fn has_notes(&self) -> bool {
+        self.format == Format::Elf
+    }
+
     pub(crate) fn frames(&self) -> u64 {
         self.parts.iter().map(Part::frames).sum()
     }

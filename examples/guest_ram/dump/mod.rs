@@ -8,7 +8,7 @@ pub(crate) mod output;
 mod parallel;
 pub(crate) mod report;
 mod sink;
-mod vmcoreinfo;
+pub(crate) mod vmcoreinfo;
 pub(crate) mod worker;
 mod xen;
 
@@ -186,12 +186,13 @@ impl Dump<'_> {
             layout.write_header(part, sink)?;
         }
         let copy_share = |parts: Vec<Part>| {
+            let find_notes = layout.has_notes();
             let (file, name) = (output.path_to_open(), self.name());
             if way == CopyBy::Workers {
-                return worker::employ(self.guest.domid(), &Job { file, name, parts }, copied);
+                return worker::employ(self.guest.domid(), &Job { file, name, parts, find_notes }, copied);
             }
             let file = OpenOptions::new().write(true).open(&file)?;
-            copy_all(self.guest, &parts, &mut SparseFile { file, name }, copied, drop)
+            copy_all(self.guest, &parts, find_notes, &mut SparseFile { file, name }, copied, drop)
         };
         Ok(parallel::copy_shares(layout, |parts| copy_share(parts).map_err(|e| e.to_string()))?)
     }
@@ -209,7 +210,14 @@ impl Dump<'_> {
         };
         for part in &layout.parts {
             layout.write_header(part, sink)?;
-            all.add(copy_all(self.guest, std::slice::from_ref(part), sink, &copied, &mut done_with)?);
+            all.add(copy_all(
+                self.guest,
+                std::slice::from_ref(part),
+                layout.has_notes(),
+                sink,
+                &copied,
+                &mut done_with,
+            )?);
         }
         Ok(all)
     }
@@ -218,13 +226,14 @@ impl Dump<'_> {
 fn copy_all(
     guest: &Guest<'_>,
     parts: &[Part],
+    find_notes: bool,
     sink: &mut dyn Sink,
     copied: impl Fn(&Tally),
     mut done_with: impl FnMut(ForeignMapping),
 ) -> Result<Tally> {
     let mut all = Tally::default();
     for part in parts {
-        copy_part(guest, part, sink, |tally, mapping| {
+        copy_part(guest, part, find_notes, sink, |tally, mapping| {
             copied(&tally);
             all.add(tally);
             done_with(mapping);

@@ -33,6 +33,8 @@ pub(crate) struct Job {
     /// What people call the file.
     pub(crate) name: String,
     pub(crate) parts: Vec<Part>,
+    /// Whether to look for the kernel's notes.
+    pub(crate) find_notes: bool,
 }
 
 /// What a worker says.
@@ -54,7 +56,7 @@ pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
     let keeps = guest.memory().host_kind() == HostKind::Pv;
     let mut kept = Vec::new();
     for part in &job.parts {
-        copy_part(guest, part, &mut sink, |tally, mapping| {
+        copy_part(guest, part, job.find_notes, &mut sink, |tally, mapping| {
             // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and what is mapped may take
             // memory of our own.
             if keeps {
