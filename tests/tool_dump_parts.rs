@@ -31,7 +31,7 @@ use dump::worker::{Job, employ_as};
 use dump::{Dump, report};
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64};
-use object::read::elf::{FileHeader, SectionHeader};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockHost, Vcpu};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
@@ -121,7 +121,12 @@ fn lost_frames_are_named_in_the_elf_file() {
         }
         let text =
             b"guest_ram 0.1.0: domain 1\n100 frames, 2 of them lost\nlost: frames 0x14 to 0x15 (2): no RAM there\n\0";
-        assert!(memchr::memmem::find(&file, text).is_some(), "{args}");
+        let header = FileHeader64::<LE>::parse(&*file).unwrap();
+        let segments = header.program_headers(LE, &*file).unwrap();
+        let mut notes = segments[0].notes(LE, &*file).unwrap().unwrap();
+        let note = notes.next().unwrap().unwrap();
+        assert_eq!(note.name(), b"XENMAP", "{args}");
+        assert!(note.desc().starts_with(text), "{args}");
     }
 }
 
@@ -229,7 +234,7 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
     let gfn = |pfn| Gfn::new(pfn).unwrap();
     // Four levels of page tables, in frames 1 to 4, lead 0xffffffff80009000 to frame 11.
     for (table, entry, to) in [(1, 511, 2), (2, 510, 3), (3, 0, 4), (4, 9, 11)] {
-        domain.write(gfn(table), entry * 8, &(to * FRAME_SIZE as u64 | 3).to_le_bytes());
+        domain.write(gfn(table), entry * 8, &(to << 12 | 3_u64).to_le_bytes());
     }
     for (names, release) in [(8, "5.10.0"), (11, "6.1.0")] {
         domain.write(gfn(names), 0, b"Linux");

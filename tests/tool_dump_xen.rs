@@ -33,9 +33,9 @@ fn sections_by_order(file: &[u8]) -> Vec<(String, Range<usize>)> {
     let names = names.strip_suffix(b"\0").unwrap().split(|&byte| byte == 0).map(|name| text(name).to_owned());
     let start = |n: usize| usize::try_from(sections[n].sh_offset.get(LE)).unwrap();
     let end = |n: usize| start(n) + usize::try_from(sections[n].sh_size.get(LE)).unwrap();
-    let named: Vec<_> = names.enumerate().map(|(n, name)| (name, start(n)..end(n))).collect();
-    assert_eq!(named.len(), sections.len());
-    named
+    let in_order: Vec<_> = names.enumerate().map(|(n, name)| (name, start(n)..end(n))).collect();
+    assert_eq!(in_order.len(), sections.len());
+    in_order
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Names of files and domains that would do something to a terminal, in what the tool prints.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-
 #[path = "../examples/guest_ram/domains.rs"]
 mod domains;
 #[path = "../examples/guest_ram/info.rs"]

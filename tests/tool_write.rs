@@ -54,7 +54,7 @@ fn bytes_are_written_through_the_page_tables_up_to_the_last_address() {
     let domain = host.create_domain(GuestKind::Pvh, 10);
     // Four levels in frames 1 to 4, whose last entries lead to frame 7 for the last page but one, and to 9 for the last.
     for (table, entry, to) in [(1, 511, 2), (2, 511, 3), (3, 511, 4), (4, 510, 7), (4, 511, 9)] {
-        domain.write(gfn(table), entry * 8, &(to * FRAME_SIZE as u64 | 3).to_le_bytes());
+        domain.write(gfn(table), entry * 8, &(to << 12 | 3_u64).to_le_bytes());
     }
     let shown = write(&host, &domain, Some(0x1000), (0xFFFF_FFFF_FFFF_EFFE, b"canary"));
     assert_eq!(shown, Ok("6 bytes written, 0xffffffffffffeffe to 0xfffffffffffff003\n".to_owned()));

@@ -12,12 +12,9 @@ pub(crate) fn printable(text: &str) -> String {
 /// A value as JSON on one line, with the same characters escaped.
 pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
     let json = serde_json::to_string(value)?;
-    let mut shown = String::with_capacity(json.len());
-    for c in json.chars() {
-        // All of them are inside of strings, and none takes more than one unit of UTF-16.
-        if is_obeyed(c) { shown.push_str(&format!("\\u{:04x}", u32::from(c))) } else { shown.push(c) }
-    }
-    Ok(shown)
+    // All of them are inside of strings, and none takes more than one unit of UTF-16.
+    let escaped = |c: char| if is_obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    Ok(json.chars().map(escaped).collect())
 }
 
 /// Control characters (C0, DEL and C1), and those that break lines or change the direction of what follows.
