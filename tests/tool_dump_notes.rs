@@ -95,10 +95,10 @@ fn note_is_found_wherever_it_is_in_a_page() {
 fn note_is_found_across_what_is_copied_at_a_time() {
     let folder = folder("note-windows");
     let text = text_of("4.4.0", 0x1E1_3324);
-    let (note, zeros) = (note(&text), zeros(16_400));
+    let note = note(&text);
     // Borders of what is searched, mapped, and copied by one thread at a time.
-    for (border, before) in [(16, 1), (16, 33), (4096, 12), (4096, 33), (16_384, 24)] {
-        ram(&folder, &[(0, &zeros), (frame(border) - before, &note)]);
+    for (border, before) in [(16_384, 24), (4096, 12), (4096, 33), (16, 1), (16, 33)] {
+        ram(&folder, &[(0, &zeros(border + 8)), (frame(border as u64) - before, &note)]);
         for way in ["single", "threads"] {
             let found = dump(&folder, &format!("dump --copy-by {way}"));
             assert_eq!(found, (vec![text.clone()], Vec::new()), "{before} bytes before frame {border}, {way}");

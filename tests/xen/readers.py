@@ -245,7 +245,7 @@ class Guest:
         self.folder, self.kind = folder, folder.name
         self.facts = dict(line.split(" ", 1) for line in (folder / "facts").read_text().splitlines())
         self.canary = f"XENMAP-TMPFS-{self.kind}"
-        self.tmpfs = int(self.facts["tmpfs"] or "-1", 16)
+        self.tmpfs = int(self.facts.get("tmpfs") or "-1", 16)
         extents = json.loads((folder / "map").read_text())["extents"]
         self.special = frames_of(extent for extent in extents if extent["kind"] == "special")
         self.mapped = frames_of(extent for extent in extents if extent["kind"] not in ("ballooned out", "broken"))
