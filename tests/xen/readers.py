@@ -159,7 +159,7 @@ def frames_of(extents):
 
 
 def output_of(*command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     return done.stdout + done.stderr
 
 
