@@ -153,7 +153,8 @@ pub(crate) fn choose(guest: &Guest<'_>, candidates: &Candidates) -> (Option<Vec<
     // The first of those that stand best.
     let Some(best) = notes.iter().rev().max_by_key(|note| note.standing) else { return (None, None) };
     let proven = notes.iter().filter(|note| note.standing >= Standing::OfAKernel).count();
-    let is_certain = proven == 1 || (notes.len() == 1 && candidates.more == 0);
+    let is_only = notes.len() == 1 && best.standing != Standing::Refuted;
+    let is_certain = candidates.more == 0 && (proven == 1 || is_only);
     let doubt = if is_certain { None } else { Some(doubt(&notes, best, candidates.more)) };
     (Some(best.text.clone()), doubt)
 }
@@ -162,6 +163,10 @@ pub(crate) fn choose(guest: &Guest<'_>, candidates: &Candidates) -> (Option<Vec<
 fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
     const LISTED: usize = 8;
     let place = |note: &Note| format!("{:#x} (Linux {})", note.address, value(&note.text, "OSRELEASE").unwrap_or("?"));
+    if notes.len() == 1 && more == 0 {
+        let place = place(best);
+        return format!("the VMCOREINFO note at {place} may be of an earlier kernel: no such kernel is where it says");
+    }
     let mut places: Vec<String> = notes.iter().take(LISTED).map(place).collect();
     let unlisted = (notes.len() - places.len()) as u64 + more;
     if unlisted > 0 {
