@@ -8,6 +8,9 @@ mod args;
 #[path = "../examples/guest_ram/domains.rs"]
 mod domains;
 #[expect(dead_code, reason = "a part of it is used")]
+#[path = "../examples/guest_ram/printable.rs"]
+mod printable;
+#[expect(dead_code, reason = "a part of it is used")]
 #[path = "../examples/guest_ram/source.rs"]
 mod source;
 

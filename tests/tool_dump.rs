@@ -347,8 +347,22 @@ fn large_address_space_is_dumped_sparse_and_in_little_memory() {
         assert!(text(&output.stderr).contains("dumped 65536 frames (256.00 MiB), 32768 of them zero, 0 lost"));
         let out = folder.join("out");
         assert!(fs::metadata(&out).unwrap().blocks() * 512 < 130 << 20, "{args}");
-        if !args.contains("zstd") {
-            let mut found = vec![0; mib.len()];
+        let mut found = vec![0; mib.len()];
+        if args.contains("zstd") {
+            // Header and notes; then the pages, and their frame numbers.
+            let mut dump = zstd::Decoder::new(File::open(&out).unwrap()).unwrap();
+            dump.read_exact(&mut found[..FRAME_SIZE]).unwrap();
+            for i in 0..128 {
+                for expected in [&mib, &zeros] {
+                    dump.read_exact(&mut found).unwrap();
+                    assert!(found == *expected, "{args}: at {:#x}", at(i));
+                }
+            }
+            let numbers = (0..128).flat_map(|i| (at(i) >> 12..).take(512)).flat_map(u64::to_le_bytes);
+            let mut table = Vec::new();
+            dump.read_to_end(&mut table).unwrap();
+            assert!(table == numbers.collect::<Vec<u8>>(), "{args}");
+        } else {
             let dump = File::open(&out).unwrap();
             assert_eq!(dump.metadata().unwrap().len(), end);
             for i in [0, 1, 63, 64, 127] {
@@ -358,13 +372,6 @@ fn large_address_space_is_dumped_sparse_and_in_little_memory() {
         }
         fs::remove_file(out).unwrap();
     }
-}
-
-/// The tool is `$0`.
-fn shell(folder: &Path, script: &str) -> Command {
-    let mut shell = Command::new("sh");
-    shell.current_dir(folder).args(["-c", script]).arg(tool().get_program());
-    shell
 }
 
 #[test]
@@ -380,20 +387,6 @@ fn dump_leaves_an_existing_output_as_it_was() {
     }
     assert_eq!(fs::read(folder.join("out")).unwrap(), b"precious");
     assert_eq!(names(&folder), ["link", "out", "ram"]);
-}
-
-#[test]
-fn dump_that_fails_half_way_leaves_no_file() {
-    let folder = folder("half");
-    ram(&folder, &[(0, CANARY), (frame(8000), CANARY)]);
-    for way in ["single", "threads"] {
-        // No file may become larger than 16 MiB at most (the unit is 512 or 1024 bytes): as if the disk were full.
-        let limited = format!("trap '' XFSZ; ulimit -f 16384; exec \"$0\" --mock ram dump --copy-by {way} out");
-        let output = shell(&folder, &limited).output().unwrap();
-        assert!(refusal(&output).starts_with("cannot write out: "));
-        assert_eq!(text(&output.stdout), "");
-        assert_eq!(names(&folder), ["ram"]);
-    }
 }
 
 #[test]

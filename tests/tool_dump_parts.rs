@@ -26,12 +26,13 @@ use clap::Parser;
 use dump::copy::{Lost, Tally};
 use dump::layout::{Layout, Part};
 use dump::output::Output;
+use dump::vmcoreinfo::{self, Candidates};
 use dump::worker::{Job, employ_as};
 use dump::{Dump, report};
 use object::LittleEndian as LE;
 use object::elf::{self, FileHeader64};
-use object::read::elf::{FileHeader, SectionHeader};
-use xenmap::mock::{Dom0, Fault, HostConfig, MockHost};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use xenmap::mock::{Dom0, Fault, HostConfig, MockHost, Vcpu};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -69,11 +70,8 @@ fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tall
         domain.balloon_out(Gfn::new(pfn).unwrap());
     }
     let out = folder(test).join("out");
-    let line = ["guest_ram", "--mock", "ram", "dump"].into_iter().chain(args.split_whitespace());
-    let args = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
-    let args::Command::Dump(dump_args) = args.command else { panic!("no dump") };
-    let output = Output::create(&out).unwrap();
-    let dump = Dump { guest: &guest, args: &dump_args, source: &args.source, output: Some(&output) };
+    let (source, args, output) = dump_to(&out, args);
+    let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
     let (tally, _) = dump.write(&map).unwrap();
     output.finish().unwrap();
     (tally, fs::read(out).unwrap())
@@ -123,7 +121,12 @@ fn lost_frames_are_named_in_the_elf_file() {
         }
         let text =
             b"guest_ram 0.1.0: domain 1\n100 frames, 2 of them lost\nlost: frames 0x14 to 0x15 (2): no RAM there\n\0";
-        assert!(memchr::memmem::find(&file, text).is_some(), "{args}");
+        let header = FileHeader64::<LE>::parse(&*file).unwrap();
+        let segments = header.program_headers(LE, &*file).unwrap();
+        let mut notes = segments[0].notes(LE, &*file).unwrap().unwrap();
+        let note = notes.next().unwrap().unwrap();
+        assert_eq!(note.name(), b"XENMAP", "{args}");
+        assert!(note.desc().starts_with(text), "{args}");
     }
 }
 
@@ -171,6 +174,93 @@ fn elf_header_of_more_extents_than_it_can_count() {
     }
 }
 
+/// The arguments and the output of a dump to a new file.
+fn dump_to(out: &Path, args: &str) -> (args::Source, args::DumpArgs, Output) {
+    let line = ["guest_ram", "--mock", "ram", "dump"].into_iter().chain(args.split_whitespace());
+    let Args { source, command } = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
+    let args::Command::Dump(args) = command else { panic!("no dump") };
+    (source, args, Output::create(out).unwrap())
+}
+
+#[test]
+fn last_frame_that_there_may_be_is_dumped() {
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Hvm, 0);
+    domain.populate(&[Gfn::MAX]);
+    domain.write(Gfn::MAX, 0, &[7; FRAME_SIZE]);
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let map = guest.ram_map().unwrap();
+    for (format, place) in [("elf", 20 << 10), ("lime", 32), ("xen", 4096)] {
+        let out = folder("last-frame").join(format);
+        let (source, args, output) = dump_to(&out, &format!("--format {format}"));
+        let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
+        assert_eq!(dump.write(&map).unwrap().0.copied, 1, "{format}");
+        output.finish().unwrap();
+        assert!(fs::read(out).unwrap()[place..].starts_with(&[7; FRAME_SIZE]), "{format}");
+    }
+}
+
+#[test]
+fn dump_that_fails_half_way_leaves_no_file() {
+    for way in ["single", "threads"] {
+        let host = MockHost::new();
+        let domain = host.create_domain(GuestKind::Hvm, 10_000);
+        domain.frames().iter().for_each(|&gfn| domain.write(gfn, 0, b"data"));
+        let memory = host.open().unwrap();
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        let map = guest.ram_map().unwrap();
+        let folder = folder("half");
+        let (source, args, output) = dump_to(&folder.join("out"), &format!("--copy-by {way}"));
+        host.inject(Fault::MapBatch(libc::EFAULT));
+        let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
+        dump.write(&map).unwrap_err();
+        drop(output);
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{way}");
+    }
+}
+
+/// A VMCOREINFO note of a kernel whose names are where this symbol leads to.
+fn kernel_note(release: &str, symbol: u64) -> Vec<u8> {
+    let text = format!("OSRELEASE={release}\nSYMBOL(init_uts_ns)={symbol:x}\nOFFSET(uts_namespace.name)=0\n");
+    let words = [11, u32::try_from(text.len()).unwrap(), 0].map(u32::to_le_bytes).concat();
+    [&words, b"VMCOREINFO\0\0".as_slice(), text.as_bytes()].concat()
+}
+
+#[test]
+fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Pvh, 32);
+    let gfn = |pfn| Gfn::new(pfn).unwrap();
+    // Four levels of page tables, in frames 1 to 4, lead 0xffffffff80009000 to frame 11.
+    for (table, entry, to) in [(1, 511, 2), (2, 510, 3), (3, 0, 4), (4, 9, 11)] {
+        domain.write(gfn(table), entry * 8, &(to << 12 | 3_u64).to_le_bytes());
+    }
+    for (names, release) in [(8, "5.10.0"), (11, "6.1.0")] {
+        domain.write(gfn(names), 0, b"Linux");
+        domain.write(gfn(names), 130, release.as_bytes());
+    }
+    // The first one's names are where they would be if the image was not moved.
+    domain.write(gfn(20), 0, &kernel_note("5.10.0", 0xFFFF_FFFF_8000_8000));
+    domain.write(gfn(21), 0, &kernel_note("6.1.0", 0xFFFF_FFFF_8000_9000));
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let candidates = Candidates { addresses: vec![20 << 12, 21 << 12], more: 0 };
+    let chosen = || {
+        let (note, doubt) = vmcoreinfo::choose(&guest, &candidates);
+        (String::from_utf8(note.unwrap()).unwrap().lines().next().unwrap().to_owned(), doubt.unwrap_or_default())
+    };
+
+    let (note, doubt) = chosen();
+    assert_eq!((note.as_str(), doubt.as_str()), ("OSRELEASE=5.10.0", ""), "no vcpu says more");
+    domain.set_vcpu(0, Vcpu { cr0: 1 << 31, cr3: 0x1000, cr4: 1 << 5, efer: 1 << 8 | 1 << 10, ..Vcpu::default() });
+    let (note, doubt) = chosen();
+    assert_eq!(note, "OSRELEASE=6.1.0");
+    let expected = "2 VMCOREINFO notes could be the running kernel's, at 0x14000 (Linux 5.10.0), \
+                    0x15000 (Linux 6.1.0): took that at 0x15000, which vcpu 0 runs on";
+    assert_eq!(doubt, expected);
+}
+
 #[test]
 fn shares_are_all_parts_in_pieces_of_that_size_at_most() {
     let part = |pfns: std::ops::Range<u64>, offset: u64| Part { pfns, offset };
@@ -202,10 +292,8 @@ fn little_memory_for_mappings_is_enough() {
         let memory = host.open().unwrap();
         let guest = Guest::open(&memory, domain.domid()).unwrap();
         let out = folder("little-memory").join("out");
-        let args = Args::try_parse_from(["guest_ram", "--mock", "ram", "dump", out.to_str().unwrap()]).unwrap();
-        let args::Command::Dump(dump_args) = args.command else { panic!("no dump") };
-        let output = Output::create(&out).unwrap();
-        let dump = Dump { guest: &guest, args: &dump_args, source: &args.source, output: Some(&output) };
+        let (source, args, output) = dump_to(&out, "");
+        let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
         let (tally, _) = dump.write(&guest.ram_map().unwrap()).unwrap();
         output.finish().unwrap();
         assert_eq!((tally.copied, tally.lost_frames()), (5000, 0), "{free} frames");
@@ -232,7 +320,12 @@ fn no_memory_for_a_single_frame_is_an_error_that_says_so() {
 fn worker(script: &str) -> std::result::Result<Tally, String> {
     let mut command = Command::new("sh");
     command.args(["-c", script]);
-    let job = Job { file: "/dev/null".into(), name: "out".into(), parts: vec![Part { pfns: 5..9, offset: 0 }] };
+    let job = Job {
+        file: "/dev/null".into(),
+        name: "out".into(),
+        parts: vec![Part { pfns: 5..9, offset: 0 }],
+        find_notes: true,
+    };
     employ_as(command, &job, |_| {}).map_err(|e| e.to_string())
 }
 
@@ -240,17 +333,42 @@ fn worker(script: &str) -> std::result::Result<Tally, String> {
 fn worker_gets_its_job_and_its_reports_are_added_up() {
     let script = r#"
         read job
-        [ "$job" = '{"file":"/dev/null","name":"out","parts":[{"pfns":{"start":5,"end":9},"offset":0}]}' ] || exit 1
-        echo '{"Copied":{"copied":2,"zero":1,"lost":[],"vmcoreinfo":6}}'
-        echo '{"Copied":{"copied":1,"zero":0,"lost":[{"pfns":{"start":8,"end":9},"errno":2}],"vmcoreinfo":null}}'
+        [ "$job" = '{"file":"/dev/null","name":"out","parts":[{"pfns":{"start":5,"end":9},"offset":0}],"find_notes":true}' ] || exit 1
+        echo '{"Copied":{"copied":2,"zero":1,"lost":[],"vmcoreinfo":{"addresses":[24576,7],"more":1}}}'
+        echo '{"Copied":{"copied":1,"zero":0,"lost":[{"pfns":{"start":8,"end":9},"errno":2}],"vmcoreinfo":{"addresses":[9],"more":18446744073709551615}}}'
         echo '"Done"'"#;
     let lost = vec![Lost { pfns: 8..9, errno: libc::ENOENT }];
-    assert_eq!(worker(script), Ok(Tally { copied: 3, zero: 1, lost, vmcoreinfo: Some(6) }));
+    let vmcoreinfo = Candidates { addresses: vec![7, 9, 24576], more: u64::MAX };
+    assert_eq!(worker(script), Ok(Tally { copied: 3, zero: 1, lost, vmcoreinfo }));
+}
+
+#[test]
+fn worker_that_reports_what_cannot_be_is_an_error() {
+    let max = u64::MAX;
+    for (copied, zero, start, end, expected) in [
+        (5, 0, 0, 0, "more frames than it was given"),
+        (max, 0, 0, 0, "more frames than it was given"),
+        (3, 0, 5, 7, "more frames than it was given"),
+        (max, 0, 5, 7, "more frames than it was given"),
+        (1, max, 0, 0, "more frames than it was given"),
+        (0, 0, 8, 5, "is no range of frames"),
+        (0, 0, max - 1, max, "is no range of frames"),
+    ] {
+        let lost = format!(r#"[{{"pfns":{{"start":{start},"end":{end}}},"errno":-2147483648}}]"#);
+        let report = format!(
+            r#"{{"Copied":{{"copied":{copied},"zero":{zero},"lost":{lost},"vmcoreinfo":{{"addresses":[],"more":0}}}}}}"#
+        );
+        let error = worker(&format!("echo '{report}'; echo '\"Done\"'")).unwrap_err();
+        assert!(error.contains(expected), "{report}: {error}");
+    }
+    // Each is possible, both are not.
+    let copied = r#"echo '{"Copied":{"copied":3,"zero":1,"lost":[],"vmcoreinfo":{"addresses":[],"more":0}}}'"#;
+    assert!(worker(&format!("{copied}; {copied}; echo '\"Done\"'")).unwrap_err().contains("more frames"));
 }
 
 #[test]
 fn worker_that_does_not_come_to_its_end_is_an_error() {
-    let copied = r#"echo '{"Copied":{"copied":4,"zero":1,"lost":[],"vmcoreinfo":null}}'"#;
+    let copied = r#"echo '{"Copied":{"copied":4,"zero":1,"lost":[],"vmcoreinfo":{"addresses":[],"more":0}}}'"#;
     for (script, expected) in [
         ("kill -KILL $$", "a worker failed: signal: 9 (SIGKILL)"),
         (&format!("{copied}; kill -TERM $$"), "a worker failed: signal: 15 (SIGTERM)"),
@@ -261,7 +379,7 @@ fn worker_that_does_not_come_to_its_end_is_an_error() {
     ] {
         assert_eq!(worker(script), Err(expected.to_owned()), "{script}");
     }
-    let job = Job { file: "/dev/null".into(), name: "out".into(), parts: Vec::new() };
+    let job = Job { file: "/dev/null".into(), name: "out".into(), parts: Vec::new(), find_notes: false };
     let error = employ_as(Command::new("/nowhere"), &job, |_| {}).unwrap_err().to_string();
     assert!(error.starts_with("cannot start a worker: No such file"), "{error}");
 }

@@ -81,7 +81,7 @@ pub(crate) enum Command {
         #[arg(long)]
         binary: bool,
     },
-    /// Changes bytes of the guest's RAM
+    /// Changes bytes of the guest's RAM (not of a simulated guest's: they would be lost)
     Write {
         /// The address of the first byte, such as 4096 or 0x1000
         #[arg(value_parser = number)]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use xenmap::{DomainInfo, DomainState, FRAME_SIZE, ForeignMemory, GuestKind};
 
 use crate::Result;
+use crate::printable;
 
 /// What is known of a domain, in the words of this tool.
 #[derive(Serialize)]
@@ -66,7 +67,7 @@ impl Domain {
 pub(crate) fn domains(memory: &ForeignMemory, as_json: bool, out: &mut impl Write) -> Result<()> {
     let domains: Vec<Domain> = memory.domains()?.into_iter().map(Domain::from).collect();
     if as_json {
-        writeln!(out, "{}", serde_json::to_string(&domains)?)?;
+        writeln!(out, "{}", printable::json(&domains)?)?;
         return Ok(());
     }
     writeln!(out, "{:>5}  {:4}  {:8}  {:>8}  {:>8}  {:>5}  name", "id", "kind", "state", "MiB", "max MiB", "vcpus")?;

@@ -6,7 +6,9 @@ const ROW: usize = 16;
 
 /// Rows of bytes, of which the first is at `address`.
 pub(crate) fn rows(out: &mut impl Write, address: u64, bytes: &[u8]) -> Result<()> {
-    for (row, address) in bytes.chunks(ROW).zip((address..).step_by(ROW)) {
+    for (row, offset) in bytes.chunks(ROW).zip((0..).step_by(ROW)) {
+        // The byte at `address + offset` is there, so this does not overflow.
+        let address = address + offset;
         write!(out, "{address:08x}")?;
         for i in 0..ROW {
             if i % 8 == 0 {
@@ -23,9 +25,9 @@ pub(crate) fn rows(out: &mut impl Write, address: u64, bytes: &[u8]) -> Result<(
     Ok(())
 }
 
-/// The last line: the address behind the last byte.
-pub(crate) fn end(out: &mut impl Write, address: u64) -> Result<()> {
-    writeln!(out, "{address:08x}")
+/// The last line: the address after the last byte, which may take one digit more than any address.
+pub(crate) fn end(out: &mut impl Write, last: u64) -> Result<()> {
+    writeln!(out, "{:08x}", u128::from(last) + 1)
 }
 
 fn is_printable(byte: u8) -> bool {

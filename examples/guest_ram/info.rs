@@ -7,6 +7,7 @@ use xenmap::{Guest, HostKind};
 
 use crate::Result;
 use crate::domains::{Domain, mib, or_dash};
+use crate::printable::{self, printable};
 
 #[derive(Serialize)]
 struct Info {
@@ -41,7 +42,7 @@ pub(crate) fn info(guest: &Guest<'_>, as_json: bool, out: &mut impl Write) -> Re
         domctl_version: memory.domctl_version(),
     };
     if as_json {
-        writeln!(out, "{}", serde_json::to_string(&info)?)?;
+        writeln!(out, "{}", printable::json(&info)?)?;
         return Ok(());
     }
     let domain = info.domain;
@@ -63,8 +64,8 @@ pub(crate) fn info(guest: &Guest<'_>, as_json: bool, out: &mut impl Write) -> Re
         ("pages shared", or_dash(domain.shared)),
         ("pages unpopulated", format!("{} (memory set aside: {})", info.pages_unpopulated, info.pages_in_pool)),
         ("highest frame", format!("{:#x}", info.highest_frame)),
-        ("xen version", info.xen_version),
-        ("xen capabilities", info.xen_capabilities),
+        ("xen version", printable(&info.xen_version)),
+        ("xen capabilities", printable(&info.xen_capabilities)),
         ("host kind", info.host_kind.to_owned()),
         ("toolstack interface", toolstack),
     ] {

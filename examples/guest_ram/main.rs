@@ -22,6 +22,7 @@ mod info;
 mod map;
 mod pattern;
 mod picture;
+mod printable;
 mod progress;
 mod read;
 mod search;
@@ -37,6 +38,7 @@ use std::process::ExitCode;
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
 use pattern::Pattern;
+use printable::printable;
 use search::Outcome;
 use source::Host;
 use space::Space;
@@ -90,7 +92,7 @@ fn run(args: &Args) -> Result<ExitCode> {
             if !yes && !write::is_paused(&guest)? {
                 write::confirm(&guest)?;
             }
-            write::write(&guest, &space, *address, &bytes, &mut stdout)?;
+            write::write(&guest, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
         }
         Command::Search { bytes, search, max, json } => {
             let pattern = Pattern::new(bytes)?;
@@ -148,7 +150,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     // Tips and the usage come after an empty line.
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
-    fail(lines.join("\n").trim_start_matches("error: "))
+    let lines: Vec<&str> = lines.into_iter().map(str::trim).collect();
+    fail(lines.join(" ").trim_start_matches("error: "))
 }
 
 fn fail(message: &str) -> ExitCode {
@@ -156,10 +159,9 @@ fn fail(message: &str) -> ExitCode {
     FAILED.into()
 }
 
-/// Writes to stderr, as one line whatever names of files are in the message.
+/// Writes a line to stderr. Names of files and domains in the message may contain anything.
 fn say(message: &str) {
-    let line: Vec<&str> = message.lines().map(str::trim).collect();
-    let _ = writeln!(io::stderr(), "guest_ram: {}", line.join(" "));
+    let _ = writeln!(io::stderr(), "guest_ram: {}", printable(message.trim_end()));
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {

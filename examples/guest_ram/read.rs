@@ -34,8 +34,7 @@ pub(crate) fn read(
         }
     }
     if !binary {
-        // Behind the last virtual address is the first.
-        hexdump::end(out, last.wrapping_add(1))?;
+        hexdump::end(out, last)?;
     }
     Ok(())
 }

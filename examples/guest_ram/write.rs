@@ -7,7 +7,18 @@ use xenmap::{DomainState, Error, FRAME_SIZE, Guest, Protection};
 use crate::Result;
 use crate::space::{self, Space};
 
-pub(crate) fn write(guest: &Guest<'_>, space: &Space, address: u64, bytes: &[u8], out: &mut impl Write) -> Result<()> {
+/// What is said instead of writing to a guest that nobody can look at afterwards.
+const SIMULATED: &str = "nothing was written, since it would be lost: a simulated guest ends with this command, and the \
+                         file of --mock is never changed";
+
+/// Writes bytes; `simulated` says that the guest exists only in this process, which is refused once all else is right.
+pub(crate) fn write(
+    guest: &Guest<'_>,
+    space: &Space,
+    (address, bytes): (u64, &[u8]),
+    simulated: bool,
+    out: &mut impl Write,
+) -> Result<()> {
     let last = space::last(address, bytes.len() as u64)?;
     // All pages are mapped before any is written, so that it is done as a whole or not at all.
     let mut pages = Vec::new();
@@ -22,6 +33,9 @@ pub(crate) fn write(guest: &Guest<'_>, space: &Space, address: u64, bytes: &[u8]
         rest = more;
         // Not needed behind the last address.
         at = at.wrapping_add(part.len() as u64);
+    }
+    if simulated {
+        return Err(SIMULATED.into());
     }
     for (mapping, offset, part) in pages {
         mapping.view().write_bytes(offset, part)?;

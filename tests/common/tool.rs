@@ -31,6 +31,13 @@ pub fn run_in(folder: &Path, args: &str) -> Output {
     tool().current_dir(folder).args(args.split_whitespace()).output().unwrap()
 }
 
+/// A shell script in a folder, in which the tool is `$0`.
+pub fn shell(folder: &Path, script: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.current_dir(folder).args(["-c", script]).arg(tool().get_program());
+    shell
+}
+
 pub fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }

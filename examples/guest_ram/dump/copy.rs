@@ -5,9 +5,9 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use xenmap::{FRAME_SIZE, ForeignMapping, Guest};
 
-use super::layout::{FRAME, Part};
+use super::layout::{FRAME, Part, check_range};
 use super::sink::Sink;
-use super::vmcoreinfo;
+use super::vmcoreinfo::{Candidates, Search};
 use crate::Result;
 use crate::window::MappedWindows;
 
@@ -23,16 +23,33 @@ pub(crate) struct Tally {
     pub(crate) zero: u64,
     /// Those that could not be mapped, in ascending order.
     pub(crate) lost: Vec<Lost>,
-    /// The frame where a Linux kernel keeps its VMCOREINFO note.
-    pub(crate) vmcoreinfo: Option<u64>,
+    /// Where a Linux kernel may keep its VMCOREINFO note, if that was looked for.
+    pub(crate) vmcoreinfo: Candidates,
 }
 
 /// Consecutive frames that are RAM, and could not be mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedLost")]
 pub(crate) struct Lost {
     pub(crate) pfns: Range<u64>,
     /// Why, as an errno of Linux (positive).
     pub(crate) errno: i32,
+}
+
+/// Lost frames as a worker reports them.
+#[derive(Deserialize)]
+struct UncheckedLost {
+    pfns: Range<u64>,
+    errno: i32,
+}
+
+impl TryFrom<UncheckedLost> for Lost {
+    type Error = String;
+
+    fn try_from(UncheckedLost { pfns, errno }: UncheckedLost) -> std::result::Result<Lost, String> {
+        check_range(&pfns)?;
+        Ok(Lost { pfns, errno })
+    }
 }
 
 impl Tally {
@@ -44,6 +61,13 @@ impl Tally {
         self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start).sum()
     }
 
+    /// Whether it is of so many frames at most.
+    pub(crate) fn is_at_most(&self, frames: u64) -> bool {
+        let lost = self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start);
+        let all = lost.chain([self.copied]).try_fold(0, u64::checked_add);
+        all.is_some_and(|all| all <= frames) && self.zero <= self.copied
+    }
+
     pub(crate) fn is_lost(&self, pfn: u64) -> bool {
         let next = self.lost.partition_point(|lost| lost.pfns.end <= pfn);
         self.lost.get(next).is_some_and(|lost| lost.pfns.contains(&pfn))
@@ -53,8 +77,7 @@ impl Tally {
     pub(crate) fn add(&mut self, other: Tally) {
         self.copied += other.copied;
         self.zero += other.zero;
-        // There is one as a rule. If not, it is the same one whoever copies.
-        self.vmcoreinfo = self.vmcoreinfo.into_iter().chain(other.vmcoreinfo).min();
+        self.vmcoreinfo.add(&other.vmcoreinfo);
         let in_order = self.lost.last().zip(other.lost.first()).is_none_or(|(a, b)| a.pfns.end <= b.pfns.start);
         for lost in other.lost {
             self.lose(lost);
@@ -74,25 +97,37 @@ impl Tally {
     }
 }
 
-/// Copies consecutive frames, a window at a time. What became of each window goes to `done`, and so does its
-/// mapping, since unmapping is not always the cheapest way to be rid of it.
+/// Copies consecutive frames, a window at a time, and looks for notes of the kernel if `find_notes` says so. What
+/// became of each window goes to `done`, and so does its mapping, since unmapping is not always the cheapest way to be
+/// rid of it.
 pub(crate) fn copy_part(
     guest: &Guest<'_>,
     part: &Part,
+    find_notes: bool,
     sink: &mut dyn Sink,
     mut done: impl FnMut(Tally, ForeignMapping) -> Result<()>,
 ) -> Result<()> {
+    let mut search = find_notes.then(Search::new);
     for window in MappedWindows::new(guest, part.pfns.clone(), WINDOW) {
         let (pfns, mapping) = window?;
         let offset = part.offset + (pfns.start - part.pfns.start) * FRAME;
-        let tally = copy_mapping(&mapping, pfns.start, offset, sink)?;
+        let mut tally = copy_mapping(&mapping, pfns.start, offset, search.as_mut(), sink)?;
+        if let Some(search) = &mut search {
+            search.search_across(guest, pfns.start * FRAME, &mut tally.vmcoreinfo);
+        }
         done(tally, mapping)?;
     }
     Ok(())
 }
 
 /// Copies what is mapped. `first` is the first frame, and `offset` its place in the output.
-fn copy_mapping(mapping: &ForeignMapping, first: u64, offset: u64, sink: &mut dyn Sink) -> Result<Tally> {
+fn copy_mapping(
+    mapping: &ForeignMapping,
+    first: u64,
+    offset: u64,
+    mut search: Option<&mut Search>,
+    sink: &mut dyn Sink,
+) -> Result<Tally> {
     let mut tally = Tally::default();
     for error in mapping.failed() {
         let pfn = first + error.index as u64;
@@ -110,12 +145,13 @@ fn copy_mapping(mapping: &ForeignMapping, first: u64, offset: u64, sink: &mut dy
             }
             let start = at;
             while at < range.end && (at == start || !view.is_zero(at, FRAME_SIZE)?) {
-                if tally.vmcoreinfo.is_none() && vmcoreinfo::begins_at(view, at)? {
-                    tally.vmcoreinfo = Some(first + (at / FRAME_SIZE) as u64);
-                }
                 at += FRAME_SIZE;
             }
-            sink.frames(offset + start as u64, view.slice(start, at - start)?)?;
+            let frames = view.slice(start, at - start)?;
+            sink.frames(offset + start as u64, frames)?;
+            if let Some(search) = &mut search {
+                search.search(frames, first * FRAME + start as u64, &mut tally.vmcoreinfo)?;
+            }
         }
     }
     Ok(tally)

@@ -124,8 +124,12 @@ fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::
 
 /// The guest's own VMCOREINFO, if it was found, and what this tool has to say.
 pub(super) fn notes(guest: &Guest<'_>, tally: &Tally) -> Vec<u8> {
-    const { assert!(vmcoreinfo::MAX_LEN < NOTES_LEN / 2) };
-    let mut notes = tally.vmcoreinfo.and_then(|pfn| vmcoreinfo::read(guest, pfn)).unwrap_or_default();
+    const { assert!(vmcoreinfo::MAX_TEXT < NOTES_LEN / 2) };
+    let (of_kernel, doubt) = vmcoreinfo::choose(guest, &tally.vmcoreinfo);
+    if let Some(doubt) = doubt {
+        crate::say(&doubt);
+    }
+    let mut notes = of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default();
     let place = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
     let mut text = report::text(guest, tally, place).into_bytes();
     text.resize(place, 0);

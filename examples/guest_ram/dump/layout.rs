@@ -32,6 +32,7 @@ pub(crate) struct Layout {
 
 /// Consecutive frames, which are consecutive in the file too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedPart")]
 pub(crate) struct Part {
     pub(crate) pfns: Range<u64>,
     /// Where the first one is in the file.
@@ -41,7 +42,7 @@ pub(crate) struct Part {
 impl Layout {
     /// A dump of the guest's RAM, which is in these ranges; `is_stream` if nothing can be written but at the end.
     pub(crate) fn new(format: Format, guest: &Guest<'_>, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
-        if ranges.last().is_some_and(|last| last.end > Gfn::MAX.get()) {
+        if ranges.last().is_some_and(|last| last.end - 1 > Gfn::MAX.get()) {
             return Err("the guest has RAM beyond the last address".into());
         }
         match format {
@@ -50,6 +51,11 @@ impl Layout {
             Format::Elf => elf::layout(ranges, is_stream),
             Format::Xen => xen::layout(guest, ranges),
         }
+    }
+
+    /// Whether it is to have the kernel's note.
+    pub(crate) fn has_notes(&self) -> bool {
+        self.format == Format::Elf
     }
 
     pub(crate) fn frames(&self) -> u64 {
@@ -86,6 +92,34 @@ impl Layout {
             Some(share)
         })
     }
+}
+
+/// A part as a worker is told of it.
+#[derive(Deserialize)]
+struct UncheckedPart {
+    pfns: Range<u64>,
+    offset: u64,
+}
+
+impl TryFrom<UncheckedPart> for Part {
+    type Error = String;
+
+    fn try_from(UncheckedPart { pfns, offset }: UncheckedPart) -> std::result::Result<Part, String> {
+        check_range(&pfns)?;
+        let end = offset.checked_add((pfns.end - pfns.start) * FRAME);
+        if end.is_none_or(|end| i64::try_from(end).is_err()) {
+            return Err(format!("no file has {} frames at byte {offset:#x}", pfns.end - pfns.start));
+        }
+        Ok(Part { pfns, offset })
+    }
+}
+
+/// That frames have numbers that there are, and the first does not follow the last.
+pub(crate) fn check_range(pfns: &Range<u64>) -> std::result::Result<(), String> {
+    if pfns.start > pfns.end || pfns.end > Gfn::MAX.get() + 1 {
+        return Err(format!("{:#x} to {:#x} is no range of frames", pfns.start, pfns.end));
+    }
+    Ok(())
 }
 
 impl Part {

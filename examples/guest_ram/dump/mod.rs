@@ -8,7 +8,7 @@ pub(crate) mod output;
 mod parallel;
 pub(crate) mod report;
 mod sink;
-mod vmcoreinfo;
+pub(crate) mod vmcoreinfo;
 pub(crate) mod worker;
 mod xen;
 
@@ -23,12 +23,12 @@ use std::time::Instant;
 use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, RamMap};
 
 use crate::Result;
-use crate::args::{Compression, CopyBy, DumpArgs, Source};
+use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
 use crate::map::scan;
 use crate::progress::Progress;
 use copy::{Lost, Tally, copy_part};
 use interrupt::Interrupts;
-use layout::{Layout, Part};
+use layout::{FRAME, Layout, Part};
 use output::Output;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
@@ -119,6 +119,7 @@ impl Dump<'_> {
         let is_stream = self.output.is_none() || self.args.compress.is_some();
         let layout = Layout::new(self.args.format, self.guest, ranges, is_stream)?;
         let mut sink = self.sink()?;
+        sink.begin(layout.len).map_err(|e| self.too_long(&layout, &e))?;
         sink.bytes(0, &layout.head)?;
         let mut tally = self.copy(&layout, &mut *sink)?;
         if tally.frames() != layout.frames() {
@@ -133,10 +134,23 @@ impl Dump<'_> {
         Ok((tally, written))
     }
 
+    /// What to do if the dump cannot get as long as it has to.
+    fn too_long(&self, layout: &Layout, error: &io::Error) -> String {
+        let (name, len) = (self.name(), layout.len);
+        let advice = match layout.format {
+            Format::Raw if layout.frames() < len / FRAME => {
+                "--format elf, lime or xen leaves out the addresses without RAM"
+            }
+            _ => "write it to another file system, or raise the limit (ulimit -f)",
+        };
+        format!("cannot write {name}: it would have {len} bytes: {error}; {advice}")
+    }
+
     fn sink(&self) -> Result<Box<dyn Sink>> {
-        let (file, name) = match self.output {
-            Some(output) => (output.file()?, self.name()),
-            None => (File::from(io::stdout().as_fd().try_clone_to_owned()?), "standard output".to_owned()),
+        let name = self.name();
+        let file = match self.output {
+            Some(output) => output.file()?,
+            None => File::from(io::stdout().as_fd().try_clone_to_owned()?),
         };
         Ok(match (self.args.compress, self.output) {
             (Some(Compression::Zstd), _) => Box::new(Stream::zstd(file, name)?),
@@ -146,7 +160,10 @@ impl Dump<'_> {
     }
 
     fn name(&self) -> String {
-        self.args.out.display().to_string()
+        match self.output {
+            Some(_) => self.args.out.display().to_string(),
+            None => "standard output".to_owned(),
+        }
     }
 
     fn copy(&self, layout: &Layout, sink: &mut dyn Sink) -> Result<Tally> {
@@ -170,12 +187,13 @@ impl Dump<'_> {
             layout.write_header(part, sink)?;
         }
         let copy_share = |parts: Vec<Part>| {
+            let find_notes = layout.has_notes();
             let (file, name) = (output.path_to_open(), self.name());
             if way == CopyBy::Workers {
-                return worker::employ(self.source, self.guest.domid(), &Job { file, name, parts }, copied);
+                return worker::employ(self.source, self.guest.domid(), &Job { file, name, parts, find_notes }, copied);
             }
             let file = OpenOptions::new().write(true).open(&file)?;
-            copy_all(self.guest, &parts, &mut SparseFile { file, name }, copied, drop)
+            copy_all(self.guest, &parts, find_notes, &mut SparseFile { file, name }, copied, drop)
         };
         Ok(parallel::copy_shares(layout, |parts| copy_share(parts).map_err(|e| e.to_string()))?)
     }
@@ -193,7 +211,14 @@ impl Dump<'_> {
         };
         for part in &layout.parts {
             layout.write_header(part, sink)?;
-            all.add(copy_all(self.guest, std::slice::from_ref(part), sink, &copied, &mut done_with)?);
+            all.add(copy_all(
+                self.guest,
+                std::slice::from_ref(part),
+                layout.has_notes(),
+                sink,
+                &copied,
+                &mut done_with,
+            )?);
         }
         Ok(all)
     }
@@ -202,13 +227,14 @@ impl Dump<'_> {
 fn copy_all(
     guest: &Guest<'_>,
     parts: &[Part],
+    find_notes: bool,
     sink: &mut dyn Sink,
     copied: impl Fn(&Tally),
     mut done_with: impl FnMut(ForeignMapping),
 ) -> Result<Tally> {
     let mut all = Tally::default();
     for part in parts {
-        copy_part(guest, part, sink, |tally, mapping| {
+        copy_part(guest, part, find_notes, sink, |tally, mapping| {
             copied(&tally);
             all.add(tally);
             done_with(mapping);

@@ -1,6 +1,6 @@
 //! Where the bytes of a dump go: a sparse file, or a stream.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -11,6 +11,9 @@ use crate::Result;
 
 /// Takes the bytes of a dump; those that it is not given are zero.
 pub(crate) trait Sink {
+    /// Prepares for `len` bytes, or fails if a file system or a limit does not allow so many, before any is written.
+    fn begin(&mut self, len: u64) -> io::Result<()>;
+
     /// Takes bytes of ours.
     fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 
@@ -29,6 +32,10 @@ pub(crate) struct SparseFile {
 }
 
 impl Sink for SparseFile {
+    fn begin(&mut self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
     fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         Ok(self.file.write_all_at(bytes, offset).map_err(|e| cannot_write(&self.name, &e))?)
     }
@@ -114,6 +121,14 @@ impl Stream {
 }
 
 impl Sink for Stream {
+    fn begin(&mut self, len: u64) -> io::Result<()> {
+        match &mut self.to {
+            Writer::Plain(counted) if counted.file.metadata()?.is_file() => check_len(&mut counted.file, len),
+            // What is compressed has a length that nobody knows, and what is no file has no limit.
+            _ => Ok(()),
+        }
+    }
+
     fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.skip_to(offset)?;
         self.write(bytes)
@@ -146,6 +161,26 @@ impl Sink for Stream {
         };
         Ok(ended.map_err(|e| cannot_write(&self.name, &e))?.bytes)
     }
+}
+
+/// That a file may get so many bytes more, without making it longer.
+fn check_len(file: &mut File, len: u64) -> io::Result<()> {
+    let start = file.stream_position()?;
+    let end = start.checked_add(len).ok_or(io::ErrorKind::FileTooLarge)?;
+    if file_size_limit()?.is_some_and(|limit| end > limit) {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    // Fails past the largest size of the file system.
+    file.seek(SeekFrom::Start(end))?;
+    file.seek(SeekFrom::Start(start))?;
+    Ok(())
+}
+
+/// How large a file this process may make (`RLIMIT_FSIZE`).
+fn file_size_limit() -> io::Result<Option<u64>> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));
+    Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()))
 }
 
 fn cannot_write(name: &str, error: &dyn std::error::Error) -> String {

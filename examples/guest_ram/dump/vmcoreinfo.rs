@@ -1,48 +1,254 @@
 //! The note in which a Linux kernel tells a debugger about itself, and without which none takes a dump for that of a
 //! kernel.
 //!
-//! It is an ELF note at the start of a page (`vmcoreinfo_note` of Linux's `kernel/vmcore_info.c`; `crash_core.c`
-//! before 6.9), its text at most a page long and beginning with the kernel's release.
+//! It is an ELF note in the kernel's memory (`vmcoreinfo_note` of Linux's `kernel/vmcore_info.c`; `crash_core.c` before
+//! 6.9), from Linux 4.13 on at the start of a page, before that anywhere and perhaps across a page border. Its text is
+//! at most a page long and begins with the kernel's release.
+//!
+//! There may be several: of a kernel that ran before, in a file that is cached, or made up by the guest. A note is
+//! believed to be of a kernel that is there if the structure that it leads to has the same release
+//! (`init_uts_ns.name.release`), and to be of the one that runs if the page tables of vcpu 0 lead there, too.
 
-use xenmap::{FRAME_SIZE, Guest, View};
+use std::collections::HashSet;
 
-use super::layout::FRAME;
+use memchr::memmem::Finder;
+use serde::{Deserialize, Serialize};
+use xenmap::{FRAME_SIZE, Guest, PageTables, View};
 
 /// Header and name: three words, "VMCOREINFO" with its NUL, and a byte to align what follows.
 const HEADER: usize = 24;
+const NAME: &[u8] = b"VMCOREINFO\0\0";
+const NAME_AT: usize = HEADER - NAME.len();
 const TEXT_START: &[u8] = b"OSRELEASE=";
+/// What a note is known by.
+const START: usize = HEADER + TEXT_START.len();
 
-/// The longest note.
-pub(crate) const MAX_LEN: usize = HEADER + FRAME_SIZE;
+/// The longest text.
+pub(super) const MAX_TEXT: usize = FRAME_SIZE;
 
-/// Whether a frame begins with the note.
-pub(crate) fn begins_at(view: View<'_>, offset: usize) -> xenmap::Result<bool> {
-    if view.read::<u32>(offset)? != 11 {
-        return Ok(false);
+/// Notes that are looked at, those with the lowest addresses: a guest may have any number of them.
+const MAX_CANDIDATES: usize = 4096;
+
+/// Bytes that are copied and searched at a time: few enough for a processor's cache.
+const CHUNK: usize = 64 << 10;
+
+/// Where something begins that may be a note.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Candidates {
+    /// In ascending order.
+    pub(crate) addresses: Vec<u64>,
+    /// How many more there are.
+    pub(crate) more: u64,
+}
+
+impl Candidates {
+    fn push(&mut self, address: u64) {
+        if self.addresses.len() < MAX_CANDIDATES {
+            self.addresses.push(address);
+        } else {
+            self.more += 1;
+        }
     }
-    let mut start = [0; HEADER + TEXT_START.len()];
-    view.read_bytes(offset, &mut start)?;
-    Ok(len(&start).is_some())
+
+    pub(crate) fn add(&mut self, other: &Candidates) {
+        self.addresses.extend_from_slice(&other.addresses);
+        self.addresses.sort_unstable();
+        let excess = self.addresses.len().saturating_sub(MAX_CANDIDATES);
+        self.addresses.truncate(MAX_CANDIDATES);
+        self.more = self.more.saturating_add(other.more).saturating_add(excess as u64);
+    }
 }
 
-/// The note that a frame begins with, if it is there still.
-pub(crate) fn read(guest: &Guest<'_>, pfn: u64) -> Option<Vec<u8>> {
-    let mut start = [0; HEADER + TEXT_START.len()];
-    guest.read(pfn * FRAME, &mut start).ok()?;
-    let mut note = vec![0; len(&start)?];
-    guest.read(pfn * FRAME, &mut note).ok()?;
-    // A guest that runs may have changed it since.
-    (len(&note)? == note.len()).then_some(note)
+/// Looks for notes in the frames that are copied.
+pub(crate) struct Search {
+    name: Finder<'static>,
+    /// A copy, since the guest may change its memory at any time.
+    buffer: Vec<u8>,
 }
 
-/// How long the note is, if it is one.
-fn len(start: &[u8]) -> Option<usize> {
+impl Search {
+    pub(crate) fn new() -> Search {
+        Search { name: Finder::new(NAME), buffer: Vec::new() }
+    }
+
+    /// Searches what is at an address.
+    pub(crate) fn search(&mut self, view: View<'_>, address: u64, found: &mut Candidates) -> xenmap::Result<()> {
+        for start in (0..view.len()).step_by(CHUNK) {
+            // With what follows the chunk of a note that begins in it.
+            let len = (view.len() - start).min(CHUNK + START - 1);
+            self.buffer.resize(len, 0);
+            view.read_bytes(start, &mut self.buffer)?;
+            for at in self.notes() {
+                found.push(address + (start + at) as u64);
+            }
+        }
+        Ok(())
+    }
+
+    /// Searches for a note that begins before an address and goes on after it, which is that of another mapping.
+    pub(crate) fn search_across(&mut self, guest: &Guest<'_>, address: u64, found: &mut Candidates) {
+        let Some(start) = address.checked_sub(START as u64 - 1) else { return };
+        self.buffer.resize(2 * (START - 1), 0);
+        // What cannot be read holds no note.
+        if guest.read(start, &mut self.buffer).is_ok() {
+            for at in self.notes() {
+                found.push(start + at as u64);
+            }
+        }
+    }
+
+    /// Where in the buffer notes begin.
+    fn notes(&self) -> impl Iterator<Item = usize> {
+        let begins = |at: &usize| self.buffer.get(*at..).is_some_and(|note| text_len(note).is_some());
+        self.name.find_iter(&self.buffer).filter_map(|name| name.checked_sub(NAME_AT)).filter(begins)
+    }
+}
+
+/// How long the text of a note is, if it is one.
+fn text_len(start: &[u8]) -> Option<usize> {
     let word = |at: usize| start.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
-    let text = usize::try_from(word(4)?).ok()?.next_multiple_of(4);
+    let len = usize::try_from(word(4)?).ok()?;
     let is_note = word(0)? == 11
         && word(8)? == 0
-        && start.get(12..HEADER)? == b"VMCOREINFO\0\0"
+        && start.get(NAME_AT..HEADER)? == NAME
         && start.get(HEADER..)?.starts_with(TEXT_START)
-        && (TEXT_START.len()..=FRAME_SIZE).contains(&text);
-    is_note.then_some(HEADER + text)
+        && (TEXT_START.len()..=MAX_TEXT).contains(&len);
+    is_note.then_some(len)
+}
+
+/// How far a note can be believed, ever more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// Where it leads to is something else.
+    Refuted,
+    /// It leads nowhere.
+    Vague,
+    /// Where it leads to cannot be looked at.
+    Unproven,
+    /// It leads to a kernel of that release.
+    OfAKernel,
+    /// And so do the page tables that vcpu 0 runs on.
+    OfTheRunningKernel,
+}
+
+/// A note, and where it was found.
+struct Note {
+    address: u64,
+    text: Vec<u8>,
+    standing: Standing,
+}
+
+/// The text of the running kernel's note, if there is any; and what a person should know if that is not certain.
+pub(crate) fn choose(guest: &Guest<'_>, candidates: &Candidates) -> (Option<Vec<u8>>, Option<String>) {
+    let tables = if candidates.addresses.is_empty() { None } else { guest.page_tables(0).ok() };
+    let mut texts = HashSet::new();
+    let mut notes = Vec::new();
+    for &address in &candidates.addresses {
+        // Copies of the same note are one.
+        if let Some(text) = read(guest, address).filter(|text| texts.insert(text.clone())) {
+            let standing = standing(guest, tables.as_ref(), &text);
+            notes.push(Note { address, text, standing });
+        }
+    }
+    // The first of those that stand best.
+    let Some(best) = notes.iter().rev().max_by_key(|note| note.standing) else { return (None, None) };
+    let proven = notes.iter().filter(|note| note.standing >= Standing::OfAKernel).count();
+    let is_only = notes.len() == 1 && best.standing != Standing::Refuted;
+    let is_certain = candidates.more == 0 && (proven == 1 || is_only);
+    let doubt = if is_certain { None } else { Some(doubt(&notes, best, candidates.more)) };
+    (Some(best.text.clone()), doubt)
+}
+
+/// Says which notes there are, and which was taken.
+fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
+    const LISTED: usize = 8;
+    let place = |note: &Note| format!("{:#x} (Linux {})", note.address, value(&note.text, "OSRELEASE").unwrap_or("?"));
+    if notes.len() == 1 && more == 0 {
+        let place = place(best);
+        return format!("the VMCOREINFO note at {place} may be of an earlier kernel: no such kernel is where it says");
+    }
+    let mut places: Vec<String> = notes.iter().take(LISTED).map(place).collect();
+    let unlisted = (notes.len() - places.len()) as u64 + more;
+    if unlisted > 0 {
+        places.push(format!("{unlisted} more"));
+    }
+    let why = match best.standing {
+        Standing::OfTheRunningKernel => "which vcpu 0 runs on",
+        Standing::OfAKernel => "whose kernel is there, but perhaps not running",
+        _ => "which may not be the running kernel's",
+    };
+    let (list, count) = (places.join(", "), notes.len() as u64 + more);
+    format!(
+        "{count} VMCOREINFO notes could be the running kernel's, at {list}: took that at {:#x}, {why}",
+        best.address
+    )
+}
+
+/// The text of a note, if it is there still, and whole.
+fn read(guest: &Guest<'_>, address: u64) -> Option<Vec<u8>> {
+    let mut start = [0; START];
+    guest.read(address, &mut start).ok()?;
+    let mut note = vec![0; HEADER + text_len(&start)?];
+    guest.read(address, &mut note).ok()?;
+    // A guest that runs may have changed it since.
+    let is_the_same = text_len(&note)? + HEADER == note.len();
+    let text = note.split_off(HEADER);
+    let is_text = |byte: &u8| *byte == b'\n' || *byte == b' ' || byte.is_ascii_graphic();
+    // All of its lines are whole, unless the kernel had more to say than there is room for.
+    let is_whole = text.ends_with(b"\n") || text.len() == MAX_TEXT;
+    (is_the_same && is_whole && text.iter().all(is_text)).then_some(text)
+}
+
+/// The value in a line `KEY=value`.
+fn value<'a>(text: &'a [u8], key: &str) -> Option<&'a str> {
+    let text = std::str::from_utf8(text).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// A number as the kernel writes it, negative ones as what they are modulo 2^64.
+fn number(text: &[u8], key: &str) -> Option<u64> {
+    let value = value(text, key)?;
+    match value.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => value.parse::<i64>().ok().map(i64::cast_unsigned),
+    }
+}
+
+fn standing(guest: &Guest<'_>, tables: Option<&PageTables>, text: &[u8]) -> Standing {
+    // Where the mapping of an x86-64 kernel's image begins (`__START_KERNEL_map`).
+    const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
+    let symbol = value(text, "SYMBOL(init_uts_ns)").and_then(|value| u64::from_str_radix(value, 16).ok());
+    let (Some(symbol), Some(release)) = (symbol, value(text, "OSRELEASE")) else { return Standing::Vague };
+    let is_it = |read: &dyn Fn(u64, &mut [u8]) -> bool| {
+        // Up to Linux 5.10 a counter of 4 bytes is in front, and no kernel says so.
+        let places = number(text, "OFFSET(uts_namespace.name)").map_or([4, 0], |offset| [offset; 2]);
+        places.iter().any(|&offset| {
+            let mut names = [0; UTS_NAMES];
+            symbol.checked_add(offset).is_some_and(|name| read(name, &mut names)) && is_release(&names, release)
+        })
+    };
+    if tables.is_some_and(|tables| is_it(&|at, to| guest.read_virtual(tables, at, to).is_ok())) {
+        return Standing::OfTheRunningKernel;
+    }
+    let (phys_base, voffset) = (number(text, "NUMBER(phys_base)"), number(text, "NUMBER(kimage_voffset)"));
+    let physical = |at: u64| match voffset {
+        Some(voffset) => at.wrapping_sub(voffset),
+        None => at.wrapping_sub(X86_IMAGE).wrapping_add(phys_base.unwrap_or(0)),
+    };
+    if is_it(&|at, to| guest.read(physical(at), to).is_ok()) {
+        return Standing::OfAKernel;
+    }
+    let is_told = voffset.is_some() || phys_base.is_some();
+    let is_there = guest.read(physical(symbol), &mut [0; UTS_NAMES]).is_ok();
+    if is_told && is_there { Standing::Refuted } else { Standing::Unproven }
+}
+
+/// Bytes of `struct new_utsname` up to the release, and that: system, node, release, of 65 bytes each.
+const UTS_NAMES: usize = 3 * UTS_NAME;
+const UTS_NAME: usize = 65;
+
+/// Whether these are the names of a Linux of this release.
+fn is_release(names: &[u8; UTS_NAMES], release: &str) -> bool {
+    let rest = names[2 * UTS_NAME..].strip_prefix(release.as_bytes());
+    names.starts_with(b"Linux\0") && rest.is_some_and(|rest| rest.starts_with(b"\0"))
 }

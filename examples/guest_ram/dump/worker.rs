@@ -36,6 +36,8 @@ pub(crate) struct Job {
     /// What people call the file.
     pub(crate) name: String,
     pub(crate) parts: Vec<Part>,
+    /// Whether to look for the kernel's notes.
+    pub(crate) find_notes: bool,
 }
 
 /// What a worker says.
@@ -56,7 +58,7 @@ pub(crate) fn begin() -> Result<()> {
 
 /// What `guest_ram worker` does then; it returns if it has failed only.
 pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
-    let job: Job = serde_json::from_reader(io::stdin().lock())?;
+    let job: Job = serde_json::from_reader(io::stdin().lock()).map_err(|e| format!("not a worker's job: {e}"))?;
     let file = OpenOptions::new().write(true).open(&job.file);
     let file = file.map_err(|e| format!("cannot write {}: {e}", job.name))?;
     let mut sink = SparseFile { file, name: job.name };
@@ -64,7 +66,7 @@ pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
     let keeps = guest.memory().host_kind() == HostKind::Pv;
     let mut kept = Vec::new();
     for part in &job.parts {
-        copy_part(guest, part, &mut sink, |tally, mapping| {
+        copy_part(guest, part, job.find_notes, &mut sink, |tally, mapping| {
             // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and what is mapped may take
             // memory of our own.
             if keeps {
@@ -111,7 +113,8 @@ pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tal
     if let Some(input) = input {
         let _ = serde_json::to_writer(BufWriter::new(input), job);
     }
-    let tally = reports.map_or(Ok(None), |reports| receive(BufReader::new(reports), copied));
+    let frames = job.parts.iter().map(Part::frames).sum();
+    let tally = reports.map_or(Ok(None), |reports| receive(BufReader::new(reports), frames, copied));
     let mut complaint = String::new();
     if let Some(complaints) = complaints {
         complaints.take(MAX_COMPLAINT).read_to_string(&mut complaint)?;
@@ -124,13 +127,16 @@ pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tal
     }
 }
 
-/// What a worker has copied; `None` if it did not come to its end.
-fn receive(reports: impl BufRead, mut copied: impl FnMut(&Tally)) -> Result<Option<Tally>> {
+/// What a worker has copied of so many frames; `None` if it did not come to its end.
+fn receive(reports: impl BufRead, frames: u64, mut copied: impl FnMut(&Tally)) -> Result<Option<Tally>> {
     let mut all = Tally::default();
     for report in reports.lines() {
         let report = serde_json::from_str(&report?).map_err(|e| format!("a worker's report cannot be read: {e}"))?;
         match report {
             Report::Copied(tally) => {
+                if !tally.is_at_most(frames - all.frames()) {
+                    return Err("a worker has reported more frames than it was given".into());
+                }
                 copied(&tally);
                 all.add(tally);
             }

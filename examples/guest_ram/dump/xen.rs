@@ -29,42 +29,40 @@ const INVALID: u64 = u64::MAX;
 /// Frame numbers that are written at a time.
 const CHUNK: u64 = 4096;
 
-const NAMES: &[u8] = b"\0.shstrtab\0.note.Xen\0.xen_prstatus\0.xen_pages\0.xen_p2m\0.xen_pfn\0";
-const SECTIONS: u16 = 6;
-
 pub(super) fn layout(guest: &Guest<'_>, ranges: &[Range<u64>]) -> Result<Layout> {
     let frames: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let notes = notes(guest, frames)?;
-    let names_start = HEADER + u64::from(SECTIONS) * SECTION;
-    let names_end = names_start + NAMES.len() as u64;
+    let (table, entry) = if guest.kind() == GuestKind::Pv { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
+    // In the order of the sections, and no other: volatility3 takes the n-th name for that of the n-th section.
+    let names = ["", ".shstrtab", ".note.Xen", ".xen_prstatus", ".xen_pages", table];
+    let names_start = HEADER + names.len() as u64 * SECTION;
+    let names_end = names_start + names.map(|name| name.len() as u64 + 1).iter().sum::<u64>();
     let notes_start = names_end.next_multiple_of(8);
     let notes_end = notes_start + notes.len() as u64;
     let pages_start = notes_end.next_multiple_of(FRAME);
     let (parts, pages_end) = in_a_row(ranges, pages_start, 0);
-    let (table, entry) = if guest.kind() == GuestKind::Pv { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
     let table_end = pages_end + frames * entry;
 
-    let mut head = pod::bytes_of(&file_header(SECTIONS, 1)?).to_vec();
-    for (name, kind, range, entry) in [
-        ("", elf::SHT_NULL, 0..0, 0),
-        (".shstrtab", elf::SHT_STRTAB, names_start..names_end, 0),
-        (".note.Xen", elf::SHT_NOTE, notes_start..notes_end, 0),
-        (".xen_prstatus", elf::SHT_PROGBITS, notes_end..notes_end, 0),
-        (".xen_pages", elf::SHT_PROGBITS, pages_start..pages_end, FRAME),
-        (table, elf::SHT_PROGBITS, pages_end..table_end, entry),
-    ] {
-        head.extend_from_slice(pod::bytes_of(&section_header(place_of(name)?, kind, range, entry)));
+    let sections = [
+        (elf::SHT_NULL, 0..0, 0),
+        (elf::SHT_STRTAB, names_start..names_end, 0),
+        (elf::SHT_NOTE, notes_start..notes_end, 0),
+        (elf::SHT_PROGBITS, notes_end..notes_end, 0),
+        (elf::SHT_PROGBITS, pages_start..pages_end, FRAME),
+        (elf::SHT_PROGBITS, pages_end..table_end, entry),
+    ];
+    let mut head = pod::bytes_of(&file_header(u16::try_from(sections.len())?, 1)?).to_vec();
+    let mut table_of_names = Vec::new();
+    for (name, (kind, range, entry)) in names.iter().zip(sections) {
+        let place = u32::try_from(table_of_names.len())?;
+        head.extend_from_slice(pod::bytes_of(&section_header(place, kind, range, entry)));
+        table_of_names.extend_from_slice(name.as_bytes());
+        table_of_names.push(0);
     }
-    head.extend_from_slice(NAMES);
+    head.extend_from_slice(&table_of_names);
     head.resize(head.len().next_multiple_of(8), 0);
     head.extend_from_slice(&notes);
     Ok(Layout { format: Format::Xen, head, parts, late: pages_end, len: table_end })
-}
-
-/// Where a section's name is among the names.
-fn place_of(name: &str) -> Result<u32> {
-    let place = NAMES.windows(name.len() + 1).position(|names| names.strip_suffix(b"\0") == Some(name.as_bytes()));
-    Ok(u32::try_from(place.ok_or("a section without a name")?)?)
 }
 
 fn notes(guest: &Guest<'_>, frames: u64) -> Result<Vec<u8>> {
