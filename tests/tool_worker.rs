@@ -37,6 +37,16 @@ fn worker_copies_its_parts_to_their_places() {
 }
 
 #[test]
+fn worker_that_cannot_write_says_why() {
+    let folder = folder("worker-full");
+    ram(&folder, &[(0, CANARY)]);
+    let job =
+        r#"{"file":"/dev/full","name":"out","parts":[{"pfns":{"start":0,"end":1},"offset":0}],"find_notes":false}"#;
+    let expected = "cannot write out: stopped after 0 bytes: No space left on device (os error 28)";
+    assert_eq!(refusal(&work(&folder, job)), expected);
+}
+
+#[test]
 fn job_that_makes_no_sense_is_refused() {
     let folder = folder("worker-bad");
     ram(&folder, &[(0, CANARY)]);
@@ -58,7 +68,9 @@ fn job_that_makes_no_sense_is_refused() {
         let output = work(&folder, &format!(r#"{{"file":"out","name":"out","parts":[{part}],"find_notes":true}}"#));
         let line = refusal(&output);
         assert!(line.starts_with("not a worker's job: ") && line.contains(expected), "{part}: {line}");
-        assert_eq!(text(&output.stdout), "", "{part}");
+        // The first report says only that it is there.
+        assert_eq!(text(&output.stdout).matches("Copied").count(), 1, "{part}");
+        assert!(!text(&output.stdout).contains("Done"), "{part}");
     }
     for job in ["", "{", "[]", "null", r#"{"file":"out","name":"out"}"#, &"[".repeat(1000)] {
         assert!(refusal(&work(&folder, job)).starts_with("not a worker's job: "));
