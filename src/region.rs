@@ -3,13 +3,12 @@
 #![expect(unsafe_code, reason = "owns and releases address ranges")]
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::sys::mman::{MapFlags, ProtFlags};
 
-use crate::privcmd::{ProcessId, Unmapper};
+use crate::privcmd::{Place, ProcessId, Unmapper, mmap, munmap};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
@@ -121,11 +120,10 @@ impl Drop for Region {
 ///
 /// If `flags` have it go over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
 pub(crate) unsafe fn reserve(addr: Option<NonNull<u8>>, len: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
-    let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-    let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+    let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
+    let place = Place { addr: addr.map_or(0, |addr| addr.as_ptr().expose_provenance()), flags: flags.bits() };
     // SAFETY: the caller's promise.
-    let base = unsafe { mman::mmap_anonymous(addr.map(NonNull::addr), size, ProtFlags::PROT_NONE, flags) }?;
-    Ok(base.cast())
+    unsafe { mmap(place, len, ProtFlags::PROT_NONE, None) }
 }
 
 /// A range of addresses that nobody else gets, and that is not backed by anything; dropping it gives it back.
@@ -162,7 +160,7 @@ impl Drop for Reservation {
             return;
         }
         // SAFETY: what has not been given up is ours alone.
-        if let Err(e) = unsafe { mman::munmap(self.base.cast(), self.len) } {
+        if let Err(e) = unsafe { munmap(self.base, self.len) } {
             log::warn!("cannot give back {} reserved bytes: {e}", self.len);
         }
     }

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "hands promises about memory on to the host")]
 
 mod kernel;
+mod memory;
 mod process;
 
 use std::io;
@@ -16,6 +17,9 @@ use crate::types::{Architecture, Domid, FRAME_SIZE, Gfn, HostKind, Protection};
 use crate::uapi;
 
 pub(crate) use kernel::{KernelDevice, page_size};
+#[cfg(feature = "mock")]
+pub(crate) use memory::advise;
+pub(crate) use memory::{mmap, munmap};
 pub(crate) use process::ProcessId;
 
 #[cfg(feature = "mock")]
@@ -233,7 +237,7 @@ impl Unmapper {
     pub(crate) unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
         match self {
             // SAFETY: the caller's promise is the one that is asked for.
-            Unmapper::Kernel => unsafe { kernel::munmap(addr, len) },
+            Unmapper::Kernel => unsafe { munmap(addr, len) },
             #[cfg(feature = "mock")]
             // SAFETY: the caller's promise is the one that is asked for.
             Unmapper::Mock(host) => unsafe { host.munmap(addr, len) },
