@@ -16,7 +16,8 @@ static LEAKED: AtomicU64 = AtomicU64::new(0);
 /// so that their references are held until it exits.
 ///
 /// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
-/// do when out of memory. Each case is logged as an error.
+/// do when out of memory; or an mmap(2) that was to replace one, to ask again for frames that are paged out, and then
+/// the mapping counts even if it may be gone. Each case is logged as an error.
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -84,6 +85,28 @@ impl Region {
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+
+    /// Forgets what is behind the first `len` bytes, which mmap(2) was to replace and has not.
+    ///
+    /// The kernel may have failed before it unmapped them, or after, when another thread may have got the addresses:
+    /// nobody can tell, so nothing is unmapped. Unless the addresses are free, it counts as leaked.
+    pub(crate) fn abandon(&mut self, len: usize) {
+        let lost = self.len.saturating_sub(len);
+        self.truncate(len);
+        // SAFETY: at most the end of the range.
+        let addr = unsafe { self.base.add(self.len) };
+        match Reservation::at(addr, lost) {
+            Ok(free) if self.keeps_addresses => free.keep(),
+            Ok(_) => {}
+            Err(e) => {
+                LEAKED.fetch_add(1, Ordering::Relaxed);
+                log::error!(
+                    "{lost} bytes at {addr:p} could not be replaced: {e}; if they are still mapped, their references \
+                     are held until this process ends"
+                );
+            }
+        }
+    }
 }
 
 impl Drop for Region {
@@ -138,6 +161,20 @@ impl Reservation {
         // SAFETY: the kernel picks addresses that nobody uses.
         let base = unsafe { reserve(None, len, MapFlags::empty()) }?;
         Ok(Reservation { base, len })
+    }
+
+    /// The `len` bytes at an address; EEXIST if anything is there.
+    pub(crate) fn at(addr: NonNull<u8>, len: usize) -> io::Result<Reservation> {
+        // SAFETY: nothing is replaced.
+        let base = unsafe { reserve(Some(addr), len, MapFlags::MAP_FIXED_NOREPLACE) }?;
+        let reservation = Reservation { base, len };
+        // Linux before 4.17 takes the address for a hint; what it gave goes back.
+        if base == addr { Ok(reservation) } else { Err(io::Error::from_raw_os_error(libc::EEXIST)) }
+    }
+
+    /// Leaves the addresses taken.
+    pub(crate) fn keep(mut self) {
+        self.len = 0;
     }
 
     /// Where what is left of it begins.

@@ -88,6 +88,9 @@ impl MockDevice {
             return Err(errno(libc::ENOMEM));
         }
         let state = &mut self.host.lock();
+        if let Some(number) = state.faults.strike(|f| if let Fault::MmapEarly(e) = f { Some(e) } else { None }) {
+            return Err(errno(number));
+        }
         if place.is_over() {
             // SAFETY: the caller's promise.
             unsafe { self.make_room(state, address(place.addr)?, len) }?;
