@@ -4,6 +4,7 @@
  */
 #include "table.h"
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 
 /* Frames of the simulated guests that are paged out: one that comes back when it has been asked for, one that never
@@ -38,15 +39,17 @@ static atomic_bool enough;
 static void *take_what_is_free(void *nothing)
 {
     while (!enough) {
-        char *got = mmap(NULL, 4 * FRAME, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        taken += forbidden <= got && got < forbidden + 4 * FRAME;
+        /* The kernel gives what is asked for, if it is free. */
+        char *got = mmap(forbidden, 4 * FRAME, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        taken += got == forbidden;
         munmap(got, 4 * FRAME);
         tries++;
     }
     return nothing;
 }
 
-/* Fails to map over a reservation again and again, while another thread maps whatever is free. */
+/* Fails to map over a reservation again and again, while another thread maps what is free of it; and that thread goes
+   on until it has tried once more from beginning to end. */
 static void map_over_while_another_maps(const struct call *call)
 {
     pthread_t id;
@@ -54,9 +57,11 @@ static void map_over_while_another_maps(const struct call *call)
     xenforeignmemory_handle *handle = open_handle();
     forbidden = reserve() + 4 * FRAME;
     pthread_create(&id, NULL, take_what_is_free, NULL);
-    for (int i = 0; i < 5000 || tries < 5000; i++)
+    for (int i = 0; i < 2000 || (!taken && tries < 2000); i++)
         if (map_at(handle, forbidden, call, err))
             say("mapped");
+    for (unsigned before = tries; !taken && tries - before < 2;)
+        sched_yield();
     enough = true;
     pthread_join(id, NULL);
     say(taken ? "taken by another thread" : "kept");
