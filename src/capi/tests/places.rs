@@ -4,6 +4,8 @@ use std::process::Command;
 
 use super::super::{xenforeignmemory_map_resource, xenforeignmemory_unmap, xenforeignmemory_unmap_resource};
 use super::*;
+use crate::privcmd::Unmapper;
+use crate::region::{Region, Reservation, leaked_mappings};
 
 /// An address where nothing is, far from where the kernel puts what may be anywhere.
 const FREE: usize = 0x1000_0000_0000;
@@ -284,4 +286,27 @@ fn nothing_is_asked_of_the_kernel_to_map_at_null() {
 
         assert_eq!(log.all(), [""; 0], "{mode:?}");
     }
+}
+
+#[test]
+fn range_that_is_free_after_a_failed_retry_stays_reserved_and_is_no_leak() {
+    alone("range_that_is_free_after_a_failed_retry_stays_reserved_and_is_no_leak", || {
+        for is_callers in [true, false] {
+            let range = NonNull::new(ptr::with_exposed_provenance_mut(FREE)).unwrap();
+            Reservation::at(range, PAGES * FRAME_SIZE).unwrap().keep();
+            // SAFETY: the test's own memory, which nobody else unmaps but `free`.
+            let mut region = unsafe { Region::new(range, PAGES * FRAME_SIZE, PAGES * FRAME_SIZE, Unmapper::Kernel) };
+            if is_callers {
+                region.keep_addresses();
+            }
+            // As a kernel leaves it that ran out of memory after it had unmapped what was to be replaced.
+            free(FREE);
+
+            region.abandon(0);
+
+            assert_eq!(Maps::now().access_at(FREE), is_callers.then_some("---p"));
+            assert_eq!(leaked_mappings(), 0);
+            free(FREE);
+        }
+    });
 }
