@@ -45,11 +45,18 @@ pub enum Error {
     },
     /// Some frames could not be mapped, and nothing stays mapped.
     Frames(FrameErrors),
-    /// A resource could not be mapped, or its size could not be learned.
+    /// A resource could not be mapped.
     Resource {
         /// The domain whose resource it is.
         domid: Domid,
         /// What the ioctl said.
+        source: io::Error,
+    },
+    /// The size of a resource could not be learned.
+    ResourceSize {
+        /// The domain whose resource it is.
+        domid: Domid,
+        /// What the ioctl said; EOPNOTSUPP if this Xen answers the question wrong.
         source: io::Error,
     },
     /// A hypercall failed.
@@ -295,6 +302,7 @@ impl Error {
             | Error::Reserve { source, .. }
             | Error::MapBatch { source, .. }
             | Error::Resource { source, .. }
+            | Error::ResourceSize { source, .. }
             | Error::Hypercall { source, .. }
             | Error::HypercallBuffer { source, .. }
             | Error::Transfer { source, .. } => Some(source),
@@ -346,6 +354,10 @@ impl fmt::Display for Error {
             Error::Resource { domid, source } => {
                 write!(f, "cannot map the resource of domain {domid}: {source}")?;
                 f.write_str(resource_hint(source))
+            }
+            Error::ResourceSize { domid, source } => {
+                write!(f, "cannot learn the size of the resource of domain {domid}: {source}")?;
+                f.write_str(resource_size_hint(source))
             }
             Error::Hypercall { name, domid, source } => {
                 write!(f, "{name}")?;
@@ -436,12 +448,19 @@ fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
 fn resource_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOTTY) => " (needs linux 4.18)",
-        Some(libc::EINVAL) => {
-            " (no such resource, or not so many frames in it; its size can be asked for since linux 5.12)"
-        }
+        Some(libc::EINVAL) => " (no such resource, or not so many frames in it)",
         Some(libc::ESRCH) => " (no such domain)",
         Some(libc::EOPNOTSUPP) => " (this xen does not have it)",
         _ => hint(source),
+    }
+}
+
+fn resource_size_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOTTY) => " (needs linux 5.12)",
+        Some(libc::EINVAL) => " (no such resource, or this is older than linux 5.12)",
+        Some(libc::EOPNOTSUPP) => " (needs xen 4.15, or this xen does not have the resource)",
+        _ => resource_hint(source),
     }
 }
 

@@ -397,8 +397,7 @@ impl<'a> Batch<'a> {
         let addr = unsafe { region.base().add(offset) };
         // SAFETY: one whole device mapping of ours that nobody has seen yet.
         if let Err(e) = unsafe { device.mmap_at(Place::over(addr), len, self.protection) } {
-            // As in `map_chunked`: another thread may have these addresses by now.
-            region.truncate(offset);
+            region.abandon(offset);
             return Err(Self::reserve_error(len)(e));
         }
         self.ask(region, offset, gfns, 0..gfns.len())

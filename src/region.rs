@@ -3,13 +3,12 @@
 #![expect(unsafe_code, reason = "owns and releases address ranges")]
 
 use std::io;
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::sys::mman::{MapFlags, ProtFlags};
 
-use crate::privcmd::{ProcessId, Unmapper};
+use crate::privcmd::{Place, ProcessId, Unmapper, mmap, munmap};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
@@ -17,7 +16,8 @@ static LEAKED: AtomicU64 = AtomicU64::new(0);
 /// so that their references are held until it exits.
 ///
 /// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
-/// do when out of memory. Each case is logged as an error.
+/// do when out of memory; or an mmap(2) that was to replace one, to ask again for frames that are paged out, and then
+/// the mapping counts even if it may be gone. Each case is logged as an error.
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -85,6 +85,28 @@ impl Region {
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
+
+    /// Forgets what is behind the first `len` bytes, which mmap(2) was to replace and has not.
+    ///
+    /// The kernel may have failed before it unmapped them, or after, when another thread may have got the addresses:
+    /// nobody can tell, so nothing is unmapped. Unless the addresses are free, it counts as leaked.
+    pub(crate) fn abandon(&mut self, len: usize) {
+        let lost = self.len.saturating_sub(len);
+        self.truncate(len);
+        // SAFETY: at most the end of the range.
+        let addr = unsafe { self.base.add(self.len) };
+        match Reservation::at(addr, lost) {
+            Ok(free) if self.keeps_addresses => free.keep(),
+            Ok(_) => {}
+            Err(e) => {
+                LEAKED.fetch_add(1, Ordering::Relaxed);
+                log::error!(
+                    "{lost} bytes at {addr:p} could not be replaced: {e}; if they are still mapped, their references \
+                     are held until this process ends"
+                );
+            }
+        }
+    }
 }
 
 impl Drop for Region {
@@ -121,11 +143,10 @@ impl Drop for Region {
 ///
 /// If `flags` have it go over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
 pub(crate) unsafe fn reserve(addr: Option<NonNull<u8>>, len: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
-    let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
-    let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+    let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
+    let place = Place { addr: addr.map_or(0, |addr| addr.as_ptr().expose_provenance()), flags: flags.bits() };
     // SAFETY: the caller's promise.
-    let base = unsafe { mman::mmap_anonymous(addr.map(NonNull::addr), size, ProtFlags::PROT_NONE, flags) }?;
-    Ok(base.cast())
+    unsafe { mmap(place, len, ProtFlags::PROT_NONE, None) }
 }
 
 /// A range of addresses that nobody else gets, and that is not backed by anything; dropping it gives it back.
@@ -140,6 +161,20 @@ impl Reservation {
         // SAFETY: the kernel picks addresses that nobody uses.
         let base = unsafe { reserve(None, len, MapFlags::empty()) }?;
         Ok(Reservation { base, len })
+    }
+
+    /// The `len` bytes at an address; EEXIST if anything is there.
+    pub(crate) fn at(addr: NonNull<u8>, len: usize) -> io::Result<Reservation> {
+        // SAFETY: nothing is replaced.
+        let base = unsafe { reserve(Some(addr), len, MapFlags::MAP_FIXED_NOREPLACE) }?;
+        let reservation = Reservation { base, len };
+        // Linux before 4.17 takes the address for a hint; what it gave goes back.
+        if base == addr { Ok(reservation) } else { Err(io::Error::from_raw_os_error(libc::EEXIST)) }
+    }
+
+    /// Leaves the addresses taken.
+    pub(crate) fn keep(mut self) {
+        self.len = 0;
     }
 
     /// Where what is left of it begins.
@@ -162,7 +197,7 @@ impl Drop for Reservation {
             return;
         }
         // SAFETY: what has not been given up is ours alone.
-        if let Err(e) = unsafe { mman::munmap(self.base.cast(), self.len) } {
+        if let Err(e) = unsafe { munmap(self.base, self.len) } {
             log::warn!("cannot give back {} reserved bytes: {e}", self.len);
         }
     }

@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "takes over what the device has mapped")]
 
+use std::io;
+
 use crate::error::{Error, Result};
 use crate::foreign::{ForeignMemory, check_frames};
 use crate::privcmd::Place;
@@ -9,6 +11,12 @@ use crate::region::Region;
 use crate::types::{Domid, FRAME_SIZE, Protection};
 use crate::uapi;
 use crate::view::View;
+
+/// A resource, by type and id, that there is not: a domain has one grant table, whose parts are 0 and 1.
+const NO_RESOURCE: (u32, u32) = (uapi::XENMEM_RESOURCE_GRANT_TABLE, u32::MAX);
+
+/// The largest errno that Xen returns, negated.
+const LOWEST_ERRNO: i32 = -4095;
 
 /// What Xen lets a privileged domain map besides RAM (`XENMEM_acquire_resource`, Xen 4.11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,20 +130,37 @@ impl ForeignMemory {
         Ok(region)
     }
 
-    /// How many frames a resource has. Needs Linux 5.12 and Xen 4.16.
+    /// How many frames a resource has. Needs Linux 5.12 and Xen 4.15.
+    ///
+    /// Older versions of Xen give the same number for every resource. They are told by that, not by their version, so
+    /// a restricted handle can ask too, and so can one on an older Xen whose vendor has mended it.
     ///
     /// # Errors
     ///
-    /// [`Error::Resource`], as for [`map_resource`](ForeignMemory::map_resource).
+    /// [`Error::ResourceSize`], which says why: no such resource, no such domain, no privilege, or a Linux or Xen that
+    /// is too old.
     #[doc(alias = "xenforeignmemory_resource_size")]
     pub fn resource_size(&self, domid: Domid, resource: Resource) -> Result<u64> {
         self.resource_size_of(domid, resource.type_and_id())
     }
 
-    pub(crate) fn resource_size_of(&self, domid: Domid, (type_, id): (u32, u32)) -> Result<u64> {
+    pub(crate) fn resource_size_of(&self, domid: Domid, name: (u32, u32)) -> Result<u64> {
+        let error = |source| Error::ResourceSize { domid, source };
+        let frames = self.ask_resource_size(domid, name).map_err(error)?;
+        if self.ask_resource_size(domid, NO_RESOURCE).is_ok() {
+            return Err(error(io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        }
+        Ok(frames)
+    }
+
+    fn ask_resource_size(&self, domid: Domid, (type_, id): (u32, u32)) -> io::Result<u64> {
         let mut request = uapi::MmapResource { dom: domid.get(), type_, id, idx: 0, num: 0, addr: 0 };
         // SAFETY: without an address it is a question.
-        unsafe { self.device().map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
-        Ok(request.num)
+        unsafe { self.device().map_resource(&mut request) }?;
+        match u32::try_from(request.num).map(u32::cast_signed) {
+            // Of a type that it does not know, Xen 4.15 to 4.19 gives an errno for a size.
+            Ok(errno @ LOWEST_ERRNO..0) => Err(io::Error::from_raw_os_error(-errno)),
+            _ => Ok(request.num),
+        }
     }
 }

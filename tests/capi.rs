@@ -22,7 +22,7 @@ enum Library<'a> {
 /// What came of each row, by its name.
 type Outcomes = BTreeMap<String, String>;
 
-const PROGRAMS: [&str; 2] = ["xen_table", "sim_table"];
+const PROGRAMS: [&str; 3] = ["xen_table", "xen_flags", "sim_table"];
 
 #[test]
 fn every_function_answers_as_the_table_says_on_the_mock() {
@@ -45,6 +45,14 @@ fn old_kernel_has_no_restrict_and_no_resources() {
     for library in [Library::Ours(installed()), Library::Original] {
         assert_eq!(rows("sim_table", library, &over_a_kernel("old")).len(), 5);
     }
+}
+
+#[test]
+fn old_xen_has_no_sizes_of_resources() {
+    let ours = rows("sim_table", Library::Ours(installed()), &over_a_kernel("old-xen"));
+    let original = rows("sim_table", Library::Original, &over_a_kernel("old-xen"));
+    let differ: Vec<_> = ours.keys().filter(|name| ours[*name] != original[*name]).collect();
+    assert_eq!(differ, ["old Xen: resource_size", "old Xen: resource_size after restrict"]);
 }
 
 #[test]
@@ -77,6 +85,7 @@ fn differs_from_the_original_where_it_is_better() {
         ("map_resource: no frames", "a handle of nothing", "NULL EINVAL"),
         ("map2: MAP_FIXED, failure as a whole", "NULL EPERM hole", "NULL EPERM ---p"),
         ("map2: MAP_FIXED fails while another thread maps", "taken by another thread", "kept"),
+        ("resource_size: no such type", "0 whole frames", "-1 EOPNOTSUPP untouched"),
         ("map: handle NULL", "SIGSEGV", "NULL EINVAL"),
     ] {
         assert_eq!((original[name].as_str(), ours[name].as_str()), (was, is), "{name}");

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::sync::{Mutex, PoisonError};
+
 use common::{FRAME, ReadOnly, ReadWrite, failures, mock, mock_with, mock_with_pages, number, numbers};
 use xenmap::mock::{Dom0, Fault, HostConfig};
 use xenmap::{Error, GuestKind, leaked_mappings};
@@ -176,8 +178,12 @@ fn chunk_that_cannot_be_mapped_unmaps_the_ones_before_and_leaves_its_own_place_a
     host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()[..guest_frames]).unwrap();
 }
 
+/// Held by tests that look at the count of leaked mappings, or add to it: it is the process's.
+static LEAKS: Mutex<()> = Mutex::new(());
+
 #[test]
 fn mapping_that_cannot_be_replaced_for_a_retry_is_left_alone() {
+    let _count = LEAKS.lock().unwrap_or_else(PoisonError::into_inner);
     for (host, frames) in [
         (mock(Dom0::Pvh), 20),
         (mock(Dom0::Pvh), 16 * 1024 + 20),
@@ -192,6 +198,24 @@ fn mapping_that_cannot_be_replaced_for_a_retry_is_left_alone() {
         assert!(matches!(result, Err(Error::Reserve { .. })), "{result:?}");
         // The count panics if the addresses, another thread's by then, were unmapped.
         assert_eq!(host.references(guest.domid()), 0);
+    }
+}
+
+#[test]
+fn mapping_that_a_retry_may_have_left_there_counts_as_leaked() {
+    let _count = LEAKS.lock().unwrap_or_else(PoisonError::into_inner);
+    for (frames, chunks) in [(20, 1), (16 * 1024 + 20, 2)] {
+        let host = mock(Dom0::Pvh);
+        let guest = host.create_domain(GuestKind::Hvm, frames);
+        host.inject_after(chunks - 1, Fault::Frame { index: 3, error: -libc::ENOENT });
+        host.inject_after(chunks, Fault::MmapEarly(libc::ENOMEM));
+        let before = leaked_mappings();
+
+        let result = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
+
+        assert!(matches!(result, Err(Error::Reserve { .. })), "{result:?}");
+        assert_eq!(host.references(guest.domid()), 19, "of the last mapping, all but the frame that failed");
+        assert_eq!(leaked_mappings(), before + 1);
     }
 }
 
@@ -225,6 +249,7 @@ fn chunk_whose_frames_fail_unmaps_all() {
 
 #[test]
 fn munmap_that_fails_in_drop_is_counted_and_not_a_panic() {
+    let _count = LEAKS.lock().unwrap_or_else(PoisonError::into_inner);
     for errno in [libc::EINVAL, libc::ENOMEM, libc::EPERM] {
         let host = mock(Dom0::Pv);
         let guest = host.create_domain(GuestKind::Hvm, 4);

@@ -99,3 +99,43 @@ fn kernel_without_resources_is_a_clear_error() {
     let error = host.open().unwrap().resource_size(guest.domid(), Resource::GrantTable).unwrap_err();
     assert!(error.to_string().contains("linux 5.12"), "{error}");
 }
+
+#[test]
+fn xen_that_gives_one_size_for_all_resources_is_a_clear_error() {
+    for xen in [(4, 11), (4, 12), (4, 14), (4, 15), (4, 22)] {
+        let mut config = HostConfig::default();
+        config.xen = xen;
+        let host = mock_with(config);
+        let guest = host.create_domain(GuestKind::Hvm, 1);
+        guest.add_resource(Resource::GrantTable, 4);
+        let memory = host.open().unwrap();
+        let restricted = host.open().unwrap();
+        restricted.restrict(guest.domid()).unwrap();
+
+        for memory in [memory, restricted] {
+            let size = memory.resource_size(guest.domid(), Resource::GrantTable);
+
+            if xen >= (4, 15) {
+                assert_eq!(size.unwrap(), 4, "xen {xen:?}");
+                continue;
+            }
+            let error = size.unwrap_err();
+            assert!(matches!(error, Error::ResourceSize { .. }), "xen {xen:?}: {error:?}");
+            assert_eq!(error.errno(), libc::EOPNOTSUPP, "xen {xen:?}");
+            assert!(error.to_string().contains("needs xen 4.15"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn size_of_what_is_not_there_is_an_error_that_says_so() {
+    with_grant_table(|host, guest| {
+        let memory = host.open();
+        let error = memory.resource_size(guest.domid(), Resource::Vmtrace { vcpu: 9 }).unwrap_err();
+        assert!(matches!(error, Error::ResourceSize { .. }), "{error:?}");
+        assert_eq!(error.errno(), libc::EINVAL);
+        assert!(error.to_string().contains("size of the resource"), "{error}");
+        let error = memory.resource_size(host.nobody(), Resource::GrantTable).unwrap_err();
+        assert_eq!(error.errno(), libc::ESRCH);
+    });
+}

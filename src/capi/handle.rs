@@ -87,17 +87,25 @@ impl Handle {
         error.errno()
     }
 
-    /// The same for a call on resources. Old kernels do not have it, which is EOPNOTSUPP, and not worth a message:
-    /// callers try another way.
+    /// The same for the mapping of a resource. That there are none is not worth a message: callers try another way.
     pub(super) fn errno_of_resource(&self, error: &Error) -> Errno {
+        match self.errno_of_resource_size(error) {
+            libc::EOPNOTSUPP => libc::EOPNOTSUPP,
+            _ => self.errno_of(error),
+        }
+    }
+
+    /// What C is told of a resource's size; the logger is told nothing. Where there are no resources, in an old kernel,
+    /// that is EOPNOTSUPP.
+    pub(super) fn errno_of_resource_size(&self, error: &Error) -> Errno {
         let errno = error.errno();
         let is_missing = match errno {
-            libc::EOPNOTSUPP | libc::ENOTTY => true,
+            libc::ENOTTY => true,
             // Before Linux 4.11 an unknown ioctl is EINVAL, which an argument may be as well.
             libc::EINVAL => self.memory.get().is_some_and(|memory| memory.device().unimplemented_errno() == errno),
             _ => false,
         };
-        if is_missing { libc::EOPNOTSUPP } else { self.errno_of(error) }
+        if is_missing { libc::EOPNOTSUPP } else { errno }
     }
 }
 

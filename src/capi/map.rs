@@ -5,13 +5,11 @@
 use std::ffi::{c_int, c_ulong, c_void};
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, munmap};
-
 use super::Errno;
 use super::handle::Handle;
 use crate::error::Error;
 use crate::privcmd::Place;
-use crate::region::{Region, reserve};
+use crate::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
 
 /// What of mmap(2)'s flags a mapping of a resource may have. It is shared in any case.
@@ -37,8 +35,7 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
     let domid = u16::try_from(request.dom).map(Domid::as_given).map_err(|_| libc::EINVAL)?;
     let protection = protection(request.prot)?;
     check_pages(pages)?;
-    let is_nowhere = place.is_over() && place.addr == 0;
-    if arr.is_null() || is_nowhere || place.flags & libc::MAP_ANONYMOUS != 0 {
+    if arr.is_null() || place.is_nowhere() || place.flags & libc::MAP_ANONYMOUS != 0 {
         return Err(libc::EINVAL);
     }
     let mut gfns = Vec::new();
@@ -71,22 +68,18 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
 
 /// What C is told of a mapping that failed.
 fn failed(handle: &Handle, place: Place, len: usize, error: &Error) -> Errno {
-    if place.is_over() {
-        // What it was to go over is reserved already, or nobody's, if it was mmap(2) that failed: then it must not
-        // become somebody else's while the caller believes that it is its own.
-        let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr));
-        // SAFETY: nothing is replaced.
-        match unsafe { reserve(addr, len, MapFlags::MAP_FIXED_NOREPLACE) } {
-            Ok(reserved) if Some(reserved) != addr => {
-                // Linux before 4.17 takes the address for a hint.
-                // SAFETY: just reserved, and nobody knows of it.
-                let _ = unsafe { munmap(reserved.cast(), len) };
-            }
-            Err(e) if e.raw_os_error() != Some(libc::EEXIST) => {
-                handle.log(&format!("cannot reserve the range of a mapping that failed: {e}"));
-            }
-            _ => {}
+    // What it was to go over is reserved already, or nobody's, if the kernel ran out of memory after it had unmapped
+    // what was there: then it must not become somebody else's while the caller believes that it is its own. Whatever
+    // else mmap(2) minds, it finds before it unmaps anything.
+    let may_be_gone = place.is_over() && matches!(error, Error::Reserve { .. }) && error.errno() == libc::ENOMEM;
+    let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr)).filter(|_| may_be_gone);
+    match addr.map(|addr| Reservation::at(addr, len)) {
+        Some(Ok(reservation)) => reservation.keep(),
+        Some(Err(e)) if e.raw_os_error() != Some(libc::EEXIST) => {
+            handle.log(&format!("{error}; nor can its addresses be reserved: {e}"));
+            return error.errno();
         }
+        _ => {}
     }
     handle.errno_of(error)
 }
@@ -149,7 +142,7 @@ pub(super) fn map_resource(
 /// The size of a resource in bytes.
 pub(super) fn resource_size(handle: &Handle, domid: u16, name: (u32, u32)) -> Result<usize, Errno> {
     let size = handle.memory()?.resource_size_of(Domid::as_given(domid), name);
-    let frames = size.map_err(|error| handle.errno_of_resource(&error))?;
+    let frames = size.map_err(|error| handle.errno_of_resource_size(&error))?;
     usize::try_from(frames).ok().and_then(|frames| frames.checked_mul(FRAME_SIZE)).ok_or(libc::EOVERFLOW)
 }
 

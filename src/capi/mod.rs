@@ -116,7 +116,8 @@ unsafe extern "C" fn xenforeignmemory_map(
 /// # Safety
 ///
 /// `handle` is null or open. `arr` is null, or points to `pages` frame numbers, and `err` to as many integers, which
-/// nobody else uses during the call. With `MAP_FIXED` the range at `addr` is the caller's, and nothing uses it.
+/// nobody else uses during the call. With `MAP_FIXED` and not `MAP_FIXED_NOREPLACE`, the range at `addr` is the
+/// caller's, and nothing uses it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_map2(
     handle: *const Handle,
@@ -128,7 +129,7 @@ unsafe extern "C" fn xenforeignmemory_map2(
     arr: *const u64,
     err: *mut c_int,
 ) -> *mut c_void {
-    let request = Request { dom, place: Place { addr: addr.expose_provenance(), flags }, prot, pages, arr, err };
+    let request = Request { dom, place: Place::requested(addr.expose_provenance(), flags), prot, pages, arr, err };
     // SAFETY: the caller's promise.
     unsafe { map(handle, &request) }
 }

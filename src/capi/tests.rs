@@ -2,10 +2,12 @@
 
 #![cfg(feature = "mock")]
 
-use std::ffi::{c_int, c_void};
+mod places;
+
+use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use nix::errno::Errno;
 use nix::sys::mman::MapFlags;
@@ -17,6 +19,7 @@ use super::{answer, xenforeignmemory_map2};
 use crate::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
 use crate::privcmd::Place;
 use crate::region::reserve;
+use crate::resource::Resource;
 use crate::types::{FRAME_SIZE, GuestKind};
 
 fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
@@ -24,18 +27,84 @@ fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
 }
 
 fn host_with(config: HostConfig) -> (MockHost, MockDomain, Handle) {
+    let (host, guest, handle, _) = host_that_logs(config);
+    (host, guest, handle)
+}
+
+/// The same, with the messages of its handle.
+fn host_that_logs(config: HostConfig) -> (MockHost, MockDomain, Handle, &'static Messages) {
     let host = MockHost::with_config(config);
     let guest = host.create_domain(GuestKind::Hvm, 16);
-    // SAFETY: the logger is its own.
-    let logger = unsafe { Logger::new(ptr::null_mut()) }.unwrap();
+    let log: &'static Messages = Box::leak(Box::new(Messages::new()));
+    // SAFETY: it stays for good.
+    let logger = unsafe { Logger::new(ptr::from_ref(log).cast_mut().cast()) }.unwrap();
     let handle = Handle::new(logger, OnceLock::from(host.open().unwrap()));
-    (host, guest, handle)
+    (host, guest, handle, log)
+}
+
+unsafe extern "C" {
+    /// Its last argument, a `va_list`, is passed by its address.
+    fn vsnprintf(to: *mut c_char, size: usize, format: *const c_char, arguments: *mut c_void) -> c_int;
+}
+
+/// A `xentoollog_logger`, which is a table of functions, that keeps messages.
+#[repr(C)]
+struct Messages {
+    message: unsafe extern "C" fn(*const Messages, c_int, c_int, *const c_char, *const c_char, *mut c_void),
+    progress: unsafe extern "C" fn(*const Messages, *const c_char, *const c_char, c_int, c_ulong, c_ulong),
+    destroy: unsafe extern "C" fn(*const Messages),
+    texts: Mutex<Vec<String>>,
+}
+
+impl Messages {
+    fn new() -> Messages {
+        Messages { message: keep, progress: ignore_progress, destroy: never, texts: Mutex::default() }
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.texts.lock().unwrap().clone()
+    }
+}
+
+unsafe extern "C" fn keep(
+    log: *const Messages,
+    _level: c_int,
+    _errno: c_int,
+    _context: *const c_char,
+    format: *const c_char,
+    arguments: *mut c_void,
+) {
+    let mut text = [0_u8; 1024];
+    // SAFETY: libxentoollog's format and its arguments.
+    unsafe { vsnprintf(text.as_mut_ptr().cast(), text.len(), format, arguments) };
+    let text = CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap().to_owned();
+    // SAFETY: libxentoollog gives back what it was given.
+    unsafe { &*log }.texts.lock().unwrap().push(text);
+}
+
+unsafe extern "C" fn ignore_progress(
+    _log: *const Messages,
+    _context: *const c_char,
+    _what: *const c_char,
+    _percent: c_int,
+    _done: c_ulong,
+    _total: c_ulong,
+) {
+}
+
+/// A handle does not destroy its caller's logger.
+unsafe extern "C" fn never(_log: *const Messages) {
+    std::process::abort();
 }
 
 fn reserved(pages: usize) -> NonNull<u8> {
     // SAFETY: the kernel picks the place.
     unsafe { reserve(None, pages * FRAME_SIZE, MapFlags::empty()) }.unwrap()
 }
+
+/// What is logged when mmap(2) cannot map two frames.
+const NO_ADDRESSES: &str = "no address range of 8192 bytes for a mapping: Cannot allocate memory (os error 12) (see \
+                            vm.max_map_count and ulimit -v)";
 
 /// How the kernel lists what is at an address: the permissions, and the file.
 fn listed(addr: NonNull<u8>) -> Option<String> {
@@ -47,6 +116,11 @@ fn listed(addr: NonNull<u8>) -> Option<String> {
         let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
         range.contains(&addr).then(|| rest.to_owned())
     })
+}
+
+/// Which file a mapping is of, by what [`listed`] says: `permissions offset device inode name`.
+fn inode(listed: &str) -> u64 {
+    listed.split_ascii_whitespace().nth(3).unwrap().parse().unwrap()
 }
 
 /// Maps frames 0, 1… over a range, all or none.
@@ -88,9 +162,13 @@ fn larger_pages_are_reserved_and_unmapped_whole() {
     assert!(listed(last).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(last));
     assert_eq!(map_over(&handle, addr, &[0, 4, 1, 2, 3]), Ok(addr.as_ptr().cast()));
     assert_eq!(host.references(guest.domid()), 5);
+    // What is behind the last frame in its page has a file of its own, which only this host's mappings show.
+    let file = inode(&listed(last).unwrap());
     // SAFETY: just mapped, and not used.
     unsafe { map::unmap(&handle, addr.as_ptr().cast(), 5) }.unwrap();
-    assert_eq!((host.references(guest.domid()), listed(last)), (0, None));
+    assert_eq!(host.references(guest.domid()), 0);
+    // Not that nothing is there: another test may map there by now.
+    assert_ne!(listed(last).map(|at| inode(&at)), Some(file));
 }
 
 #[test]
@@ -107,13 +185,53 @@ fn batch_call_that_fails_leaves_the_range_reserved() {
 }
 
 #[test]
+fn frames_that_fail_over_a_range_are_not_logged() {
+    for dom0 in [Dom0::Pv, Dom0::Pvh] {
+        let (_host, _guest, handle, log) = host_that_logs(HostConfig { dom0, ..HostConfig::default() });
+
+        assert_eq!(map_over(&handle, reserved(2), &[0, 99]), Err(libc::EINVAL));
+
+        assert_eq!(log.all(), [""; 0]);
+    }
+}
+
+#[test]
+fn range_that_cannot_be_reserved_is_a_part_of_the_one_message() {
+    let (_host, _guest, handle, log) = host_that_logs(HostConfig::default());
+    // No process has these addresses.
+    let addr = NonNull::new(ptr::with_exposed_provenance_mut(usize::MAX - 4 * FRAME_SIZE + 1)).unwrap();
+
+    assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
+
+    let [message] = &log.all()[..] else { panic!("{:?}", log.all()) };
+    assert!(message.starts_with("no address range of 8192 bytes for a mapping: Cannot allocate memory"), "{message}");
+    assert!(message.contains("; nor can its addresses be reserved: Cannot allocate memory"), "{message}");
+}
+
+#[test]
+fn range_that_is_free_after_mmap_ran_out_of_memory_is_reserved() {
+    let (host, _guest, handle, log) = host_that_logs(HostConfig::default());
+    // Where nothing is, and where the kernel puts nothing that may be anywhere.
+    let addr = NonNull::new(ptr::with_exposed_provenance_mut(0x2000_0000_0000)).unwrap();
+    host.inject(Fault::MmapEarly(libc::ENOMEM));
+
+    assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
+
+    assert!(listed(addr).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(addr));
+    assert_eq!(log.all(), [NO_ADDRESSES]);
+    // SAFETY: just reserved for the test.
+    assert_eq!(unsafe { libc::munmap(addr.as_ptr().cast(), 2 * FRAME_SIZE) }, 0);
+}
+
+#[test]
 fn range_that_another_thread_got_meanwhile_is_left_alone() {
-    let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
+    let (host, guest, handle, log) = host_that_logs(HostConfig::default());
     let addr = reserved(2);
     host.inject(Fault::Mmap(libc::ENOMEM));
 
     assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
 
+    assert_eq!(log.all(), [NO_ADDRESSES]);
     // The count would panic if the other thread's mapping were gone.
     assert_eq!(host.references(guest.domid()), 0);
     assert!(listed(addr).is_some_and(|at| at.starts_with("r--s")), "{:?}", listed(addr));
@@ -162,7 +280,7 @@ fn nothing_replaces_what_is_there_unless_it_was_asked_to() {
 #[test]
 fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
     for kernel in [(4, 9), (4, 14)] {
-        let (_host, guest, handle) = host_of(Dom0::Pv, kernel);
+        let (_host, guest, handle, log) = host_that_logs(HostConfig { kernel, ..HostConfig::default() });
         let domid = guest.domid().get();
 
         let size = map::resource_size(&handle, domid, (1, 0));
@@ -170,6 +288,31 @@ fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
 
         assert_eq!(size, Err(libc::EOPNOTSUPP), "{kernel:?}");
         assert_eq!(mapped.map(|_| ()), Err(libc::EOPNOTSUPP), "{kernel:?}");
+        assert_eq!(log.all(), [""; 0], "{kernel:?}");
+    }
+}
+
+#[test]
+fn xen_that_gives_one_size_for_all_resources_is_not_supported() {
+    for (xen, expected) in [((4, 14), Err(libc::EOPNOTSUPP)), ((4, 15), Ok(2 * FRAME_SIZE))] {
+        let (_host, guest, handle, log) = host_that_logs(HostConfig { xen, ..HostConfig::default() });
+        guest.add_resource(Resource::GrantTable, 2);
+        handle.restrict(guest.domid().get()).unwrap();
+
+        assert_eq!(map::resource_size(&handle, guest.domid().get(), (1, 0)), expected, "xen {xen:?}");
+
+        assert_eq!(log.all(), [""; 0], "xen {xen:?}");
+    }
+}
+
+#[test]
+fn size_of_a_resource_that_xen_does_not_know_is_an_error() {
+    for (xen, errno) in [((4, 17), libc::EOPNOTSUPP), ((4, 20), libc::EINVAL)] {
+        let (_host, guest, handle, log) = host_that_logs(HostConfig { xen, ..HostConfig::default() });
+
+        assert_eq!(map::resource_size(&handle, guest.domid().get(), (77, 0)), Err(errno), "xen {xen:?}");
+
+        assert_eq!(log.all(), [""; 0], "xen {xen:?}");
     }
 }
 

@@ -44,7 +44,7 @@ pub struct HostConfig {
     /// (XSA-482), if any.
     pub unprivileged: Option<Option<Domid>>,
     /// The version of Xen, which decides what its toolstack's interfaces are (4.11 to 4.22; those of any other are of
-    /// versions that no caller knows).
+    /// versions that no caller knows), and whether it knows how large a resource is (since 4.15).
     pub xen: (u16, u16),
     /// Whether /sys/hypervisor says what kind of domain it is.
     pub sysfs: bool,

@@ -88,6 +88,9 @@ impl MockDevice {
             return Err(errno(libc::ENOMEM));
         }
         let state = &mut self.host.lock();
+        if let Some(number) = state.faults.strike(|f| if let Fault::MmapEarly(e) = f { Some(e) } else { None }) {
+            return Err(errno(number));
+        }
         if place.is_over() {
             // SAFETY: the caller's promise.
             unsafe { self.make_room(state, address(place.addr)?, len) }?;
@@ -275,11 +278,21 @@ impl MockDevice {
         if let Some(number) = state.faults.strike(|f| if let Fault::MapResource(e) = f { Some(e) } else { None }) {
             return Err(errno(number));
         }
+        let xen = self.host.config.xen;
+        if is_question && xen < (4, 15) {
+            // Whatever is asked about, also of a domain that is not there: the length of an array on Xen's stack.
+            request.num = if xen < (4, 12) { 2 } else { 32 };
+            return Ok(0);
+        }
         let domain = state.domains.get(&request.dom).filter(|domain| !domain.dying);
         let domain = domain.ok_or_else(|| errno(libc::ESRCH))?;
         if request.type_ > uapi::XENMEM_RESOURCE_VMTRACE_BUF {
-            // Xen 4.17's answer.
-            return Err(errno(libc::EOPNOTSUPP));
+            if is_question && xen < (4, 20) {
+                // An errno that Xen takes for a number of frames.
+                request.num = u64::from((-libc::EOPNOTSUPP).cast_unsigned());
+                return Ok(0);
+            }
+            return Err(errno(if xen < (4, 20) { libc::EOPNOTSUPP } else { libc::EINVAL }));
         }
         let pages = domain.resources.get(&(request.type_, request.id)).ok_or_else(|| errno(libc::EINVAL))?;
         if is_question {

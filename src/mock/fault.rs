@@ -15,6 +15,8 @@ pub enum Fault {
     /// mmap(2) of the device fails. If it was to replace a mapping, that one is gone, and another thread has got the
     /// addresses; each count panics if they were unmapped all the same.
     Mmap(i32),
+    /// The same, but what was to be replaced is still there.
+    MmapEarly(i32),
     /// The mapping call fails before it has looked at any frame.
     MapBatch(i32),
     /// The mapping call fails after it has mapped what it could.

@@ -4,16 +4,15 @@
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use crate::privcmd::Place;
+use crate::privcmd::{Place, advise, mmap, munmap};
 use crate::types::{FRAME_SIZE, Protection};
 
 /// Bytes of [`MemoryFile::junk`].
@@ -101,7 +100,7 @@ impl MemoryFile {
         protection: Protection,
     ) -> io::Result<NonNull<u8>> {
         // SAFETY: the caller's promise.
-        unsafe { self.map_as(MapFlags::MAP_SHARED, place, offset, len, protection) }
+        unsafe { self.map_as(libc::MAP_SHARED, place, offset, len, protection) }
     }
 
     /// The same over another mapping, but writes stay with this one.
@@ -116,7 +115,7 @@ impl MemoryFile {
         protection: Protection,
     ) -> io::Result<()> {
         // SAFETY: the caller's promise.
-        unsafe { self.map_as(MapFlags::MAP_PRIVATE, Place::over(addr), 0, len, protection) }.map(|_| ())
+        unsafe { self.map_as(libc::MAP_PRIVATE, Place::over(addr), 0, len, protection) }.map(|_| ())
     }
 
     /// # Safety
@@ -124,27 +123,23 @@ impl MemoryFile {
     /// As for `map_at`.
     unsafe fn map_as(
         &self,
-        kind: MapFlags,
+        kind: libc::c_int,
         place: Place,
         offset: usize,
         len: usize,
         protection: Protection,
     ) -> io::Result<NonNull<u8>> {
-        let flags = kind | MapFlags::from_bits_retain(place.flags);
+        let place = Place { flags: place.flags | kind, ..place };
         let prot = match protection {
             Protection::ReadOnly => ProtFlags::PROT_READ,
             Protection::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
         };
-        let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: either the kernel picks the addresses, or the caller owns them.
-        let mapped =
-            unsafe { mman::mmap(NonZeroUsize::new(place.addr), size, prot, flags, self.file.as_fd(), offset) }?;
-        for advice in [MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_DONTDUMP] {
-            // SAFETY: the range has just been mapped, and the advice changes nothing for this process.
-            unsafe { mman::madvise(mapped, len, advice) }?;
-        }
-        Ok(mapped.cast())
+        // SAFETY: the caller's promise.
+        let mapped = unsafe { mmap(place, len, prot, Some((self.file.as_fd(), offset))) }?;
+        // SAFETY: the range has just been mapped, and nobody uses it.
+        unsafe { advise(mapped, len, &[MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_DONTDUMP]) }?;
+        Ok(mapped)
     }
 }
 
@@ -155,5 +150,5 @@ impl MemoryFile {
 /// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
 pub(super) unsafe fn unmap(addr: NonNull<u8>, len: usize) -> io::Result<()> {
     // SAFETY: the caller's promise.
-    unsafe { mman::munmap(addr.cast(), len) }.map_err(io::Error::from)
+    unsafe { munmap(addr, len) }
 }

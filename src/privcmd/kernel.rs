@@ -4,16 +4,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use nix::sys::mman::{self, MapFlags, ProtFlags};
+use nix::sys::mman::{self, MmapAdvise, ProtFlags};
 use nix::unistd::{SysconfVar, sysconf};
 
+use super::memory::{advise, mmap, munmap};
 use super::{Ioctl, Place};
 use crate::types::{FRAME_SIZE, HostKind, Protection};
 use crate::uapi;
@@ -84,8 +84,8 @@ impl KernelDevice {
         if let Some(device) = device {
             // SAFETY: the kernel picks addresses that nobody uses.
             let addr = unsafe { map(Place::default(), len, Protection::ReadWrite, device) }?;
-            // SAFETY: the range has just been mapped; a child that does not have it changes nothing for this process.
-            unsafe { mman::madvise(addr.cast(), len, mman::MmapAdvise::MADV_DONTFORK) }?;
+            // SAFETY: the range has just been mapped, and nobody knows of it.
+            unsafe { advise(addr, len, &[MmapAdvise::MADV_DONTFORK]) }?;
             // Linux on arm64 marks a page writable when it is first written, and Xen, which writes where the page
             // tables let it, says EFAULT until then.
             for offset in (0..len).step_by(FRAME_SIZE) {
@@ -112,52 +112,37 @@ fn open(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)
 }
 
-fn nonzero(len: usize) -> io::Result<NonZeroUsize> {
-    NonZeroUsize::new(len).ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}
-
 /// Maps a device: shared always, since a private mapping would hand out copies.
 ///
 /// # Safety
 ///
 /// If it goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
 unsafe fn map(place: Place, len: usize, protection: Protection, device: impl AsFd) -> io::Result<NonNull<u8>> {
-    let flags = MapFlags::MAP_SHARED | MapFlags::from_bits_retain(place.flags);
+    let place = Place { flags: place.flags | libc::MAP_SHARED, ..place };
     let prot = match protection {
         Protection::ReadOnly => ProtFlags::PROT_READ,
         Protection::ReadWrite => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
     };
-    // SAFETY: either the kernel picks the addresses, or the caller owns them.
-    let mapped = unsafe { mman::mmap(NonZeroUsize::new(place.addr), nonzero(len)?, prot, flags, device, 0) }?;
-    Ok(mapped.cast())
+    // SAFETY: the caller's promise.
+    unsafe { mmap(place, len, prot, Some((device.as_fd(), 0))) }
 }
 
 /// Memory for hypercalls where /dev/xen/hypercall is missing (before Linux 4.18): locked, and not shared with children,
 /// since a copy-on-write fault would move it away under the hypervisor's hands.
 fn lock_memory(len: usize) -> io::Result<NonNull<u8>> {
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let place = Place { addr: 0, flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
     // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-    let addr = unsafe { mman::mmap_anonymous(None, nonzero(len)?, prot, MapFlags::MAP_PRIVATE) }?;
-    let locked = {
-        // SAFETY: the range has just been mapped; DONTFORK changes nothing for this process.
-        unsafe { mman::madvise(addr, len, mman::MmapAdvise::MADV_DONTFORK) }
-            // SAFETY: the range has just been mapped.
-            .and_then(|()| unsafe { mman::mlock(addr, len) })
-    };
-    if let Err(e) = locked {
+    let addr = unsafe { mmap(place, len, prot, None) }?;
+    // SAFETY: the range has just been mapped, and nobody knows of it.
+    unsafe { advise(addr, len, &[MmapAdvise::MADV_DONTFORK]) }?;
+    // SAFETY: the range has just been mapped.
+    if let Err(e) = unsafe { mman::mlock(addr.cast(), len) } {
         // SAFETY: the range has just been mapped, and nobody knows of it.
-        unsafe { munmap(addr.cast(), len) }?;
+        unsafe { munmap(addr, len) }?;
         return Err(e.into());
     }
-    Ok(addr.cast())
-}
-
-/// # Safety
-///
-/// See `Unmapper::munmap`.
-pub(super) unsafe fn munmap(addr: NonNull<u8>, len: usize) -> io::Result<()> {
-    // SAFETY: the caller promises a whole mapping of its own that nothing uses.
-    unsafe { mman::munmap(addr.cast(), len) }.map_err(io::Error::from)
+    Ok(addr)
 }
 
 /// Bytes of a page of this system.

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "hands promises about memory on to the host")]
 
 mod kernel;
+mod memory;
 mod process;
 
 use std::io;
@@ -16,6 +17,9 @@ use crate::types::{Architecture, Domid, FRAME_SIZE, Gfn, HostKind, Protection};
 use crate::uapi;
 
 pub(crate) use kernel::{KernelDevice, page_size};
+#[cfg(feature = "mock")]
+pub(crate) use memory::advise;
+pub(crate) use memory::{mmap, munmap};
 pub(crate) use process::ProcessId;
 
 #[cfg(feature = "mock")]
@@ -35,8 +39,22 @@ impl Place {
         Place { addr: addr.as_ptr().expose_provenance(), flags: libc::MAP_FIXED }
     }
 
+    /// As a caller of mmap(2) asks for it: with both flags `MAP_FIXED_NOREPLACE` counts, and Linux before 4.17, which
+    /// does not know that one, is not told of `MAP_FIXED` then.
+    #[cfg(feature = "capi")]
+    pub(crate) fn requested(addr: usize, flags: libc::c_int) -> Place {
+        let drop = if flags & libc::MAP_FIXED_NOREPLACE != 0 { libc::MAP_FIXED } else { 0 };
+        Place { addr, flags: flags & !drop }
+    }
+
     pub(crate) fn is_over(self) -> bool {
         self.flags & libc::MAP_FIXED != 0
+    }
+
+    /// Whether it is to be at address 0 and nowhere else, where memory of Rust's cannot be.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_nowhere(self) -> bool {
+        self.addr == 0 && self.flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0
     }
 }
 
@@ -233,7 +251,7 @@ impl Unmapper {
     pub(crate) unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
         match self {
             // SAFETY: the caller's promise is the one that is asked for.
-            Unmapper::Kernel => unsafe { kernel::munmap(addr, len) },
+            Unmapper::Kernel => unsafe { munmap(addr, len) },
             #[cfg(feature = "mock")]
             // SAFETY: the caller's promise is the one that is asked for.
             Unmapper::Mock(host) => unsafe { host.munmap(addr, len) },

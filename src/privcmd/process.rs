@@ -2,11 +2,13 @@
 
 #![expect(unsafe_code, reason = "a page that the kernel wipes on fork")]
 
-use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+use nix::sys::mman::{MmapAdvise, ProtFlags};
+
+use super::Place;
+use super::memory::{advise, mmap};
 
 /// Identifies a process among its ancestors.
 ///
@@ -41,12 +43,12 @@ impl ProcessId {
 fn cache() -> Option<&'static AtomicU32> {
     static CACHE: OnceLock<Option<&'static AtomicU32>> = OnceLock::new();
     *CACHE.get_or_init(|| {
-        let page = NonZeroUsize::new(size_of::<AtomicU32>())?;
+        let (place, len) = (Place { addr: 0, flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS }, size_of::<AtomicU32>());
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-        let addr = unsafe { mman::mmap_anonymous(None, page, prot, MapFlags::MAP_PRIVATE) }.ok()?;
-        // SAFETY: the page is ours, and nothing else is on it. It stays mapped for good, also if this fails.
-        unsafe { mman::madvise(addr, page.get(), MmapAdvise::MADV_WIPEONFORK) }.ok()?;
+        let addr = unsafe { mmap(place, len, prot, None) }.ok()?;
+        // SAFETY: the page has just been mapped, and nobody knows of it.
+        unsafe { advise(addr, len, &[MmapAdvise::MADV_WIPEONFORK]) }.ok()?;
         // SAFETY: the page is zeroed, aligned, never unmapped, and only ever used through this type.
         Some(unsafe { addr.cast::<AtomicU32>().as_ref() })
     })

@@ -8,7 +8,8 @@
  *   frame 64       paged out; it is back when it has been asked for ASKS times
  *   frame 65       paged out, and never comes back
  *   grant table    2 frames (resource type 1, id 0); frame i begins with GRANT + i
- * Environment: FAKE_PRIVCMD=old makes the kernel one that knows neither RESTRICT nor MMAP_RESOURCE.
+ * Environment: FAKE_PRIVCMD=old makes the kernel one that knows neither RESTRICT nor MMAP_RESOURCE, and old-xen puts it
+ * on Xen 4.14; else Xen is 4.17. Facts of Xen are from acquire_resource in xen/common/memory.c.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -50,7 +51,7 @@ static struct vma vmas[VMAS];
 static bool is_device[FDS];
 static domid_t restricted[FDS];
 static int memory = -1;
-static bool old;
+static bool old, old_xen;
 
 static int (*real_open)(const char *, int, ...);
 static int (*real_openat)(int, const char *, int, ...);
@@ -69,6 +70,7 @@ static void init(void)
     real_munmap = dlsym(RTLD_NEXT, "munmap");
     const char *kernel = getenv("FAKE_PRIVCMD");
     old = kernel && !strcmp(kernel, "old");
+    old_xen = kernel && !strcmp(kernel, "old-xen");
     memory = memfd_create("guest", MFD_CLOEXEC);
     for (uint64_t page = 0; page < PAGES; page++) {
         uint64_t content = page < GRANT_PAGE ? page : GRANT + page - GRANT_PAGE;
@@ -287,10 +289,20 @@ static int map_resource(domid_t confined_to, privcmd_mmap_resource_t *resource)
     struct vma *vma = query ? NULL : find(start, end);
     if (!query && !vma)
         return -EINVAL;
+    if (query && old_xen) {
+        /* Whatever it is: the length of an array of Xen's. */
+        resource->num = 32;
+        return 0;
+    }
     if (resource->dom != GUEST)
         return -ESRCH;
-    if (resource->type != XENMEM_resource_grant_table)
-        return -EOPNOTSUPP;
+    if (resource->type != XENMEM_resource_grant_table) {
+        if (!query)
+            return -EOPNOTSUPP;
+        /* Xen 4.15 to 4.19 have the errno for a number of frames. */
+        resource->num = (uint32_t)-EOPNOTSUPP;
+        return 0;
+    }
     if (resource->id != XENMEM_resource_grant_table_id_shared)
         return -EINVAL;
     if (query) {

@@ -33,7 +33,7 @@ static unsigned find_host(void)
     if (mock)
         return strcmp(mock, "pv") ? MOCK_AUTO : MOCK_PV;
     if (fake)
-        return strcmp(fake, "old") ? FAKE : FAKE_OLD;
+        return !strcmp(fake, "old") ? FAKE_OLD : !strcmp(fake, "old-xen") ? FAKE_OLD_XEN : FAKE;
     features = fopen("/sys/hypervisor/properties/features", "r");
     if (!features)
         return NO_XEN;

@@ -289,6 +289,35 @@ static void size(const struct call *call)
     say(bytes == 1 ? "untouched" : bytes && bytes % FRAME == 0 ? "whole frames" : "parts");
 }
 
+/* What fails, and how many messages came of it. */
+static void map_resource_is_logged(const struct call *call)
+{
+    void *addr = NULL;
+    if (!map_res(open_handle(), call, &addr))
+        say_mapped(NULL, 0, NULL);
+    say_logged();
+}
+
+static void size_is_logged(const struct call *call)
+{
+    size(call);
+    say_logged();
+}
+
+static void restrict_is_logged(const struct call *call)
+{
+    xenforeignmemory_handle *handle = open_handle();
+    xenforeignmemory_restrict(handle, guest);
+    say_result(xenforeignmemory_restrict(handle, dom_of(call)));
+    say_logged();
+}
+
+static void unmap_is_logged(const struct call *call)
+{
+    unmap_unaligned(call);
+    say_logged();
+}
+
 static void size_no_handle(const struct call *call)
 {
     size_t bytes;
@@ -423,9 +452,18 @@ static const struct row rows[] = {
     { "map_resource: paddr NULL", ANY, resource_nowhere, { GRANTS }, "NULL EINVAL", "SIGSEGV" },
     { "unmap_resource: NULL", ANY, unmap_no_resource, { 0 }, BOTH("0") },
     { "resource_size", ANY, size, { GRANTS }, BOTH("0 whole frames") },
+    { "resource_size: no such type", ANY, size, { .type = 77 }, "-1 EOPNOTSUPP untouched", "0 whole frames" },
     { "resource_size: no such domain", ANY, size, { .dom = NOBODY, GRANTS }, BOTH("-1 ESRCH untouched") },
     { "resource_size: handle NULL", ANY, size_no_handle, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
     { "resource_size: size NULL", ANY, size_nowhere, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
+    { "map_resource: failure, logged", ANY, map_resource_is_logged, { .dom = NOBODY, GRANTS },
+      "NULL ESRCH 1 error xenforeignmemory text", "NULL ESRCH 0" },
+    { "map_resource: no such type, logged", ANY, map_resource_is_logged, { .type = 77, .nr = 1 },
+      BOTH("NULL EOPNOTSUPP 0") },
+    { "resource_size: failure, logged", ANY, size_is_logged, { .dom = NOBODY, GRANTS }, BOTH("-1 ESRCH untouched 0") },
+    { "restrict: failure, logged", ANY, restrict_is_logged, { .dom = NOBODY },
+      "-1 EINVAL 1 error xenforeignmemory text", "-1 EINVAL 0" },
+    { "unmap: failure, logged", ANY, unmap_is_logged, { .pages = 2 }, BOTH("-1 EINVAL 0") },
     { "several threads", ANY, threads, { 0 }, BOTH("200 good") },
 };
 MAIN(rows)
