@@ -106,8 +106,12 @@ pub(crate) enum Command {
     /// Writes the guest's RAM to a file, or to standard output
     Dump(DumpArgs),
     /// Compares two dumps, or a dump and the guest, page by page; exit code 1 if they differ
+    ///
+    /// Of a page that one of them has only in part, the bytes that both have are compared, and those that only one has
+    /// are shown as such. In the last line it counts once: as different if bytes differ, else as only in OLD or only in
+    /// NEW if bytes are.
     Diff {
-        /// A dump, of any format that `dump` writes or `xl dump-core`
+        /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,
@@ -118,7 +122,7 @@ pub(crate) enum Command {
         out: PathBuf,
         #[command(flatten)]
         search: SearchArgs,
-        /// A dump: pages that have changed since are shown
+        /// A dump, as `diff` takes it: pages that have changed since are shown
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
     },

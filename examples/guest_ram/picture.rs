@@ -46,13 +46,16 @@ pub(crate) fn picture(
             continue;
         }
         for window in windows(pfns, WINDOW) {
+            if let Some(dump) = &since {
+                dump.prefetch(window.clone());
+            }
             pages.load(window.clone())?;
             for pfn in window.clone() {
                 let page = pages.page(pfn);
-                let then = since.as_ref().map(|dump| dump.page(pfn).or(dump.hides_zeros.then_some(&ZEROS)));
+                let has_changed = |page| since.as_ref().is_some_and(|dump| !dump.has(pfn, page));
                 let shade = match (page, extent.kind) {
                     (None, _) => Shade::Unreadable,
-                    _ if then.is_some_and(|then| then != page) => Shade::Changed,
+                    (Some(page), _) if has_changed(page) => Shade::Changed,
                     (_, FrameKind::PageTable) => Shade::PageTable,
                     (_, FrameKind::Special) => Shade::Special,
                     (Some(&ZEROS), _) => Shade::Zero,
