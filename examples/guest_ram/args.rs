@@ -23,10 +23,13 @@ pub(crate) struct Args {
 /// Whose RAM it is: one of these, for all commands but `domains`, `diff` of two files and `completions`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Source {
-    /// A file that becomes the RAM of a guest on a simulated host; its holes are holes in the guest, and it
-    /// is not changed
+    /// A file that becomes the RAM of a guest on a simulated host: raw, each frame at its address; its holes are holes in
+    /// the guest, and it is not changed
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     pub(crate) mock: Option<PathBuf>,
+    /// FILE is raw RAM, though it begins as something else does (an ELF core, a compressed file ...)
+    #[arg(long, requires = "mock")]
+    pub(crate) mock_raw: bool,
     /// What kind of guest to simulate
     #[arg(long, value_name = "KIND", default_value = "pvh", requires = "mock")]
     pub(crate) mock_kind: MockKind,
@@ -115,6 +118,9 @@ pub(crate) enum Command {
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,
+        /// The dumps are raw, though they begin as something else does
+        #[arg(long)]
+        raw: bool,
     },
     /// Draws where the guest's RAM is, as a PNG
     Picture {
@@ -125,6 +131,9 @@ pub(crate) enum Command {
         /// A dump, as `diff` takes it: pages that have changed since are shown
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
+        /// The dump is raw, though it begins as something else does
+        #[arg(long, requires = "since")]
+        raw: bool,
     },
     /// Prints a script that completes this tool's arguments in a shell
     Completions {

@@ -9,7 +9,7 @@ use xenmap::{Extent, FRAME_SIZE, FrameKind, Guest};
 use crate::Result;
 use crate::args::SearchArgs;
 use crate::guest_pages::{GuestPages, WINDOW, windows};
-use crate::image::{Frame, Image, Page, Part, ZEROS};
+use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 
@@ -65,14 +65,14 @@ impl Side<'_> {
 }
 
 /// Compares two dumps and returns whether they are the same.
-pub(crate) fn dumps(old: &Path, new: &Path, out: &mut impl Write) -> Result<bool> {
-    let [old, new] = [Image::open(old)?, Image::open(new)?].map(|image| Side::Dump(image, 0));
+pub(crate) fn dumps(old: &Path, new: &Path, making: Making, out: &mut impl Write) -> Result<bool> {
+    let [old, new] = [Image::open(old, making)?, Image::open(new, making)?].map(|image| Side::Dump(image, 0));
     compare(old, new, out)
 }
 
 /// Compares a dump and the guest and returns whether they are the same.
-pub(crate) fn dump_and_guest(old: &Path, guest: &Guest<'_>, out: &mut impl Write) -> Result<bool> {
-    let old = Image::open(old)?;
+pub(crate) fn dump_and_guest(old: &Path, making: Making, guest: &Guest<'_>, out: &mut impl Write) -> Result<bool> {
+    let old = Image::open(old, making)?;
     let map = scan(guest, SearchArgs { thorough: false })?;
     // What is broken is the guest's too, and cannot be read.
     let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;

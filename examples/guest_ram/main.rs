@@ -35,6 +35,7 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
+use image::Making;
 use pattern::Pattern;
 use source::Host;
 use space::Space;
@@ -98,20 +99,22 @@ fn run(args: &Args) -> Result<ExitCode> {
                 code = FRAMES_LOST.into();
             }
         }
-        Command::Diff { old, new } => {
+        Command::Diff { old, new, raw } => {
+            let making = Making::new(*raw);
             let same = match new {
                 Some(_) if source::is_given(&args.source) => {
                     return Err("two dumps are compared without a guest".into());
                 }
-                Some(new) => diff::dumps(old, new, &mut stdout)?,
-                None => diff::dump_and_guest(old, &host()?.guest()?, &mut stdout)?,
+                Some(new) => diff::dumps(old, new, making, &mut stdout)?,
+                None => diff::dump_and_guest(old, making, &host()?.guest()?, &mut stdout)?,
             };
             if !same {
                 code = DIFFERENT.into();
             }
         }
-        Command::Picture { out, search, since } => {
-            picture::picture(&host()?.guest()?, out, *search, since.as_deref(), &mut stdout)?;
+        Command::Picture { out, search, since, raw } => {
+            let since = since.as_deref().map(|dump| (dump, Making::new(*raw)));
+            picture::picture(&host()?.guest()?, out, *search, since, &mut stdout)?;
         }
         Command::Completions { shell } => {
             // Not straight to stdout: clap_complete panics if that fails.

@@ -10,7 +10,7 @@ use crate::args::SearchArgs;
 use crate::canvas::{Canvas, Shade};
 use crate::dump::output::Output;
 use crate::guest_pages::{GuestPages, WINDOW, windows};
-use crate::image::{Image, ZEROS};
+use crate::image::{Image, Making, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 
@@ -18,11 +18,11 @@ pub(crate) fn picture(
     guest: &Guest<'_>,
     path: &Path,
     args: SearchArgs,
-    since: Option<&Path>,
+    since: Option<(&Path, Making)>,
     out: &mut impl Write,
 ) -> Result<()> {
     let output = Output::create(path)?;
-    let since = since.map(Image::open).transpose()?;
+    let since = since.map(|(dump, making)| Image::open(dump, making)).transpose()?;
     let map = scan(guest, args)?;
     let progress = Progress::new("drawing", map.extents().iter().map(|e| e.pfns.end - e.pfns.start).sum())?;
     // What a guest has ballooned out may be much more than it has: it is drawn where there is RAM nearby.

@@ -8,6 +8,7 @@ use xenmap::{Domid, ForeignMemory, Guest};
 
 use crate::Result;
 use crate::args::{MockKind, Source};
+use crate::image;
 
 const NO_GUEST: &str = "which guest? give --domain DOMAIN or --mock FILE, before the command";
 
@@ -20,7 +21,7 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn open(source: &Source) -> Result<Host> {
         if let Some(file) = &source.mock {
-            let simulated = simulate(file, source.mock_kind);
+            let simulated = simulate(file, source.mock_kind, source.mock_raw);
             let (memory, domid) = simulated.map_err(|e| format!("cannot use {}: {e}", file.display()))?;
             return Ok(Host { memory, domid: Some(domid) });
         }
@@ -61,15 +62,19 @@ pub(crate) fn is_given(source: &Source) -> bool {
     source.mock.is_some() || source.domain.is_some()
 }
 
-fn simulate(file: &Path, kind: MockKind) -> Result<(ForeignMemory, Domid)> {
+fn simulate(path: &Path, kind: MockKind, is_raw: bool) -> Result<(ForeignMemory, Domid)> {
     // Looked at before it is opened: opening a pipe would wait for a writer.
-    if !fs::metadata(file)?.is_file() {
+    if !fs::metadata(path)?.is_file() {
         return Err("not a regular file".into());
+    }
+    let file = File::open(path)?;
+    if !is_raw {
+        image::check_raw(&file)?;
     }
     let host = MockHost::new();
     let domain = match kind {
-        MockKind::Pvh => host.create_domain_from_file(&File::open(file)?)?,
-        MockKind::Pv => host.create_pv_domain_from_file(&File::open(file)?)?,
+        MockKind::Pvh => host.create_domain_from_file(&file)?,
+        MockKind::Pv => host.create_pv_domain_from_file(&file)?,
     };
     // Nothing in it runs, as in a guest that is paused.
     domain.pause();

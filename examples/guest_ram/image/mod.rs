@@ -5,6 +5,7 @@
 
 mod contents;
 mod elf;
+mod foreign;
 mod lime;
 mod raw;
 mod runs;
@@ -12,6 +13,7 @@ mod runs;
 use std::fs::File;
 use std::iter::once;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use xenmap::FRAME_SIZE;
@@ -66,17 +68,41 @@ pub(crate) struct Frame {
     there: Vec<Range<usize>>,
 }
 
+/// How a dump is found to be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Making {
+    /// By what it begins with.
+    Detected,
+    /// Raw, whatever it begins with.
+    Raw,
+}
+
+impl Making {
+    pub(crate) fn new(is_raw: bool) -> Making {
+        if is_raw { Making::Raw } else { Making::Detected }
+    }
+}
+
 impl Image {
-    pub(crate) fn open(path: &Path) -> Result<Image> {
-        Image::read(path).map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
+    pub(crate) fn open(path: &Path, making: Making) -> Result<Image> {
+        Image::read(path, making).map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
     }
 
-    fn read(path: &Path) -> Result<Image> {
+    fn read(path: &Path, making: Making) -> Result<Image> {
         // Looked at before it is opened: opening a pipe would wait for a writer.
         if !path.metadata()?.is_file() {
             return Err("not a regular file".into());
         }
-        let file = Contents::new(&File::open(path)?)?;
+        let file = File::open(path)?;
+        if making == Making::Raw {
+            let file = Contents::new(&file)?;
+            return Image::new(raw::runs(&file)?, file, true);
+        }
+        Image::detect(&file)
+    }
+
+    fn detect(file: &File) -> Result<Image> {
+        let file = Contents::new(file)?;
         let bytes = file.bytes();
         if bytes.starts_with(&elf::MAGIC) {
             Image::new(elf::runs(&file)?, file, false)
@@ -84,6 +110,8 @@ impl Image {
             Image::new(lime::runs(&file)?, file, false)
         } else if bytes.starts_with(&ZSTD_MAGIC) {
             Err("it is compressed: decompress it first (zstd -d)".into())
+        } else if let Some(foreign) = foreign::identify(bytes) {
+            Err(format!("{foreign}; if it is raw RAM all the same, give --raw").into())
         } else {
             Image::new(raw::runs(&file)?, file, true)
         }
@@ -222,4 +250,38 @@ fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
         }
     }
     (frames, pieces)
+}
+
+/// Refuses a file that is taken for raw RAM, and begins as something else does.
+pub(crate) fn check_raw(file: &File) -> Result<()> {
+    let head = head(file)?;
+    let what = if head.starts_with(&elf::MAGIC) {
+        "it is an elf file".to_owned()
+    } else if head.starts_with(&lime::MAGIC) {
+        "it is a lime dump".to_owned()
+    } else if head.starts_with(&ZSTD_MAGIC) {
+        "it is compressed with zstd: decompress it first (zstd -d)".to_owned()
+    } else if let Some(foreign) = foreign::identify(&head) {
+        foreign
+    } else {
+        return Ok(());
+    };
+    let taken = "--mock takes raw RAM, such as `dump --format raw` writes";
+    Err(format!("{what}; {taken}; if it is raw RAM all the same, give --mock-raw").into())
+}
+
+/// What a file begins with.
+fn head(file: &File) -> Result<Vec<u8>> {
+    let mut head = vec![0; FRAME_SIZE];
+    let mut len = 0;
+    while len < head.len() {
+        match file.read_at(&mut head[len..], len as u64) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    head.truncate(len);
+    Ok(head)
 }
