@@ -179,7 +179,6 @@ fn what_is_no_dump_is_told_in_one_line() {
         (b"some text".to_vec(), "as a raw dump it is cut off"),
         (cut(raw, 1), "as a raw dump it is cut off"),
         (Vec::new(), "it is empty"),
-        (b"\x28\xb5\x2f\xfd and so on".to_vec(), "decompress it first (zstd -d)"),
         (b"\x7fELF".to_vec(), "a broken elf file"),
         (with(elf, 4, &[3]), "made neither for 32 nor for 64 bits"),
         (with(elf, 16, &[2]), "an elf file, but no core"),

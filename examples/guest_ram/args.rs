@@ -114,7 +114,8 @@ pub(crate) enum Command {
     /// are shown as such. In the last line it counts once: as different if bytes differ, else as only in OLD or only in
     /// NEW if bytes are.
     Diff {
-        /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes
+        /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes; also compressed with zstd (it is
+        /// decompressed into TMPDIR)
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,

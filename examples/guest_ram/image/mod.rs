@@ -9,6 +9,7 @@ mod foreign;
 mod lime;
 mod raw;
 mod runs;
+mod zst;
 
 use std::fs::File;
 use std::iter::once;
@@ -26,7 +27,6 @@ pub(crate) type Page = [u8; FRAME_SIZE];
 pub(crate) const ZEROS: Page = [0; FRAME_SIZE];
 
 const FRAME: u64 = FRAME_SIZE as u64;
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 
 pub(crate) struct Image {
     file: Contents,
@@ -98,20 +98,27 @@ impl Image {
             let file = Contents::new(&file)?;
             return Image::new(raw::runs(&file)?, file, true);
         }
-        Image::detect(&file)
+        if !zst::is_compressed(&head(&file)?) {
+            return Image::detect(&file, "give --raw");
+        }
+        let file = zst::decompress(&file)?;
+        if zst::is_compressed(&head(&file)?) {
+            return Err("it is compressed twice: decompress it first (zstd -d)".into());
+        }
+        let detected = Image::detect(&file, "decompress it first (zstd -d) and give --raw");
+        detected.map_err(|e| format!("once decompressed, {e}").into())
     }
 
-    fn detect(file: &File) -> Result<Image> {
+    /// `for_raw` is what to do if a file is raw, and does not look like it.
+    fn detect(file: &File, for_raw: &str) -> Result<Image> {
         let file = Contents::new(file)?;
         let bytes = file.bytes();
         if bytes.starts_with(&elf::MAGIC) {
             Image::new(elf::runs(&file)?, file, false)
         } else if bytes.starts_with(&lime::MAGIC) {
             Image::new(lime::runs(&file)?, file, false)
-        } else if bytes.starts_with(&ZSTD_MAGIC) {
-            Err("it is compressed: decompress it first (zstd -d)".into())
         } else if let Some(foreign) = foreign::identify(bytes) {
-            Err(format!("{foreign}; if it is raw RAM all the same, give --raw").into())
+            Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into())
         } else {
             Image::new(raw::runs(&file)?, file, true)
         }
@@ -259,7 +266,7 @@ pub(crate) fn check_raw(file: &File) -> Result<()> {
         "it is an elf file".to_owned()
     } else if head.starts_with(&lime::MAGIC) {
         "it is a lime dump".to_owned()
-    } else if head.starts_with(&ZSTD_MAGIC) {
+    } else if zst::is_compressed(&head) {
         "it is compressed with zstd: decompress it first (zstd -d)".to_owned()
     } else if let Some(foreign) = foreign::identify(&head) {
         foreign
