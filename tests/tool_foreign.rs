@@ -158,6 +158,18 @@ fn raw_ram_that_looks_foreign_is_read_when_told_so() {
 }
 
 #[test]
+fn raw_dump_that_is_cut_off_is_refused_whatever_it_begins_with() {
+    let folder = folder("foreign-cut");
+    for start in [&b"\x7fELF"[..], b"EMiL", b"KDUMP   ", b"\x28\xB5\x2F\xFD", b"text"] {
+        let mut file = whole_frames(0, start);
+        file.pop();
+        fs::write(folder.join("file"), file).unwrap();
+        let expected = "cannot use file as a dump: as a raw dump it is cut off: its last frame is not whole";
+        assert_eq!(refusal(&run_in(&folder, "diff --raw file file")), expected);
+    }
+}
+
+#[test]
 fn dump_of_another_format_is_no_ram_of_a_guest() {
     let folder = folder("foreign-own");
     for (name, make) in FORMATS.into_iter().filter(|(name, _)| *name != "raw") {

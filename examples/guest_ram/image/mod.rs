@@ -120,7 +120,8 @@ impl Image {
         } else if let Some(foreign) = foreign::identify(bytes) {
             Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into())
         } else {
-            Image::new(raw::runs(&file)?, file, true)
+            let runs = raw::runs(&file).map_err(|e| format!("it is of no known kind, and {e}"))?;
+            Image::new(runs, file, true)
         }
     }
 

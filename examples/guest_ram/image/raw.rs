@@ -10,7 +10,7 @@ pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
         return Err("it is empty".into());
     }
     if !file.len().is_multiple_of(FRAME) {
-        return Err("it is neither elf nor lime, and as a raw dump it is cut off: its last frame is not whole".into());
+        return Err("as a raw dump it is cut off: its last frame is not whole".into());
     }
     let mut runs = Vec::new();
     for data in file.data_in(0..file.len()) {
