@@ -2,19 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-#[path = "../examples/guest_ram/args.rs"]
-mod args;
+#[path = "../examples/guest_ram/called.rs"]
+mod called;
 #[expect(dead_code, reason = "a part of it is used")]
 #[path = "../examples/guest_ram/domains.rs"]
 mod domains;
 #[expect(dead_code, reason = "a part of it is used")]
 #[path = "../examples/guest_ram/printable.rs"]
 mod printable;
-#[expect(dead_code, reason = "a part of it is used")]
-#[path = "../examples/guest_ram/source.rs"]
-mod source;
 
-use source::Called;
+use called::Called;
 use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{ForeignMemory, GuestKind};
 

@@ -24,10 +24,13 @@ pub(crate) struct Args {
 /// Whose RAM it is: one of these, for all commands but `domains`, `diff` of two files and `completions`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Source {
-    /// A file that becomes the RAM of a guest on a simulated host; its holes are holes in the guest, and it
-    /// is not changed
+    /// A file that becomes the RAM of a guest on a simulated host: raw, each frame at its address; its holes are holes in
+    /// the guest, and it is not changed
     #[arg(long, value_name = "FILE", conflicts_with = "domain")]
     pub(crate) mock: Option<PathBuf>,
+    /// FILE is raw RAM, though it begins as something else does (an ELF core, a compressed file ...)
+    #[arg(long, requires = "mock")]
+    pub(crate) mock_raw: bool,
     /// What kind of guest to simulate
     #[arg(long, value_name = "KIND", default_value = "pvh", requires = "mock")]
     pub(crate) mock_kind: MockKind,
@@ -110,11 +113,19 @@ pub(crate) enum Command {
     /// Writes the guest's RAM to a file, or to standard output
     Dump(DumpArgs),
     /// Compares two dumps, or a dump and the guest, page by page; exit code 1 if they differ
+    ///
+    /// Of a page that one of them has only in part, the bytes that both have are compared, and those that only one has
+    /// are shown as such. In the last line it counts once: as different if bytes differ, else as only in OLD or only in
+    /// NEW if bytes are.
     Diff {
-        /// A dump, of any format that `dump` writes or `xl dump-core`
+        /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes; also compressed with zstd (it is
+        /// decompressed into TMPDIR)
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,
+        /// The dumps are raw, though they begin as something else does
+        #[arg(long)]
+        raw: bool,
     },
     /// Draws where the guest's RAM is, as a PNG
     Picture {
@@ -122,9 +133,12 @@ pub(crate) enum Command {
         out: PathBuf,
         #[command(flatten)]
         search: SearchArgs,
-        /// A dump: pages that have changed since are shown
+        /// A dump, as `diff` takes it: pages that have changed since are shown
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
+        /// The dump is raw, though it begins as something else does
+        #[arg(long, requires = "since")]
+        raw: bool,
     },
     /// Prints a script that completes this tool's arguments in a shell
     Completions {

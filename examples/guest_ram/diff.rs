@@ -9,52 +9,70 @@ use xenmap::{Extent, FRAME_SIZE, FrameKind, Guest};
 use crate::Result;
 use crate::args::SearchArgs;
 use crate::guest_pages::{GuestPages, WINDOW, windows};
-use crate::image::{Image, Page, Part, ZEROS};
+use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 
+const FRAME: u64 = FRAME_SIZE as u64;
+
 /// What is compared: a dump, or the guest with the frames that it has.
 enum Side<'a> {
-    Dump(Image),
+    /// Also the first frame that was not yet asked of the disk.
+    Dump(Image, u64),
     Guest(GuestPages<'a>, Vec<Range<u64>>),
 }
 
 impl Side<'_> {
     fn parts(&self) -> Vec<(Range<u64>, Part)> {
         match self {
-            Side::Dump(image) => image.parts().collect(),
+            Side::Dump(image, _) => image.parts().collect(),
             Side::Guest(_, ranges) => ranges.iter().map(|pfns| (pfns.clone(), Part::Pages)).collect(),
         }
     }
 
     fn hides_zeros(&self) -> bool {
-        matches!(self, Side::Dump(image) if image.hides_zeros)
+        matches!(self, Side::Dump(image, _) if image.hides_zeros)
     }
 
     fn load(&mut self, window: Range<u64>) -> Result<()> {
         match self {
-            Side::Dump(_) => Ok(()),
+            Side::Dump(image, next) => {
+                // The next window too, for the disk to have something to do meanwhile.
+                let end = window.end + WINDOW as u64;
+                image.prefetch(window.start.max(*next)..end);
+                *next = end;
+                Ok(())
+            }
             Side::Guest(pages, _) => pages.load(window),
         }
     }
 
-    /// The page of a frame that it has, in the window loaded last; `None` if it cannot be read.
+    /// The page of a frame that it has whole, in the window loaded last; `None` if it cannot be read.
     fn page(&self, pfn: u64) -> Option<&Page> {
         match self {
-            Side::Dump(image) => image.page(pfn),
+            Side::Dump(image, _) => image.page(pfn),
             Side::Guest(pages, _) => pages.page(pfn),
+        }
+    }
+
+    /// What it has of a frame, in the window loaded last; `None` if it cannot be read.
+    fn frame(&self, pfn: u64) -> Option<Frame> {
+        match self {
+            Side::Dump(image, _) => Some(image.frame(pfn)),
+            Side::Guest(pages, _) => pages.page(pfn).map(Frame::whole),
         }
     }
 }
 
 /// Compares two dumps and returns whether they are the same.
-pub(crate) fn dumps(old: &Path, new: &Path, out: &mut impl Write) -> Result<bool> {
-    compare(Side::Dump(Image::open(old)?), Side::Dump(Image::open(new)?), out)
+pub(crate) fn dumps(old: &Path, new: &Path, making: Making, out: &mut impl Write) -> Result<bool> {
+    let [old, new] = [Image::open(old, making)?, Image::open(new, making)?].map(|image| Side::Dump(image, 0));
+    compare(old, new, out)
 }
 
 /// Compares a dump and the guest and returns whether they are the same.
-pub(crate) fn dump_and_guest(old: &Path, guest: &Guest<'_>, out: &mut impl Write) -> Result<bool> {
-    let old = Image::open(old)?;
+pub(crate) fn dump_and_guest(old: &Path, making: Making, guest: &Guest<'_>, out: &mut impl Write) -> Result<bool> {
+    let old = Image::open(old, making)?;
     let found = scan(guest, SearchArgs::default())?;
     if !found.is_complete() {
         return Err("nothing was compared, since not all of the guest's RAM was found".into());
@@ -63,47 +81,60 @@ pub(crate) fn dump_and_guest(old: &Path, guest: &Guest<'_>, out: &mut impl Write
     // What is broken is the guest's too, and cannot be read.
     let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;
     let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.clone()).collect();
-    compare(Side::Dump(old), Side::Guest(GuestPages::new(guest), ranges), out)
+    compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), out)
 }
 
 fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result<bool> {
-    let segments = segments(&old.parts(), &new.parts());
-    let progress = Progress::new("comparing", segments.iter().map(|(pfns, ..)| pfns.end - pfns.start).sum())?;
+    let (of_old, of_new) = (old.parts(), new.parts());
+    let frames = segments(&of_old, &of_new).map(|(pfns, ..)| pfns.end - pfns.start).sum();
+    let progress = Progress::new("comparing", frames)?;
     let mut done = 0;
-    let mut report = Report { progress, last: None, counts: [0; 5] };
-    for (pfns, of_old, of_new) in segments {
-        // What a raw dump lacks may be a page of zeros, and its zeros may be no page.
-        let hides_zeros = old.hides_zeros() || new.hides_zeros();
-        let (lacks_old, lacks_new) = (of_old.is_none(), of_new.is_none());
-        let verdict = match (of_old, of_new) {
+    let mut report = Report { progress, last: None, torn: None, counts: [0; VERDICTS] };
+    // What a raw dump lacks may be a page of zeros, and its zeros may be no page.
+    let hidden = Hidden { by_old: old.hides_zeros(), by_new: new.hides_zeros() };
+    for (pfns, of_old, of_new) in segments(&of_old, &of_new) {
+        let without_a_look = match (of_old, of_new) {
             (None, None) => continue,
-            (Some(_), None) if !hides_zeros => Some(Verdict::OnlyOld),
-            (None, Some(_)) if !hides_zeros => Some(Verdict::OnlyNew),
-            (None | Some(Part::Zeros), None | Some(Part::Zeros)) => Some(Verdict::Same),
+            (None | Some(Part::Zeros), None | Some(Part::Zeros)) => {
+                let zeros = |part: Option<Part>| part.map(|_| &ZEROS[..]);
+                Some(verdict(zeros(of_old), zeros(of_new), hidden))
+            }
+            (Some(Part::Pages), None) if !hidden.any() => Some(Verdict::OnlyOld),
+            (None, Some(Part::Pages)) if !hidden.any() => Some(Verdict::OnlyNew),
             _ => None,
         };
-        if let Some(verdict) = verdict {
-            report.add(pfns.clone(), verdict, out)?;
+        if let Some(verdict) = without_a_look {
+            report.add(addresses(&pfns), verdict, out)?;
             done += pfns.end - pfns.start;
             continue;
         }
+        let in_pieces = [of_old, of_new].contains(&Some(Part::Pieces));
         for window in windows(pfns, WINDOW) {
-            if !lacks_old {
+            if of_old.is_some() {
                 old.load(window.clone())?;
             }
-            if !lacks_new {
+            if of_new.is_some() {
                 new.load(window.clone())?;
             }
             for pfn in window.clone() {
-                let page = |side, lacks| if lacks { Some(&ZEROS) } else { Side::page(side, pfn) };
-                let verdict = match (page(&old, lacks_old), page(&new, lacks_new)) {
-                    (Some(old), Some(new)) if old == new => Verdict::Same,
-                    (Some(_), Some(_)) if lacks_old && !old.hides_zeros() => Verdict::OnlyNew,
-                    (Some(_), Some(_)) if lacks_new && !new.hides_zeros() => Verdict::OnlyOld,
-                    (Some(_), Some(_)) => Verdict::Different,
+                if in_pieces {
+                    let frame = |side: &Side<'_>, part: Option<Part>| match part {
+                        Some(_) => side.frame(pfn),
+                        None => Some(Frame::nothing()),
+                    };
+                    compare_pieces(pfn, frame(&old, of_old), frame(&new, of_new), hidden, &mut report, out)?;
+                    continue;
+                }
+                // `None` if there is one that cannot be read.
+                let page = |side, part: Option<Part>| match part {
+                    Some(_) => Side::page(side, pfn).map(|page| Some(&page[..])),
+                    None => Some(None),
+                };
+                let verdict = match (page(&old, of_old), page(&new, of_new)) {
+                    (Some(old), Some(new)) => verdict(old, new, hidden),
                     _ => Verdict::Unreadable,
                 };
-                report.add(pfn..pfn + 1, verdict, out)?;
+                report.add(addresses(&(pfn..pfn + 1)), verdict, out)?;
             }
             done += window.end - window.start;
             report.progress.set(done);
@@ -112,54 +143,144 @@ fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result
     report.finish(out)
 }
 
-/// Frames of which each side has all or none.
-type Segment = (Range<u64>, Option<Part>, Option<Part>);
-
-fn segments(old: &[(Range<u64>, Part)], new: &[(Range<u64>, Part)]) -> Vec<Segment> {
-    let mut borders: Vec<u64> = old.iter().chain(new).flat_map(|(pfns, _)| [pfns.start, pfns.end]).collect();
+/// Compares a frame that not both have whole; `None` if it cannot be read.
+fn compare_pieces(
+    pfn: u64,
+    old: Option<Frame>,
+    new: Option<Frame>,
+    hidden: Hidden,
+    report: &mut Report,
+    out: &mut impl Write,
+) -> Result<()> {
+    let frame = addresses(&(pfn..pfn + 1));
+    let (Some(old), Some(new)) = (old, new) else { return report.add(frame, Verdict::Unreadable, out) };
+    let mut borders: Vec<usize> = old.borders().chain(new.borders()).collect();
     borders.sort_unstable();
     borders.dedup();
-    let part_at = |parts: &[(Range<u64>, Part)], pfn| {
-        let after = parts.partition_point(|(pfns, _)| pfns.end <= pfn);
-        parts.get(after).filter(|(pfns, _)| pfns.contains(&pfn)).map(|(_, part)| *part)
-    };
-    let segment = |pfns: &[u64]| (pfns[0]..pfns[1], part_at(old, pfns[0]), part_at(new, pfns[0]));
-    borders.windows(2).map(segment).collect()
+    for border in borders.windows(2) {
+        let (old, new) = (old.bytes(border[0]..border[1]), new.bytes(border[0]..border[1]));
+        if old.is_some() || new.is_some() {
+            let bytes = frame.start + border[0] as u64..frame.start + border[1] as u64;
+            report.add(bytes, verdict(old, new, hidden), out)?;
+        }
+    }
+    Ok(())
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The addresses of some frames.
+fn addresses(pfns: &Range<u64>) -> Range<u64> {
+    pfns.start * FRAME..pfns.end * FRAME
+}
+
+/// Which side hides that it lacks a page, or has one of zeros.
+#[derive(Clone, Copy)]
+struct Hidden {
+    by_old: bool,
+    by_new: bool,
+}
+
+impl Hidden {
+    fn any(self) -> bool {
+        self.by_old || self.by_new
+    }
+}
+
+/// Compares a page or a part of one; `None` is what a side does not have.
+fn verdict(old: Option<&[u8]>, new: Option<&[u8]>, hidden: Hidden) -> Verdict {
+    let may_be_none = |bytes: &[u8]| hidden.any() && *bytes == ZEROS[..bytes.len()];
+    match (old, new) {
+        (Some(old), Some(new)) if old == new => Verdict::Same,
+        (None, None) => Verdict::Same,
+        (Some(bytes), None) | (None, Some(bytes)) if may_be_none(bytes) => Verdict::Same,
+        (Some(_), None) if !hidden.by_new => Verdict::OnlyOld,
+        (None, Some(_)) if !hidden.by_old => Verdict::OnlyNew,
+        _ => Verdict::Different,
+    }
+}
+
+/// Frames of which each side has all or none, or which a side has in pieces.
+type Segment = (Range<u64>, Option<Part>, Option<Part>);
+
+/// The frames of both sides, in ascending order, and those of neither between them.
+fn segments<'a>(
+    mut old: &'a [(Range<u64>, Part)],
+    mut new: &'a [(Range<u64>, Part)],
+) -> impl Iterator<Item = Segment> + use<'a> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        for side in [&mut old, &mut new] {
+            while let Some(((pfns, _), rest)) = side.split_first()
+                && pfns.end <= next
+            {
+                *side = rest;
+            }
+        }
+        let firsts = [old.first(), new.first()];
+        let start = next;
+        // The first border after `next`.
+        let borders = firsts.iter().flatten().flat_map(|(pfns, _)| [pfns.start, pfns.end]);
+        next = borders.filter(|border| *border > start).min()?;
+        let part =
+            |first: Option<&(Range<u64>, Part)>| first.filter(|(pfns, _)| pfns.contains(&start)).map(|(_, part)| *part);
+        Some((start..next, part(firsts[0]), part(firsts[1])))
+    })
+}
+
+/// In ascending order: a page of several parts is counted as the last of theirs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
     Same,
-    Different,
-    OnlyOld,
     OnlyNew,
+    OnlyOld,
+    Different,
     Unreadable,
 }
 
-/// Prints ranges of frames with the same verdict, and counts.
+const VERDICTS: usize = 5;
+
+/// Prints ranges of addresses with the same verdict, and counts pages.
 struct Report {
     progress: Progress,
     /// The range that may go on.
     last: Option<(Range<u64>, Verdict)>,
-    /// By verdict.
-    counts: [u64; 5],
+    /// The page of which there may be more parts, which is not counted yet.
+    torn: Option<(u64, Verdict)>,
+    /// Pages by verdict.
+    counts: [u64; VERDICTS],
 }
 
 impl Report {
-    fn add(&mut self, pfns: Range<u64>, verdict: Verdict, out: &mut impl Write) -> Result<()> {
-        self.counts[verdict as usize] += pfns.end - pfns.start;
+    /// Adds whole pages, or a part of one.
+    fn add(&mut self, bytes: Range<u64>, verdict: Verdict, out: &mut impl Write) -> Result<()> {
+        self.count(&bytes, verdict);
         match &mut self.last {
-            Some((last, of_last)) if *of_last == verdict && last.end == pfns.start => last.end = pfns.end,
+            Some((last, of_last)) if *of_last == verdict && last.end == bytes.start => last.end = bytes.end,
             _ => {
                 self.print(out)?;
-                self.last = Some((pfns, verdict));
+                self.last = Some((bytes, verdict));
             }
         }
         Ok(())
     }
 
+    fn count(&mut self, bytes: &Range<u64>, verdict: Verdict) {
+        if bytes.start.is_multiple_of(FRAME) && bytes.end.is_multiple_of(FRAME) {
+            self.counts[verdict as usize] += (bytes.end - bytes.start) / FRAME;
+            return;
+        }
+        let page = bytes.start / FRAME;
+        match &mut self.torn {
+            Some((torn, of_torn)) if *torn == page => *of_torn = verdict.max(*of_torn),
+            torn => {
+                if let Some((_, verdict)) = torn.replace((page, verdict)) {
+                    self.counts[verdict as usize] += 1;
+                }
+            }
+        }
+    }
+
     fn print(&mut self, out: &mut impl Write) -> Result<()> {
-        let Some((pfns, verdict)) = self.last.take() else { return Ok(()) };
+        let Some((bytes, verdict)) = self.last.take() else { return Ok(()) };
         let verdict = match verdict {
             Verdict::Same => return Ok(()),
             Verdict::Different => "different",
@@ -167,11 +288,12 @@ impl Report {
             Verdict::OnlyNew => "only in NEW",
             Verdict::Unreadable => "cannot be read",
         };
-        let (first, last) = (pfns.start * FRAME_SIZE as u64, (pfns.end - 1) * FRAME_SIZE as u64 + 0xFFF);
-        let count = pfns.end - pfns.start;
-        let pages = if count == 1 { "page" } else { "pages" };
+        let (first, last) = (bytes.start, bytes.end - 1);
+        let is_whole = bytes.start.is_multiple_of(FRAME) && bytes.end.is_multiple_of(FRAME);
+        let (count, unit) = if is_whole { ((bytes.end - first) / FRAME, "page") } else { (bytes.end - first, "byte") };
+        let s = if count == 1 { "" } else { "s" };
         self.progress.suspend(|| {
-            writeln!(out, "{first:#x} to {last:#x}: {count} {pages} {verdict}")?;
+            writeln!(out, "{first:#x} to {last:#x}: {count} {unit}{s} {verdict}")?;
             Ok(out.flush()?)
         })
     }
@@ -179,7 +301,10 @@ impl Report {
     fn finish(mut self, out: &mut impl Write) -> Result<bool> {
         self.print(out)?;
         drop(self.progress);
-        let [same, different, only_old, only_new, unreadable] = self.counts;
+        if let Some((_, verdict)) = self.torn {
+            self.counts[verdict as usize] += 1;
+        }
+        let [same, only_new, only_old, different, unreadable] = self.counts;
         writeln!(out, "{same} the same, {different} different, {only_old} only in OLD, {only_new} only in NEW")?;
         if unreadable > 0 {
             out.flush()?;

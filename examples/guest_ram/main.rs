@@ -11,6 +11,7 @@
 //! interrupted.
 
 mod args;
+mod called;
 mod canvas;
 mod diff;
 mod domains;
@@ -37,6 +38,7 @@ use std::process::ExitCode;
 
 use args::{Args, Command};
 use clap::{CommandFactory, Parser};
+use image::Making;
 use pattern::Pattern;
 use printable::printable;
 use search::Outcome;
@@ -108,20 +110,22 @@ fn run(args: &Args) -> Result<ExitCode> {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Diff { old, new } => {
+        Command::Diff { old, new, raw } => {
+            let making = Making::new(*raw);
             let same = match new {
                 Some(_) if source::is_given(&args.source) => {
                     return Err("two dumps are compared without a guest".into());
                 }
-                Some(new) => diff::dumps(old, new, &mut stdout)?,
-                None => diff::dump_and_guest(old, &host()?.guest_to_touch()?, &mut stdout)?,
+                Some(new) => diff::dumps(old, new, making, &mut stdout)?,
+                None => diff::dump_and_guest(old, making, &host()?.guest_to_touch()?, &mut stdout)?,
             };
             if !same {
                 code = DIFFERENT.into();
             }
         }
-        Command::Picture { out, search, since } => {
-            if !picture::picture(&host()?.guest_to_touch()?, out, *search, since.as_deref(), &mut stdout)? {
+        Command::Picture { out, search, since, raw } => {
+            let since = since.as_deref().map(|dump| (dump, Making::new(*raw)));
+            if !picture::picture(&host()?.guest_to_touch()?, out, *search, since, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }

@@ -10,7 +10,7 @@ use crate::args::SearchArgs;
 use crate::canvas::{Canvas, Shade};
 use crate::dump::output::Output;
 use crate::guest_pages::{GuestPages, WINDOW, windows};
-use crate::image::{Image, ZEROS};
+use crate::image::{Image, Making, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 
@@ -19,11 +19,11 @@ pub(crate) fn picture(
     guest: &Guest<'_>,
     path: &Path,
     args: SearchArgs,
-    since: Option<&Path>,
+    since: Option<(&Path, Making)>,
     out: &mut impl Write,
 ) -> Result<bool> {
     let output = Output::create(path)?;
-    let since = since.map(Image::open).transpose()?;
+    let since = since.map(|(dump, making)| Image::open(dump, making)).transpose()?;
     let found = scan(guest, args)?;
     let map = &found.map;
     let progress = Progress::new("drawing", map.extents().iter().map(|e| e.pfns.end - e.pfns.start).sum())?;
@@ -48,13 +48,16 @@ pub(crate) fn picture(
             continue;
         }
         for window in windows(pfns, WINDOW) {
+            if let Some(dump) = &since {
+                dump.prefetch(window.clone());
+            }
             pages.load(window.clone())?;
             for pfn in window.clone() {
                 let page = pages.page(pfn);
-                let then = since.as_ref().map(|dump| dump.page(pfn).or(dump.hides_zeros.then_some(&ZEROS)));
+                let has_changed = |page| since.as_ref().is_some_and(|dump| !dump.has(pfn, page));
                 let shade = match (page, extent.kind) {
                     (None, _) => Shade::Unreadable,
-                    _ if then.is_some_and(|then| then != page) => Shade::Changed,
+                    (Some(page), _) if has_changed(page) => Shade::Changed,
                     (_, FrameKind::PageTable) => Shade::PageTable,
                     (_, FrameKind::Special) => Shade::Special,
                     (Some(&ZEROS), _) => Shade::Zero,

@@ -8,53 +8,10 @@ use xenmap::{Domid, Error, ForeignMemory, Guest};
 
 use crate::Result;
 use crate::args::{MockKind, Source};
-use crate::domains::in_words;
+use crate::called::Called;
+use crate::image;
 
 const NO_GUEST: &str = "which guest? give --domain DOMAIN or --mock FILE, before the command";
-
-/// What the person calls a guest.
-pub(crate) enum Called<'a> {
-    Number(Domid),
-    Name(&'a str),
-}
-
-impl<'a> Called<'a> {
-    /// Digits are a number, anything else is a name, and so is whatever follows `name:`.
-    pub(crate) fn from_argument(argument: &'a str) -> Result<Called<'a>> {
-        let is_number = !argument.is_empty() && argument.bytes().all(|byte| byte.is_ascii_digit());
-        Ok(match argument.strip_prefix("name:") {
-            Some(name) => Called::Name(name),
-            None if is_number => Called::Number(argument.parse()?),
-            None => Called::Name(argument),
-        })
-    }
-
-    pub(crate) fn domid(&self, memory: &ForeignMemory) -> Result<Domid> {
-        let name = match *self {
-            Called::Number(domid) => return Ok(domid),
-            Called::Name(name) => name,
-        };
-        let missing = || format!("no domain is called {name:?}; `domains` lists them");
-        match memory.domain_by_name(name) {
-            Err(Error::AmbiguousName { domids, .. }) => Err(ambiguous(memory, name, &domids).into()),
-            found => Ok(found?.ok_or_else(missing)?),
-        }
-    }
-}
-
-/// What to tell the person who has given the name of several domains.
-fn ambiguous(memory: &ForeignMemory, name: &str, domids: &[Domid]) -> String {
-    // At once, since names are waited for.
-    let domains = memory.domains().unwrap_or_default();
-    let state = |domid| domains.iter().find(|info| info.domid == domid)?.state;
-    let described = domids.iter().map(|&domid| match state(domid) {
-        Some(state) => format!("{domid} ({})", in_words(state)),
-        None => domid.to_string(),
-    });
-    let described: Vec<String> = described.collect();
-    let (count, described) = (domids.len(), described.join(", "));
-    format!("{count} domains are called {name:?}: {described}; choose one by its number")
-}
 
 /// A handle of the host, and the guest that the person has named, if any.
 pub(crate) struct Host {
@@ -66,7 +23,7 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn open(source: &Source) -> Result<Host> {
         if let Some(file) = &source.mock {
-            let simulated = simulate(file, source.mock_kind);
+            let simulated = simulate(file, source.mock_kind, source.mock_raw);
             let (memory, domid) = simulated.map_err(|e| format!("cannot use {}: {e}", file.display()))?;
             return Ok(Host { memory, domid: Some(domid), pod_populate: source.pod_populate });
         }
@@ -111,15 +68,19 @@ pub(crate) fn is_given(source: &Source) -> bool {
     source.mock.is_some() || source.domain.is_some()
 }
 
-fn simulate(file: &Path, kind: MockKind) -> Result<(ForeignMemory, Domid)> {
+fn simulate(path: &Path, kind: MockKind, is_raw: bool) -> Result<(ForeignMemory, Domid)> {
     // Looked at before it is opened: opening a pipe would wait for a writer.
-    if !fs::metadata(file)?.is_file() {
+    if !fs::metadata(path)?.is_file() {
         return Err("not a regular file".into());
+    }
+    let file = File::open(path)?;
+    if !is_raw {
+        image::check_raw(&file)?;
     }
     let host = MockHost::new();
     let domain = match kind {
-        MockKind::Pvh => host.create_domain_from_file(&File::open(file)?)?,
-        MockKind::Pv => host.create_pv_domain_from_file(&File::open(file)?)?,
+        MockKind::Pvh => host.create_domain_from_file(&file)?,
+        MockKind::Pv => host.create_pv_domain_from_file(&file)?,
     };
     // Nothing in it runs, as in a guest that is paused.
     domain.pause();

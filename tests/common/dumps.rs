@@ -32,29 +32,65 @@ pub fn raw(pages: &Pages) -> Vec<u8> {
 }
 
 pub fn lime(pages: &Pages) -> Vec<u8> {
+    let parts: Vec<(u64, Vec<u8>)> =
+        runs(pages).into_iter().map(|pfns| (pfns.start * FRAME, pfns.flat_map(|pfn| pages[&pfn]).collect())).collect();
+    lime_of_parts(&parts)
+}
+
+/// Bytes at any addresses.
+pub fn lime_of_parts<T: AsRef<[u8]>>(parts: &[(u64, T)]) -> Vec<u8> {
     let mut dump = Vec::new();
-    for pfns in runs(pages) {
+    for (address, bytes) in parts {
+        let bytes = bytes.as_ref();
         dump.extend_from_slice(b"EMiL\x01\0\0\0");
-        dump.extend(words(&[pfns.start * FRAME, pfns.end * FRAME - 1, 0]));
-        dump.extend(pfns.flat_map(|pfn| pages[&pfn]));
+        dump.extend(words(&[*address, address + bytes.len() as u64 - 1, 0]));
+        dump.extend(bytes);
     }
     dump
 }
 
 pub fn elf(pages: &Pages) -> Vec<u8> {
+    let mut offset = 0;
+    let segments: Vec<Segment> = runs(pages)
+        .into_iter()
+        .map(|pfns| {
+            let len = (pfns.end - pfns.start) * FRAME;
+            let segment = Segment::whole(offset, pfns.start * FRAME, len);
+            offset += len;
+            segment
+        })
+        .collect();
+    elf_of_segments(&segments, &pages.values().flatten().copied().collect::<Vec<u8>>())
+}
+
+/// What a program header says: an offset in the body, a physical address, sizes in the file and in memory.
+#[derive(Clone, Copy)]
+pub struct Segment {
+    pub offset: u64,
+    pub address: u64,
+    pub in_file: u64,
+    pub in_memory: u64,
+}
+
+impl Segment {
+    /// All of it is in the file.
+    pub fn whole(offset: u64, address: u64, len: u64) -> Segment {
+        Segment { offset, address, in_file: len, in_memory: len }
+    }
+}
+
+/// Header, program headers, body, with nothing between them.
+pub fn elf_of_segments(segments: &[Segment], body: &[u8]) -> Vec<u8> {
     const PROGRAM_HEADER: u64 = 56;
-    let runs = runs(pages);
-    let count = runs.len() as u64;
+    let count = segments.len() as u64;
+    let body_at = ELF_HEADER + count * PROGRAM_HEADER;
     let mut dump = elf_header(ELF_HEADER, count, 0, 0);
-    let mut offset = ELF_HEADER + count * PROGRAM_HEADER;
-    for pfns in &runs {
-        let len = (pfns.end - pfns.start) * FRAME;
+    for segment in segments {
         // PT_LOAD, readable; offset, virtual and physical address, sizes in the file and in memory, alignment.
         dump.extend([1, 4].map(u32::to_le_bytes).concat());
-        dump.extend(words(&[offset, 0, pfns.start * FRAME, len, len, FRAME]));
-        offset += len;
+        dump.extend(words(&[body_at + segment.offset, 0, segment.address, segment.in_file, segment.in_memory, FRAME]));
     }
-    dump.extend(pages.values().flatten());
+    dump.extend(body);
     dump
 }
 
@@ -95,7 +131,7 @@ pub fn xen(pages: &Pages, table_name: &str, table: &[u8], entry: u64) -> Vec<u8>
 }
 
 /// Of a 64-bit core, with program headers and section headers at these offsets and so many of them.
-fn elf_header(segments_at: u64, segments: u64, sections_at: u64, sections: u64) -> Vec<u8> {
+pub fn elf_header(segments_at: u64, segments: u64, sections_at: u64, sections: u64) -> Vec<u8> {
     let half = |number: u64| u16::try_from(number).map(u16::to_le_bytes);
     let halves = |numbers: &[u64]| -> Vec<u8> { numbers.iter().flat_map(|&n| half(n).unwrap_or_default()).collect() };
     let mut header = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();

@@ -1,0 +1,82 @@
+//! The bytes of a file, and where it has data.
+
+#![expect(unsafe_code, reason = "maps a file")]
+
+use std::fs::File;
+use std::ops::Range;
+
+use memmap2::{Advice, Mmap};
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+use crate::Result;
+
+/// A file of which the holes are known: they are zeros, and cost nothing, whatever headers claim that they hold.
+pub(super) struct Contents {
+    map: Mmap,
+    /// In ascending order, without overlap.
+    data: Vec<Range<u64>>,
+}
+
+impl Contents {
+    pub(super) fn new(file: &File) -> Result<Contents> {
+        // SAFETY: nobody changes the file, as the person is asked to see to.
+        let map = unsafe { Mmap::map(file) }?;
+        // Otherwise the kernel reads what is near a header, too, and that may be a hole without end.
+        map.advise(Advice::Random)?;
+        let data = data(file, map.len() as u64)?;
+        Ok(Contents { map, data })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Some bytes; `None` if the file does not have all of them.
+    pub(super) fn get(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let start = usize::try_from(offset).ok()?;
+        self.map.get(start..start.checked_add(usize::try_from(len).ok()?)?)
+    }
+
+    /// Begins to read what will be looked at soon.
+    pub(super) fn prefetch(&self, bytes: Range<u64>) {
+        for data in self.data_in(bytes) {
+            let range = [data.start, data.end - data.start].map(usize::try_from);
+            if let [Ok(start), Ok(len)] = range {
+                // Without it, it takes longer.
+                let _ = self.map.advise_range(Advice::WillNeed, start, len);
+            }
+        }
+    }
+
+    /// Where there is data among some bytes.
+    pub(super) fn data_in(&self, bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let first = self.data.partition_point(|data| data.end <= bytes.start);
+        let meets = self.data[first..].iter().take_while(move |data| data.start < bytes.end);
+        meets.map(move |data| data.start.max(bytes.start)..data.end.min(bytes.end))
+    }
+}
+
+/// Where a file has data. On a file system that does not know, everywhere.
+fn data(file: &File, len: u64) -> Result<Vec<Range<u64>>> {
+    let mut all: Vec<Range<u64>> = Vec::new();
+    let mut next = 0;
+    while next < len {
+        let start = match lseek(file, i64::try_from(next)?, Whence::SeekData) {
+            Ok(start) => u64::try_from(start)?,
+            Err(Errno::ENXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = u64::try_from(lseek(file, i64::try_from(start)?, Whence::SeekHole)?)?.min(len);
+        if start < next || start >= end {
+            return Err("it is being changed".into());
+        }
+        all.push(start..end);
+        next = end;
+    }
+    Ok(all)
+}

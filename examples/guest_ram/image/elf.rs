@@ -1,0 +1,172 @@
+//! ELF cores: that of `xl dump-core` has its pages in a section, any other in segments.
+
+use std::ops::Range;
+
+use object::elf::{ET_CORE, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::{Endian, Endianness};
+
+use super::FRAME;
+use super::contents::Contents;
+use super::runs::{Run, Source};
+use crate::Result;
+
+pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// What marks an entry of xl's table of frames that stands for nothing (libxc's `XC_CORE_INVALID_PFN`).
+const NO_FRAME: u64 = u64::MAX;
+
+pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
+    match file.bytes().get(4) {
+        Some(1) => core::<FileHeader32<Endianness>>(file),
+        Some(2) => core::<FileHeader64<Endianness>>(file),
+        _ => Err("it is a broken elf file: it is made neither for 32 nor for 64 bits".into()),
+    }
+}
+
+fn broken(error: object::Error) -> String {
+    format!("it is a broken elf file: {error}")
+}
+
+fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<Vec<Run>> {
+    let header = Elf::parse(file.bytes()).map_err(broken)?;
+    let endian = header.endian().map_err(broken)?;
+    if header.e_type(endian) != ET_CORE {
+        return Err("it is an elf file, but no core".into());
+    }
+    let sections = Sections::new(header, endian, file)?;
+    if let Some(pages) = sections.find(".xen_pages")? {
+        return xen(&sections, pages, file);
+    }
+    let runs = segments(header, endian, file)?;
+    if runs.is_empty() {
+        // xl writes the names of its sections last.
+        return Err("it is a core without memory; if it comes from xl dump-core, it is cut off".into());
+    }
+    Ok(runs)
+}
+
+fn segments<Elf: FileHeader<Endian = Endianness>>(
+    header: &Elf,
+    endian: Endianness,
+    file: &Contents,
+) -> Result<Vec<Run>> {
+    let headers = header.program_headers(endian, file.bytes()).map_err(broken)?;
+    let table_start: u64 = header.e_phoff(endian).into();
+    let size = size_of::<Elf::ProgramHeader>() as u64;
+    let table = table_start..table_start + headers.len() as u64 * size;
+    file.prefetch(table.clone());
+    let mut runs = Vec::new();
+    let mut next = 0;
+    // Headers in a hole of the file say nothing, however many there are.
+    for data in file.data_in(table) {
+        let first = usize::try_from((data.start - table_start) / size)?.max(next);
+        next = usize::try_from((data.end - table_start).div_ceil(size))?;
+        for segment in &headers[first..next] {
+            if segment.p_type(endian) == PT_LOAD {
+                runs.extend(load::<Elf>(segment, endian)?.into_iter().flatten());
+            }
+        }
+    }
+    Ok(runs)
+}
+
+/// What a segment has in the file, and the zeros after it.
+fn load<Elf: FileHeader>(segment: &Elf::ProgramHeader, endian: Elf::Endian) -> Result<[Option<Run>; 2]> {
+    let (address, in_file, in_memory): (u64, u64, u64) =
+        (segment.p_paddr(endian).into(), segment.p_filesz(endian).into(), segment.p_memsz(endian).into());
+    if in_memory == 0 {
+        return Ok([None, None]);
+    }
+    let zeros = in_memory.checked_sub(in_file).ok_or("a segment has more bytes in the file than in memory")?;
+    let zeros_at = address.checked_add(in_file).ok_or("a segment reaches past the last address")?;
+    Ok([
+        Run::new(address, in_file, Source::File(segment.p_offset(endian).into()))?,
+        Run::new(zeros_at, zeros, Source::Zeros)?,
+    ])
+}
+
+/// The sections of a core, which are found by name.
+struct Sections<'a, Elf: FileHeader> {
+    endian: Elf::Endian,
+    headers: &'a [Elf::SectionHeader],
+    /// The names, each with a NUL after it.
+    names: &'a [u8],
+}
+
+impl<'a, Elf: FileHeader<Endian = Endianness>> Sections<'a, Elf> {
+    fn new(header: &'a Elf, endian: Endianness, file: &'a Contents) -> Result<Sections<'a, Elf>> {
+        // A number that does not fit the header is none of xl's cores, and one of any size may be claimed.
+        if header.e_shnum(endian) == 0 || header.e_shstrndx(endian) == SHN_UNDEF {
+            return Ok(Sections { endian, headers: &[], names: &[] });
+        }
+        let headers = header.section_headers(endian, file.bytes()).map_err(broken)?;
+        let of_names = header.section_strings_index(endian, file.bytes()).map_err(broken)?;
+        let of_names = headers.get(of_names.0).ok_or("it is a broken elf file: its sections have no names")?;
+        let names = of_names.data(endian, file.bytes()).unwrap_or_default();
+        Ok(Sections { endian, headers, names })
+    }
+
+    /// Where in the file a section is, if there is one of this name.
+    fn find(&self, name: &str) -> Result<Option<Range<u64>>> {
+        let is_it = |section: &&Elf::SectionHeader| {
+            let names = usize::try_from(section.sh_name(self.endian)).ok().and_then(|start| self.names.get(start..));
+            let rest = names.and_then(|names| names.strip_prefix(name.as_bytes()));
+            rest.is_some_and(|rest| rest.first() == Some(&0))
+        };
+        let Some(section) = self.headers.iter().find(is_it) else { return Ok(None) };
+        let (start, len) = section.file_range(self.endian).ok_or_else(|| format!("its section {name} is empty"))?;
+        let end = start.checked_add(len).ok_or_else(|| cut_off(name))?;
+        Ok(Some(start..end))
+    }
+}
+
+fn cut_off(section: &str) -> String {
+    format!("it is cut off: its section {section} is not whole")
+}
+
+/// The core of `xl dump-core` (xen's docs/misc/dump-core-format.txt): a section of pages, and one that says of which
+/// frames they are: `.xen_pfn` with a word for each page, or `.xen_p2m` of a PV guest with two, the pfn and the machine
+/// frame.
+fn xen<Elf: FileHeader<Endian = Endianness>>(
+    sections: &Sections<'_, Elf>,
+    pages: Range<u64>,
+    file: &Contents,
+) -> Result<Vec<Run>> {
+    let table = |name: &str| -> Result<Option<&[[u8; 8]]>> {
+        let Some(section) = sections.find(name)? else { return Ok(None) };
+        let bytes = file.get(section.start, section.end - section.start).ok_or_else(|| cut_off(name))?;
+        file.prefetch(section);
+        Ok(Some(bytes.as_chunks().0))
+    };
+    if pages.end > file.len() {
+        return Err(cut_off(".xen_pages").into());
+    }
+    let (words, words_each) = match table(".xen_pfn")? {
+        Some(words) => (words, 1),
+        None => (table(".xen_p2m")?.ok_or("it has pages, but no table of their frames")?, 2),
+    };
+    if (words.len() / words_each) as u64 > (pages.end - pages.start) / FRAME {
+        return Err("it is cut off: it lists more frames than it has pages".into());
+    }
+    let mut runs: Vec<Run> = Vec::new();
+    let mut offset = pages.start;
+    for entry in words.chunks_exact(words_each) {
+        let here = offset;
+        offset += FRAME;
+        if entry.iter().any(|word| *word == NO_FRAME.to_ne_bytes()) {
+            continue;
+        }
+        let pfn = sections.endian.read_u64(entry[0]);
+        let run = Run::frame(pfn, here)?;
+        match runs.last_mut() {
+            Some(last) if last.is_continued_by(&run) => last.addresses.end = run.addresses.end,
+            // A table may be a hole of the file, of any size.
+            Some(last) if last.addresses.contains(&run.addresses.start) => {
+                return Err(format!("it has frame {pfn:#x} twice").into());
+            }
+            _ => runs.push(run),
+        }
+    }
+    Ok(runs)
+}

@@ -1,0 +1,295 @@
+//! Dumps, of every format that this tool writes and others like them, to be read.
+//!
+//! A dump may come from anywhere, so nothing that it says of itself is believed without a check. It must not be
+//! changed while it is read: it is mapped, and a file that is cut off then is a SIGBUS.
+
+mod contents;
+mod elf;
+mod foreign;
+mod lime;
+mod raw;
+mod runs;
+mod zst;
+
+use std::fs::File;
+use std::iter::once;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use xenmap::FRAME_SIZE;
+
+use crate::Result;
+use contents::Contents;
+use runs::{Run, Source};
+
+pub(crate) type Page = [u8; FRAME_SIZE];
+pub(crate) const ZEROS: Page = [0; FRAME_SIZE];
+
+const FRAME: u64 = FRAME_SIZE as u64;
+
+pub(crate) struct Image {
+    file: Contents,
+    /// In ascending order, without overlap.
+    frames: Vec<Frames>,
+    /// What there is of the frames that are made of pieces, in ascending order, without overlap.
+    pieces: Vec<Run>,
+    /// Whether a page that is missing may be one of zeros.
+    pub(crate) hides_zeros: bool,
+}
+
+/// Consecutive frames, at least one, and where their bytes are.
+struct Frames {
+    pfns: Range<u64>,
+    place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In the file, from this offset on.
+    File(u64),
+    Zeros,
+    Pieces,
+}
+
+/// What there is of some frames.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Pages,
+    Zeros,
+    /// Pieces of pages, perhaps not all of them.
+    Pieces,
+}
+
+/// A frame that may be there in part.
+pub(crate) struct Frame {
+    page: Page,
+    /// Which of its bytes there are: ranges in ascending order that do not touch each other.
+    there: Vec<Range<usize>>,
+}
+
+/// How a dump is found to be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Making {
+    /// By what it begins with.
+    Detected,
+    /// Raw, whatever it begins with.
+    Raw,
+}
+
+impl Making {
+    pub(crate) fn new(is_raw: bool) -> Making {
+        if is_raw { Making::Raw } else { Making::Detected }
+    }
+}
+
+impl Image {
+    pub(crate) fn open(path: &Path, making: Making) -> Result<Image> {
+        Image::read(path, making).map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
+    }
+
+    fn read(path: &Path, making: Making) -> Result<Image> {
+        // Looked at before it is opened: opening a pipe would wait for a writer.
+        if !path.metadata()?.is_file() {
+            return Err("not a regular file".into());
+        }
+        let file = File::open(path)?;
+        if making == Making::Raw {
+            let file = Contents::new(&file)?;
+            return Image::new(raw::runs(&file)?, file, true);
+        }
+        if !zst::is_compressed(&head(&file)?) {
+            return Image::detect(&file, "give --raw");
+        }
+        let file = zst::decompress(&file)?;
+        if zst::is_compressed(&head(&file)?) {
+            return Err("it is compressed twice: decompress it first (zstd -d)".into());
+        }
+        let detected = Image::detect(&file, "decompress it first (zstd -d) and give --raw");
+        detected.map_err(|e| format!("once decompressed, {e}").into())
+    }
+
+    /// `for_raw` is what to do if a file is raw, and does not look like it.
+    fn detect(file: &File, for_raw: &str) -> Result<Image> {
+        let file = Contents::new(file)?;
+        let bytes = file.bytes();
+        if bytes.starts_with(&elf::MAGIC) {
+            Image::new(elf::runs(&file)?, file, false)
+        } else if bytes.starts_with(&lime::MAGIC) {
+            Image::new(lime::runs(&file)?, file, false)
+        } else if let Some(foreign) = foreign::identify(bytes) {
+            Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into())
+        } else {
+            let runs = raw::runs(&file).map_err(|e| format!("it is of no known kind, and {e}"))?;
+            Image::new(runs, file, true)
+        }
+    }
+
+    fn new(claims: Vec<Run>, file: Contents, hides_zeros: bool) -> Result<Image> {
+        let runs = runs::in_order(claims, &file)?;
+        let (frames, pieces) = by_frame(&runs);
+        Ok(Image { file, frames, pieces, hides_zeros })
+    }
+
+    /// The frames that it has, in ascending order.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<u64>, Part)> {
+        self.frames.iter().map(|frames| {
+            let part = match frames.place {
+                Place::File(_) => Part::Pages,
+                Place::Zeros => Part::Zeros,
+                Place::Pieces => Part::Pieces,
+            };
+            (frames.pfns.clone(), part)
+        })
+    }
+
+    /// The page of a frame, if the dump has it, and not in pieces.
+    pub(crate) fn page(&self, pfn: u64) -> Option<&Page> {
+        let after = self.frames.partition_point(|frames| frames.pfns.end <= pfn);
+        let frames = self.frames.get(after).filter(|frames| frames.pfns.contains(&pfn))?;
+        match frames.place {
+            Place::File(offset) => self.file.get(offset + (pfn - frames.pfns.start) * FRAME, FRAME)?.first_chunk(),
+            Place::Zeros => Some(&ZEROS),
+            Place::Pieces => None,
+        }
+    }
+
+    /// Begins to read some frames, which will be looked at soon.
+    pub(crate) fn prefetch(&self, pfns: Range<u64>) {
+        let first = self.frames.partition_point(|frames| frames.pfns.end <= pfns.start);
+        for frames in self.frames[first..].iter().take_while(|frames| frames.pfns.start < pfns.end) {
+            if let Place::File(offset) = frames.place {
+                let bytes = [frames.pfns.start.max(pfns.start), frames.pfns.end.min(pfns.end)]
+                    .map(|pfn| offset + (pfn - frames.pfns.start) * FRAME);
+                self.file.prefetch(bytes[0]..bytes[1]);
+            }
+        }
+    }
+
+    /// What the dump has of a frame.
+    pub(crate) fn frame(&self, pfn: u64) -> Frame {
+        if let Some(page) = self.page(pfn) {
+            return Frame::whole(page);
+        }
+        let mut frame = Frame::nothing();
+        let addresses = pfn * FRAME..(pfn + 1) * FRAME;
+        let first = self.pieces.partition_point(|piece| piece.addresses.end <= addresses.start);
+        let pieces = self.pieces[first..].iter().take_while(|piece| piece.addresses.start < addresses.end);
+        for piece in pieces {
+            let [start, end] = [piece.addresses.start, piece.addresses.end]
+                .map(|address| usize::try_from(address - addresses.start).unwrap_or(FRAME_SIZE));
+            if let Source::File(offset) = piece.source {
+                let bytes = self.file.get(offset, piece.addresses.end - piece.addresses.start);
+                frame.page[start..end].copy_from_slice(bytes.unwrap_or(&ZEROS[start..end]));
+            }
+            frame.add(start..end);
+        }
+        frame
+    }
+
+    /// Whether the dump has this page at a frame, all of its bytes; one of zeros may be missing if zeros are hidden.
+    pub(crate) fn has(&self, pfn: u64, page: &Page) -> bool {
+        match self.page(pfn) {
+            Some(there) => there == page,
+            None => self.frame(pfn).is(page) || self.hides_zeros && *page == ZEROS,
+        }
+    }
+}
+
+impl Frame {
+    pub(crate) fn nothing() -> Frame {
+        Frame { page: ZEROS, there: Vec::new() }
+    }
+
+    pub(crate) fn whole(page: &Page) -> Frame {
+        Frame { page: *page, there: once(0..FRAME_SIZE).collect() }
+    }
+
+    /// Takes some bytes of the page to be there. They are past all that are there already.
+    fn add(&mut self, bytes: Range<usize>) {
+        match self.there.last_mut() {
+            Some(last) if last.end == bytes.start => last.end = bytes.end,
+            _ => self.there.push(bytes),
+        }
+    }
+
+    fn is(&self, page: &Page) -> bool {
+        self.there.first() == Some(&(0..FRAME_SIZE)) && self.page == *page
+    }
+
+    /// Where bytes begin or end to be there.
+    pub(crate) fn borders(&self) -> impl Iterator<Item = usize> {
+        self.there.iter().flat_map(|range| [range.start, range.end])
+    }
+
+    /// Bytes of the page, which are between two borders; `None` if they are not there.
+    pub(crate) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
+        let there = self.there.get(self.there.partition_point(|there| there.end <= range.start))?;
+        (there.start <= range.start).then(|| &self.page[range])
+    }
+}
+
+/// Runs as frames, and the pieces of those that are not whole in one run.
+fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
+    let (mut frames, mut pieces): (Vec<Frames>, Vec<Run>) = (Vec::new(), Vec::new());
+    let mut add_piece = |frames: &mut Vec<Frames>, piece: Run| {
+        let pfn = piece.addresses.start / FRAME;
+        if frames.last().is_none_or(|last| last.pfns.end <= pfn) {
+            frames.push(Frames { pfns: pfn..pfn + 1, place: Place::Pieces });
+        }
+        pieces.push(piece);
+    };
+    for run in runs {
+        let Range { start, end } = run.addresses;
+        let first_whole = start.next_multiple_of(FRAME).min(end);
+        let end_of_whole = (end - end % FRAME).max(first_whole);
+        if start < first_whole {
+            add_piece(&mut frames, run.part(start..first_whole));
+        }
+        if first_whole < end_of_whole {
+            let place = match run.part(first_whole..end_of_whole).source {
+                Source::File(offset) => Place::File(offset),
+                Source::Zeros => Place::Zeros,
+            };
+            frames.push(Frames { pfns: first_whole / FRAME..end_of_whole / FRAME, place });
+        }
+        if end_of_whole < end {
+            add_piece(&mut frames, run.part(end_of_whole..end));
+        }
+    }
+    (frames, pieces)
+}
+
+/// Refuses a file that is taken for raw RAM, and begins as something else does.
+pub(crate) fn check_raw(file: &File) -> Result<()> {
+    let head = head(file)?;
+    let what = if head.starts_with(&elf::MAGIC) {
+        "it is an elf file".to_owned()
+    } else if head.starts_with(&lime::MAGIC) {
+        "it is a lime dump".to_owned()
+    } else if zst::is_compressed(&head) {
+        "it is compressed with zstd: decompress it first (zstd -d)".to_owned()
+    } else if let Some(foreign) = foreign::identify(&head) {
+        foreign
+    } else {
+        return Ok(());
+    };
+    let taken = "--mock takes raw RAM, such as `dump --format raw` writes";
+    Err(format!("{what}; {taken}; if it is raw RAM all the same, give --mock-raw").into())
+}
+
+/// What a file begins with.
+fn head(file: &File) -> Result<Vec<u8>> {
+    let mut head = vec![0; FRAME_SIZE];
+    let mut len = 0;
+    while len < head.len() {
+        match file.read_at(&mut head[len..], len as u64) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    head.truncate(len);
+    Ok(head)
+}

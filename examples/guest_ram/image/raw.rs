@@ -1,0 +1,21 @@
+//! Raw: the page of frame n is n * 4096 bytes from the start; holes of a sparse file are zeros, or no RAM.
+
+use super::FRAME;
+use super::contents::Contents;
+use super::runs::{Run, Source};
+use crate::Result;
+
+pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
+    if file.len() == 0 {
+        return Err("it is empty".into());
+    }
+    if !file.len().is_multiple_of(FRAME) {
+        return Err("as a raw dump it is cut off: its last frame is not whole".into());
+    }
+    let mut runs = Vec::new();
+    for data in file.data_in(0..file.len()) {
+        let start = data.start - data.start % FRAME;
+        runs.extend(Run::new(start, data.end.next_multiple_of(FRAME) - start, Source::File(start))?);
+    }
+    Ok(runs)
+}

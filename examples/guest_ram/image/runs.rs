@@ -1,0 +1,251 @@
+//! What a dump claims to have, made into bytes by address, each of them once.
+//!
+//! A dump may have the same bytes twice: a kernel's text, for instance, is in a segment of its own and in that of all
+//! RAM. That is no conflict as long as the bytes are the same. The work grows with the headers and the data that are
+//! really in the file, not with what the headers claim: holes of the file are known, and no byte of the file may stand
+//! for two addresses.
+
+use std::iter::once;
+use std::ops::Range;
+
+use xenmap::Gfn;
+
+use super::contents::Contents;
+use super::{FRAME, ZEROS};
+use crate::Result;
+
+/// Bytes at consecutive addresses, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) addresses: Range<u64>,
+    pub(super) source: Source,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// They are in the file, from this offset on.
+    File(u64),
+    /// They are zeros, without being in the file.
+    Zeros,
+}
+
+impl Run {
+    /// `len` bytes from an address on; `None` if there are none.
+    pub(super) fn new(first: u64, len: u64, source: Source) -> Result<Option<Run>> {
+        let Some(more) = len.checked_sub(1) else { return Ok(None) };
+        let last = first.checked_add(more).ok_or("a part of it reaches past the last address")?;
+        check_frame(last / FRAME)?;
+        Ok(Some(Run { addresses: first..last + 1, source }))
+    }
+
+    /// A frame that is in the file.
+    pub(super) fn frame(pfn: u64, offset: u64) -> Result<Run> {
+        check_frame(pfn)?;
+        Ok(Run { addresses: pfn * FRAME..(pfn + 1) * FRAME, source: Source::File(offset) })
+    }
+
+    /// Whether another run goes on where this one ends, in memory and in the file.
+    pub(super) fn is_continued_by(&self, next: &Run) -> bool {
+        self.addresses.end == next.addresses.start && self.end_of_source() == next.source
+    }
+
+    fn end_of_source(&self) -> Source {
+        match self.source {
+            Source::File(offset) => Source::File(offset.saturating_add(self.len())),
+            Source::Zeros => Source::Zeros,
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.addresses.end - self.addresses.start
+    }
+
+    /// The part of it at some of its addresses.
+    pub(super) fn part(&self, addresses: Range<u64>) -> Run {
+        let source = match self.source {
+            Source::File(offset) => Source::File(offset + (addresses.start - self.addresses.start)),
+            Source::Zeros => Source::Zeros,
+        };
+        Run { addresses, source }
+    }
+
+    /// The bytes of a run that is in the file.
+    fn bytes<'a>(&self, file: &'a Contents) -> &'a [u8] {
+        match self.source {
+            Source::File(offset) => file.get(offset, self.len()).unwrap_or_default(),
+            Source::Zeros => &[],
+        }
+    }
+}
+
+/// The bytes that some runs claim, in ascending order, each once.
+///
+/// Bytes of the file take precedence over zeros that are not in the file: a tool that leaves out pages makes such zeros
+/// of them.
+///
+/// # Errors
+///
+/// If bytes are not in the file, stand for two addresses, or two runs have different bytes at an address.
+pub(super) fn in_order(claims: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
+    let (of_file, zeros): (Vec<Run>, Vec<Run>) =
+        claims.into_iter().partition(|run| matches!(run.source, Source::File(_)));
+    let (data, holes) = apart(each_once(of_file, file)?, file);
+    let data = without_overlap(data, file)?;
+    let holes = union(holes);
+    for (run, hole) in meetings(&data, &holes) {
+        let common = hole.start.max(run.addresses.start)..hole.end.min(run.addresses.end);
+        if let Some(index) = first_nonzero(run.part(common.clone()).bytes(file)) {
+            return Err(twice(common.start + index as u64));
+        }
+    }
+    let zeros = union(holes.into_iter().chain(zeros.into_iter().map(|run| run.addresses)).collect());
+    let mut runs = without(zeros, &data);
+    runs.extend(data);
+    runs.sort_unstable_by_key(|run| run.addresses.start);
+    Ok(runs)
+}
+
+fn check_frame(pfn: u64) -> Result<()> {
+    if pfn > Gfn::MAX.get() {
+        return Err(format!("it has a frame {pfn:#x}: the highest possible is {}", Gfn::MAX).into());
+    }
+    Ok(())
+}
+
+fn twice(address: u64) -> Box<dyn std::error::Error> {
+    format!("it has frame {:#x} twice, with different bytes", address / FRAME).into()
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    if a == b { None } else { a.iter().zip(b).position(|(a, b)| a != b) }
+}
+
+fn first_nonzero(bytes: &[u8]) -> Option<usize> {
+    let mut start = 0;
+    for page in bytes.chunks(ZEROS.len()) {
+        if let Some(index) = first_difference(page, &ZEROS[..page.len()]) {
+            return Some(start + index);
+        }
+        start += page.len();
+    }
+    None
+}
+
+/// Runs of the file, by offset: those are joined that say the same of the same bytes.
+fn each_once(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
+    let offset = |run: &Run| if let Source::File(offset) = run.source { offset } else { 0 };
+    // Two runs say the same of the same bytes if they agree on where in the file address 0 would be.
+    let origin = |run: &Run| offset(run).wrapping_sub(run.addresses.start);
+    let is_whole = |run: &Run| offset(run).checked_add(run.len()).is_some_and(|end| end <= file.len());
+    if !runs.iter().all(is_whole) {
+        return Err("it is cut off: pages that it lists are not in it".into());
+    }
+    runs.sort_unstable_by_key(|run| (origin(run), run.addresses.start));
+    let mut joined: Vec<Run> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if origin(last) == origin(&run) && run.addresses.start <= last.addresses.end => {
+                last.addresses.end = last.addresses.end.max(run.addresses.end);
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined.sort_unstable_by_key(offset);
+    for pair in joined.windows(2) {
+        if offset(&pair[0]) + pair[0].len() > offset(&pair[1]) {
+            let [first, second] = [0, 1].map(|i| pair[i].addresses.start);
+            return Err(format!("its parts at {first:#x} and {second:#x} are the same bytes of the file").into());
+        }
+    }
+    Ok(joined)
+}
+
+/// Separates what is data from whole frames that are holes of the file.
+fn apart(runs: Vec<Run>, file: &Contents) -> (Vec<Run>, Vec<Range<u64>>) {
+    let (mut all_data, mut holes) = (Vec::new(), Vec::new());
+    for run in runs {
+        let (Source::File(offset), end) = (run.source, run.addresses.end) else { continue };
+        let at = |byte: u64| run.addresses.start + (byte - offset);
+        // Where there is data not yet in `all_data`, and where it ends.
+        let (mut start, mut hole_start) = (run.addresses.start, run.addresses.start);
+        let data = file.data_in(offset..offset + run.len()).map(|data| at(data.start)..at(data.end));
+        for data in data.chain(once(end..end)) {
+            let hole = hole_start.next_multiple_of(FRAME)..data.start - data.start % FRAME;
+            hole_start = data.end;
+            if hole.start < hole.end {
+                if start < hole.start {
+                    all_data.push(run.part(start..hole.start));
+                }
+                start = hole.end;
+                holes.push(hole);
+            }
+        }
+        if start < end {
+            all_data.push(run.part(start..end));
+        }
+    }
+    (all_data, holes)
+}
+
+/// Runs by address, cut so that none overlaps with another.
+fn without_overlap(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
+    runs.sort_unstable_by_key(|run| run.addresses.start);
+    let mut kept: Vec<Run> = Vec::new();
+    for run in runs {
+        let first = kept.partition_point(|there| there.addresses.end <= run.addresses.start);
+        for there in &kept[first..] {
+            let common = run.addresses.start.max(there.addresses.start)..run.addresses.end.min(there.addresses.end);
+            if common.is_empty() {
+                break;
+            }
+            let [old, new] = [there, &run].map(|run| run.part(common.clone()).bytes(file));
+            if let Some(index) = first_difference(old, new) {
+                return Err(twice(common.start + index as u64));
+            }
+        }
+        // Up to its end, what was kept has no gap after the start of this run.
+        let start = kept.last().map_or(0, |last| last.addresses.end).max(run.addresses.start);
+        if start < run.addresses.end {
+            kept.push(run.part(start..run.addresses.end));
+        }
+    }
+    Ok(kept)
+}
+
+/// Ranges in ascending order, those that touch each other joined.
+fn union(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// Pairs of a run and a range that have an address in common; both are in ascending order.
+fn meetings<'a>(runs: &'a [Run], ranges: &'a [Range<u64>]) -> impl Iterator<Item = (&'a Run, &'a Range<u64>)> {
+    runs.iter().flat_map(|run| {
+        let first = ranges.partition_point(|range| range.end <= run.addresses.start);
+        ranges[first..].iter().take_while(|range| range.start < run.addresses.end).map(move |range| (run, range))
+    })
+}
+
+/// Zeros where there is no data; both are in ascending order.
+fn without(zeros: Vec<Range<u64>>, data: &[Run]) -> Vec<Run> {
+    let mut rest = Vec::new();
+    for range in zeros {
+        let mut start = range.start;
+        let first = data.partition_point(|run| run.addresses.end <= start);
+        let taken = data[first..].iter().map(|run| &run.addresses).take_while(|taken| taken.start < range.end);
+        for taken in taken.cloned().chain(once(range.end..range.end)) {
+            if start < taken.start {
+                rest.push(Run { addresses: start..taken.start, source: Source::Zeros });
+            }
+            start = start.max(taken.end);
+        }
+    }
+    rest
+}
