@@ -81,6 +81,17 @@ fn dump_that_the_tool_has_compressed_is_read() {
 }
 
 #[test]
+fn damage_to_a_dump_that_the_tool_has_compressed_is_noticed() {
+    let folder = folder("zst-damaged");
+    ram(&folder, &[(0, &pattern(FRAME_SIZE))]);
+    assert!(run_in(&folder, "--mock ram dump --compress zstd --format lime out").status.success());
+    let mut dump = fs::read(folder.join("out")).unwrap();
+    let middle = dump.len() / 2;
+    dump[middle] ^= 1;
+    assert!(refused(&folder, &dump).contains("cannot be decompressed"));
+}
+
+#[test]
 fn frames_of_zstd_are_read_one_after_the_other_and_skippable_ones_are_skipped() {
     let folder = folder("zst-frames");
     fs::write(folder.join("raw"), raw(&pages())).unwrap();

@@ -94,7 +94,12 @@ impl Stream {
     }
 
     pub(crate) fn zstd(file: File, name: String) -> Result<Stream> {
-        let encoder = Encoder::new(Counted { file, bytes: 0 }, ZSTD_LEVEL).map_err(|e| cannot_write(&name, &e))?;
+        let encoder = Encoder::new(Counted { file, bytes: 0 }, ZSTD_LEVEL).and_then(|mut encoder| {
+            // Without a checksum a damaged file can decode to other pages unnoticed.
+            encoder.include_checksum(true)?;
+            Ok(encoder)
+        });
+        let encoder = encoder.map_err(|e| cannot_write(&name, &e))?;
         Ok(Stream { to: Writer::Zstd(encoder), position: 0, name })
     }
 
