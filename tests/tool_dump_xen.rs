@@ -44,7 +44,7 @@ fn names_are_in_the_order_of_the_sections() {
     ram(&folder, &[(0, &pattern(8 << 10)), (frame(9), CANARY)]);
     for (kind, table) in [("pvh", ".xen_pfn"), ("pv", ".xen_p2m")] {
         let file = dump(&folder, kind);
-        // That of `xl dump-core`, which also has `.xen_shared_info` of a PV guest, in front of the pages.
+        // That of `xl dump-core`, which also has `.xen_shared_info`, in front of the pages.
         let expected = ["", ".shstrtab", ".note.Xen", ".xen_prstatus", ".xen_pages", table];
         let names: Vec<_> = sections_by_order(&file).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, expected);

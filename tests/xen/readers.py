@@ -125,6 +125,12 @@ def xen(path, frames_if_cut_off=()):
     return dump
 
 
+def low_frames():
+    """Those of a guest that is not PV, below 4 GiB, as xl dump-core goes through them: all that are RAM. A dump that was
+    ended half way must not have come to where the RAM ends."""
+    return [frame for frame in range(1 << 20) if not any(frame in left for left in LEFT_OUT)]
+
+
 def xen_sections(path):
     """Names, kinds and sizes of entries of the sections of what xl dump-core writes; no names if it was ended half way.
     The names are in the order of the sections."""
@@ -169,13 +175,14 @@ def output_of(*command):
 
 
 def banners(path, cache):
-    """What volatility3 takes for a kernel's banner, as {address: text}."""
+    """What volatility3 takes for a kernel's banner, as {address: text}; in order, up to the first that is too near to the
+    end of RAM for volatility3 to read what follows. (A PVH guest's console, where it prints its version, is.)"""
     vol = Path(sys.executable).with_name("vol")
     cache.mkdir(exist_ok=True)
-    command = (sys.executable, vol, "--offline", "-q", "-r", "json", "--cache-path", cache, "-f", path, "banners.Banners")
-    out = output_of(*command)
-    rows, _ = json.JSONDecoder().raw_decode(out, out.index("["))
-    return {row["Offset"]: row["Banner"] for row in rows}
+    # Not by its first line, which names the folder that it was installed in.
+    out = output_of(sys.executable, vol, "--offline", "-q", "--cache-path", cache, "-f", path, "banners.Banners")
+    rows = (line.split("\t", 1) for line in out.splitlines() if line.startswith("0x") and "\t" in line)
+    return {int(address, 16): text.strip() for address, text in rows}
 
 
 def banner_is_where_it_is(path, form, cache, version, truth):
@@ -228,7 +235,7 @@ def holds_its_own_addresses(dump, frames):
 
 def stub_holds_its_own_addresses_in_dump_core(path):
     """From 2 MiB on, as far as the dump goes."""
-    dump = xen(path, [frame for frame in range(1 << 20) if not any(frame in left for left in LEFT_OUT)])
+    dump = xen(path, low_frames())
     frames = [frame for frame in dump.places if frame >= 512]
     assert len(frames) > 3000, f"only {len(frames)} frames"
     return holds_its_own_addresses(dump, frames)
@@ -300,13 +307,16 @@ class Guest:
         assert not reads, "volatility3 reads .xen_p2m by now: say so in the README, and check the addresses"
 
     def sections_are_those_of_dump_core(self):
+        """In the same order, but for the shared info, which we have not, and for the names, which a dump-core that was
+        ended half way lacks."""
         (names, kinds), (core_names, core_kinds) = xen_sections(self.folder / "xen"), xen_sections(self.folder / "core")
-        if core_names and b".xen_shared_info" in core_names:
-            place = core_names.index(b".xen_shared_info")
-            core_names.pop(place), core_kinds.pop(place)
-        # The sizes of entries of what has none differ.
-        tables, core_tables = ([pair for pair in pairs if pair[0] == 1][-2:] for pairs in (kinds, core_kinds))
-        assert (len(kinds), tables) == (len(core_kinds), core_tables), f"{kinds} {core_kinds}"
+        shared_info = 4
+        assert core_names is None or core_names.pop(shared_info) == b".xen_shared_info", core_names
+        core_kinds.pop(shared_info)
+        # Of the registers of vcpus there is no entry in ours, and so no size of one.
+        registers = 3
+        core_kinds[registers] = kinds[registers]
+        assert kinds == core_kinds, f"{kinds} {core_kinds}"
         assert core_names in (None, names), f"{names} {core_names}"
         return " ".join(name.decode() for name in names)
 
@@ -342,9 +352,7 @@ class Guest:
         assert elf(self.folder / "elf").places.keys() == self.mapped
 
     def equals_core(self):
-        ours = elf(self.folder / "elf")
-        frames = sorted(frame for frame in ours.places if not any(frame in left for left in LEFT_OUT))
-        return same(ours, xen(self.folder / "core", frames), self.special)
+        return same(elf(self.folder / "elf"), xen(self.folder / "core", low_frames()), self.special)
 
     def thorough_equals_core(self):
         return same(elf(self.folder / "thorough"), xen(self.folder / "core"), self.special)

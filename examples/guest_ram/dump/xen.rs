@@ -1,7 +1,7 @@
 //! What `xl dump-core` writes: an ELF file with sections (Xen's docs/misc/dump-core-format.txt).
 //!
-//! The registers of vcpus and a PV guest's shared-info page are not read: `.xen_prstatus` is empty, of no vcpus, and
-//! there is no `.xen_shared_info`.
+//! The registers of vcpus and the shared-info page are not read: `.xen_prstatus` is empty, of no vcpus, and there is no
+//! `.xen_shared_info`.
 
 use std::ops::Range;
 
