@@ -145,6 +145,20 @@ fn partial_mapping_keeps_what_came_back() {
 }
 
 #[test]
+fn every_frame_of_a_run_is_asked_for_again() {
+    let host = host(Dom0::Pv, (6, 1));
+    let guest = guest(&host, 10);
+    for (frame, asks) in [(4, 2), (5, u32::MAX), (6, 2)] {
+        guest.page_out(guest.frames()[frame], asks).unwrap();
+    }
+    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_millis(50));
+    let mapping = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames()).unwrap();
+    assert_eq!(mapping.failed().iter().map(|e| e.index).collect::<Vec<_>>(), [5], "its neighbours are back");
+    assert_eq!(mapping.view().read::<u64>(4 * 4096).unwrap(), 4);
+    assert_eq!(mapping.view().read::<u64>(6 * 4096).unwrap(), 6);
+}
+
+#[test]
 fn auto_translated_dom0_cannot_wait_for_a_frame() {
     let host = host(Dom0::Pvh, (6, 1));
     let guest = guest(&host, 2);
