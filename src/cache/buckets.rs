@@ -374,7 +374,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     /// # Safety
     ///
     /// It is this cache's, and is given back once.
-    #[cfg(feature = "vm-memory")]
+    #[cfg(any(feature = "vm-memory", all(test, loom)))]
     pub(super) unsafe fn unpin(&self, number: u32) {
         if self.slot(number).is_some_and(Slot::unpin) {
             self.last_pin_is_gone(number);
@@ -400,7 +400,7 @@ impl<S: Source<B>, B> Pin<'_, S, B> {
     }
 
     /// Keeps it pinned; the number (which is the same for all pins of a mapping) is for [`Buckets::unpin`].
-    #[cfg(feature = "vm-memory")]
+    #[cfg(any(feature = "vm-memory", all(test, loom)))]
     pub(crate) fn into_raw(self) -> u32 {
         ManuallyDrop::new(self).slot.number()
     }
