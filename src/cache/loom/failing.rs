@@ -1,8 +1,52 @@
-//! Maps that panic, or come too late.
+//! Maps that fail, panic, or come too late.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
+
+/// Gets a bucket; notes it if that fails.
+fn try_to_get(cache: &Cache, number: u64) {
+    match cache.pin(number, READ) {
+        Ok(pin) => drop(use_it(&pin, number, READ)),
+        Err(e) => {
+            assert_eq!(e.errno(), libc::ENOMEM);
+            cache.source().failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn try_1(cache: &Cache) {
+    try_to_get(cache, 1);
+}
+
+fn try_2(cache: &Cache) {
+    try_to_get(cache, 2);
+}
+
+fn without_memory_for_two() -> Host {
+    Host { room: Some(1), ..Host::default() }
+}
+
+#[test]
+fn want_of_memory_evicts_what_nobody_has_and_no_more() {
+    check_on(without_memory_for_two, 3, read_1, [try_1, try_2], |cache| {
+        assert!(failed(cache) <= 1, "whoever comes last finds nothing in use");
+        assert_eq!(alive(cache), 1);
+        get(cache, 3, READ);
+    });
+}
+
+#[test]
+fn want_of_memory_waits_for_what_others_unmap() {
+    check_on(without_memory_for_two, 3, read_1, [try_2, |cache| change(cache, 1)], |cache| {
+        assert_eq!((failed(cache), alive(cache)), (0, 1));
+    });
+}
+
+#[test]
+fn three_threads_for_which_there_is_too_little_memory() {
+    check_on(without_memory_for_two, 3, nothing, [try_1, try_2, try_1], |cache| assert!(failed(cache) <= 2));
+}
 
 /// Gets a bucket; notes it if that panics.
 fn get_or_panic(cache: &Cache) {

@@ -40,9 +40,11 @@ struct Host {
     being_mapped: Mutex<BTreeSet<u64>>,
     maps: AtomicUsize,
     alive: std::sync::Arc<AtomicUsize>,
+    /// How many can be mapped at a time, if that is limited; beyond it there is no memory.
+    room: Option<usize>,
     /// Whether the next map panics.
     panics: AtomicBool,
-    /// How many of those who asked got a panic.
+    /// How many of those who asked got an error, or a panic.
     failed: AtomicUsize,
     /// Whether the cache has been closed.
     is_closed: AtomicBool,
@@ -92,6 +94,9 @@ impl Source<Mapped> for Host {
         assert!(self.being_mapped.lock().unwrap().remove(&number));
         if self.panics.swap(false, Ordering::Relaxed) {
             resume_unwind(Box::new(PANIC));
+        }
+        if self.room.is_some_and(|room| self.alive.load(Ordering::Relaxed) >= room) {
+            return Err(error(number, libc::ENOMEM));
         }
         self.alive.fetch_add(1, Ordering::Relaxed);
         Ok(Mapped {
