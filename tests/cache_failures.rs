@@ -167,6 +167,29 @@ fn frame_that_does_not_come_back_is_an_error_and_asked_for_anew() {
     assert_eq!(number(&cache, 1), 1);
 }
 
+#[test]
+fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
+    let host = mock(Dom0::Pv);
+    let guest = guest(&host, 16);
+    let frame = guest.frames()[1];
+    guest.page_out(frame, u32::MAX).unwrap();
+    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_secs(60));
+    let cache = cache(&memory, guest.domid(), 4);
+
+    let result = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| get(&cache, ReadOnly, 1).map(drop));
+        while cache.statistics().misses == 0 {
+            std::thread::yield_now();
+        }
+        cache.close();
+        guest.lend(frame); // now there is something that can be mapped
+        waiting.join().unwrap()
+    });
+
+    assert_eq!(result.unwrap_err().errno(), libc::ESRCH);
+    assert_eq!((cache.statistics().mapped_bytes, host.references(guest.domid())), (0, 0));
+}
+
 /// A PV guest with a kernel, of 512 frames that hold their pfn, but for its tables.
 fn pv_guest(host: &MockHost) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pv, 512);
