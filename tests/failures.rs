@@ -210,6 +210,14 @@ fn munmap_that_fails_in_drop_is_counted_and_not_a_panic() {
         guest.destroy();
         assert_eq!(host.zombies(), [guest.domid()], "the references are held");
     }
+    // A large mapping is several, of 64 MiB each: if one of them stays, the others go.
+    let host = mock(Dom0::Pv);
+    let guest = host.create_domain(GuestKind::Hvm, 40_000);
+    let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
+    let before = leaked_mappings();
+    host.inject_after(1, Fault::Munmap(libc::EINVAL));
+    drop(mapping);
+    assert_eq!((leaked_mappings(), host.references(guest.domid())), (before + 1, 16 * 1024));
 }
 
 #[test]

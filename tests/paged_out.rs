@@ -159,6 +159,17 @@ fn every_frame_of_a_run_is_asked_for_again() {
 }
 
 #[test]
+fn retry_that_the_kernel_refuses_is_an_error() {
+    let host = host(Dom0::Pv, (6, 1));
+    let guest = guest(&host, 10);
+    guest.page_out(guest.frames()[4], 2).unwrap();
+    host.inject_after(1, Fault::MapBatch(libc::EPERM));
+    let result = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
+    assert_eq!(result.unwrap_err().errno(), libc::EPERM);
+    assert_eq!(host.references(guest.domid()), 0);
+}
+
+#[test]
 fn auto_translated_dom0_cannot_wait_for_a_frame() {
     let host = host(Dom0::Pvh, (6, 1));
     let guest = guest(&host, 2);
