@@ -75,6 +75,24 @@ fn want_of_memory_evicts_what_is_not_in_use() {
 }
 
 #[test]
+fn want_of_memory_evicts_even_what_was_asked_for_lately() {
+    let mut config = HostConfig::default();
+    config.dom0 = Dom0::Arm;
+    config.dom0_free_frames = Some(4 * 4);
+    let host = mock_with(config);
+    let guest = guest(&host, 32);
+    let memory = host.open().unwrap();
+    let cache = cache(&memory, guest.domid(), 8);
+    for frame in [0, 4, 8, 12, 0, 4, 8, 12] {
+        assert_eq!(number(&cache, frame), frame);
+    }
+
+    assert_eq!(number(&cache, 16), 16);
+
+    assert_eq!((cache.statistics().evictions, host.references(guest.domid())), (4, 4));
+}
+
+#[test]
 fn neighbours_of_a_frame_that_failed_can_be_had() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
