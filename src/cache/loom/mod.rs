@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use ::loom::cell::UnsafeCell;
 use ::loom::model::Builder;
 use ::loom::sync::Arc;
-use ::loom::sync::atomic::AtomicU64;
+use ::loom::sync::atomic::{self as loom_atomic, AtomicU64};
 use ::loom::thread;
 
 use super::buckets::{Buckets, CannotMap, Pin, Source};
@@ -46,8 +46,8 @@ struct Host {
     panics: AtomicBool,
     /// How many of those who asked got an error, or a panic.
     failed: AtomicUsize,
-    /// Whether the cache has been closed.
-    is_closed: AtomicBool,
+    /// Whether the cache has been closed. (One of loom's, so that it has a map read it before and after.)
+    is_closed: loom_atomic::AtomicBool,
     /// How many writes are known of.
     gathered: AtomicUsize,
     /// Pins that are numbers only.
