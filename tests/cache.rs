@@ -249,6 +249,23 @@ fn address_of_answers_for_any_byte_that_is_mapped() {
 }
 
 #[test]
+fn hits_stay_counted_when_their_bucket_goes() {
+    on_each_host(|host| {
+        let (memory, guest) = hvm_guest(host, 8);
+        let cache = cache(&memory, guest.domid(), 2);
+        for frame in [0, 0, 0, 4] {
+            get(&cache, ReadOnly, frame).unwrap();
+        }
+        cache.invalidate_all();
+        for protection in [ReadOnly, ReadOnly, ReadWrite] {
+            get(&cache, protection, 4).unwrap(); // the last of them maps it anew
+        }
+        let statistics = cache.statistics();
+        assert_eq!((statistics.hits, statistics.misses), (3, 4));
+    });
+}
+
+#[test]
 fn prefetched_range_is_hit() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 18);
