@@ -101,6 +101,7 @@ fn atomic_operations_are_those_of_the_standard_library() {
         assert_eq!(view.compare_exchange(8, 6_u32, 8).unwrap(), Err(7));
         assert_eq!(view.fetch_add(8, u32::MAX).unwrap(), 7);
         assert_eq!(view.fetch_or(8, 0xF0_u32).unwrap(), 6);
+        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "and all of these are set already");
         assert_eq!(view.fetch_and(8, 0x3C_u32).unwrap(), 0xF6);
         assert_eq!(view.load::<u32>(8, Ordering::SeqCst).unwrap(), 0x34);
         assert_eq!(view.load::<u32>(12, Ordering::Relaxed).unwrap(), 0, "the neighbour is untouched");
