@@ -437,6 +437,9 @@ impl<'a> Batch<'a> {
 }
 
 /// Whether any entry of the kernel's answer is not 0. It looks at all of them, a vector at a time: most often none is.
+///
+/// It only saves time: the loops over entries that follow it do nothing with zeros. So no test fails if this is always
+/// true.
 fn any_failed(errors: &[i32]) -> bool {
     errors.iter().fold(0, |all, error| all | error) != 0
 }

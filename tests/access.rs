@@ -4,7 +4,8 @@
 
 mod common;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
 use xenmap::{Error, GuestKind, View};
@@ -100,6 +101,7 @@ fn atomic_operations_are_those_of_the_standard_library() {
         assert_eq!(view.compare_exchange(8, 6_u32, 8).unwrap(), Err(7));
         assert_eq!(view.fetch_add(8, u32::MAX).unwrap(), 7);
         assert_eq!(view.fetch_or(8, 0xF0_u32).unwrap(), 6);
+        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "and all of these are set already");
         assert_eq!(view.fetch_and(8, 0x3C_u32).unwrap(), 0xF6);
         assert_eq!(view.load::<u32>(8, Ordering::SeqCst).unwrap(), 0x34);
         assert_eq!(view.load::<u32>(12, Ordering::Relaxed).unwrap(), 0, "the neighbour is untouched");
@@ -107,6 +109,71 @@ fn atomic_operations_are_those_of_the_standard_library() {
         view.store(18, 0_u16, Ordering::Relaxed).unwrap();
         assert_eq!(view.fetch_add(16, 1_u8).unwrap(), 0xFF);
         assert_eq!(view.read::<u64>(16).unwrap(), 0xFFFF_FFFF_0000_FF00);
+    });
+}
+
+/// Has two threads write one word each and then read the other's, at the same time, for 25 ms. Returns how often both
+/// found the old value, as if each had read before it wrote, and how often they tried.
+///
+/// A store to `far`, which fits into no cache, takes long, and the stores after it wait: so a load has time to overtake
+/// them.
+fn both_read_first(view: View<'_>, far: &[AtomicU64]) -> (usize, usize) {
+    const DISTANCE: usize = 1_000_003; // a prime, so that all of `far` is used in turn
+    const WORDS: [usize; 2] = [0, FRAME + 512];
+    let end = Instant::now() + Duration::from_millis(25);
+    let (arrived, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let run = |own: usize, other: usize| {
+        let (mut found, mut next) = (Vec::new(), own);
+        loop {
+            let round = 1 + found.len() as u64;
+            let places = [(); 8].map(|()| {
+                next = (next + DISTANCE) % far.len();
+                next
+            });
+            if Instant::now() > end {
+                is_over.store(true, Ordering::SeqCst);
+                return found;
+            }
+            arrived.fetch_add(1, Ordering::SeqCst);
+            let mut spins = 0;
+            while arrived.load(Ordering::SeqCst) < 2 * round {
+                if is_over.load(Ordering::SeqCst) {
+                    return found;
+                }
+                spins += 1;
+                if spins % 1000 == 0 {
+                    std::thread::yield_now(); // perhaps the other thread has no processor
+                }
+            }
+            for place in places {
+                far[place].store(round, Ordering::Relaxed);
+            }
+            view.store(own, round, Ordering::SeqCst).unwrap();
+            found.push(view.load::<u64>(other, Ordering::SeqCst).unwrap());
+        }
+    };
+    for word in WORDS {
+        view.write(word, 0_u64).unwrap();
+    }
+    let [one, other] = std::thread::scope(|scope| {
+        let threads = [scope.spawn(|| run(WORDS[0], WORDS[1])), scope.spawn(|| run(WORDS[1], WORDS[0]))];
+        threads.map(|thread| thread.join().unwrap())
+    });
+    let found = one.iter().zip(&other);
+    let both = (1..).zip(found.clone()).filter(|&(round, (&one, &other))| one < round && other < round);
+    (both.count(), found.len())
+}
+
+#[test]
+fn load_does_not_overtake_a_sequentially_consistent_store() {
+    // Without the fence in `store`, processors of both architectures let it. In a release build this then fails at once,
+    // in a debug build, where more comes between the two, almost always. Threads that share a processor find nothing,
+    // so there are several attempts, with new threads.
+    let far: Vec<AtomicU64> = (0..8 << 20).map(AtomicU64::new).collect();
+    on_two_frames(|view| {
+        let attempts = [(); 10].map(|()| both_read_first(view, &far));
+        assert_eq!(attempts.map(|(both, _)| both), [0; 10]);
+        assert!(attempts.iter().any(|&(_, rounds)| rounds > 0), "the threads never met");
     });
 }
 

@@ -235,9 +235,33 @@ fn address_of_answers_for_any_byte_that_is_mapped() {
         assert_eq!(cache.address_of(start.wrapping_add(FRAME - 1)), Some(9 * FRAME as u64 - 1));
         assert_eq!(cache.address_of(start.wrapping_add(FRAME)), None, "a hole");
         assert_eq!(cache.address_of(start.wrapping_add(2 * FRAME)), Some(10 * FRAME as u64));
+        drop(pinned);
+        drop(third);
+        cache.invalidate_all();
+        let alone = get(&cache, ReadOnly, 0).unwrap();
+        let end = alone.view(0).unwrap().as_ptr().wrapping_add(BUCKET);
+        assert_eq!(cache.address_of(end.wrapping_sub(1)), Some(BUCKET as u64 - 1));
+        assert_eq!(cache.address_of(end), None, "past its end, where no other bucket is mapped");
         for at in [std::ptr::null(), (&raw const address).cast(), std::ptr::without_provenance(usize::MAX)] {
             assert_eq!(cache.address_of(at), None);
         }
+    });
+}
+
+#[test]
+fn hits_stay_counted_when_their_bucket_goes() {
+    on_each_host(|host| {
+        let (memory, guest) = hvm_guest(host, 8);
+        let cache = cache(&memory, guest.domid(), 2);
+        for frame in [0, 0, 0, 4] {
+            get(&cache, ReadOnly, frame).unwrap();
+        }
+        cache.invalidate_all();
+        for protection in [ReadOnly, ReadOnly, ReadWrite] {
+            get(&cache, protection, 4).unwrap(); // the last of them maps it anew
+        }
+        let statistics = cache.statistics();
+        assert_eq!((statistics.hits, statistics.misses), (3, 4));
     });
 }
 

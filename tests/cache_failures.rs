@@ -75,6 +75,24 @@ fn want_of_memory_evicts_what_is_not_in_use() {
 }
 
 #[test]
+fn want_of_memory_evicts_even_what_was_asked_for_lately() {
+    let mut config = HostConfig::default();
+    config.dom0 = Dom0::Arm;
+    config.dom0_free_frames = Some(4 * 4);
+    let host = mock_with(config);
+    let guest = guest(&host, 32);
+    let memory = host.open().unwrap();
+    let cache = cache(&memory, guest.domid(), 8);
+    for frame in [0, 4, 8, 12, 0, 4, 8, 12] {
+        assert_eq!(number(&cache, frame), frame);
+    }
+
+    assert_eq!(number(&cache, 16), 16);
+
+    assert_eq!((cache.statistics().evictions, host.references(guest.domid())), (4, 4));
+}
+
+#[test]
 fn neighbours_of_a_frame_that_failed_can_be_had() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
@@ -165,6 +183,29 @@ fn frame_that_does_not_come_back_is_an_error_and_asked_for_anew() {
 
     assert!(errors > 1);
     assert_eq!(number(&cache, 1), 1);
+}
+
+#[test]
+fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
+    let host = mock(Dom0::Pv);
+    let guest = guest(&host, 16);
+    let frame = guest.frames()[1];
+    guest.page_out(frame, u32::MAX).unwrap();
+    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_secs(60));
+    let cache = cache(&memory, guest.domid(), 4);
+
+    let result = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| get(&cache, ReadOnly, 1).map(drop));
+        while cache.statistics().misses == 0 {
+            std::thread::yield_now();
+        }
+        cache.close();
+        guest.lend(frame); // now there is something that can be mapped
+        waiting.join().unwrap()
+    });
+
+    assert_eq!(result.unwrap_err().errno(), libc::ESRCH);
+    assert_eq!((cache.statistics().mapped_bytes, host.references(guest.domid())), (0, 0));
 }
 
 /// A PV guest with a kernel, of 512 frames that hold their pfn, but for its tables.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use common::{FRAME, ReadOnly, ReadWrite, failures, mock, mock_with, mock_with_pages, number, numbers};
 use xenmap::mock::{Dom0, Fault, HostConfig};
-use xenmap::{Error, GuestKind, leaked_mappings};
+use xenmap::{Error, GuestKind, HostKind, leaked_mappings};
 
 #[test]
 fn open_that_fails_says_what_to_do() {
@@ -50,16 +50,30 @@ fn every_errno_of_a_frame_is_reported_as_it_is() {
 
 #[test]
 fn frame_that_xen_has_no_memory_to_map_is_no_hole_of_an_auto_translated_dom0() {
-    for (dom0, is_hole) in [(Dom0::Pv, true), (Dom0::Pvh, false), (Dom0::Arm, false)] {
-        let host = mock(dom0);
+    for (dom0, kind, is_hole) in [
+        (Dom0::Pv, HostKind::Pv, true),
+        (Dom0::Pvh, HostKind::AutoTranslated, false),
+        (Dom0::Arm, HostKind::AutoTranslated, false),
+        // Whatever cannot be told may be auto-translated.
+        (Dom0::Pv, HostKind::Unknown, false),
+        (Dom0::Pvh, HostKind::Unknown, false),
+    ] {
+        let mut config = HostConfig::default();
+        (config.dom0, config.sysfs) = (dom0, kind != HostKind::Unknown);
+        let host = mock_with(config);
+        if kind == HostKind::Unknown {
+            host.inject(Fault::Hypercall(libc::EPERM));
+        }
+        let memory = host.open().unwrap();
+        assert_eq!(memory.host_kind(), kind);
         let guest = host.create_domain(GuestKind::Hvm, 40);
         host.inject(Fault::Frame { index: 7, error: -libc::ENOMEM });
-        let result = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames());
+        let result = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames());
         match result {
             Ok(ref mapping) => assert_eq!(mapping.failed()[0].errno, libc::ENOMEM),
             Err(ref e) => assert!(matches!(e, Error::MapBatch { frames: 40, .. }) && e.errno() == libc::ENOMEM, "{e}"),
         }
-        assert_eq!(result.is_ok(), is_hole, "{dom0:?}");
+        assert_eq!(result.is_ok(), is_hole, "{dom0:?}, {kind:?}");
         drop(result);
         assert_eq!(host.references(guest.domid()), 0);
     }
@@ -261,6 +275,14 @@ fn munmap_that_fails_in_drop_is_counted_and_not_a_panic() {
         guest.destroy();
         assert_eq!(host.zombies(), [guest.domid()], "the references are held");
     }
+    // A large mapping is several, of 64 MiB each: if one of them stays, the others go.
+    let host = mock(Dom0::Pv);
+    let guest = host.create_domain(GuestKind::Hvm, 40_000);
+    let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
+    let before = leaked_mappings();
+    host.inject_after(1, Fault::Munmap(libc::EINVAL));
+    drop(mapping);
+    assert_eq!((leaked_mappings(), host.references(guest.domid())), (before + 1, 16 * 1024));
 }
 
 #[test]

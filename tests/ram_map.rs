@@ -206,6 +206,35 @@ fn without_the_toolstacks_interface_frames_are_tried_by_mapping() {
 }
 
 #[test]
+fn frame_that_fails_in_another_way_is_not_taken_for_paged_out() {
+    for errno in [libc::EPERM, libc::EBUSY, libc::EACCES, libc::EFAULT, libc::ESRCH] {
+        let host = old_host(Dom0::Pv);
+        let guest = host.create_domain(GuestKind::Hvm, 100);
+        let memory = host.open().unwrap();
+        host.inject(Fault::Frame { index: 50, error: -errno });
+        let map = map_of(&memory, guest.domid());
+        assert_eq!(extents(&map), [(0..50, FrameKind::Ram), (51..100, FrameKind::Ram)], "errno {errno}");
+    }
+}
+
+#[test]
+fn run_that_grows_during_the_search_is_followed_to_its_end() {
+    on_each_host(|host| {
+        let domain = host.create(GuestKind::Hvm, 1024);
+        domain.populate(Gfn::new(9999).unwrap());
+        let memory = host.open();
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        let mut scan = guest.scan(Search::default()).unwrap();
+        // Right after as many frames as it owned, all of which one step finds.
+        for gfn in gfns(1024..1030) {
+            domain.populate(gfn);
+        }
+        while scan.step().unwrap() {}
+        assert_eq!(scan.into_map().ranges()[0], 0..1030);
+    });
+}
+
+#[test]
 fn step_that_failed_can_be_taken_again() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 3000);

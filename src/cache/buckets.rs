@@ -76,8 +76,8 @@ pub(crate) struct Buckets<S, B> {
 #[repr(align(128))]
 struct Misses {
     books: Mutex<Books>,
-    /// Somebody has mapped a bucket, or failed to.
-    mapped: Condvar,
+    /// Somebody has mapped a bucket, or failed to, or has unmapped some.
+    changed: Condvar,
 }
 
 /// What is known of all slots.
@@ -99,6 +99,9 @@ struct Books {
     hits: u64,
     misses: u64,
     evictions: u64,
+    /// How many buckets were ever taken out of their slots, and how many of those are unmapped.
+    taken: u64,
+    unmapped: u64,
     is_closed: bool,
 }
 
@@ -125,7 +128,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
             budget,
             index: Index::new(budget / bucket_size),
             chunks: std::array::from_fn(|_| OnceLock::new()),
-            misses: Misses { books: Mutex::new(Books::default()), mapped: Condvar::new() },
+            misses: Misses { books: Mutex::new(Books::default()), changed: Condvar::new() },
         }
     }
 
@@ -191,17 +194,18 @@ impl<S: Source<B>, B> Buckets<S, B> {
                 }
             }
             if books.pending.contains_key(&bucket) {
-                books = self.misses.mapped.wait(books).unwrap_or_else(PoisonError::into_inner);
+                books = self.misses.changed.wait(books).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             books.misses += 1;
             let pending = Pending::begins(self, bucket, &mut books);
             let evicted = self.make_room(&mut books, self.budget);
+            let unmapped = books.unmapped + evicted.len() as u64;
             drop(books);
-            drop(evicted);
+            self.unmap(evicted);
             let mut mapped = self.source.map(bucket, want);
             // Each mapped frame may take a page of our own memory, and each bucket is one of so many mappings.
-            if mapped.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM) && self.evict_all() {
+            if mapped.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM) && self.evict_all() > unmapped {
                 mapped = self.source.map(bucket, want);
             }
             books = self.lock();
@@ -233,7 +237,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
                 replaced
             };
             drop(books);
-            drop(replaced);
+            self.unmap(replaced);
             return Ok(Pin { buckets: self, slot });
         }
     }
@@ -254,12 +258,28 @@ impl<S: Source<B>, B> Buckets<S, B> {
         Some((number, self.slot(number)?))
     }
 
-    /// Evicts all that nobody has pinned; `false` if there was nothing.
-    fn evict_all(&self) -> bool {
+    /// Evicts all that nobody has pinned, and waits for what other threads are unmapping; returns how many buckets were
+    /// ever unmapped.
+    fn evict_all(&self) -> u64 {
         let mut books = self.lock();
         let evicted = self.make_room(&mut books, 0);
+        let taken = books.taken;
         drop(books);
-        !evicted.is_empty()
+        self.unmap(evicted);
+        let mut books = self.lock();
+        while books.unmapped < taken {
+            books = self.misses.changed.wait(books).unwrap_or_else(PoisonError::into_inner);
+        }
+        books.unmapped
+    }
+
+    /// Unmaps what was taken out of its slot. The lock is not held.
+    fn unmap(&self, taken: impl IntoIterator<Item = B>) {
+        let count = taken.into_iter().map(drop).count() as u64;
+        if count != 0 {
+            self.lock().unmapped += count;
+            self.misses.changed.notify_all();
+        }
     }
 
     /// Evicts what was not asked for lately, until a budget is kept or all is pinned.
@@ -292,6 +312,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
         // at all slots.
         let (mapped, hits) = unsafe { self.slot(number)?.empty() };
         let mapped = mapped?;
+        books.taken += 1;
         let (bucket, address) = self.source.place(&mapped);
         books.hits += hits;
         books.mapped_bytes -= self.bucket_size;
@@ -310,7 +331,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
         let mut books = self.lock();
         let mapped = self.clear(&mut books, number);
         drop(books);
-        drop(mapped);
+        self.unmap(mapped);
     }
 
     /// Makes those buckets of a range go that are mapped; what is being mapped is only for whoever has asked already.
@@ -325,7 +346,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
         let mapped: Vec<u64> = books.buckets.range(range).map(|(&bucket, _)| bucket).collect();
         let unmapped: Vec<B> = mapped.into_iter().filter_map(|b| self.retire(&mut books, b)).collect();
         drop(books);
-        drop(unmapped);
+        self.unmap(unmapped);
     }
 
     /// Makes all go, for good.
@@ -374,7 +395,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     /// # Safety
     ///
     /// It is this cache's, and is given back once.
-    #[cfg(feature = "vm-memory")]
+    #[cfg(any(feature = "vm-memory", all(test, loom)))]
     pub(super) unsafe fn unpin(&self, number: u32) {
         if self.slot(number).is_some_and(Slot::unpin) {
             self.last_pin_is_gone(number);
@@ -400,7 +421,7 @@ impl<S: Source<B>, B> Pin<'_, S, B> {
     }
 
     /// Keeps it pinned; the number (which is the same for all pins of a mapping) is for [`Buckets::unpin`].
-    #[cfg(feature = "vm-memory")]
+    #[cfg(any(feature = "vm-memory", all(test, loom)))]
     pub(crate) fn into_raw(self) -> u32 {
         ManuallyDrop::new(self).slot.number()
     }
@@ -441,7 +462,7 @@ impl<'c, S: Source<B>, B> Pending<'c, S, B> {
 
     fn is_over(&self, books: &mut Books) -> bool {
         books.mapped_bytes -= self.buckets.bucket_size;
-        self.buckets.misses.mapped.notify_all();
+        self.buckets.misses.changed.notify_all();
         books.pending.remove(&self.bucket) == Some(true)
     }
 }

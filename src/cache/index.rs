@@ -78,3 +78,48 @@ impl Index {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bucket_is_found_where_it_was_noted_last() {
+        const HIGHEST: u64 = (1 << (64 - SLOT_BITS)) - 1;
+        let index = Index::new(8);
+        for bucket in [0, 5, HIGHEST] {
+            assert_eq!(index.find(bucket), None);
+            for slot in [0, MAX_SLOTS - 1, 7] {
+                index.note(bucket, slot);
+                assert_eq!(index.find(bucket), Some(slot), "bucket {bucket}");
+            }
+        }
+
+        index.forget(5);
+
+        assert_eq!([0, 5, HIGHEST].map(|bucket| index.find(bucket)), [Some(7), None, Some(7)]);
+    }
+
+    #[test]
+    fn twice_as_many_buckets_have_a_place_at_whatever_distance() {
+        const BUCKETS: u32 = 1024;
+        for distance in [1, 2, 8, 64, 512] {
+            let index = Index::new(BUCKETS as usize);
+            for slot in 0..2 * BUCKETS {
+                index.note(u64::from(slot) * distance, slot);
+            }
+            let lost = (0..2 * BUCKETS).filter(|&slot| index.find(u64::from(slot) * distance) != Some(slot)).count();
+            assert_eq!(lost, 0, "{distance} apart");
+        }
+    }
+
+    #[test]
+    fn buckets_without_a_place_take_those_of_others_in_turn() {
+        let index = Index::new(1); // a single set
+        for slot in 0..6 {
+            index.note(u64::from(slot), slot);
+        }
+        let found = [0, 1, 2, 3, 4, 5].map(|bucket| index.find(bucket));
+        assert_eq!(found, [None, None, Some(2), Some(3), Some(4), Some(5)]);
+    }
+}
