@@ -370,3 +370,24 @@ impl<'m> MapCache<'m> {
         if start < end { start / size..end.div_ceil(size) } else { 0..0 }
     }
 }
+
+#[cfg(all(test, feature = "mock", not(loom)))]
+mod tests {
+    use super::*;
+    use crate::mock::MockHost;
+    use crate::types::GuestKind;
+
+    #[test]
+    fn bucket_is_found_while_somebody_holds_the_lock() {
+        let host = MockHost::new();
+        let domain = host.create_domain(GuestKind::Hvm, 16);
+        let memory = host.open().unwrap();
+        let cache = MapCache::new(Guest::open(&memory, domain.domid()).unwrap());
+        let at = cache.get(Protection::ReadOnly, 0, 8).unwrap().view(0).unwrap().as_ptr();
+
+        // It holds the lock while it calls the function.
+        let found = cache.buckets.find_address(at.addr(), |_, _| cache.buckets.find(0, |_| true).is_some());
+
+        assert_eq!(found, Some(true));
+    }
+}
