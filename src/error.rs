@@ -56,7 +56,7 @@ pub enum Error {
     ResourceSize {
         /// The domain whose resource it is.
         domid: Domid,
-        /// What the ioctl said; EOPNOTSUPP if this Xen answers the question wrong.
+        /// What the ioctl said; EOPNOTSUPP if this Xen answers incorrectly.
         source: io::Error,
     },
     /// A hypercall failed.
@@ -380,9 +380,8 @@ impl fmt::Display for Error {
             Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
             Error::PopulateOnDemand { domid, unpopulated, pool } => write!(
                 f,
-                "domain {domid} is populated on demand, and touching all of its memory would crash it: {unpopulated} of \
-                 its frames have no memory yet, and only {pool} are set aside for them; wait until its balloon driver \
-                 has started"
+                "domain {domid} is populated on demand, and touching all of its memory would crash it ({unpopulated} \
+                 frames have no memory yet, and {pool} are set aside): wait until its balloon driver has started"
             ),
             Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
             Error::AmbiguousName { name, domids } => {
@@ -436,6 +435,9 @@ fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
     let is_about_a_vcpu = matches!(name, "XEN_DOMCTL_getvcpucontext" | "XEN_DOMCTL_gethvmcontext_partial");
     match source.raw_os_error() {
         Some(libc::ESRCH) => " (no such domain)",
+        Some(libc::EPERM) if name == "XENMEM_get_pod_target" => {
+            " (only a control domain may ask, through a handle that is not restricted; scan_populating does not ask)"
+        }
         Some(libc::EPERM) => " (no privilege, or the handle is restricted)",
         Some(libc::EACCES) if name.starts_with("XEN_DOMCTL_") || name.starts_with("XEN_SYSCTL_") => {
             " (this xen's toolstack interface is of a version that is not known here, or its policy forbids it)"

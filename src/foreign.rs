@@ -143,7 +143,7 @@ impl ForeignMemory {
     /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
     /// - [`Error::Empty`], [`Error::TooManyFrames`], [`Error::XenIsReadOnly`] if the request makes no sense.
     /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole; the latter with `ENOMEM`, too, if it
-    ///   had no memory for page tables half-way, which it does not say itself.
+    ///   ran out of memory for page tables part-way, which it does not report.
     #[doc(alias = "IOCTL_PRIVCMD_MMAPBATCH_V2")]
     #[doc(alias = "xenforeignmemory_map")]
     pub fn map_foreign_batch(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {

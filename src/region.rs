@@ -16,8 +16,8 @@ static LEAKED: AtomicU64 = AtomicU64::new(0);
 /// so that their references are held until it exits.
 ///
 /// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
-/// do when out of memory; or an mmap(2) that was to replace one, to ask again for frames that are paged out, and then
-/// the mapping counts even if it may be gone. Each case is logged as an error.
+/// do when out of memory. It also counts a mapping that mmap(2) failed to replace, to ask again for frames that are
+/// paged out, even though that mapping may be gone. Each case is logged as an error.
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -86,7 +86,7 @@ impl Region {
         self.len = self.len.min(len);
     }
 
-    /// Forgets what is behind the first `len` bytes, which mmap(2) was to replace and has not.
+    /// Forgets everything past the first `len` bytes, after mmap(2) failed to replace it.
     ///
     /// The kernel may have failed before it unmapped them, or after, when another thread may have got the addresses:
     /// nobody can tell, so nothing is unmapped. Unless the addresses are free, it counts as leaked.

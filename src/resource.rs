@@ -12,7 +12,7 @@ use crate::types::{Domid, FRAME_SIZE, Protection};
 use crate::uapi;
 use crate::view::View;
 
-/// A resource, by type and id, that there is not: a domain has one grant table, whose parts are 0 and 1.
+/// The type and id of a resource that does not exist: a domain has one grant table, whose parts are 0 and 1.
 const NO_RESOURCE: (u32, u32) = (uapi::XENMEM_RESOURCE_GRANT_TABLE, u32::MAX);
 
 /// The largest errno that Xen returns, negated.
@@ -132,8 +132,8 @@ impl ForeignMemory {
 
     /// How many frames a resource has. Needs Linux 5.12 and Xen 4.15.
     ///
-    /// Older versions of Xen give the same number for every resource. They are told by that, not by their version, so
-    /// a restricted handle can ask too, and so can one on an older Xen whose vendor has mended it.
+    /// Older versions of Xen give the same number for every resource. They are recognised by that, not by their
+    /// version, so a restricted handle can ask too, and so can one on an older Xen whose vendor has mended it.
     ///
     /// # Errors
     ///

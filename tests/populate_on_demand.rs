@@ -54,8 +54,8 @@ fn looking_for_ram_is_refused_before_a_frame_is_touched() {
         assert_eq!(
             error.to_string(),
             format!(
-                "domain {domid} is populated on demand, and touching all of its memory would crash it: 64 of its frames \
-                 have no memory yet, and only 8 are set aside for them; wait until its balloon driver has started"
+                "domain {domid} is populated on demand, and touching all of its memory would crash it (64 frames have \
+                 no memory yet, and 8 are set aside): wait until its balloon driver has started"
             )
         );
     });
@@ -74,6 +74,21 @@ fn all_ram_is_found_once_the_guest_has_ballooned_down() {
         assert_eq!((map.count(FrameKind::Ram), map.not_found()), (24, 0));
         assert_eq!(unpopulated_and_pool(memory, &guest), (0, 0));
         assert_ne!(state(memory, &guest), DomainState::Shutdown);
+    });
+}
+
+#[test]
+fn memory_of_frames_that_are_given_back_is_set_aside_for_others() {
+    with_guest(8, |domain, memory| {
+        let guest = Guest::open(memory, domain.domid()).unwrap();
+        domain.balloon_out(Gfn::new(3).unwrap());
+        assert_eq!(unpopulated_and_pool(memory, &guest), (64, 9));
+        // And no more than they need.
+        for gfn in gfns(16..73) {
+            domain.balloon_out(gfn);
+        }
+        assert_eq!(unpopulated_and_pool(memory, &guest), (7, 7));
+        assert_eq!(memory.current_reservation(domain.domid()).unwrap(), 15 + 7);
     });
 }
 

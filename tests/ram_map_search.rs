@@ -127,6 +127,24 @@ fn all_ram_of_a_fork_is_found() {
 }
 
 #[test]
+fn all_ram_of_a_fork_is_found_after_a_search_that_was_stopped() {
+    let host = mock(Dom0::Pv);
+    let parent = host.create_domain(GuestKind::Hvm, 0);
+    parent.populate(&layout());
+    let fork = parent.fork();
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, fork.domid()).unwrap();
+    let mut stopped = scan(&guest);
+    while stopped.found() < 400 {
+        assert!(stopped.step().unwrap());
+    }
+    assert_eq!(stopped.into_map().ranges(), [0..300, 0xF_0000..0xF_0064]);
+    // Just these are counted now.
+    assert_eq!(memory.domain_info(fork.domid()).unwrap().shared, Some(400));
+    assert_eq!(map_of(&memory, &fork).ranges(), LAYOUT);
+}
+
+#[test]
 fn all_ram_of_a_fork_is_found_where_its_highest_frames_are_no_ram() {
     let host = mock(Dom0::Pv);
     let parent = host.create_domain(GuestKind::Hvm, 300);

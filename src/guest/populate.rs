@@ -86,7 +86,10 @@ impl ForeignMemory {
 }
 
 impl Guest<'_> {
-    /// Checks that every frame of the guest can be touched without harm to it.
+    /// Checks that every frame of the guest can be touched without harm to it: that Xen has memory set aside for all
+    /// frames that have none yet.
+    ///
+    /// This is so until the toolstack lowers the guest's memory (`xl mem-set`) before its balloon driver has started.
     ///
     /// Call it before touching frames that the guest may not have used yet. Looking for the guest's RAM does so by
     /// itself; mapping, reading and writing do not, since they can be of frames that are known to be in use.

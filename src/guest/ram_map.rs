@@ -39,10 +39,11 @@ pub struct Extent {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Search {
-    /// Asks Xen about frames, from the top and the bottom, until as many were found as the domain owns. Some frames
+    /// Asks Xen about frames, from the top and the bottom, until as many were found as Xen counts. Some frames
     /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are. On Arm, where
     /// it cannot, RAM above 1 TiB, where the toolstack puts none, is found if it fills some block of 2 MiB.
-    /// A guest that owns a frame that cannot be found, or has more RAM than Xen counts, makes it look everywhere.
+    /// A guest that owns a frame that cannot be found, shares frames, or gets more RAM during the search makes it look
+    /// everywhere.
     #[default]
     UntilAllFound,
     /// Tries each frame up to the highest by mapping it, unless Xen says that it is RAM. This takes long, and finds all
@@ -66,7 +67,7 @@ impl RamMap {
         &self.extents
     }
 
-    /// How many frames the domain owned that have no place in the map.
+    /// How many frames Xen counted for the domain that have no place in the map.
     ///
     /// A few are usual: frames that a device model uses have none, and neither have those that were given back but are
     /// mapped by somebody. Many are the sign of a domain that is being destroyed.
@@ -153,7 +154,7 @@ impl Extents {
         self.0.range(..=pfn).next_back().is_some_and(|(_, extent)| extent.pfns.contains(&pfn))
     }
 
-    /// What of some ranges is in no extent.
+    /// The parts of some ranges that no extent covers.
     pub(super) fn missing_of(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         for mut pfns in ranges {

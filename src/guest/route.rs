@@ -22,7 +22,7 @@ pub(super) struct Route {
     both_ends: bool,
     at_top: bool,
     /// Whether the lower end of the stretch was looked at.
-    has_begun: bool,
+    has_seen_bottom: bool,
 }
 
 /// What is looked at in one step.
@@ -48,7 +48,7 @@ impl Route {
     /// One stretch after the other, each from the bottom up.
     pub(super) fn in_order(stretches: impl IntoIterator<Item = Stretch>, window: u64) -> Route {
         let stretches = stretches.into_iter().filter(|stretch| !stretch.pfns.is_empty()).collect();
-        Route { stretches, window, both_ends: false, at_top: false, has_begun: false }
+        Route { stretches, window, both_ends: false, at_top: false, has_seen_bottom: false }
     }
 
     /// From both ends of a stretch inwards.
@@ -67,7 +67,7 @@ impl Route {
         let pfns = if self.at_top { end - size..end } else { start..start + size };
         stretch.pfns = if self.at_top { start..pfns.start } else { pfns.end..end };
         let window = Window { pfns, step: stretch.step, at_top: self.at_top, ends_stretch: stretch.pfns.is_empty() };
-        self.has_begun |= !window.at_top || window.ends_stretch;
+        self.has_seen_bottom |= !window.at_top || window.ends_stretch;
         if window.ends_stretch {
             self.stretches.pop_front();
         }
@@ -84,9 +84,9 @@ impl Route {
         self.stretches.front().is_some_and(|stretch| stretch.needed)
     }
 
-    /// Whether each end at which a search begins was looked at.
-    pub(super) fn has_begun_all(&self) -> bool {
-        self.has_begun
+    /// Whether the lower end was looked at.
+    pub(super) fn has_seen_bottom(&self) -> bool {
+        self.has_seen_bottom
     }
 
     /// The frames that are left to look at, in ascending order.

@@ -90,12 +90,12 @@ impl RamScan<'_, '_> {
     /// [`Error::P2m`].
     pub fn step(&mut self) -> Result<bool> {
         let (start, before) = (Instant::now(), self.found + self.paged_out);
-        let more = self.take_step()?;
+        let more = self.take_step();
         if self.found + self.paged_out == before {
             self.idle += start.elapsed();
         }
-        self.ended = !more;
-        Ok(more)
+        self.ended = matches!(more, Ok(false));
+        more
     }
 
     fn take_step(&mut self) -> Result<bool> {
@@ -154,13 +154,15 @@ impl RamScan<'_, '_> {
         self.counted
     }
 
-    /// How many frame numbers are still to be looked at; on Arm more, once RAM is found where none was expected.
+    /// How many tries are left if the search has to look everywhere; on Arm more, once RAM is found where none was
+    /// expected. Some are left if it is over before.
     #[must_use]
     pub fn untried(&self) -> u64 {
         self.route.left()
     }
 
-    /// How long the steps have taken that found no RAM. Only this can a guest prolong without owning more memory.
+    /// How long the steps have taken that found no RAM. This is the only part of a search that a guest can prolong without
+    /// owning more memory.
     #[must_use]
     pub fn idle_time(&self) -> Duration {
         self.idle
@@ -188,7 +190,7 @@ impl RamScan<'_, '_> {
         }
         // Xen counts a fork's frames only once they were touched, so the few at the top could be taken for all: the
         // bottom, where every guest has RAM, tells. Counting again would not, since it counts what was just touched.
-        self.found == self.counted && self.route.has_begun_all()
+        self.found == self.counted && self.route.has_seen_bottom()
     }
 
     /// Has the blocks looked at of which one frame is RAM, and those beside them.
@@ -326,6 +328,9 @@ impl RamScan<'_, '_> {
 impl<'m> Guest<'m> {
     /// Begins a search for the guest's RAM. It touches every frame of the guest.
     ///
+    /// It checks first that this does no harm ([`check_populated`](Guest::check_populated)). Only a control domain may ask
+    /// Xen about that: a device model's own domain uses [`scan_populating`](Guest::scan_populating).
+    ///
     /// # Errors
     ///
     /// [`Error::PopulateOnDemand`] if that would crash the guest; [`Error::Hypercall`], and of a PV guest
@@ -348,11 +353,12 @@ impl<'m> Guest<'m> {
         };
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         let asks_xen = self.memory.domctl_version().is_some() && !on_arm;
+        let (counted, shares) = self.counted_frames()?;
         Ok(RamScan {
             guest: self,
             search,
             asks_xen,
-            route: self.route(search, end, asks_xen)?,
+            route: self.route(search, end, asks_xen && !shares)?,
             end,
             in_run: false,
             missing: None,
@@ -361,26 +367,29 @@ impl<'m> Guest<'m> {
             found: 0,
             special: 0,
             paged_out: 0,
-            counted: self.counted_frames()?,
+            counted,
             extents: Extents::default(),
             idle: Duration::ZERO,
             ended: false,
         })
     }
 
-    /// How many frames Xen counts for the domain: those that it owns and those that it shares with others.
-    fn counted_frames(&self) -> Result<u64> {
+    /// How many frames Xen counts for the domain: those that it owns and those that it shares with others; and whether
+    /// there are any of the latter.
+    fn counted_frames(&self) -> Result<(u64, bool)> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         if on_arm || self.memory.domctl_version().is_none() {
             // On Arm no frames are shared.
-            return self.memory.current_reservation(self.domid);
+            return Ok((self.memory.current_reservation(self.domid)?, false));
         }
         let info = self.memory.get_domain_info(self.domid)?;
-        Ok(info.pages.saturating_add(info.shared.unwrap_or(0)))
+        let shared = info.shared.unwrap_or(0);
+        Ok((info.pages.saturating_add(shared), shared > 0))
     }
 
-    /// In which order to look at the frames below `end`.
-    fn route(&self, search: Search, end: u64, asks_xen: bool) -> Result<Route> {
+    /// In which order to look at the frames below `end`. Without `counts_add_up`, all of them are looked at: Xen counts a
+    /// fork's frames only once they were touched, and what it lends can be told from RAM only where it can be asked.
+    fn route(&self, search: Search, end: u64, counts_add_up: bool) -> Result<Route> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         let whole = |needed| Stretch { pfns: 0..end, step: 1, needed };
         Ok(match search {
@@ -390,8 +399,7 @@ impl<'m> Guest<'m> {
                 let max_pages = self.memory.maximum_reservation(self.domid)?;
                 Route::in_order(arm_layout::stretches(end, max_pages), WINDOW)
             }
-            // What Xen lends can be told from RAM only where Xen can be asked.
-            Search::UntilAllFound => Route::from_both_ends(whole(!asks_xen), WINDOW),
+            Search::UntilAllFound => Route::from_both_ends(whole(!counts_add_up), WINDOW),
             Search::EveryFrame => Route::from_both_ends(whole(true), WINDOW),
         })
     }

@@ -165,11 +165,24 @@ impl MockDomain {
         let is_untouched = |domain: &Domain| domain.frames.get(&gfn.get()).is_some_and(Frame::is_untouched);
         let page = if self.with(|_, domain| is_untouched(domain)) { None } else { Some(self.page(gfn)) };
         let state = &mut self.host.0.lock();
-        domain_in(state, self.domid).frames.remove(&gfn.get());
+        let State { pages, domains, .. } = &mut **state;
+        let domain = alive(domains, self.domid);
+        domain.frames.remove(&gfn.get());
+        let unpopulated = domain.unpopulated();
         match page {
-            Some(page) if state.pages[page].owner == Some(DOMID_COW) => state.release_unused_shares(),
-            Some(page) => state.pages[page].allocated = false,
-            None => {}
+            // Xen keeps the memory, zeroed, while there are frames that may need it (`p2m_pod_decrease_reservation`).
+            Some(page) if domain.pool.len() < unpopulated => {
+                domain.pool.push(page);
+                let cleared = self.host.0.ram.write(page * FRAME_SIZE, &[0; FRAME_SIZE]);
+                cleared.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
+            }
+            Some(page) if pages[page].owner == Some(DOMID_COW) => state.release_unused_shares(),
+            Some(page) => pages[page].allocated = false,
+            None => {
+                for page in domain.pool.drain(unpopulated.min(domain.pool.len())..) {
+                    pages[page].allocated = false;
+                }
+            }
         }
     }
 

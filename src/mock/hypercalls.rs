@@ -7,7 +7,7 @@ use std::mem::offset_of;
 
 use super::fault::Fault;
 use super::host::Host;
-use super::state::{FIRST_MFN, Frame, State};
+use super::state::{FIRST_MFN, State};
 use crate::types::{Architecture, GuestKind};
 use crate::uapi;
 
@@ -179,11 +179,10 @@ impl Host {
         if domain.kind == GuestKind::Pv {
             return Err(libc::EINVAL);
         }
-        let unpopulated = domain.frames.values().filter(|frame| matches!(frame, Frame::Unpopulated)).count();
         for (offset, pages) in [
             (offset_of!(uapi::PodTarget, tot_pages), state.owned_by(domid)),
             (offset_of!(uapi::PodTarget, pod_cache_pages), domain.pool.len() as u64),
-            (offset_of!(uapi::PodTarget, pod_entries), unpopulated as u64),
+            (offset_of!(uapi::PodTarget, pod_entries), domain.unpopulated() as u64),
         ] {
             // SAFETY: the caller's promise.
             unsafe { give(state, arg + offset as u64, &pages.to_ne_bytes()) }?;

@@ -131,6 +131,16 @@ impl Domain {
     }
 }
 
+impl Domain {
+    /// How many of its frames have no memory yet.
+    pub(super) fn unpopulated(&self) -> usize {
+        if !self.is_lazy {
+            return 0;
+        }
+        self.frames.values().filter(|frame| matches!(frame, Frame::Unpopulated)).count()
+    }
+}
+
 /// What a page of a device mapping is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pte {
