@@ -374,3 +374,20 @@ fn full_stdout_is_an_error() {
     let output = tool().current_dir(&folder).args(["--mock", "ram", "info"]).stdout(full).output().unwrap();
     assert!(refusal(&output).contains("No space left on device"));
 }
+
+#[test]
+fn reader_that_has_gone_does_not_change_what_a_comparison_tells() {
+    let folder = folder("pipe-diff");
+    ram(&folder, &[(0, &pattern(FRAME_SIZE))]);
+    let (read, write) = std::io::pipe().unwrap();
+    drop(read);
+    let output = tool().current_dir(&folder).args(["diff", "ram", "ram"]).stdout(write).output().unwrap();
+    assert_eq!((text(&output.stderr), output.status.code()), ("", Some(0)));
+}
+
+#[test]
+fn argument_with_empty_lines_does_not_hide_what_is_wrong_with_it() {
+    let output = run(["--mock", "ram", "--mock-kind", "a\n\nFor more", "info"]);
+    let line = refusal(&output);
+    assert!(line.contains("for '--mock-kind <KIND>'") && line.contains("[possible values: pv, pvh]"), "{line}");
+}

@@ -7,7 +7,6 @@ mod called;
 #[expect(dead_code, reason = "a part of it is used")]
 #[path = "../examples/guest_ram/domains.rs"]
 mod domains;
-#[expect(dead_code, reason = "a part of it is used")]
 #[path = "../examples/guest_ram/printable.rs"]
 mod printable;
 

@@ -28,7 +28,8 @@ fn raw_dump_that_would_be_too_long_is_refused_with_the_formats_that_would_do() {
     let folder = folder("length-raw");
     ram(&folder, &[(0, CANARY), (frame(8000), CANARY)]);
     let expected = "it would have 32772096 bytes: ";
-    let advice = "; --format elf, lime or xen leaves out the addresses without RAM";
+    let advice = "; --format elf, lime or xen leaves out the addresses without RAM; else write it to another file system, \
+                  or raise the limit (ulimit -f)";
     for args in ["out", "--copy-by threads out"] {
         let output = limited(&folder, args);
         let line = refusal(&output);
@@ -75,4 +76,16 @@ fn standard_output_that_is_a_file_stays_as_it_is_if_the_dump_would_be_too_long()
         assert!(line.starts_with("cannot write standard output: it would have 32772096 bytes: "), "{line}");
         assert_eq!(fs::read_to_string(folder.join(&to[to.rfind(' ').unwrap() + 1..])).unwrap(), kept);
     }
+}
+
+#[test]
+fn log_that_would_get_too_long_by_a_dump_stays_as_it_is() {
+    let folder = folder("length-log");
+    ram(&folder, &[(0, CANARY)]);
+    // Room for half a frame more.
+    let log = fs::File::create(folder.join("log")).unwrap();
+    log.set_len(LIMIT - 2048).unwrap();
+    let output = limited(&folder, "- >> log");
+    assert!(refusal(&output).starts_with("cannot write standard output: it would have 4096 bytes: "));
+    assert_eq!(log.metadata().unwrap().len(), LIMIT - 2048);
 }

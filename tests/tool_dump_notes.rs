@@ -187,7 +187,7 @@ fn notes_that_cannot_be_told_apart_are_named() {
         };
         let line = format!(
             "guest_ram: 2 VMCOREINFO notes could be the running kernel's, at {list}: \
-             took that at {named_at:#x}, which may not be the running kernel's"
+             took the one at {named_at:#x}, which may not be the running kernel's"
         );
         assert_eq!(dump(&folder, "dump"), (vec![named.clone()], vec![line]));
     }
@@ -215,7 +215,11 @@ fn two_kernels_that_are_there_are_named() {
     ram(&folder, &[(0, &zeros), names[0], names[1], (frame(20), &first_note), (frame(25), &second_note)]);
     let (notes, lines) = dump(&folder, "dump");
     assert_eq!((notes, lines.len()), (vec![first], 1));
-    assert!(lines[0].ends_with("took that at 0x14000, whose kernel is there, but perhaps not running"), "{}", lines[0]);
+    assert!(
+        lines[0].ends_with("took the one at 0x14000, whose kernel is there, but perhaps not running"),
+        "{}",
+        lines[0]
+    );
 }
 
 #[test]
@@ -279,7 +283,7 @@ fn thousands_of_notes_are_looked_at_and_the_rest_is_said() {
             assert_eq!((&notes[0], lines), (&running, vec![]));
         } else {
             assert!(lines[0].starts_with("guest_ram: 50001 VMCOREINFO notes could be"), "{}", lines[0]);
-            assert!(lines[0].contains(", 49993 more: took that at 0x10000, which may not be"), "{}", lines[0]);
+            assert!(lines[0].contains(", 49993 more: took the one at 0x10000, which may not be"), "{}", lines[0]);
             assert!(lines[0].len() < 1000);
         }
     }

@@ -257,7 +257,7 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
     let (note, doubt) = chosen();
     assert_eq!(note, "OSRELEASE=6.1.0");
     let expected = "2 VMCOREINFO notes could be the running kernel's, at 0x14000 (Linux 5.10.0), \
-                    0x15000 (Linux 6.1.0): took that at 0x15000, which vcpu 0 runs on";
+                    0x15000 (Linux 6.1.0): took the one at 0x15000, which vcpu 0 runs on";
     assert_eq!(doubt, expected);
 }
 

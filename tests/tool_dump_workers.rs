@@ -44,6 +44,18 @@ fn workers_write_the_same_file() {
 }
 
 #[test]
+fn workers_take_the_same_file_for_ram_whatever_it_is_called_or_looks_like() {
+    let folder = folder("workers-name");
+    let ram: Vec<u8> = b"\x7fELF".iter().copied().chain(pattern(2 * FRAME_SIZE - 4)).collect();
+    fs::write(folder.join("-dash"), &ram).unwrap();
+    let mut command = tool();
+    command.current_dir(&folder).args(["--mock=-dash", "--mock-raw"]);
+    let output = command.args("dump --copy-by workers out".split(' ')).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(fs::read(folder.join("out")).unwrap() == ram);
+}
+
+#[test]
 fn workers_that_cannot_open_the_host_are_an_error_in_one_line() {
     let folder = folder("workers-host");
     ram(&folder, &[(0, CANARY)]);

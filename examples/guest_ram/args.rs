@@ -37,7 +37,7 @@ pub(crate) struct Source {
     /// The number or the name of a guest of the Xen host that this runs on; name:17 if its name is a number
     #[arg(long, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
-    /// Touch the memory of a populate-on-demand guest even if Xen may crash the guest for want of memory
+    /// Touch the memory of a populate-on-demand guest even if Xen may crash the guest when its memory runs out
     #[arg(long, global = true)]
     pub(crate) pod_populate: bool,
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use xenmap::{DomainInfo, DomainState, FRAME_SIZE, ForeignMemory, GuestKind};
 
 use crate::Result;
-use crate::printable;
+use crate::printable::{self, printable};
 
 /// What is known of a domain, in the words of this tool.
 #[derive(Serialize)]
@@ -60,7 +60,7 @@ pub(crate) fn in_words(state: DomainState) -> &'static str {
 impl Domain {
     /// Its name for a terminal: it may have anything in it.
     pub(crate) fn printable_name(&self) -> Option<String> {
-        self.name.as_ref().map(|name| name.escape_debug().to_string())
+        self.name.as_deref().map(printable)
     }
 }
 

@@ -7,8 +7,8 @@
 //!     cargo run --example guest_ram -- --domain 5 dump OUT
 //!
 //! Exit codes: 0; 1 if `search` finds nothing or `diff` a difference; 2 if it could not be done, with one line on
-//! stderr; 3 if a dump lacks frames that should be there or not all of the guest was searched; 130 or 143 if a dump was
-//! interrupted.
+//! stderr; 3 if a dump lacks frames that should be there or not all of the guest was searched; 128 and the signal
+//! if a dump was interrupted.
 
 mod args;
 mod called;
@@ -54,6 +54,9 @@ const FAILED: u8 = 2;
 const INCOMPLETE: u8 = 3;
 
 fn main() -> ExitCode {
+    if let Err(error) = dump::interrupt::survive_size_limits() {
+        return fail(&error.to_string());
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return usage(&error),
@@ -140,8 +143,11 @@ fn run(args: &Args) -> Result<ExitCode> {
             dump::worker::work(&host()?.guest()?)?;
         }
     }
-    stdout.flush()?;
-    Ok(code)
+    match stdout.flush() {
+        // All is known by now, whoever reads it.
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(code),
+    }
 }
 
 /// What clap has to say: `--help` as it is, an error in one line.
@@ -151,10 +157,13 @@ fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    // Tips and the usage come after an empty line.
     let text = error.to_string();
-    let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).collect();
-    let lines: Vec<&str> = lines.into_iter().map(str::trim).collect();
+    // Tips and the usage come last. An argument that is quoted before may hold anything, empty lines too.
+    let mut message = text.as_str();
+    for last in ["\n\nFor more information", "\n\nUsage:", "\n\n  tip:"] {
+        message = message.rsplit_once(last).map_or(message, |(before, _)| before);
+    }
+    let lines: Vec<&str> = message.lines().map(str::trim).collect();
     fail(lines.join(" ").trim_start_matches("error: "))
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn scan(guest: &Guest<'_>, args: SearchArgs) -> Result<Found> {
     drop(progress);
     let not_searched = scan.not_searched();
     if !not_searched.is_empty() {
-        say(&complaint(&not_searched));
+        say(&complaint(&not_searched, scan.idle_time()));
     }
     Ok(Found { map: scan.into_map(), not_searched })
 }
@@ -106,7 +106,7 @@ fn limit(args: SearchArgs) -> Option<Duration> {
 }
 
 /// What is said of frames that were not looked at.
-fn complaint(not_searched: &[Range<u64>]) -> String {
+fn complaint(not_searched: &[Range<u64>], idle: Duration) -> String {
     const LISTED: usize = 3;
     let list = |pfns: &Range<u64>| {
         let AddressRange { first, last, .. } = addresses_of(pfns);
@@ -117,7 +117,9 @@ fn complaint(not_searched: &[Range<u64>]) -> String {
         ranges.push(format!("{} more ranges", not_searched.len() - LISTED));
     }
     format!(
-        "the search for RAM was stopped, since it found none for long; not searched: {} (--search-limit sets the limit)",
+        "the search for RAM was stopped after {:.0} s in which it found none; not searched: {} (--search-limit sets the \
+         limit)",
+        idle.as_secs_f64(),
         ranges.join(", ")
     )
 }

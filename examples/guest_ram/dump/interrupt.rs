@@ -24,14 +24,17 @@ pub(crate) fn end_with_the_starter() -> Result<()> {
     Ok(())
 }
 
+/// Has a write beyond the allowed size of a file fail, instead of ending the process.
+pub(crate) fn survive_size_limits() -> Result<()> {
+    Ok(SigSet::from(Signal::SIGXFSZ).thread_block()?)
+}
+
 /// The signals that ask a process to end, held back from the moment this is made.
 pub(crate) struct Interrupts(SignalFd);
 
 impl Interrupts {
     /// To be called before threads are made: they hold back what their maker does.
     pub(crate) fn hold_back() -> Result<Interrupts> {
-        // Then a write beyond the allowed size of a file is an error, not the end.
-        SigSet::from(Signal::SIGXFSZ).thread_block()?;
         // What nohup has the process ignore it goes on ignoring.
         let ignored = ignored_signals()?;
         let is_heeded = |signal: &Signal| ignored & 1 << (*signal as u32 - 1) == 0;

@@ -2,7 +2,7 @@
 
 pub(crate) mod copy;
 mod elf;
-mod interrupt;
+pub(crate) mod interrupt;
 pub(crate) mod layout;
 pub(crate) mod output;
 mod parallel;
@@ -139,7 +139,8 @@ impl Dump<'_> {
         let (name, len) = (self.name(), layout.len);
         let advice = match layout.format {
             Format::Raw if layout.frames() < len / FRAME => {
-                "--format elf, lime or xen leaves out the addresses without RAM"
+                "--format elf, lime or xen leaves out the addresses without RAM; else write it to another file system, or \
+                 raise the limit (ulimit -f)"
             }
             _ => "write it to another file system, or raise the limit (ulimit -f)",
         };

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use xenmap::View;
 use zstd::stream::write::Encoder;
 
@@ -170,14 +171,16 @@ impl Sink for Stream {
 
 /// That a file may get so many bytes more, without making it longer.
 fn check_len(file: &mut File, len: u64) -> io::Result<()> {
-    let start = file.stream_position()?;
+    let position = file.stream_position()?;
+    let appends = OFlag::from_bits_retain(fcntl(&*file, FcntlArg::F_GETFL)?).contains(OFlag::O_APPEND);
+    let start = if appends { file.metadata()?.len() } else { position };
     let end = start.checked_add(len).ok_or(io::ErrorKind::FileTooLarge)?;
     if file_size_limit()?.is_some_and(|limit| end > limit) {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     // Fails past the largest size of the file system.
     file.seek(SeekFrom::Start(end))?;
-    file.seek(SeekFrom::Start(start))?;
+    file.seek(SeekFrom::Start(position))?;
     Ok(())
 }
 

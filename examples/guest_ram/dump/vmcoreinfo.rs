@@ -162,7 +162,9 @@ pub(crate) fn choose(guest: &Guest<'_>, candidates: &Candidates) -> (Option<Vec<
 /// Says which notes there are, and which was taken.
 fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
     const LISTED: usize = 8;
-    let place = |note: &Note| format!("{:#x} (Linux {})", note.address, value(&note.text, "OSRELEASE").unwrap_or("?"));
+    let release =
+        |note: &Note| value(&note.text, "OSRELEASE").unwrap_or("?").chars().take(UTS_NAME).collect::<String>();
+    let place = |note: &Note| format!("{:#x} (Linux {})", note.address, release(note));
     if notes.len() == 1 && more == 0 {
         let place = place(best);
         return format!("the VMCOREINFO note at {place} may be of an earlier kernel: no such kernel is where it says");
@@ -179,7 +181,7 @@ fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
     };
     let (list, count) = (places.join(", "), notes.len() as u64 + more);
     format!(
-        "{count} VMCOREINFO notes could be the running kernel's, at {list}: took that at {:#x}, {why}",
+        "{count} VMCOREINFO notes could be the running kernel's, at {list}: took the one at {:#x}, {why}",
         best.address
     )
 }

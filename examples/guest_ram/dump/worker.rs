@@ -9,6 +9,7 @@
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
 //! each. What goes wrong it says on stderr, as the tool does.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::PathBuf;
@@ -92,7 +93,13 @@ fn send(out: &mut impl Write, report: &Report) -> Result<()> {
 pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     let mut command = Command::new("/proc/self/exe");
     if let Some(file) = &source.mock {
-        command.arg("--mock").arg(file);
+        // In one, since the name may begin with a dash.
+        let mut mock = OsString::from("--mock=");
+        mock.push(file);
+        command.arg(mock);
+        if source.mock_raw {
+            command.arg("--mock-raw");
+        }
         if let Some(kind) = source.mock_kind.to_possible_value() {
             command.args(["--mock-kind", kind.get_name()]);
         }
@@ -115,10 +122,11 @@ pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tal
     }
     let frames = job.parts.iter().map(Part::frames).sum();
     let tally = reports.map_or(Ok(None), |reports| receive(BufReader::new(reports), frames, copied));
-    let mut complaint = String::new();
+    let mut complaint = Vec::new();
     if let Some(complaints) = complaints {
-        complaints.take(MAX_COMPLAINT).read_to_string(&mut complaint)?;
+        complaints.take(MAX_COMPLAINT).read_to_end(&mut complaint)?;
     }
+    let complaint = String::from_utf8_lossy(&complaint);
     let status = worker.0.wait()?;
     match tally? {
         Some(tally) if status.success() => Ok(tally),
