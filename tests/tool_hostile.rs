@@ -153,6 +153,35 @@ fn segments_that_overlap_again_and_again_cost_what_is_in_the_file() {
 }
 
 #[test]
+fn segments_in_holes_at_any_address_cost_nothing() {
+    let folder = folder("hostile-steps");
+    let count = 16_000_u64;
+    // Each in a hole of its own, one byte further than the one before.
+    let body_at = 1 << 20;
+    let offset = |i: u64| body_at - 64 - PROGRAM_HEADER * count + i * 8192;
+    let steps: Vec<Segment> = (0..count).map(|i| Segment::whole(offset(i), i, 4096)).collect();
+    sparse(&folder.join("holes"), body_at + 8192 * count, &[(0, &elf_of_segments(&steps, b""))]);
+    let output = run_limited(&folder, "diff holes holes");
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout, "5 the same, 0 different, 0 only in OLD, 0 only in NEW\n", "{}", text(&output.stderr));
+
+    // The same with data, of which each byte is compared once.
+    let count = 4000;
+    let steps: Vec<Segment> = (0..count).map(|i| Segment::whole(4096 * i, i, 4096)).collect();
+    let bytes = vec![b'x'; 4096 * usize::try_from(count).unwrap()];
+    fs::write(folder.join("data"), elf_of_segments(&steps, &bytes)).unwrap();
+    let output = run_limited(&folder, "diff data data");
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout, "2 the same, 0 different, 0 only in OLD, 0 only in NEW\n", "{}", text(&output.stderr));
+
+    // Or over the same bytes of the file.
+    let steps: Vec<Segment> = (0..60_000).map(|i| Segment::whole(i % 4096, i, 4096)).collect();
+    fs::write(folder.join("aliased"), elf_of_segments(&steps, &bytes)).unwrap();
+    let line = refusal(&run_limited(&folder, "diff aliased aliased")).to_owned();
+    assert!(line.ends_with("are the same bytes of the file"), "{line}");
+}
+
+#[test]
 fn frame_in_thousands_of_pieces_is_compared() {
     let folder = folder("hostile-pieces");
     // Every other byte of 32 frames.
