@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use object::elf::{ET_CORE, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF};
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::elf::{ET_CORE, FileHeader32, FileHeader64, NT_PRPSINFO, PT_LOAD, PT_NOTE, SHN_UNDEF};
+use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, SectionHeader};
 use object::{Endian, Endianness};
 
 use super::FRAME;
@@ -20,7 +20,7 @@ pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
     match file.bytes().get(4) {
         Some(1) => core::<FileHeader32<Endianness>>(file),
         Some(2) => core::<FileHeader64<Endianness>>(file),
-        _ => Err("it is a broken elf file: it is made neither for 32 nor for 64 bits".into()),
+        _ => Err("it is a broken elf file: its class is neither 32-bit nor 64-bit".into()),
     }
 }
 
@@ -57,18 +57,85 @@ fn segments<Elf: FileHeader<Endian = Endianness>>(
     let table = table_start..table_start + headers.len() as u64 * size;
     file.prefetch(table.clone());
     let mut runs = Vec::new();
+    let mut origin = Origin::new(header.is_type_64());
     let mut next = 0;
     // Headers in a hole of the file say nothing, however many there are.
     for data in file.data_in(table) {
         let first = usize::try_from((data.start - table_start) / size)?.max(next);
         next = usize::try_from((data.end - table_start).div_ceil(size))?;
         for segment in &headers[first..next] {
+            origin.add::<Elf>(segment, endian)?;
             if segment.p_type(endian) == PT_LOAD {
                 runs.extend(load::<Elf>(segment, endian)?.into_iter().flatten());
             }
         }
     }
+    origin.check::<Elf>(endian, file)?;
     Ok(runs)
+}
+
+/// What tells whether a core is of a machine. That of a process has no physical addresses: all of them are 0.
+struct Origin {
+    /// What stands for no physical address in /proc/kcore.
+    no_address: u64,
+    /// Whether a segment has a physical address other than 0.
+    has_physical: bool,
+    first_virtual: Option<u64>,
+    has_other_virtual: bool,
+    /// Where the first notes are in the file.
+    notes: Option<Range<u64>>,
+}
+
+impl Origin {
+    fn new(is_64: bool) -> Origin {
+        let no_address = if is_64 { u64::MAX } else { u32::MAX.into() };
+        Origin { no_address, has_physical: false, first_virtual: None, has_other_virtual: false, notes: None }
+    }
+
+    fn add<Elf: FileHeader>(&mut self, segment: &Elf::ProgramHeader, endian: Elf::Endian) -> Result<()> {
+        let (physical, virt): (u64, u64) = (segment.p_paddr(endian).into(), segment.p_vaddr(endian).into());
+        let (offset, in_file, in_memory): (u64, u64, u64) =
+            (segment.p_offset(endian).into(), segment.p_filesz(endian).into(), segment.p_memsz(endian).into());
+        match segment.p_type(endian) {
+            PT_LOAD if in_memory > 0 => {
+                if physical == self.no_address {
+                    let line = "its segments have no physical addresses; if it is a copy of /proc/kcore, dump the guest \
+                                instead";
+                    return Err(line.into());
+                }
+                self.has_physical |= physical != 0;
+                self.has_other_virtual |= *self.first_virtual.get_or_insert(virt) != virt;
+            }
+            PT_NOTE if self.notes.is_none() => self.notes = Some(offset..offset.saturating_add(in_file)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> Result<()> {
+        if self.has_physical || self.first_virtual.is_none() {
+            return Ok(());
+        }
+        if self.has_other_virtual || self.has_note_of_process::<Elf>(endian, file) {
+            return Err("it is the core of a process, not of a machine".into());
+        }
+        Ok(())
+    }
+
+    /// Whether there is a note that only processes have. QEMU and the kernel write `NT_PRSTATUS` of a machine, too.
+    fn has_note_of_process<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> bool {
+        // Up to a hole, which would be notes without end.
+        let data = self.notes.clone().and_then(|notes| file.data_in(notes.clone()).find(|d| d.start == notes.start));
+        let bytes = data.and_then(|data| file.get(data.start, data.end - data.start)).unwrap_or_default();
+        let Ok(mut notes) = NoteIterator::<Elf>::new(endian, Elf::Word::default(), bytes) else { return false };
+        // What follows a broken note is not read.
+        while let Ok(Some(note)) = notes.next() {
+            if note.n_type(endian) == NT_PRPSINFO && [&b"CORE"[..], b"FreeBSD"].contains(&note.name()) {
+                return true;
+            }
+        }
+        false
+    }
 }
 
 /// What a segment has in the file, and the zeros after it.
