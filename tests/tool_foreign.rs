@@ -116,12 +116,17 @@ fn foreign_file_is_refused_by_name() {
     fs::write(folder.join("ram"), vec![7; 4 * FRAME_SIZE]).unwrap();
     for (at, magic, what) in FOREIGN {
         fs::write(folder.join("file"), whole_frames(at, magic)).unwrap();
-        for args in ["diff file ram", "diff ram file", "--mock ram diff file", "--mock ram picture out --since file"] {
+        for (args, option) in [
+            ("diff file ram", "--raw old"),
+            ("diff ram file", "--raw new"),
+            ("--mock ram diff file", "--raw old"),
+            ("--mock ram picture out --since file", "--raw"),
+        ] {
             let output = run_in(&folder, args);
             assert_eq!(output.status.code(), Some(2), "{magic:?}");
             let line = refusal(&output);
             assert!(line.starts_with(&format!("cannot use file as a dump: it is {what}")), "{magic:?}: {line}");
-            assert!(line.ends_with("; if it is raw RAM all the same, give --raw"), "{line}");
+            assert!(line.ends_with(&format!("; if it is raw RAM all the same, give {option}")), "{line}");
             assert_eq!(text(&output.stdout), "");
         }
         let line = refusal(&run_in(&folder, "--mock file info")).to_owned();
@@ -146,15 +151,42 @@ fn raw_ram_that_looks_foreign_is_read_when_told_so() {
             .unwrap();
         let same = "4 the same, 0 different, 0 only in OLD, 0 only in NEW\n";
         let differ = "0x1000 to 0x1fff: 1 page different\n3 the same, 1 different, 0 only in OLD, 0 only in NEW\n";
-        assert_eq!(text(&run_in(&folder, "diff --raw ram ram").stdout), same);
-        assert_eq!(text(&run_in(&folder, "diff --raw ram changed").stdout), differ);
+        assert_eq!(text(&run_in(&folder, "diff --raw both ram ram").stdout), same);
+        assert_eq!(text(&run_in(&folder, "diff ram changed --raw both").stdout), differ);
         let mock = "--mock ram --mock-raw";
-        assert_eq!(text(&run_in(&folder, &format!("{mock} diff --raw changed")).stdout), differ);
+        assert_eq!(text(&run_in(&folder, &format!("{mock} diff --raw old changed")).stdout), differ);
         assert_eq!(run_in(&folder, &format!("{mock} read 0 16384 --binary")).stdout, ram);
         let picture = run_in(&folder, &format!("{mock} picture out --since changed --raw"));
         assert!(text(&picture.stdout).contains("\norange          1  changed since the dump\n"));
         fs::remove_file(folder.join("out")).unwrap();
     }
+}
+
+#[test]
+fn each_of_two_dumps_is_raw_only_when_told_so() {
+    let folder = folder("foreign-which");
+    let ram = whole_frames(0, b"KDUMP   ");
+    fs::write(folder.join("odd"), &ram).unwrap();
+    let pages: Pages = (0..).zip(ram.as_chunks().0.iter().copied()).collect();
+    let dump = elf(&pages);
+    fs::write(folder.join("elf"), &dump).unwrap();
+    fs::write(folder.join("zst"), zstd::encode_all(&dump[..], 0).unwrap()).unwrap();
+    let same = "4 the same, 0 different, 0 only in OLD, 0 only in NEW\n";
+    for args in ["--raw old odd elf", "--raw new elf odd", "--raw old odd zst", "--raw new zst odd"] {
+        let output = run_in(&folder, &format!("diff {args}"));
+        assert_eq!((text(&output.stdout), text(&output.stderr)), (same, ""), "{args}");
+    }
+    for (args, option) in [("--raw old odd odd", "--raw both"), ("--raw new odd odd", "--raw both")] {
+        let line = refusal(&run_in(&folder, &format!("diff {args}"))).to_owned();
+        assert!(line.ends_with(&format!("if it is raw RAM all the same, give {option}")), "{line}");
+    }
+    for which in ["new", "both"] {
+        let output = run_in(&folder, &format!("--mock odd --mock-raw diff --raw {which} elf"));
+        assert_eq!(refusal(&output), "there is only one dump: give --raw old, or another dump");
+    }
+    // Without saying which.
+    let line = refusal(&run_in(&folder, "diff --raw odd elf")).to_owned();
+    assert!(line.contains("--raw <WHICH>") && line.contains("old, new, both"), "{line}");
 }
 
 #[test]
@@ -165,7 +197,7 @@ fn raw_dump_that_is_cut_off_is_refused_whatever_it_begins_with() {
         file.pop();
         fs::write(folder.join("file"), file).unwrap();
         let expected = "cannot use file as a dump: as a raw dump it is cut off: its last frame is not whole";
-        assert_eq!(refusal(&run_in(&folder, "diff --raw file file")), expected);
+        assert_eq!(refusal(&run_in(&folder, "diff --raw old file file")), expected);
     }
 }
 

@@ -132,7 +132,10 @@ fn compressed_file_that_holds_no_dump_is_refused() {
         assert!(line.starts_with(expected), "{expected}: {line}");
     }
     let line = refused(&folder, &zst(&kdump));
-    assert!(line.ends_with("if it is raw RAM all the same, decompress it first (zstd -d) and give --raw"), "{line}");
+    assert!(
+        line.ends_with("if it is raw RAM all the same, decompress it first (zstd -d) and give --raw old"),
+        "{line}"
+    );
 }
 
 #[test]

@@ -123,9 +123,9 @@ pub(crate) enum Command {
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,
-        /// The dumps are raw, though they begin as something else does
-        #[arg(long)]
-        raw: bool,
+        /// Which dump is raw, though it begins as something else does
+        #[arg(long, value_name = "WHICH")]
+        raw: Option<RawDumps>,
     },
     /// Draws where the guest's RAM is, as a PNG
     Picture {
@@ -148,6 +148,14 @@ pub(crate) enum Command {
     /// Copies a share of a dump (`dump` starts this itself)
     #[command(hide = true)]
     Worker,
+}
+
+/// Which of two dumps are raw, whatever they begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RawDumps {
+    Old,
+    New,
+    Both,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
