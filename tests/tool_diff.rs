@@ -153,6 +153,21 @@ fn table_entries_that_stand_for_nothing_are_skipped() {
 }
 
 #[test]
+fn frame_that_a_table_lists_twice_is_read_if_its_bytes_are_the_same() {
+    let folder = folder("diff-twice");
+    fs::write(folder.join("lime"), lime(&[(5, page(b'x')), (7, page(b'y'))].into())).unwrap();
+    for table in [[5, 5, 7], [5, 7, 5], [7, 5, 5]] {
+        let pages = (0..).zip(table.map(|pfn| page(if pfn == 5 { b'x' } else { b'y' }))).collect();
+        let pfn = table.map(u64::to_le_bytes).concat();
+        fs::write(folder.join("pfn"), xen(&pages, ".xen_pfn", &pfn, 8)).unwrap();
+        let p2m = table.map(|pfn| [pfn, 0x1000].map(u64::to_le_bytes).concat()).concat();
+        fs::write(folder.join("p2m"), xen(&pages, ".xen_p2m", &p2m, 16)).unwrap();
+        assert_same(&run_in(&folder, "diff pfn lime"));
+        assert_same(&run_in(&folder, "diff p2m lime"));
+    }
+}
+
+#[test]
 fn hole_of_a_raw_dump_is_zeros() {
     let folder = folder("diff-sparse");
     ram(&folder, &[(frame(1), &page(b'x')), (frame(1 << 30), &page(0))]);
@@ -196,7 +211,7 @@ fn what_is_no_dump_is_told_in_one_line() {
         (with(lime, 16, &[0xFF; 8]), "it is cut off"),
         (cut(xen_pfn, 1), "it is cut off"),
         (with(xen_pfn, 64 + 2 * 64 + 24, &[0xFF; 8]), "it is cut off"),
-        (twice(&[5, 5], ".xen_pfn"), "it has frame 0x5 twice"),
+        (twice(&[5, 5], ".xen_pfn"), "it has frame 0x5 twice, with different bytes"),
         (twice(&[5, 1 << 40], ".xen_pfn"), "it has a frame 0x10000000000"),
         (twice(&[5, 6, 7], ".xen_pfn"), "more frames than it has pages"),
         (twice(&[5, 6], ".xen_p3m"), "no table of their frames"),

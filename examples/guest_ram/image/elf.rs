@@ -1,5 +1,6 @@
 //! ELF cores: that of `xl dump-core` has its pages in a section, any other in segments.
 
+use std::iter::once;
 use std::ops::Range;
 
 use object::elf::{ET_CORE, FileHeader32, FileHeader64, NT_PRPSINFO, PT_LOAD, PT_NOTE, SHN_UNDEF};
@@ -200,18 +201,19 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
     pages: Range<u64>,
     file: &Contents,
 ) -> Result<Vec<Run>> {
-    let table = |name: &str| -> Result<Option<&[[u8; 8]]>> {
+    let table = |name: &str, words_each: u64| -> Result<Option<&[[u8; 8]]>> {
         let Some(section) = sections.find(name)? else { return Ok(None) };
         let bytes = file.get(section.start, section.end - section.start).ok_or_else(|| cut_off(name))?;
+        check_holes(section.clone(), 8 * words_each, file)?;
         file.prefetch(section);
         Ok(Some(bytes.as_chunks().0))
     };
     if pages.end > file.len() {
         return Err(cut_off(".xen_pages").into());
     }
-    let (words, words_each) = match table(".xen_pfn")? {
+    let (words, words_each) = match table(".xen_pfn", 1)? {
         Some(words) => (words, 1),
-        None => (table(".xen_p2m")?.ok_or("it has pages, but no table of their frames")?, 2),
+        None => (table(".xen_p2m", 2)?.ok_or("it has pages, but no table of their frames")?, 2),
     };
     if (words.len() / words_each) as u64 > (pages.end - pages.start) / FRAME {
         return Err("it is cut off: it lists more frames than it has pages".into());
@@ -228,12 +230,22 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
         let run = Run::frame(pfn, here)?;
         match runs.last_mut() {
             Some(last) if last.is_continued_by(&run) => last.addresses.end = run.addresses.end,
-            // A table may be a hole of the file, of any size.
-            Some(last) if last.addresses.contains(&run.addresses.start) => {
-                return Err(format!("it has frame {pfn:#x} twice").into());
-            }
             _ => runs.push(run),
         }
     }
     Ok(runs)
+}
+
+/// Refuses a table of frames of which more than an entry is in a hole of the file. It may be of any size, and lists
+/// frame 0 again and again; a single entry of frame 0 may well be in a block of zeros that was left out.
+fn check_holes(table: Range<u64>, entry: u64, file: &Contents) -> Result<()> {
+    let mut hole_start = table.start;
+    for data in file.data_in(table.clone()).chain(once(table.end..table.end)) {
+        let [first, end] = [(hole_start - table.start).div_ceil(entry), (data.start - table.start) / entry];
+        if end.saturating_sub(first) > 1 {
+            return Err("a part of its table of frames is a hole of the file".into());
+        }
+        hole_start = data.end;
+    }
+    Ok(())
 }
