@@ -118,7 +118,6 @@ fn compressed_file_that_holds_no_dump_is_refused() {
     for (content, expected) in [
         (good[..good.len() - 1].to_vec(), "it is compressed with zstd, and cut off"),
         (b"\x28\xb5\x2f\xfd".to_vec(), "it is compressed with zstd, and cut off"),
-        ([good.clone(), b"and more".to_vec()].concat(), "it is compressed with zstd, and cannot be decompressed: "),
         (b"\x28\xb5\x2f\xfd and so on".to_vec(), "it is compressed with zstd, and cannot be decompressed: "),
         ([skippable(b""), b"\x04\x22\x4D\x18lz4 ".to_vec()].concat(), "it is compressed with zstd, and cannot be"),
         (damaged, "it is compressed with zstd, and cannot be decompressed: "),
@@ -136,6 +135,43 @@ fn compressed_file_that_holds_no_dump_is_refused() {
         line.ends_with("if it is raw RAM all the same, decompress it first (zstd -d) and give --raw old"),
         "{line}"
     );
+}
+
+#[test]
+fn bytes_after_a_compressed_dump_are_told_from_a_damaged_one() {
+    let folder = folder("zst-more");
+    let good = zst_with_checksum(&lime(&pages()));
+    let two = [skippable(b"size"), good.clone(), good.clone()].concat();
+    for (whole, more) in [(&good, &b"x"[..]), (&good, b"and more"), (&good, &[0; 5000]), (&two, b"\x28\xb5\x2f\xfe")] {
+        let expected = format!("it is compressed with zstd, and other bytes follow it at byte {}", whole.len());
+        let line = refused(&folder, &[whole, more].concat());
+        assert!(line.starts_with(&expected), "{expected}: {line}");
+    }
+    // What may be the next part of the dump is cut off.
+    for more in [&b"\x28"[..], b"\x28\xb5\x2f\xfd", b"\x53\x2a\x4d\x18\x01\0\0\0"] {
+        let line = refused(&folder, &[&good, more].concat());
+        assert_eq!(line, "it is compressed with zstd, and cut off", "{more:?}");
+    }
+}
+
+#[test]
+fn dump_that_takes_much_memory_to_decompress_is_refused() {
+    let folder = folder("zst-window");
+    for (window, is_read) in [(27, true), (28, false), (31, false)] {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.window_log(window).unwrap();
+        encoder.write_all(&lime(&pages())).unwrap();
+        fs::write(folder.join("zst"), encoder.finish().unwrap()).unwrap();
+        let output = run_in(&folder, "diff zst zst");
+        if is_read {
+            assert_eq!(text(&output.stdout), SAME);
+        } else {
+            let expected = "cannot use zst as a dump: it is compressed with zstd, and takes more than 128 MiB of memory \
+                            to decompress: decompress it first (zstd -d --long=31)";
+            assert_eq!(refusal(&output), expected);
+        }
+    }
 }
 
 #[test]
