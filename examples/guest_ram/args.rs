@@ -119,7 +119,7 @@ pub(crate) enum Command {
     /// NEW if bytes are.
     Diff {
         /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes; also compressed with zstd (it is
-        /// decompressed into TMPDIR)
+        /// decompressed into a nameless file in the folder TMPDIR, or in /var/tmp if that is not set)
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xenmap::FRAME_SIZE;
 use zstd::stream::read::Decoder;
@@ -33,7 +33,7 @@ pub(super) fn is_compressed(head: &[u8]) -> bool {
 
 /// The content of a file, as a file of its own, which goes away when it is closed.
 pub(super) fn decompress(file: &File) -> Result<File> {
-    let folder = std::env::temp_dir();
+    let folder = temporary_folder();
     let to = nameless_file(&folder).map_err(|e| cannot_write(&folder, &e))?;
     let progress = Progress::new("decompressing", file.metadata()?.len() / FRAME)?;
     let mut decoder = Decoder::new(file)?;
@@ -58,6 +58,12 @@ pub(super) fn decompress(file: &File) -> Result<File> {
     }
     to.set_len(len).map_err(|e| cannot_write(&folder, &e))?;
     Ok(to)
+}
+
+/// Where there is room for a guest's RAM: `/tmp`, the usual default, may be in memory.
+fn temporary_folder() -> PathBuf {
+    let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    chosen.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
 /// What is wrong with a file that is compressed.
