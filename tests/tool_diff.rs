@@ -191,8 +191,8 @@ fn what_is_no_dump_is_told_in_one_line() {
         xen(&[(0, page(1)), (1, page(2))].into(), name, &table, 8)
     };
     for (dump, expected) in [
-        (b"some text".to_vec(), "as a raw dump it is cut off"),
-        (cut(raw, 1), "as a raw dump it is cut off"),
+        (b"some text".to_vec(), "it is of no known kind, and not raw RAM: its length is not a multiple of 4096"),
+        (cut(raw, 1), "it is of no known kind, and not raw RAM: its length is not a multiple of 4096"),
         (Vec::new(), "it is empty"),
         (b"\x7fELF".to_vec(), "a broken elf file"),
         (with(elf, 4, &[3]), "its class is neither 32-bit nor 64-bit"),

@@ -247,16 +247,16 @@ fn core_with_notes(notes: &[u8], segments: &[(u64, u64, u64, u64)]) -> Vec<u8> {
     [core, notes.to_vec(), memory()].concat()
 }
 
-fn note(name: &[u8; 4], kind: u32) -> Vec<u8> {
+fn note(name: [u8; 4], kind: u32) -> Vec<u8> {
     [[5, 3, kind].map(u32::to_le_bytes).concat(), name.to_vec(), b"\0\0\0\0abc\0".to_vec()].concat()
 }
 
 #[test]
 fn core_of_a_process_is_refused() {
     let folder = folder_with_ram("parts-process");
-    let of_machine = note(b"CORE", 1);
+    let of_machine = note(*b"CORE", 1);
     // As gcore and the kernel write them: the note with the registers may come first.
-    let of_process = [note(b"CORE", 1), note(b"CORE", 3)].concat();
+    let of_process = [note(*b"CORE", 1), note(*b"CORE", 3)].concat();
     let several = [(0, 0x1000, 0x40_0000, 0), (0x1000, 0x4000, 0x7fff_0000, 0)];
     let one = [(0, 0x4000, 0x40_0000, 0)];
     for (notes, segments) in [(&of_process, &several[..]), (&of_machine, &several), (&of_process, &one)] {
@@ -269,13 +269,13 @@ fn core_of_a_process_is_refused() {
 #[test]
 fn core_of_a_machine_whose_ram_begins_at_0_is_read() {
     let folder = folder_with_ram("parts-machine");
-    let of_machine = note(b"CORE", 1);
+    let of_machine = note(*b"CORE", 1);
     let all_at_0 = (0, 0x4000, 0, 0);
     let mapped_at = 0xffff_8880_0000_0000;
     for (notes, segments) in [
         (&of_machine, vec![all_at_0]),
         (&of_machine, vec![(0, 0x4000, mapped_at, 0)]),
-        (&note(b"QEMU", 3), vec![all_at_0]),
+        (&note(*b"QEMU", 3), vec![all_at_0]),
         (&of_machine, vec![(0, 0x1000, mapped_at, 0), (0x1000, 0x4000, mapped_at + 0x1000, 0x1000)]),
     ] {
         fs::write(folder.join("core"), core_with_notes(notes, &segments)).unwrap();
@@ -288,7 +288,7 @@ fn core_without_physical_addresses_is_refused() {
     let folder = folder_with_ram("parts-kcore");
     // As /proc/kcore, where some segments have them.
     let segments = [(0, 0x1000, 0xffff_8880_0000_0000, 0), (0x1000, 0x4000, 0xffff_ffff_8000_0000, u64::MAX)];
-    fs::write(folder.join("core"), core_with_notes(&note(b"CORE", 1), &segments)).unwrap();
+    fs::write(folder.join("core"), core_with_notes(&note(*b"CORE", 1), &segments)).unwrap();
     let line = refusal(&run_in(&folder, "diff core ram")).to_owned();
     assert!(line.starts_with("cannot use core as a dump: its segments have no physical addresses"), "{line}");
 }

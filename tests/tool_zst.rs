@@ -125,7 +125,7 @@ fn compressed_file_that_holds_no_dump_is_refused() {
         (skippable(b"nothing"), "it is compressed with zstd, and there is nothing in it"),
         (zst(&good), "it is compressed twice: decompress it first (zstd -d)"),
         (zst(&kdump), "once decompressed, it is a kdump-compressed dump"),
-        (zst(b"some text"), "once decompressed, it is of no known kind, and as a raw dump it is cut off"),
+        (zst(b"some text"), "once decompressed, it is of no known kind, and not raw RAM: its length"),
     ] {
         let line = refused(&folder, &content);
         assert!(line.starts_with(expected), "{expected}: {line}");

@@ -73,7 +73,7 @@ fn data(file: &File, len: u64) -> Result<Vec<Range<u64>>> {
         };
         let end = u64::try_from(lseek(file, i64::try_from(start)?, Whence::SeekHole)?)?.min(len);
         if start < next || start >= end {
-            return Err("it is being changed".into());
+            return Err("it is being changed; try again when nobody writes to it".into());
         }
         all.push(start..end);
         next = end;

@@ -95,9 +95,13 @@ impl Image {
             return Err("not a regular file".into());
         }
         let file = File::open(path)?;
+        if file.metadata()?.len() == 0 {
+            return Err("it is empty".into());
+        }
         let Making::Detected(option) = making else {
             let file = Contents::new(&file)?;
-            return Image::new(raw::runs(&file)?, file, true);
+            let runs = raw::runs(&file).map_err(|e| format!("it is {e}"))?;
+            return Image::new(runs, file, true);
         };
         if !zst::is_compressed(&head(&file)?) {
             return Image::detect(&file, &format!("give {option}"));
@@ -281,7 +285,7 @@ pub(crate) fn check_raw(file: &File) -> Result<()> {
 
 /// What a file begins with.
 fn head(file: &File) -> Result<Vec<u8>> {
-    let mut head = vec![0; FRAME_SIZE];
+    let mut head = vec![0; foreign::HEAD];
     let mut len = 0;
     while len < head.len() {
         match file.read_at(&mut head[len..], len as u64) {
