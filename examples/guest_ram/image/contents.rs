@@ -20,7 +20,7 @@ pub(super) struct Contents {
 
 impl Contents {
     pub(super) fn new(file: &File) -> Result<Contents> {
-        // SAFETY: nobody changes the file, as the person is asked to see to.
+        // SAFETY: nobody changes the file, as the help of `diff` and `picture` asks.
         let map = unsafe { Mmap::map(file) }?;
         // Otherwise the kernel reads what is near a header, too, and that may be a hole without end.
         map.advise(Advice::Random)?;
