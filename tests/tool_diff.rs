@@ -153,6 +153,21 @@ fn table_entries_that_stand_for_nothing_are_skipped() {
 }
 
 #[test]
+fn frame_that_a_table_lists_twice_is_read_if_its_bytes_are_the_same() {
+    let folder = folder("diff-twice");
+    fs::write(folder.join("lime"), lime(&[(5, page(b'x')), (7, page(b'y'))].into())).unwrap();
+    for table in [[5, 5, 7], [5, 7, 5], [7, 5, 5]] {
+        let pages = (0..).zip(table.map(|pfn| page(if pfn == 5 { b'x' } else { b'y' }))).collect();
+        let pfn = table.map(u64::to_le_bytes).concat();
+        fs::write(folder.join("pfn"), xen(&pages, ".xen_pfn", &pfn, 8)).unwrap();
+        let p2m = table.map(|pfn| [pfn, 0x1000].map(u64::to_le_bytes).concat()).concat();
+        fs::write(folder.join("p2m"), xen(&pages, ".xen_p2m", &p2m, 16)).unwrap();
+        assert_same(&run_in(&folder, "diff pfn lime"));
+        assert_same(&run_in(&folder, "diff p2m lime"));
+    }
+}
+
+#[test]
 fn hole_of_a_raw_dump_is_zeros() {
     let folder = folder("diff-sparse");
     ram(&folder, &[(frame(1), &page(b'x')), (frame(1 << 30), &page(0))]);
@@ -176,16 +191,17 @@ fn what_is_no_dump_is_told_in_one_line() {
         xen(&[(0, page(1)), (1, page(2))].into(), name, &table, 8)
     };
     for (dump, expected) in [
-        (b"some text".to_vec(), "as a raw dump it is cut off"),
-        (cut(raw, 1), "as a raw dump it is cut off"),
+        (b"some text".to_vec(), "it is of no known kind, and not raw RAM: its length is not a multiple of 4096"),
+        (cut(raw, 1), "it is of no known kind, and not raw RAM: its length is not a multiple of 4096"),
         (Vec::new(), "it is empty"),
         (b"\x7fELF".to_vec(), "a broken elf file"),
-        (with(elf, 4, &[3]), "made neither for 32 nor for 64 bits"),
+        (with(elf, 4, &[3]), "its class is neither 32-bit nor 64-bit"),
         (with(elf, 16, &[2]), "an elf file, but no core"),
         (with(elf, 32, &[0xFF; 8]), "a broken elf file"),
         (with(elf, 64 + 8, &[0xFF; 8]), "it is cut off"),
         (with(elf, 64 + 32, &[0xFF; 8]), "more bytes in the file than in memory"),
-        (with(elf, 64 + 24, &[0xFF; 8]), "past the last address"),
+        (with(elf, 64 + 24, &(u64::MAX - 1).to_le_bytes()), "past the last address"),
+        (with(elf, 64 + 24, &[0xFF; 8]), "its segments have no physical addresses"),
         (with(elf, 64 + 24, &frame(40).to_le_bytes()), "it has frame 0x28 twice"),
         (cut(elf, 1), "it is cut off"),
         (cut(lime, 1), "it is cut off"),
@@ -195,7 +211,7 @@ fn what_is_no_dump_is_told_in_one_line() {
         (with(lime, 16, &[0xFF; 8]), "it is cut off"),
         (cut(xen_pfn, 1), "it is cut off"),
         (with(xen_pfn, 64 + 2 * 64 + 24, &[0xFF; 8]), "it is cut off"),
-        (twice(&[5, 5], ".xen_pfn"), "it has frame 0x5 twice"),
+        (twice(&[5, 5], ".xen_pfn"), "it has frame 0x5 twice, with different bytes"),
         (twice(&[5, 1 << 40], ".xen_pfn"), "it has a frame 0x10000000000"),
         (twice(&[5, 6, 7], ".xen_pfn"), "more frames than it has pages"),
         (twice(&[5, 6], ".xen_p3m"), "no table of their frames"),

@@ -228,6 +228,71 @@ fn cores_of_32_bits_and_of_either_byte_order_are_read() {
     }
 }
 
+/// A program header: type, offset, virtual and physical address, size.
+fn program_header(kind: u32, offset: u64, virt: u64, physical: u64, len: u64) -> Vec<u8> {
+    [[kind, 4].map(u32::to_le_bytes).concat(), [offset, virt, physical, len, len, 0].map(u64::to_le_bytes).concat()]
+        .concat()
+}
+
+/// A core of notes and of [`memory`], its segments being given as ranges of that and a virtual and physical address.
+fn core_with_notes(notes: &[u8], segments: &[(u64, u64, u64, u64)]) -> Vec<u8> {
+    let count = segments.len() as u64 + 1;
+    let notes_at = 64 + 56 * count;
+    let memory_at = notes_at + notes.len() as u64;
+    let mut core = elf_header(64, count, 0, 0);
+    core.extend(program_header(4, notes_at, 0, 0, notes.len() as u64));
+    for &(start, end, virt, physical) in segments {
+        core.extend(program_header(1, memory_at + start, virt, physical, end - start));
+    }
+    [core, notes.to_vec(), memory()].concat()
+}
+
+fn note(name: [u8; 4], kind: u32) -> Vec<u8> {
+    [[5, 3, kind].map(u32::to_le_bytes).concat(), name.to_vec(), b"\0\0\0\0abc\0".to_vec()].concat()
+}
+
+#[test]
+fn core_of_a_process_is_refused() {
+    let folder = folder_with_ram("parts-process");
+    let of_machine = note(*b"CORE", 1);
+    // As gcore and the kernel write them: the note with the registers may come first.
+    let of_process = [note(*b"CORE", 1), note(*b"CORE", 3)].concat();
+    let several = [(0, 0x1000, 0x40_0000, 0), (0x1000, 0x4000, 0x7fff_0000, 0)];
+    let one = [(0, 0x4000, 0x40_0000, 0)];
+    for (notes, segments) in [(&of_process, &several[..]), (&of_machine, &several), (&of_process, &one)] {
+        fs::write(folder.join("core"), core_with_notes(notes, segments)).unwrap();
+        let expected = "cannot use core as a dump: it is the core of a process, not of a machine";
+        assert_eq!(refusal(&run_in(&folder, "diff core ram")), expected);
+    }
+}
+
+#[test]
+fn core_of_a_machine_whose_ram_begins_at_0_is_read() {
+    let folder = folder_with_ram("parts-machine");
+    let of_machine = note(*b"CORE", 1);
+    let all_at_0 = (0, 0x4000, 0, 0);
+    let mapped_at = 0xffff_8880_0000_0000;
+    for (notes, segments) in [
+        (&of_machine, vec![all_at_0]),
+        (&of_machine, vec![(0, 0x4000, mapped_at, 0)]),
+        (&note(*b"QEMU", 3), vec![all_at_0]),
+        (&of_machine, vec![(0, 0x1000, mapped_at, 0), (0x1000, 0x4000, mapped_at + 0x1000, 0x1000)]),
+    ] {
+        fs::write(folder.join("core"), core_with_notes(notes, &segments)).unwrap();
+        assert_diff(&run_in(&folder, "diff core ram"), SAME);
+    }
+}
+
+#[test]
+fn core_without_physical_addresses_is_refused() {
+    let folder = folder_with_ram("parts-kcore");
+    // As /proc/kcore, where some segments have them.
+    let segments = [(0, 0x1000, 0xffff_8880_0000_0000, 0), (0x1000, 0x4000, 0xffff_ffff_8000_0000, u64::MAX)];
+    fs::write(folder.join("core"), core_with_notes(&note(*b"CORE", 1), &segments)).unwrap();
+    let line = refusal(&run_in(&folder, "diff core ram")).to_owned();
+    assert!(line.starts_with("cannot use core as a dump: its segments have no physical addresses"), "{line}");
+}
+
 #[test]
 fn picture_shows_a_torn_page_as_changed_unless_all_of_it_is_the_same() {
     let folder = folder_with_ram("parts-picture");

@@ -82,7 +82,39 @@ fn table_of_frames_that_is_a_hole_is_refused_at_once() {
     .concat();
     sparse(&folder.join("core"), pages_at + frames * 4096, &[(0, &core), (names_at, names)]);
     let line = refusal(&run_limited(&folder, "diff core core")).to_owned();
-    assert!(line.ends_with("it has frame 0x0 twice"), "{line}");
+    assert!(line.ends_with("a part of its table of frames is a hole of the file"), "{line}");
+
+    // Or the table has other entries before and after the hole.
+    let entries = [1_u64, 2, 3].map(u64::to_le_bytes).concat();
+    let content = [(0, &core[..]), (names_at, names), (table_at, &entries), (pages_at - 24, &entries)];
+    sparse(&folder.join("core"), pages_at + frames * 4096, &content);
+    let line = refusal(&run_limited(&folder, "diff core core")).to_owned();
+    assert!(line.ends_with("a part of its table of frames is a hole of the file"), "{line}");
+}
+
+#[test]
+fn entry_of_frame_0_that_is_in_a_hole_is_read() {
+    let folder = folder("hostile-entry");
+    let names = b"\0.shstrtab\0.xen_pages\0.xen_pfn\0";
+    // The first entry is in a block of which all else is zeros, too.
+    let (names_at, table_at, pages_at) = (1024, 2 * 4096 - 8, 4 * 4096);
+    let core = [
+        elf_header(0, 0, 64, 4),
+        section(0, 0, 0, 0, 0),
+        section(1, 3, names_at, names.len() as u64, 0),
+        section(11, 1, pages_at, 3 * 4096, 0),
+        section(22, 1, table_at, 3 * 8, 0),
+    ]
+    .concat();
+    let entries = [1_u64, 2].map(u64::to_le_bytes).concat();
+    let pages = [page(b'x'), page(b'y'), page(b'z')].concat();
+    let content = [(0, &core[..]), (names_at, names), (table_at + 8, &entries), (pages_at, &pages)];
+    sparse(&folder.join("core"), pages_at + 3 * 4096, &content);
+    assert_eq!(extents(&folder.join("core")), [(0, 4096), (8192, 12288), (16384, 28672)]);
+    fs::write(folder.join("raw"), pages).unwrap();
+    let output = run_limited(&folder, "diff core raw");
+    let same = "3 the same, 0 different, 0 only in OLD, 0 only in NEW\n";
+    assert_eq!((text(&output.stdout), text(&output.stderr)), (same, ""));
 }
 
 #[test]
@@ -150,6 +182,35 @@ fn segments_that_overlap_again_and_again_cost_what_is_in_the_file() {
     let frames = count as u64 - 1 + hole / 4096;
     let summary = format!("{frames} the same, 0 different, 0 only in OLD, 0 only in NEW\n");
     assert_eq!(text(&output.stdout), summary, "{}", text(&output.stderr));
+}
+
+#[test]
+fn segments_in_holes_at_any_address_cost_nothing() {
+    let folder = folder("hostile-steps");
+    let count = 16_000_u64;
+    // Each in a hole of its own, one byte further than the one before.
+    let body_at = 1 << 20;
+    let offset = |i: u64| body_at - 64 - PROGRAM_HEADER * count + i * 8192;
+    let steps: Vec<Segment> = (0..count).map(|i| Segment::whole(offset(i), i, 4096)).collect();
+    sparse(&folder.join("holes"), body_at + 8192 * count, &[(0, &elf_of_segments(&steps, b""))]);
+    let output = run_limited(&folder, "diff holes holes");
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout, "5 the same, 0 different, 0 only in OLD, 0 only in NEW\n", "{}", text(&output.stderr));
+
+    // The same with data, of which each byte is compared once.
+    let count = 4000;
+    let steps: Vec<Segment> = (0..count).map(|i| Segment::whole(4096 * i, i, 4096)).collect();
+    let bytes = vec![b'x'; 4096 * usize::try_from(count).unwrap()];
+    fs::write(folder.join("data"), elf_of_segments(&steps, &bytes)).unwrap();
+    let output = run_limited(&folder, "diff data data");
+    let stdout = text(&output.stdout);
+    assert_eq!(stdout, "2 the same, 0 different, 0 only in OLD, 0 only in NEW\n", "{}", text(&output.stderr));
+
+    // Or over the same bytes of the file.
+    let steps: Vec<Segment> = (0..60_000).map(|i| Segment::whole(i % 4096, i, 4096)).collect();
+    fs::write(folder.join("aliased"), elf_of_segments(&steps, &bytes)).unwrap();
+    let line = refusal(&run_limited(&folder, "diff aliased aliased")).to_owned();
+    assert!(line.ends_with("are the same bytes of the file"), "{line}");
 }
 
 #[test]

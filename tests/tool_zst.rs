@@ -118,7 +118,6 @@ fn compressed_file_that_holds_no_dump_is_refused() {
     for (content, expected) in [
         (good[..good.len() - 1].to_vec(), "it is compressed with zstd, and cut off"),
         (b"\x28\xb5\x2f\xfd".to_vec(), "it is compressed with zstd, and cut off"),
-        ([good.clone(), b"and more".to_vec()].concat(), "it is compressed with zstd, and cannot be decompressed: "),
         (b"\x28\xb5\x2f\xfd and so on".to_vec(), "it is compressed with zstd, and cannot be decompressed: "),
         ([skippable(b""), b"\x04\x22\x4D\x18lz4 ".to_vec()].concat(), "it is compressed with zstd, and cannot be"),
         (damaged, "it is compressed with zstd, and cannot be decompressed: "),
@@ -126,13 +125,53 @@ fn compressed_file_that_holds_no_dump_is_refused() {
         (skippable(b"nothing"), "it is compressed with zstd, and there is nothing in it"),
         (zst(&good), "it is compressed twice: decompress it first (zstd -d)"),
         (zst(&kdump), "once decompressed, it is a kdump-compressed dump"),
-        (zst(b"some text"), "once decompressed, it is of no known kind, and as a raw dump it is cut off"),
+        (zst(b"some text"), "once decompressed, it is of no known kind, and not raw RAM: its length"),
     ] {
         let line = refused(&folder, &content);
         assert!(line.starts_with(expected), "{expected}: {line}");
     }
     let line = refused(&folder, &zst(&kdump));
-    assert!(line.ends_with("if it is raw RAM all the same, decompress it first (zstd -d) and give --raw"), "{line}");
+    assert!(
+        line.ends_with("if it is raw RAM all the same, decompress it first (zstd -d) and give --raw old"),
+        "{line}"
+    );
+}
+
+#[test]
+fn bytes_after_a_compressed_dump_are_told_from_a_damaged_one() {
+    let folder = folder("zst-more");
+    let good = zst_with_checksum(&lime(&pages()));
+    let two = [skippable(b"size"), good.clone(), good.clone()].concat();
+    for (whole, more) in [(&good, &b"x"[..]), (&good, b"and more"), (&good, &[0; 5000]), (&two, b"\x28\xb5\x2f\xfe")] {
+        let expected = format!("it is compressed with zstd, and other bytes follow it at byte {}", whole.len());
+        let line = refused(&folder, &[whole, more].concat());
+        assert!(line.starts_with(&expected), "{expected}: {line}");
+    }
+    // What may be the next part of the dump is cut off.
+    for more in [&b"\x28"[..], b"\x28\xb5\x2f\xfd", b"\x53\x2a\x4d\x18\x01\0\0\0"] {
+        let line = refused(&folder, &[&good, more].concat());
+        assert_eq!(line, "it is compressed with zstd, and cut off", "{more:?}");
+    }
+}
+
+#[test]
+fn dump_that_takes_much_memory_to_decompress_is_refused() {
+    let folder = folder("zst-window");
+    for (window, is_read) in [(27, true), (28, false), (31, false)] {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.window_log(window).unwrap();
+        encoder.write_all(&lime(&pages())).unwrap();
+        fs::write(folder.join("zst"), encoder.finish().unwrap()).unwrap();
+        let output = run_in(&folder, "diff zst zst");
+        if is_read {
+            assert_eq!(text(&output.stdout), SAME);
+        } else {
+            let expected = "cannot use zst as a dump: it is compressed with zstd, and takes more than 128 MiB of memory \
+                            to decompress: decompress it first (zstd -d --long=31)";
+            assert_eq!(refusal(&output), expected);
+        }
+    }
 }
 
 #[test]
@@ -144,13 +183,18 @@ fn folder_without_room_for_what_is_decompressed_is_named() {
                     set TMPDIR to a folder with room for it, or use zstd -d";
     assert_eq!(refusal(&output), expected);
 
-    // Files may have 1 or 2 KiB, by the shell.
+    // Files may have 1 or 2 KiB, by the shell. /tmp may be in memory, which is scarce in dom0.
     let limited = "trap '' XFSZ; ulimit -f 2; exec \"$0\" diff zst zst";
-    let mut command = std::process::Command::new("sh");
-    let output =
-        command.current_dir(&folder).env("TMPDIR", ".").args(["-c", limited]).arg(tool().get_program()).output();
-    let line = refusal(&output.unwrap()).to_owned();
-    assert!(line.starts_with("cannot use zst as a dump: cannot decompress it into .: File too large"), "{line}");
+    for (temporary, named) in [(Some("."), "."), (None, "/var/tmp"), (Some(""), "/var/tmp")] {
+        let mut command = shell(&folder, limited);
+        match temporary {
+            Some(temporary) => command.env("TMPDIR", temporary),
+            None => command.env_remove("TMPDIR"),
+        };
+        let line = refusal(&command.output().unwrap()).to_owned();
+        let expected = format!("cannot use zst as a dump: cannot decompress it into {named}: File too large");
+        assert!(line.starts_with(&expected), "{expected}: {line}");
+    }
 }
 
 #[test]

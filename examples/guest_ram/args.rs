@@ -117,15 +117,17 @@ pub(crate) enum Command {
     /// Of a page that one of them has only in part, the bytes that both have are compared, and those that only one has
     /// are shown as such. In the last line it counts once: as different if bytes differ, else as only in OLD or only in
     /// NEW if bytes are.
+    ///
+    /// Make sure that nothing writes to a dump or truncates it meanwhile: that may end the tool with SIGBUS.
     Diff {
         /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes; also compressed with zstd (it is
-        /// decompressed into TMPDIR)
+        /// decompressed into a nameless file in the folder TMPDIR, or in /var/tmp if that is not set)
         old: PathBuf,
         /// Another; without it, the guest that --domain or --mock names
         new: Option<PathBuf>,
-        /// The dumps are raw, though they begin as something else does
-        #[arg(long)]
-        raw: bool,
+        /// Which dump is raw, though it begins as something else does
+        #[arg(long, value_name = "WHICH")]
+        raw: Option<RawDumps>,
     },
     /// Draws where the guest's RAM is, as a PNG
     Picture {
@@ -133,7 +135,8 @@ pub(crate) enum Command {
         out: PathBuf,
         #[command(flatten)]
         search: SearchArgs,
-        /// A dump, as `diff` takes it: pages that have changed since are shown
+        /// A dump, as `diff` takes it: pages that have changed since are shown. Make sure that nothing writes to it or
+        /// truncates it meanwhile: that may end the tool with SIGBUS
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
         /// The dump is raw, though it begins as something else does
@@ -148,6 +151,14 @@ pub(crate) enum Command {
     /// Copies a share of a dump (`dump` starts this itself)
     #[command(hide = true)]
     Worker,
+}
+
+/// Which of two dumps are raw, whatever they begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RawDumps {
+    Old,
+    New,
+    Both,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::Args)]

@@ -7,7 +7,7 @@ use std::path::Path;
 use xenmap::{Extent, FRAME_SIZE, FrameKind, Guest};
 
 use crate::Result;
-use crate::args::SearchArgs;
+use crate::args::{RawDumps, SearchArgs};
 use crate::guest_pages::{GuestPages, WINDOW, windows};
 use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
 use crate::map::scan;
@@ -65,14 +65,31 @@ impl Side<'_> {
 }
 
 /// Compares two dumps and returns whether they are the same.
-pub(crate) fn dumps(old: &Path, new: &Path, making: Making, out: &mut impl Write) -> Result<bool> {
-    let [old, new] = [Image::open(old, making)?, Image::open(new, making)?].map(|image| Side::Dump(image, 0));
+pub(crate) fn dumps(old: &Path, new: &Path, raw: Option<RawDumps>, out: &mut impl Write) -> Result<bool> {
+    let (old_is_raw, new_is_raw) = match raw {
+        None => (false, false),
+        Some(RawDumps::Old) => (true, false),
+        Some(RawDumps::New) => (false, true),
+        Some(RawDumps::Both) => (true, true),
+    };
+    // What to give if one of them turns out to be raw, too.
+    let for_old = Making::new(old_is_raw, if new_is_raw { "--raw both" } else { "--raw old" });
+    let for_new = Making::new(new_is_raw, if old_is_raw { "--raw both" } else { "--raw new" });
+    let [old, new] = [Image::open(old, for_old)?, Image::open(new, for_new)?].map(|image| Side::Dump(image, 0));
     compare(old, new, out)
 }
 
 /// Compares a dump and the guest and returns whether they are the same.
-pub(crate) fn dump_and_guest(old: &Path, making: Making, guest: &Guest<'_>, out: &mut impl Write) -> Result<bool> {
-    let old = Image::open(old, making)?;
+pub(crate) fn dump_and_guest(
+    old: &Path,
+    raw: Option<RawDumps>,
+    guest: &Guest<'_>,
+    out: &mut impl Write,
+) -> Result<bool> {
+    if raw.is_some_and(|raw| raw != RawDumps::Old) {
+        return Err("there is only one dump: give --raw old, or another dump".into());
+    }
+    let old = Image::open(old, Making::new(raw.is_some(), "--raw old"))?;
     let found = scan(guest, SearchArgs::default())?;
     if !found.is_complete() {
         return Err("nothing was compared, since not all of the guest's RAM was found".into());

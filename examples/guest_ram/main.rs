@@ -114,20 +114,19 @@ fn run(args: &Args) -> Result<ExitCode> {
             }
         }
         Command::Diff { old, new, raw } => {
-            let making = Making::new(*raw);
             let same = match new {
                 Some(_) if source::is_given(&args.source) => {
                     return Err("two dumps are compared without a guest".into());
                 }
-                Some(new) => diff::dumps(old, new, making, &mut stdout)?,
-                None => diff::dump_and_guest(old, making, &host()?.guest_to_touch()?, &mut stdout)?,
+                Some(new) => diff::dumps(old, new, *raw, &mut stdout)?,
+                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, &mut stdout)?,
             };
             if !same {
                 code = DIFFERENT.into();
             }
         }
         Command::Picture { out, search, since, raw } => {
-            let since = since.as_deref().map(|dump| (dump, Making::new(*raw)));
+            let since = since.as_deref().map(|dump| (dump, Making::new(*raw, "--raw")));
             if !picture::picture(&host()?.guest_to_touch()?, out, *search, since, &mut stdout)? {
                 code = INCOMPLETE.into();
             }

@@ -20,7 +20,7 @@ pub(super) struct Contents {
 
 impl Contents {
     pub(super) fn new(file: &File) -> Result<Contents> {
-        // SAFETY: nobody changes the file, as the person is asked to see to.
+        // SAFETY: nobody changes the file, as the help of `diff` and `picture` asks.
         let map = unsafe { Mmap::map(file) }?;
         // Otherwise the kernel reads what is near a header, too, and that may be a hole without end.
         map.advise(Advice::Random)?;
@@ -73,7 +73,7 @@ fn data(file: &File, len: u64) -> Result<Vec<Range<u64>>> {
         };
         let end = u64::try_from(lseek(file, i64::try_from(start)?, Whence::SeekHole)?)?.min(len);
         if start < next || start >= end {
-            return Err("it is being changed".into());
+            return Err("it is being changed; try again when nobody writes to it".into());
         }
         all.push(start..end);
         next = end;

@@ -1,9 +1,10 @@
 //! ELF cores: that of `xl dump-core` has its pages in a section, any other in segments.
 
+use std::iter::once;
 use std::ops::Range;
 
-use object::elf::{ET_CORE, FileHeader32, FileHeader64, PT_LOAD, SHN_UNDEF};
-use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
+use object::elf::{ET_CORE, FileHeader32, FileHeader64, NT_PRPSINFO, PT_LOAD, PT_NOTE, SHN_UNDEF};
+use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, SectionHeader};
 use object::{Endian, Endianness};
 
 use super::FRAME;
@@ -20,7 +21,7 @@ pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
     match file.bytes().get(4) {
         Some(1) => core::<FileHeader32<Endianness>>(file),
         Some(2) => core::<FileHeader64<Endianness>>(file),
-        _ => Err("it is a broken elf file: it is made neither for 32 nor for 64 bits".into()),
+        _ => Err("it is a broken elf file: its class is neither 32-bit nor 64-bit".into()),
     }
 }
 
@@ -57,18 +58,85 @@ fn segments<Elf: FileHeader<Endian = Endianness>>(
     let table = table_start..table_start + headers.len() as u64 * size;
     file.prefetch(table.clone());
     let mut runs = Vec::new();
+    let mut origin = Origin::new(header.is_type_64());
     let mut next = 0;
     // Headers in a hole of the file say nothing, however many there are.
     for data in file.data_in(table) {
         let first = usize::try_from((data.start - table_start) / size)?.max(next);
         next = usize::try_from((data.end - table_start).div_ceil(size))?;
         for segment in &headers[first..next] {
+            origin.add::<Elf>(segment, endian)?;
             if segment.p_type(endian) == PT_LOAD {
                 runs.extend(load::<Elf>(segment, endian)?.into_iter().flatten());
             }
         }
     }
+    origin.check::<Elf>(endian, file)?;
     Ok(runs)
+}
+
+/// What tells whether a core is of a machine. That of a process has no physical addresses: all of them are 0.
+struct Origin {
+    /// What stands for no physical address in /proc/kcore.
+    no_address: u64,
+    /// Whether a segment has a physical address other than 0.
+    has_physical: bool,
+    first_virtual: Option<u64>,
+    has_other_virtual: bool,
+    /// Where the first notes are in the file.
+    notes: Option<Range<u64>>,
+}
+
+impl Origin {
+    fn new(is_64: bool) -> Origin {
+        let no_address = if is_64 { u64::MAX } else { u32::MAX.into() };
+        Origin { no_address, has_physical: false, first_virtual: None, has_other_virtual: false, notes: None }
+    }
+
+    fn add<Elf: FileHeader>(&mut self, segment: &Elf::ProgramHeader, endian: Elf::Endian) -> Result<()> {
+        let (physical, virt): (u64, u64) = (segment.p_paddr(endian).into(), segment.p_vaddr(endian).into());
+        let (offset, in_file, in_memory): (u64, u64, u64) =
+            (segment.p_offset(endian).into(), segment.p_filesz(endian).into(), segment.p_memsz(endian).into());
+        match segment.p_type(endian) {
+            PT_LOAD if in_memory > 0 => {
+                if physical == self.no_address {
+                    let line = "its segments have no physical addresses; if it is a copy of /proc/kcore, dump the guest \
+                                instead";
+                    return Err(line.into());
+                }
+                self.has_physical |= physical != 0;
+                self.has_other_virtual |= *self.first_virtual.get_or_insert(virt) != virt;
+            }
+            PT_NOTE if self.notes.is_none() => self.notes = Some(offset..offset.saturating_add(in_file)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn check<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> Result<()> {
+        if self.has_physical || self.first_virtual.is_none() {
+            return Ok(());
+        }
+        if self.has_other_virtual || self.has_note_of_process::<Elf>(endian, file) {
+            return Err("it is the core of a process, not of a machine".into());
+        }
+        Ok(())
+    }
+
+    /// Whether there is a note that only processes have. QEMU and the kernel write `NT_PRSTATUS` of a machine, too.
+    fn has_note_of_process<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> bool {
+        // Up to a hole, which would be notes without end.
+        let data = self.notes.clone().and_then(|notes| file.data_in(notes.clone()).find(|d| d.start == notes.start));
+        let bytes = data.and_then(|data| file.get(data.start, data.end - data.start)).unwrap_or_default();
+        let Ok(mut notes) = NoteIterator::<Elf>::new(endian, Elf::Word::default(), bytes) else { return false };
+        // What follows a broken note is not read.
+        while let Ok(Some(note)) = notes.next() {
+            if note.n_type(endian) == NT_PRPSINFO && [&b"CORE"[..], b"FreeBSD"].contains(&note.name()) {
+                return true;
+            }
+        }
+        false
+    }
 }
 
 /// What a segment has in the file, and the zeros after it.
@@ -133,18 +201,19 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
     pages: Range<u64>,
     file: &Contents,
 ) -> Result<Vec<Run>> {
-    let table = |name: &str| -> Result<Option<&[[u8; 8]]>> {
+    let table = |name: &str, words_each: u64| -> Result<Option<&[[u8; 8]]>> {
         let Some(section) = sections.find(name)? else { return Ok(None) };
         let bytes = file.get(section.start, section.end - section.start).ok_or_else(|| cut_off(name))?;
+        check_holes(section.clone(), 8 * words_each, file)?;
         file.prefetch(section);
         Ok(Some(bytes.as_chunks().0))
     };
     if pages.end > file.len() {
         return Err(cut_off(".xen_pages").into());
     }
-    let (words, words_each) = match table(".xen_pfn")? {
+    let (words, words_each) = match table(".xen_pfn", 1)? {
         Some(words) => (words, 1),
-        None => (table(".xen_p2m")?.ok_or("it has pages, but no table of their frames")?, 2),
+        None => (table(".xen_p2m", 2)?.ok_or("it has pages, but no table of their frames")?, 2),
     };
     if (words.len() / words_each) as u64 > (pages.end - pages.start) / FRAME {
         return Err("it is cut off: it lists more frames than it has pages".into());
@@ -161,12 +230,22 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
         let run = Run::frame(pfn, here)?;
         match runs.last_mut() {
             Some(last) if last.is_continued_by(&run) => last.addresses.end = run.addresses.end,
-            // A table may be a hole of the file, of any size.
-            Some(last) if last.addresses.contains(&run.addresses.start) => {
-                return Err(format!("it has frame {pfn:#x} twice").into());
-            }
             _ => runs.push(run),
         }
     }
     Ok(runs)
+}
+
+/// Refuses a table of frames of which more than an entry is in a hole of the file. It may be of any size, and lists
+/// frame 0 again and again; a single entry of frame 0 may well be in a block of zeros that was left out.
+fn check_holes(table: Range<u64>, entry: u64, file: &Contents) -> Result<()> {
+    let mut hole_start = table.start;
+    for data in file.data_in(table.clone()).chain(once(table.end..table.end)) {
+        let [first, end] = [(hole_start - table.start).div_ceil(entry), (data.start - table.start) / entry];
+        if end.saturating_sub(first) > 1 {
+            return Err("a part of its table of frames is a hole of the file".into());
+        }
+        hole_start = data.end;
+    }
+    Ok(())
 }

@@ -1,14 +1,24 @@
-//! Files that hold no raw RAM, by what they begin with, and what to do with them.
+//! Known kinds of files that hold no raw RAM, by what they begin with, and what to do with them.
 //!
 //! RAM can begin with any bytes. Those of a PC begin with the vectors of interrupts, or with zeros.
 
+use xenmap::FRAME_SIZE;
+
+/// How much of a file it takes to tell: the magic number of ISO 9660 is far from the beginning.
+pub(super) const HEAD: usize = 9 * FRAME_SIZE;
+
 /// A kind of file.
-struct Kind {
-    /// Where in the file its magic number is.
-    at: usize,
-    magic: &'static [u8],
-    name: &'static str,
+pub(super) struct Kind {
+    marks: Marks,
+    pub(super) name: &'static str,
     advice: &'static str,
+}
+
+/// What tells that a file is of a kind.
+enum Marks {
+    /// A magic number, and where in the file it is.
+    Magic(usize, &'static [u8]),
+    Check(fn(&[u8]) -> bool),
 }
 
 const fn kind(magic: &'static [u8], name: &'static str, advice: &'static str) -> Kind {
@@ -16,18 +26,23 @@ const fn kind(magic: &'static [u8], name: &'static str, advice: &'static str) ->
 }
 
 const fn kind_at(at: usize, magic: &'static [u8], name: &'static str, advice: &'static str) -> Kind {
-    Kind { at, magic, name, advice }
+    Kind { marks: Marks::Magic(at, magic), name, advice }
+}
+
+const fn kind_if(check: fn(&[u8]) -> bool, name: &'static str, advice: &'static str) -> Kind {
+    Kind { marks: Marks::Check(check), name, advice }
 }
 
 const UNPACK: &str = "unpack it first";
 const DECRYPT: &str = "decrypt it first";
 const DUMP_AS_ELF: &str = "read it with crash or drgn, or dump the guest as an elf core";
 const RESTORE: &str = "restore the guest, and dump that";
-const DISK: &str = "it is of a disk, not of RAM";
+const DISK: &str = "for RAM, dump the guest";
+const NO_DUMP: &str = "give a dump";
 const WINDOWS: &str = "read it with windbg or volatility3, or dump the guest as an elf core";
 const VMWARE: &str = "use the .vmem file that belongs to it";
 
-const KINDS: &[Kind] = &[
+pub(super) static KINDS: &[Kind] = &[
     // Compressed.
     kind(b"\x1F\x8B\x08", "compressed with gzip", "decompress it first (gunzip)"),
     kind(b"\x1F\x9D", "compressed with compress", "decompress it first (uncompress)"),
@@ -59,7 +74,6 @@ const KINDS: &[Kind] = &[
     kind(b"Salted__", "encrypted with openssl", DECRYPT),
     kind(b"age-encryption.org/", "encrypted with age", DECRYPT),
     kind(b"-----BEGIN ", "encrypted or signed text", DECRYPT),
-    kind(b"LUKS\xBA\xBE", "an encrypted disk (luks)", DECRYPT),
     // Dumps of kernels.
     kind(b"KDUMP   ", "a kdump-compressed dump of makedumpfile or QEMU", DUMP_AS_ELF),
     kind(b"DISKDUMP", "a diskdump", DUMP_AS_ELF),
@@ -77,6 +91,7 @@ const KINDS: &[Kind] = &[
     kind(b"wake", "a hibernation file of Windows", WINDOWS),
     kind(b"WAKE", "a hibernation file of Windows", WINDOWS),
     kind(b"RSTR", "a hibernation file of Windows", WINDOWS),
+    kind(b"\x81\x81xpress", "a hibernation file of Windows", WINDOWS),
     kind(b"\xCE\xFA\xED\xFE", "a Mach-O file", "read it with lldb, or dump the guest as an elf core"),
     kind(b"\xCF\xFA\xED\xFE", "a Mach-O file", "read it with lldb, or dump the guest as an elf core"),
     kind(b"\xFE\xED\xFA\xCE", "a Mach-O file", "read it with lldb, or dump the guest as an elf core"),
@@ -94,8 +109,8 @@ const KINDS: &[Kind] = &[
     kind(b"LinuxGuestRecord", "a guest saved by xm", RESTORE),
     kind(b"LibxlFmt", "a guest saved by libxl", RESTORE),
     kind(b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFFXENF", "a guest saved by libxc", RESTORE),
-    kind(b"\xED\xEB\x0F\xF0", "a core of an old xm dump-core", "read it with crash, or dump the guest anew"),
-    kind(b"\xEE\xEB\x0F\xF0", "a core of an old xm dump-core", "read it with crash, or dump the guest anew"),
+    kind(b"\xED\xEB\x0F\xF0", "a core of an old xm dump-core", "read it with crash, or dump the guest again"),
+    kind(b"\xEE\xEB\x0F\xF0", "a core of an old xm dump-core", "read it with crash, or dump the guest again"),
     kind(b"QEVM", "a guest saved by QEMU", RESTORE),
     kind(b"LibvirtQemudSave", "a guest saved by libvirt", RESTORE),
     kind(b"LibvirtQemudPart", "a guest that libvirt has not saved completely", RESTORE),
@@ -108,35 +123,49 @@ const KINDS: &[Kind] = &[
     kind(b"\xD1\xBA\xD1\xBA", "a guest saved by VMware", VMWARE),
     kind(b"\xD2\xBA\xD2\xBA", "a guest saved by VMware", VMWARE),
     // Disks; QEMU may save a guest's RAM in one.
-    kind(b"QFI\xFB", "a qcow2 image", DISK),
-    kind(b"QED\0", "a qed image", DISK),
-    kind(b"conectix", "a vhd image", DISK),
-    kind(b"vhdxfile", "a vhdx image", DISK),
-    kind_at(64, b"\x7F\x10\xDA\xBE", "a vdi image", DISK),
-    kind(b"KDMV", "a vmdk image", DISK),
-    kind(b"COWD", "a vmdk image", DISK),
-    kind(b"# Disk DescriptorFile", "a vmdk image", DISK),
+    kind(b"QFI\xFB", "a qcow2 disk image", DISK),
+    kind(b"QED\0", "a qed disk image", DISK),
+    kind(b"conectix", "a vhd disk image", DISK),
+    kind(b"vhdxfile", "a vhdx disk image", DISK),
+    kind_at(64, b"\x7F\x10\xDA\xBE", "a vdi disk image", DISK),
+    kind(b"KDMV", "a vmdk disk image", DISK),
+    kind(b"COWD", "a vmdk disk image", DISK),
+    kind(b"# Disk DescriptorFile", "a vmdk disk image", DISK),
     kind(b"WithoutFreeSpace", "a disk image of Parallels", DISK),
     kind(b"WithouFreSpacExt", "a disk image of Parallels", DISK),
     kind_at(4086, b"SWAPSPACE2", "a swap area", DISK),
     kind_at(4086, b"S1SUSPEND\0", "a swap area with a hibernated Linux", DISK),
     kind_at(4086, b"LINHIB0001", "a swap area with a hibernated Linux", DISK),
-    // What `picture` makes.
-    kind(b"\x89PNG\x0D\x0A\x1A\x0A", "a png picture", "give a dump"),
+    kind(b"LUKS\xBA\xBE", "an encrypted disk image (luks)", DISK),
+    // A partition table of a BIOS has no magic number to rely on: RAM may have that at its end, too.
+    kind_at(512, b"EFI PART", "a disk image with a GPT", DISK),
+    kind(b"XFSB", "an image of an xfs file system", DISK),
+    kind_if(is_ext, "an image of an ext2, ext3 or ext4 file system", DISK),
+    kind_at(32_768, b"\x01CD001\x01", "an ISO 9660 image", DISK),
+    kind(b"\x3A\xFF\x26\xED", "a sparse image of Android", DISK),
+    // What is likely to be given by mistake; the first is what `picture` makes.
+    kind(b"\x89PNG\x0D\x0A\x1A\x0A", "a png picture", NO_DUMP),
+    kind(b"%PDF-", "a pdf document", NO_DUMP),
+    kind(b"SQLite format 3\0", "a SQLite database", NO_DUMP),
+    kind(b"\x37\xA4\x30\xEC", "a dictionary of zstd", NO_DUMP),
+    // What has no magic number, or a short one.
+    kind_if(is_bzip2, "compressed with bzip2", "decompress it first (bunzip2)"),
+    kind_if(is_lzma, "compressed with lzma", "decompress it first (unlzma)"),
+    kind_if(is_zlib, "compressed with zlib", "decompress it first (zlib-flate -uncompress)"),
+    kind_if(is_old_zstd, "compressed with an old zstd", "decompress it first, with a zstd of its time"),
 ];
 
-/// What a file is that begins with these bytes, a frame or more of them, and what to do; `None` if it may be raw RAM.
+/// What a file is that begins with these bytes, [`HEAD`] or more of them if it has as many, and what to do; `None` if it
+/// may be raw RAM.
 pub(super) fn identify(head: &[u8]) -> Option<String> {
-    let is_it = |kind: &&Kind| head.get(kind.at..).is_some_and(|there| there.starts_with(kind.magic));
-    let (name, advice) = match KINDS.iter().find(is_it) {
-        Some(kind) => (kind.name, kind.advice),
-        None if is_bzip2(head) => ("compressed with bzip2", "decompress it first (bunzip2)"),
-        None if is_lzma(head) => ("compressed with lzma", "decompress it first (unlzma)"),
-        None if is_zlib(head) => ("compressed with zlib", "decompress it first (zlib-flate -uncompress)"),
-        None if is_old_zstd(head) => ("compressed with an old zstd", "decompress it first, with a zstd of its time"),
-        None => return None,
-    };
-    Some(format!("it is {name}: {advice}"))
+    find(head).map(|Kind { name, advice, .. }| format!("it is {name}: {advice}"))
+}
+
+pub(super) fn find(head: &[u8]) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| match kind.marks {
+        Marks::Magic(at, magic) => head.get(at..).is_some_and(|there| there.starts_with(magic)),
+        Marks::Check(check) => check(head),
+    })
 }
 
 fn is_bzip2(head: &[u8]) -> bool {
@@ -160,4 +189,18 @@ fn is_zlib(head: &[u8]) -> bool {
 /// zstd before 0.8.
 fn is_old_zstd(head: &[u8]) -> bool {
     matches!(head, [0x1E | 0x22..=0x27, 0xB5, 0x2F, 0xFD, ..])
+}
+
+/// A superblock of ext2, ext3 or ext4. The magic number alone is two bytes that RAM may have, too.
+fn is_ext(head: &[u8]) -> bool {
+    let field = |at: usize, len: usize| -> Option<u32> {
+        let bytes = head.get(1024 + at..1024 + at + len)?;
+        Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte)))
+    };
+    let is = |at, len, is_right: fn(u32) -> bool| field(at, len).is_some_and(is_right);
+    is(56, 2, |magic| magic == 0xEF53)
+        && is(0, 4, |inodes| inodes > 0)
+        && is(20, 4, |first_block| first_block <= 1)
+        && is(24, 4, |log_of_block_size| log_of_block_size <= 6)
+        && is(76, 4, |revision| revision <= 1)
 }

@@ -71,15 +71,16 @@ pub(crate) struct Frame {
 /// How a dump is found to be made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Making {
-    /// By what it begins with.
-    Detected,
+    /// By what it begins with; if that is not clear, this option takes it for raw.
+    Detected(&'static str),
     /// Raw, whatever it begins with.
     Raw,
 }
 
 impl Making {
-    pub(crate) fn new(is_raw: bool) -> Making {
-        if is_raw { Making::Raw } else { Making::Detected }
+    /// `option` is the one that says that it is raw.
+    pub(crate) fn new(is_raw: bool, option: &'static str) -> Making {
+        if is_raw { Making::Raw } else { Making::Detected(option) }
     }
 }
 
@@ -94,18 +95,22 @@ impl Image {
             return Err("not a regular file".into());
         }
         let file = File::open(path)?;
-        if making == Making::Raw {
-            let file = Contents::new(&file)?;
-            return Image::new(raw::runs(&file)?, file, true);
+        if file.metadata()?.len() == 0 {
+            return Err("it is empty".into());
         }
+        let Making::Detected(option) = making else {
+            let file = Contents::new(&file)?;
+            let runs = raw::runs(&file).map_err(|e| format!("it is {e}"))?;
+            return Image::new(runs, file, true);
+        };
         if !zst::is_compressed(&head(&file)?) {
-            return Image::detect(&file, "give --raw");
+            return Image::detect(&file, &format!("give {option}"));
         }
         let file = zst::decompress(&file)?;
         if zst::is_compressed(&head(&file)?) {
             return Err("it is compressed twice: decompress it first (zstd -d)".into());
         }
-        let detected = Image::detect(&file, "decompress it first (zstd -d) and give --raw");
+        let detected = Image::detect(&file, &format!("decompress it first (zstd -d) and give {option}"));
         detected.map_err(|e| format!("once decompressed, {e}").into())
     }
 
@@ -280,7 +285,7 @@ pub(crate) fn check_raw(file: &File) -> Result<()> {
 
 /// What a file begins with.
 fn head(file: &File) -> Result<Vec<u8>> {
-    let mut head = vec![0; FRAME_SIZE];
+    let mut head = vec![0; foreign::HEAD];
     let mut len = 0;
     while len < head.len() {
         match file.read_at(&mut head[len..], len as u64) {

@@ -6,11 +6,8 @@ use super::runs::{Run, Source};
 use crate::Result;
 
 pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
-    if file.len() == 0 {
-        return Err("it is empty".into());
-    }
     if !file.len().is_multiple_of(FRAME) {
-        return Err("as a raw dump it is cut off: its last frame is not whole".into());
+        return Err("not raw RAM: its length is not a multiple of 4096".into());
     }
     let mut runs = Vec::new();
     for data in file.data_in(0..file.len()) {

@@ -160,53 +160,51 @@ fn each_once(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     Ok(joined)
 }
 
-/// Separates what is data from whole frames that are holes of the file.
+/// Separates what is data from holes of the file, to the byte: what is left to compare is really in the file.
 fn apart(runs: Vec<Run>, file: &Contents) -> (Vec<Run>, Vec<Range<u64>>) {
     let (mut all_data, mut holes) = (Vec::new(), Vec::new());
     for run in runs {
         let (Source::File(offset), end) = (run.source, run.addresses.end) else { continue };
         let at = |byte: u64| run.addresses.start + (byte - offset);
-        // Where there is data not yet in `all_data`, and where it ends.
-        let (mut start, mut hole_start) = (run.addresses.start, run.addresses.start);
-        let data = file.data_in(offset..offset + run.len()).map(|data| at(data.start)..at(data.end));
-        for data in data.chain(once(end..end)) {
-            let hole = hole_start.next_multiple_of(FRAME)..data.start - data.start % FRAME;
-            hole_start = data.end;
-            if hole.start < hole.end {
-                if start < hole.start {
-                    all_data.push(run.part(start..hole.start));
-                }
-                start = hole.end;
-                holes.push(hole);
+        let mut hole_start = run.addresses.start;
+        for data in file.data_in(offset..offset + run.len()) {
+            let data = at(data.start)..at(data.end);
+            if hole_start < data.start {
+                holes.push(hole_start..data.start);
             }
+            hole_start = data.end;
+            all_data.push(run.part(data));
         }
-        if start < end {
-            all_data.push(run.part(start..end));
+        if hole_start < end {
+            holes.push(hole_start..end);
         }
     }
     (all_data, holes)
 }
 
 /// Runs by address, cut so that none overlaps with another.
+///
+/// Each run is compared once, with the one before it that reaches furthest: that one begins no later, so it has all
+/// that is there already of the addresses that the run has.
 fn without_overlap(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     runs.sort_unstable_by_key(|run| run.addresses.start);
     let mut kept: Vec<Run> = Vec::new();
+    let mut furthest: Option<Run> = None;
     for run in runs {
-        let first = kept.partition_point(|there| there.addresses.end <= run.addresses.start);
-        for there in &kept[first..] {
-            let common = run.addresses.start.max(there.addresses.start)..run.addresses.end.min(there.addresses.end);
-            if common.is_empty() {
-                break;
-            }
+        let Range { start, end } = run.addresses;
+        let end_of_kept = furthest.as_ref().map_or(start, |furthest| furthest.addresses.end.max(start));
+        let common = start..end.min(end_of_kept);
+        if let Some(there) = &furthest
+            && !common.is_empty()
+        {
             let [old, new] = [there, &run].map(|run| run.part(common.clone()).bytes(file));
             if let Some(index) = first_difference(old, new) {
                 return Err(twice(common.start + index as u64));
             }
         }
-        // Up to its end, what was kept has no gap after the start of this run.
-        let start = kept.last().map_or(0, |last| last.addresses.end).max(run.addresses.start);
-        if start < run.addresses.end {
-            kept.push(run.part(start..run.addresses.end));
+        if end_of_kept < end {
+            kept.push(run.part(end_of_kept..end));
+            furthest = Some(run);
         }
     }
     Ok(kept)

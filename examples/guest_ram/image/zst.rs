@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xenmap::FRAME_SIZE;
 use zstd::stream::read::Decoder;
+use zstd::zstd_safe;
 
+use super::contents::Contents;
 use super::{FRAME, ZEROS};
 use crate::Result;
 use crate::progress::Progress;
@@ -16,6 +18,9 @@ const MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 /// Frames that hold something else, such as a table of contents, begin with one of 16 bytes and these; lz4 has them too
 /// (RFC 8878, 3.1.2).
 const SKIPPABLE: [u8; 3] = [0x2A, 0x4D, 0x18];
+
+/// What zstd says of a frame with a window of more than 128 MiB.
+const TOO_MUCH_MEMORY: &str = "Frame requires too much memory for decoding";
 
 /// Bytes that are decompressed at a time.
 const CHUNK: usize = 1 << 20;
@@ -28,7 +33,7 @@ pub(super) fn is_compressed(head: &[u8]) -> bool {
 
 /// The content of a file, as a file of its own, which goes away when it is closed.
 pub(super) fn decompress(file: &File) -> Result<File> {
-    let folder = std::env::temp_dir();
+    let folder = temporary_folder();
     let to = nameless_file(&folder).map_err(|e| cannot_write(&folder, &e))?;
     let progress = Progress::new("decompressing", file.metadata()?.len() / FRAME)?;
     let mut decoder = Decoder::new(file)?;
@@ -37,10 +42,9 @@ pub(super) fn decompress(file: &File) -> Result<File> {
     loop {
         chunk.clear();
         let read = decoder.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
-        read.map_err(|e| match e.kind() {
-            ErrorKind::UnexpectedEof => "it is compressed with zstd, and cut off".to_owned(),
-            _ => format!("it is compressed with zstd, and cannot be decompressed: {e}"),
-        })?;
+        if let Err(e) = read {
+            return Err(format!("it is compressed with zstd, and {}", why_not(file, &e)?).into());
+        }
         if chunk.is_empty() {
             break;
         }
@@ -54,6 +58,41 @@ pub(super) fn decompress(file: &File) -> Result<File> {
     }
     to.set_len(len).map_err(|e| cannot_write(&folder, &e))?;
     Ok(to)
+}
+
+/// Where there is room for a guest's RAM: `/tmp`, the usual default, may be in memory.
+fn temporary_folder() -> PathBuf {
+    let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    chosen.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// What is wrong with a file that is compressed.
+fn why_not(file: &File, error: &io::Error) -> Result<String> {
+    if let Some(end) = end_before_others(file)? {
+        return Ok(format!("other bytes follow it at byte {end}: cut them off first (head -c {end})"));
+    }
+    Ok(match error.kind() {
+        ErrorKind::UnexpectedEof => "cut off".to_owned(),
+        // The usual limit of zstd. With more, a small file could claim gigabytes.
+        _ if error.to_string() == TOO_MUCH_MEMORY => {
+            "takes more than 128 MiB of memory to decompress: decompress it first (zstd -d --long=31)".to_owned()
+        }
+        _ => format!("cannot be decompressed: {error}"),
+    })
+}
+
+/// Where the frames of zstd end if at least one is whole and what follows them is none.
+fn end_before_others(file: &File) -> Result<Option<u64>> {
+    let file = Contents::new(file)?;
+    let mut rest = file.bytes();
+    let mut is_any = false;
+    while let Ok(len @ 1..) = zstd_safe::find_frame_compressed_size(rest) {
+        is_any |= rest.starts_with(&MAGIC);
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    // A frame of which only the beginning is there may be shorter than its magic number.
+    let may_be_frame = is_compressed(rest) || MAGIC.starts_with(rest);
+    Ok((is_any && !may_be_frame).then(|| file.len() - rest.len() as u64))
 }
 
 /// Writes pages that are not zero, and leaves holes for the others.
