@@ -199,6 +199,9 @@ fn limited_dump_and_picture_are_written_and_say_that_they_are_incomplete() {
     assert_limited(&run_in(&folder, "--mock ram dump --thorough --search-limit 1 --format elf dump"));
     assert_limited(&run_in(&folder, "--mock ram picture --thorough --search-limit 1 picture.png"));
     assert_eq!(names(&folder), ["dump", "picture.png", "ram"]);
+    let diff = run_in(&folder, "--mock ram diff --thorough --search-limit 1 dump");
+    assert!(assert_limited(&diff).ends_with("guest_ram: nothing was compared\n"));
+    assert_eq!(text(&diff.stdout), "");
     let diff = run_in(&folder, "--mock ram diff dump");
     assert_eq!(diff.status.code(), Some(0), "{}", text(&diff.stderr));
 }

@@ -128,6 +128,8 @@ pub(crate) enum Command {
         /// Which dump is raw, though it begins as something else does
         #[arg(long, value_name = "WHICH")]
         raw: Option<RawDumps>,
+        #[command(flatten)]
+        search: SearchArgs,
     },
     /// Draws where the guest's RAM is, as a PNG
     Picture {
@@ -161,7 +163,7 @@ pub(crate) enum RawDumps {
     Both,
 }
 
-#[derive(Clone, Copy, Debug, Default, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct SearchArgs {
     /// Try every frame number, also where Xen says that there is no RAM: slow, but finds what Xen lends to the guest
     #[arg(long)]

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use xenmap::{Extent, FRAME_SIZE, FrameKind, Guest};
 
-use crate::Result;
 use crate::args::{RawDumps, SearchArgs};
 use crate::guest_pages::{GuestPages, WINDOW, windows};
 use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
+use crate::{Result, say};
 
 const FRAME: u64 = FRAME_SIZE as u64;
 
@@ -79,26 +79,29 @@ pub(crate) fn dumps(old: &Path, new: &Path, raw: Option<RawDumps>, out: &mut imp
     compare(old, new, out)
 }
 
-/// Compares a dump and the guest and returns whether they are the same.
+/// Compares a dump and the guest and returns whether they are the same; `None` if not all of the guest was searched.
 pub(crate) fn dump_and_guest(
     old: &Path,
     raw: Option<RawDumps>,
     guest: &Guest<'_>,
+    search: SearchArgs,
     out: &mut impl Write,
-) -> Result<bool> {
+) -> Result<Option<bool>> {
     if raw.is_some_and(|raw| raw != RawDumps::Old) {
         return Err("there is only one dump: give --raw old, or another dump".into());
     }
     let old = Image::open(old, Making::new(raw.is_some(), "--raw old"))?;
-    let found = scan(guest, SearchArgs::default())?;
+    let found = scan(guest, search)?;
     if !found.is_complete() {
-        return Err("nothing was compared, since not all of the guest's RAM was found".into());
+        // What was not found would be taken for what the guest does not have.
+        say("nothing was compared");
+        return Ok(None);
     }
     let map = found.map;
     // What is broken is the guest's too, and cannot be read.
     let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;
     let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.clone()).collect();
-    compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), out)
+    compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), out).map(Some)
 }
 
 fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result<bool> {

@@ -36,7 +36,7 @@ use std::error::Error;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
-use args::{Args, Command};
+use args::{Args, Command, SearchArgs};
 use clap::{CommandFactory, Parser};
 use image::Making;
 use pattern::Pattern;
@@ -113,17 +113,19 @@ fn run(args: &Args) -> Result<ExitCode> {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Diff { old, new, raw } => {
+        Command::Diff { old, new, raw, search } => {
             let same = match new {
-                Some(_) if source::is_given(&args.source) => {
+                Some(_) if source::is_given(&args.source) || *search != SearchArgs::default() => {
                     return Err("two dumps are compared without a guest".into());
                 }
-                Some(new) => diff::dumps(old, new, *raw, &mut stdout)?,
-                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, &mut stdout)?,
+                Some(new) => Some(diff::dumps(old, new, *raw, &mut stdout)?),
+                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, &mut stdout)?,
             };
-            if !same {
-                code = DIFFERENT.into();
-            }
+            code = match same {
+                Some(true) => ExitCode::SUCCESS,
+                Some(false) => DIFFERENT.into(),
+                None => INCOMPLETE.into(),
+            };
         }
         Command::Picture { out, search, since, raw } => {
             let since = since.as_deref().map(|dump| (dump, Making::new(*raw, "--raw")));
