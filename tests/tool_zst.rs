@@ -123,7 +123,7 @@ fn compressed_file_that_holds_no_dump_is_refused() {
         (damaged, "it is compressed with zstd, and cannot be decompressed: "),
         (zst(b""), "it is compressed with zstd, and there is nothing in it"),
         (skippable(b"nothing"), "it is compressed with zstd, and there is nothing in it"),
-        (zst(&good), "it is compressed twice: decompress it first (zstd -d)"),
+        (zst(&good), "once decompressed, it is still compressed with zstd: decompress it first (zstd -d)"),
         (zst(&kdump), "once decompressed, it is a kdump-compressed dump"),
         (zst(b"some text"), "once decompressed, it is of no known kind, and not raw RAM: its length"),
     ] {

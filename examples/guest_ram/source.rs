@@ -1,6 +1,5 @@
 //! The guest to look at, on the real host or on a simulated one.
 
-use std::fs::{self, File};
 use std::path::Path;
 
 use xenmap::mock::MockHost;
@@ -69,11 +68,7 @@ pub(crate) fn is_given(source: &Source) -> bool {
 }
 
 fn simulate(path: &Path, kind: MockKind, is_raw: bool) -> Result<(ForeignMemory, Domid)> {
-    // Looked at before it is opened: opening a pipe would wait for a writer.
-    if !fs::metadata(path)?.is_file() {
-        return Err("not a regular file".into());
-    }
-    let file = File::open(path)?;
+    let file = image::open_file(path)?;
     if !is_raw {
         image::check_raw(&file)?;
     }

@@ -125,9 +125,10 @@ impl Origin {
 
     /// Whether there is a note that only processes have. QEMU and the kernel write `NT_PRSTATUS` of a machine, too.
     fn has_note_of_process<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> bool {
-        // Up to a hole, which would be notes without end.
+        // Up to a hole, which would be notes without end; and no more than it takes, since it is among the first.
         let data = self.notes.clone().and_then(|notes| file.data_in(notes.clone()).find(|d| d.start == notes.start));
-        let bytes = data.and_then(|data| file.get(data.start, data.end - data.start)).unwrap_or_default();
+        let bytes =
+            data.and_then(|data| file.get(data.start, (data.end - data.start).min(1 << 20))).unwrap_or_default();
         let Ok(mut notes) = NoteIterator::<Elf>::new(endian, Elf::Word::default(), bytes) else { return false };
         // What follows a broken note is not read.
         while let Ok(Some(note)) = notes.next() {

@@ -90,11 +90,7 @@ impl Image {
     }
 
     fn read(path: &Path, making: Making) -> Result<Image> {
-        // Looked at before it is opened: opening a pipe would wait for a writer.
-        if !path.metadata()?.is_file() {
-            return Err("not a regular file".into());
-        }
-        let file = File::open(path)?;
+        let file = open_file(path)?;
         if file.metadata()?.len() == 0 {
             return Err("it is empty".into());
         }
@@ -103,30 +99,29 @@ impl Image {
             let runs = raw::runs(&file).map_err(|e| format!("it is {e}"))?;
             return Image::new(runs, file, true);
         };
-        if !zst::is_compressed(&head(&file)?) {
-            return Image::detect(&file, &format!("give {option}"));
+        match Look::of(&file)? {
+            Look::Zstd => {
+                let file = zst::decompress(&file)?;
+                let detected = Image::detect(&file, &format!("decompress it first (zstd -d) and give {option}"));
+                detected.map_err(|e| format!("once decompressed, {e}").into())
+            }
+            _ => Image::detect(&file, &format!("give {option}")),
         }
-        let file = zst::decompress(&file)?;
-        if zst::is_compressed(&head(&file)?) {
-            return Err("it is compressed twice: decompress it first (zstd -d)".into());
-        }
-        let detected = Image::detect(&file, &format!("decompress it first (zstd -d) and give {option}"));
-        detected.map_err(|e| format!("once decompressed, {e}").into())
     }
 
     /// `for_raw` is what to do if a file is raw, and does not look like it.
     fn detect(file: &File, for_raw: &str) -> Result<Image> {
+        let look = Look::of(file)?;
         let file = Contents::new(file)?;
-        let bytes = file.bytes();
-        if bytes.starts_with(&elf::MAGIC) {
-            Image::new(elf::runs(&file)?, file, false)
-        } else if bytes.starts_with(&lime::MAGIC) {
-            Image::new(lime::runs(&file)?, file, false)
-        } else if let Some(foreign) = foreign::identify(bytes) {
-            Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into())
-        } else {
-            let runs = raw::runs(&file).map_err(|e| format!("it is of no known kind, and {e}"))?;
-            Image::new(runs, file, true)
+        match look {
+            Look::Elf => Image::new(elf::runs(&file)?, file, false),
+            Look::Lime => Image::new(lime::runs(&file)?, file, false),
+            Look::Zstd => Err("it is still compressed with zstd: decompress it first (zstd -d)".into()),
+            Look::Foreign(foreign) => Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into()),
+            Look::Raw => {
+                let runs = raw::runs(&file).map_err(|e| format!("it is of no known kind, and {e}"))?;
+                Image::new(runs, file, true)
+            }
         }
     }
 
@@ -265,19 +260,49 @@ fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
     (frames, pieces)
 }
 
+/// What a file looks like, by what it begins with.
+enum Look {
+    Elf,
+    Lime,
+    Zstd,
+    /// What it is, and what to do.
+    Foreign(String),
+    /// Or of an unknown kind.
+    Raw,
+}
+
+impl Look {
+    fn of(file: &File) -> Result<Look> {
+        let head = head(file)?;
+        Ok(if head.starts_with(&elf::MAGIC) {
+            Look::Elf
+        } else if head.starts_with(&lime::MAGIC) {
+            Look::Lime
+        } else if zst::is_compressed(&head) {
+            Look::Zstd
+        } else {
+            foreign::identify(&head).map_or(Look::Raw, Look::Foreign)
+        })
+    }
+}
+
+/// Opens a file to be read.
+pub(crate) fn open_file(path: &Path) -> Result<File> {
+    // Looked at before it is opened: opening a pipe would wait for a writer.
+    if !path.metadata()?.is_file() {
+        return Err("not a regular file".into());
+    }
+    Ok(File::open(path)?)
+}
+
 /// Refuses a file that is taken for raw RAM, and begins as something else does.
 pub(crate) fn check_raw(file: &File) -> Result<()> {
-    let head = head(file)?;
-    let what = if head.starts_with(&elf::MAGIC) {
-        "it is an elf file".to_owned()
-    } else if head.starts_with(&lime::MAGIC) {
-        "it is a lime dump".to_owned()
-    } else if zst::is_compressed(&head) {
-        "it is compressed with zstd: decompress it first (zstd -d)".to_owned()
-    } else if let Some(foreign) = foreign::identify(&head) {
-        foreign
-    } else {
-        return Ok(());
+    let what = match Look::of(file)? {
+        Look::Elf => "it is an elf file".to_owned(),
+        Look::Lime => "it is a lime dump".to_owned(),
+        Look::Zstd => "it is compressed with zstd: decompress it first (zstd -d)".to_owned(),
+        Look::Foreign(foreign) => foreign,
+        Look::Raw => return Ok(()),
     };
     let taken = "--mock takes raw RAM, such as `dump --format raw` writes";
     Err(format!("{what}; {taken}; if it is raw RAM all the same, give --mock-raw").into())
