@@ -142,7 +142,7 @@ fn partial_mapping_keeps_what_came_back() {
     let guest = guest(&host, 10);
     guest.page_out(guest.frames()[2], 3).unwrap();
     guest.page_out(guest.frames()[5], u32::MAX).unwrap();
-    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_millis(50));
+    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_secs(1));
     let mapping = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames()).unwrap();
     assert_eq!(mapping.failed().iter().map(|e| (e.index, e.errno)).collect::<Vec<_>>(), [(5, libc::ENOENT)]);
     assert_eq!(mapping.view().read::<u64>(2 * 4096).unwrap(), 2);
@@ -155,7 +155,7 @@ fn every_frame_of_a_run_is_asked_for_again() {
     for (frame, asks) in [(4, 2), (5, u32::MAX), (6, 2)] {
         guest.page_out(guest.frames()[frame], asks).unwrap();
     }
-    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_millis(50));
+    let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_secs(1));
     let mapping = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames()).unwrap();
     assert_eq!(mapping.failed().iter().map(|e| e.index).collect::<Vec<_>>(), [5], "its neighbours are back");
     assert_eq!(mapping.view().read::<u64>(4 * 4096).unwrap(), 4);
