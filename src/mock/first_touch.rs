@@ -98,7 +98,7 @@ impl MockDomain {
 }
 
 impl MockHost {
-    /// Does to a frame of a guest what Xen does before it is used.
+    /// Fills in a frame of a guest that is used for the first time, as Xen does.
     pub(super) fn touch(&self, domain: &MockDomain, gfn: Gfn, writes: bool) {
         let state = &mut self.0.lock();
         self.0.touch(state, domain.domid().get(), gfn.get(), writes);

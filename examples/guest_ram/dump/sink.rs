@@ -169,7 +169,7 @@ impl Sink for Stream {
     }
 }
 
-/// That a file may get so many bytes more, without making it longer.
+/// Checks that a file may grow by `len` bytes, without making it longer.
 fn check_len(file: &mut File, len: u64) -> io::Result<()> {
     let position = file.stream_position()?;
     let appends = OFlag::from_bits_retain(fcntl(&*file, FcntlArg::F_GETFL)?).contains(OFlag::O_APPEND);
