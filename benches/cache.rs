@@ -66,7 +66,7 @@ struct Figures([f64; 8]);
 impl Figures {
     /// Of each figure, that of the fastest eighth of alternating rounds that took longest: other machines on the same
     /// processor slow ours down for a while, some ways of using it more than others.
-    fn measure(cache: &MapCache<'_>, qemu: &Qemu, operations: u64) -> Figures {
+    fn measure(cache: &MapCache, qemu: &Qemu, operations: u64) -> Figures {
         let round = |_| {
             let counters = [Counter::default(), Counter::default()];
             [
@@ -140,14 +140,14 @@ fn half(thread: usize) -> std::ops::Range<u64> {
     if thread == 0 { 0..BUCKETS / 2 } else { BUCKETS / 2..BUCKETS }
 }
 
-fn ours_newest(cache: &MapCache<'_>, buckets: std::ops::Range<u64>, operations: u64) {
+fn ours_newest(cache: &MapCache, buckets: std::ops::Range<u64>, operations: u64) {
     for i in 0..operations {
         let pinned = cache.get(Protection::ReadOnly, address(&buckets, i), 8).expect("it is mapped");
         black_box(pinned.read::<u64>(0).expect("it is inside"));
     }
 }
 
-fn ours_oldest(cache: &MapCache<'_>, operations: u64) {
+fn ours_oldest(cache: &MapCache, operations: u64) {
     let mut held: Vec<_> = (0..PINS).map(|_| None).collect();
     for i in 0..operations {
         let pinned = cache.get(Protection::ReadOnly, address(&(0..BUCKETS), i), 8).expect("it is mapped");

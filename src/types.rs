@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::abi;
 use crate::error::{Error, Result};
-use crate::uapi;
 
 /// Bytes of a Xen frame: 4096 on every host, whatever the page size of the kernel.
 pub const FRAME_SIZE: usize = 4096;
@@ -32,7 +32,7 @@ pub struct Domid(u16);
 
 impl Domid {
     /// The hypervisor itself (`DOMID_XEN`), whose shared frames, the M2P table among them, can be mapped read-only.
-    pub const XEN: Domid = Domid(uapi::XEN_DOMID);
+    pub const XEN: Domid = Domid(abi::XEN_DOMID);
 
     /// The domain with this number.
     ///
@@ -40,7 +40,7 @@ impl Domid {
     ///
     /// [`Error::InvalidDomid`] if the number is one of Xen's own, except `DOMID_XEN`.
     pub const fn new(domid: u16) -> Result<Domid> {
-        if domid < uapi::FIRST_RESERVED_DOMID || domid == uapi::XEN_DOMID {
+        if domid < abi::FIRST_RESERVED_DOMID || domid == abi::XEN_DOMID {
             Ok(Domid(domid))
         } else {
             Err(Error::InvalidDomid { domid: domid as u64 })

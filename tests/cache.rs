@@ -4,7 +4,6 @@
 mod cache;
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cache::{BUCKET, FRAMES, cache, get, mapped_buckets, refused};
@@ -108,7 +107,7 @@ fn reader_of_a_writable_bucket_cannot_write() {
             pinned.fetch_or(0, 1_u8).map(drop),
             pinned.fetch_and(0, 1_u8).map(drop),
             pinned.read_from(0, 1, std::fs::File::open("/dev/zero").unwrap()),
-            pinned.mark_written(0, 1),
+            pinned.mark_dirty(0, 1),
             pinned.view(0).unwrap().write(0, 1_u8),
             pinned.views().next().unwrap().write(0, 1_u8),
         ] {
@@ -331,7 +330,7 @@ fn restricted_handle_is_enough() {
         let (memory, guest) = hvm_guest(host, 16);
         guest.number_frames();
         memory.restrict(guest.domid()).unwrap();
-        let cache = MapCache::new(Guest::assume(&memory, guest.domid(), GuestKind::Hvm));
+        let cache = MapCache::new(Guest::with_kind(&memory, guest.domid(), GuestKind::Hvm));
         assert_eq!(get(&cache, ReadWrite, 9).unwrap().read::<u64>(0).unwrap(), 9);
     });
 }
@@ -339,7 +338,7 @@ fn restricted_handle_is_enough() {
 #[test]
 fn threads_share_a_cache_and_hand_guards_on() {
     fn is_shared<T: Send + Sync>() {}
-    is_shared::<MapCache<'static>>();
+    is_shared::<MapCache>();
     is_shared::<Pinned<'static>>();
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
@@ -360,7 +359,7 @@ fn threads_share_a_cache_and_hand_guards_on() {
 fn cache_of_a_shared_handle_borrows_nothing() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
-        let cache: MapCache<'static> = MapCache::new(Guest::open(Arc::new(memory), guest.domid()).unwrap());
+        let cache = MapCache::new(Guest::open(&memory, guest.domid()).unwrap());
         std::thread::spawn(move || get(&cache, ReadWrite, 3).map(drop).unwrap()).join().unwrap();
     });
 }

@@ -154,7 +154,7 @@ fn what_is_not_all_inside_is_refused_and_nothing_is_written() {
                 pinned.swap(at, u64::MAX).map(drop),
                 pinned.fetch_or(at, u64::MAX).map(drop),
                 pinned.read_from(at, 8, &source),
-                pinned.mark_written(at, 8),
+                pinned.mark_dirty(at, 8),
             ];
             assert!(refused.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{at:#x} {refused:?}");
         }

@@ -43,7 +43,7 @@ fn hit_allocates_nothing() {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
         let cache = cache(&memory, guest.domid(), 4);
-        cache.record_writes(true);
+        cache.track_dirty(true);
         let before = ALLOCATIONS.get();
         cache.prefetch(ReadWrite, 0..4 * BUCKET as u64).unwrap();
         assert!(ALLOCATIONS.get() > before, "they are counted");

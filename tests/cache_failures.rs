@@ -23,7 +23,7 @@ fn guest(host: &MockHost, frames: usize) -> MockDomain {
 }
 
 /// The number that a frame holds.
-fn number(cache: &MapCache<'_>, frame: u64) -> u64 {
+fn number(cache: &MapCache, frame: u64) -> u64 {
     get(cache, ReadOnly, frame).unwrap().read(0).unwrap()
 }
 

@@ -310,7 +310,7 @@ fn run(host: &MockHost, steps: Vec<Step>, buckets: Option<usize>) -> Result<(), 
 fn compare(
     host: &MockHost,
     domain: &MockDomain,
-    cache: &MapCache<'_>,
+    cache: &MapCache,
     model: &Model,
     held: &[Held<'_>],
     is_roomy: bool,

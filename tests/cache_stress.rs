@@ -42,7 +42,7 @@ fn content(frame: usize, generation: u64) -> u64 {
     (frame as u64 + 1) << 32 | generation
 }
 
-fn exchange(domain: &MockDomain, cache: &MapCache<'_>, generations: &Generations, frame: usize) {
+fn exchange(domain: &MockDomain, cache: &MapCache, generations: &Generations, frame: usize) {
     let gfn = xenmap::Gfn::new(frame as u64).unwrap();
     let generation = &generations.0[frame];
     let next = generation.fetch_add(1, Ordering::SeqCst) / 2 + 1;
@@ -55,7 +55,7 @@ fn exchange(domain: &MockDomain, cache: &MapCache<'_>, generations: &Generations
 
 /// Looks at a range once; a guard of it to keep, unless the guest was just exchanging a frame.
 fn look<'c>(
-    cache: &'c MapCache<'_>,
+    cache: &'c MapCache,
     generations: &Generations,
     random: &mut Random,
     counted: &mut u64,
@@ -95,7 +95,7 @@ fn look<'c>(
 }
 
 /// A thread that keeps the guards of its last few looks. It returns how often it has counted in a frame.
-fn work(cache: &MapCache<'_>, generations: &Generations, seed: u64) -> u64 {
+fn work(cache: &MapCache, generations: &Generations, seed: u64) -> u64 {
     let (mut random, mut counted, mut held) = (Random(seed), 0, VecDeque::new());
     for _ in 0..OPERATIONS {
         held.extend(look(cache, generations, &mut random, &mut counted));
@@ -121,7 +121,7 @@ fn stress(host: &MockHost) {
 
     let counted: u64 = std::thread::scope(|scope| {
         let (cache, domain, generations, is_over) = (&cache, &domain, &generations, &is_over);
-        let changes = |change: fn(&MapCache<'_>, &MockDomain, &Generations, &mut Random)| {
+        let changes = |change: fn(&MapCache, &MockDomain, &Generations, &mut Random)| {
             move || {
                 let mut random = Random(99);
                 while !is_over.load(Ordering::Relaxed) {

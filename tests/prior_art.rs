@@ -94,10 +94,25 @@ fn defect_6_no_reference_into_guest_memory_is_lent() {
 
 #[test]
 fn defect_7_what_unmaps_or_closes_cannot_be_cloned() {
-    assert_is_not!(ForeignMemory: Clone);
     assert_is_not!(ForeignMapping: Clone);
     assert_is_not!(ResourceMapping: Clone);
     assert_is_not!(HypercallBuffer: Clone);
+}
+
+#[test]
+fn defect_7_handle_is_closed_by_its_last_clone() {
+    with_each_guest(1, |host, guest| {
+        let map = |memory: &ForeignMemory| {
+            memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.gfns()).map(|mapping| numbers(&mapping))
+        };
+        let first = host.open();
+        let second = first.clone();
+        let third = second.clone();
+        drop(first);
+        assert_eq!(map(&second).unwrap(), [0]);
+        drop(second);
+        assert_eq!(map(&third).unwrap(), [0]);
+    });
 }
 
 #[test]

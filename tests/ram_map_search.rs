@@ -16,7 +16,7 @@ fn gfns(pfns: Range<u64>) -> Vec<Gfn> {
     pfns.map(|pfn| Gfn::new(pfn).unwrap()).collect()
 }
 
-fn scan<'g, 'm>(guest: &'g Guest<'m>) -> RamScan<'g, 'm> {
+fn scan(guest: &Guest) -> RamScan {
     guest.scan(Search::default()).unwrap()
 }
 

@@ -4,7 +4,7 @@ mod common;
 
 use common::{ReadOnly, failures, mock_with, with_each_guest};
 use xenmap::mock::HostConfig;
-use xenmap::{Error, GuestKind, Resource};
+use xenmap::{Error, Guest, GuestKind, Resource};
 
 #[test]
 fn restricted_handle_maps_its_own_domain_only() {
@@ -20,6 +20,22 @@ fn restricted_handle_maps_its_own_domain_only() {
         assert_eq!(memory.resource_size(other.domid(), Resource::GrantTable).unwrap_err().errno(), libc::EPERM);
         assert_eq!(before.view().read::<u8>(0).unwrap(), 0, "what was mapped before stays");
         host.open().map_foreign_batch(other.domid(), ReadOnly, &other.gfns()).unwrap();
+    });
+}
+
+#[test]
+fn restriction_of_a_clone_holds_for_all_clones() {
+    with_each_guest(1, |host, guest| {
+        let other = host.create(GuestKind::Hvm, 1);
+        let memory = host.open();
+        let looks_at_other = Guest::open(&memory, other.domid()).unwrap();
+        memory.clone().restrict(guest.domid()).unwrap();
+
+        memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.gfns()).unwrap();
+        let refused = memory.map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
+        assert_eq!(refused.unwrap_err().errno(), libc::EPERM);
+        let refused = looks_at_other.memory().map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
+        assert_eq!(refused.unwrap_err().errno(), libc::EPERM);
     });
 }
 

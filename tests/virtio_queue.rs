@@ -102,18 +102,18 @@ impl Driver {
 }
 
 /// The device: a queue, a disk, and one kind of access to the guest's RAM.
-struct Device<'m> {
-    memory: Memory<'m>,
+struct Device {
+    memory: Memory,
     queue: Queue,
     disk: Vec<u8>,
 }
 
-enum Memory<'m> {
+enum Memory {
     Whole(Arc<GuestRegionCollection<RamRegion>>),
-    Cached(CachedMemory<'m>),
+    Cached(CachedMemory),
 }
 
-impl Device<'_> {
+impl Device {
     /// Serves what is in the queue.
     fn serve(&mut self) {
         match &self.memory {
@@ -173,7 +173,7 @@ fn serve_request<A: GuestAddressSpace>(
 }
 
 /// A guest's RAM through a cache, of which one bucket only is kept when none is in use.
-fn cached(guest: Guest<'_>, bucket_size: usize) -> CachedMemory<'_> {
+fn cached(guest: Guest, bucket_size: usize) -> CachedMemory {
     let mut config = CacheConfig::default();
     config.bucket_size = bucket_size;
     config.budget = bucket_size;
@@ -182,7 +182,7 @@ fn cached(guest: Guest<'_>, bucket_size: usize) -> CachedMemory<'_> {
 }
 
 /// Runs a test with each kind of memory: mapped whole, and through caches of several sizes of buckets.
-fn with_each_memory(test: impl Fn(&MockHost, &mut Driver, &mut Device<'_>)) {
+fn with_each_memory(test: impl Fn(&MockHost, &mut Driver, &mut Device)) {
     for bucket_size in [None, Some(4 << 10), Some(16 << 10), Some(64 << 10)] {
         println!("buckets: {bucket_size:?}");
         let host = mock(Dom0::Pv);
@@ -392,10 +392,10 @@ fn frames_that_a_request_wrote_are_reported() {
         driver.write_header(0x5000, IN, 7);
         driver.write_chain(DESCRIPTORS, &[(0x5000, 16, false), (0xAF00, 512, true), (0xC010, 1, true)]);
         driver.kick();
-        cache.record_writes(true);
+        cache.track_dirty(true);
         device.serve();
         // The data, its status, and the used ring.
-        assert_eq!(cache.take_written(), [3..4, 10..13]);
-        assert_eq!(cache.take_written(), []);
+        assert_eq!(cache.take_dirty(), [3..4, 10..13]);
+        assert_eq!(cache.take_dirty(), []);
     });
 }

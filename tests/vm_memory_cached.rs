@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryError, Permissions, VolatileSlice};
 use xenmap::mock::{Dom0, Fault, MockDomain, MockHost};
-use xenmap::vm_memory::{CachedMemory, PinnedMemory, WrittenPart};
+use xenmap::vm_memory::{CachedMemory, DirtySlice, PinnedMemory};
 use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, MapCache};
 
 /// Where a hole is in the guests of these tests.
@@ -36,7 +36,7 @@ fn with_a_hole(host: &Host) -> TestGuest {
 }
 
 /// RAM of 16 frames through a cache with so many frames in a bucket, and a budget of so many buckets.
-fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -> CachedMemory<'_> {
+fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -> CachedMemory {
     let mut config = CacheConfig::default();
     config.bucket_size = frames * FRAME;
     config.budget = buckets * frames * FRAME;
@@ -45,7 +45,7 @@ fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -
 }
 
 /// The same on a simulated host, whose references can be counted.
-fn on_the_mock(frames: usize, buckets: usize, test: impl Fn(&MockHost, &MockDomain, CachedMemory<'_>)) {
+fn on_the_mock(frames: usize, buckets: usize, test: impl Fn(&MockHost, &MockDomain, CachedMemory)) {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
         let domain = host.create_domain(GuestKind::Hvm, 16);
@@ -55,18 +55,18 @@ fn on_the_mock(frames: usize, buckets: usize, test: impl Fn(&MockHost, &MockDoma
     }
 }
 
-fn slices<'a>(
-    memory: &'a PinnedMemory<'_>,
+fn slices(
+    memory: &PinnedMemory,
     address: GuestAddress,
     count: usize,
-) -> Vec<Result<VolatileSlice<'a, WrittenPart<'a>>, GuestMemoryError>> {
+) -> Vec<Result<VolatileSlice<'_, DirtySlice<'_>>, GuestMemoryError>> {
     match memory.get_slices(address, count, Permissions::ReadWrite) {
         Ok(slices) => slices.collect(),
         Err(e) => vec![Err(e)],
     }
 }
 
-fn slice<'a>(memory: &'a PinnedMemory<'_>, address: GuestAddress, count: usize) -> VolatileSlice<'a, WrittenPart<'a>> {
+fn slice(memory: &PinnedMemory, address: GuestAddress, count: usize) -> VolatileSlice<'_, DirtySlice<'_>> {
     slices(memory, address, count).remove(0).unwrap()
 }
 
@@ -297,13 +297,13 @@ fn frames_that_were_written_are_reported() {
         let ram = cached(&memory, guest.domid(), 4, 1);
         let memory = ram.memory();
         memory.write_obj(1_u8, at(1, 0)).unwrap();
-        ram.cache().record_writes(true);
+        ram.cache().track_dirty(true);
         memory.read_obj::<u64>(at(2, 0)).unwrap();
         memory.write_obj(1_u64, at(3, FRAME - 4)).unwrap();
         memory.store(1_u8, at(7, 0), Ordering::Relaxed).unwrap();
         let part = slice(&memory, at(8, 0), 4 * FRAME).offset(FRAME + 1).unwrap();
         part.subslice(FRAME - 1, 2).unwrap().copy_from(&[1_u8]);
-        assert_eq!(ram.cache().take_written(), [3..5, 7..8, 10..11]);
+        assert_eq!(ram.cache().take_dirty(), [3..5, 7..8, 10..11]);
 
         // Whoever writes through the pointer says so; what is outside of the slice is not believed.
         part.bitmap().mark_dirty(FRAME - 2, 2);
@@ -312,10 +312,10 @@ fn frames_that_were_written_are_reported() {
         part.bitmap().slice_at(usize::MAX).mark_dirty(0, 1);
         memory.write_obj(1_u8, at(13, 0)).unwrap();
         assert!(part.bitmap().dirty_at(0) && part.bitmap().dirty_at(FRAME) && !part.bitmap().dirty_at(usize::MAX));
-        assert_eq!(ram.cache().take_written(), [9..12, 13..14]);
-        ram.cache().record_writes(false);
+        assert_eq!(ram.cache().take_dirty(), [9..12, 13..14]);
+        ram.cache().track_dirty(false);
         memory.write_obj(1_u8, at(1, 0)).unwrap();
-        assert_eq!(ram.cache().take_written(), []);
+        assert_eq!(ram.cache().take_dirty(), []);
     });
 }
 

@@ -108,8 +108,8 @@ fn main() -> Result<()> {
 }
 
 /// The disk, and what it has done.
-struct Device<'m> {
-    memory: CachedMemory<'m>,
+struct Device {
+    memory: CachedMemory,
     queue: Queue,
     disk: Vec<u8>,
     requests: usize,
@@ -119,8 +119,8 @@ struct Device<'m> {
     written: BTreeSet<u64>,
 }
 
-impl<'m> Device<'m> {
-    fn new(memory: CachedMemory<'m>) -> Result<Device<'m>> {
+impl Device {
+    fn new(memory: CachedMemory) -> Result<Device> {
         // A real driver tells the device where it has put the queue.
         let mut queue = Queue::new(QUEUE_SIZE)?;
         queue.try_set_desc_table_address(GuestAddress(DESCRIPTORS))?;
@@ -134,7 +134,7 @@ impl<'m> Device<'m> {
         Ok(Device { memory, queue, disk: vec![0; DISK_SIZE], requests: 0, bytes: 0, invalidations: 0, written })
     }
 
-    fn run(mut self, events: Receiver<Event>, interrupt: &Sender<()>) -> Result<Device<'m>> {
+    fn run(mut self, events: Receiver<Event>, interrupt: &Sender<()>) -> Result<Device> {
         let cache = Arc::clone(self.memory.cache());
         for event in events {
             match event {
@@ -147,11 +147,11 @@ impl<'m> Device<'m> {
                     self.invalidations += 1;
                     done.send(())?;
                 }
-                Event::Migration(is_on) => cache.record_writes(is_on),
+                Event::Migration(is_on) => cache.track_dirty(is_on),
             }
             // To be passed to XEN_DMOP_modified_memory: Xen does not see what is written through a mapping, and would
             // not send these frames again.
-            self.written.extend(cache.take_written().into_iter().flatten());
+            self.written.extend(cache.take_dirty().into_iter().flatten());
         }
         Ok(self)
     }
@@ -180,9 +180,9 @@ impl<'m> Device<'m> {
 /// Serves one request: a header, then the data, then a byte for the answer. Returns how many bytes were written to the
 /// guest, and how many of the disk were moved. The guest may have written anything: its lengths have a limit, and no index
 /// is trusted.
-fn serve_request<'m>(
-    memory: &PinnedMemory<'m>,
-    chain: DescriptorChain<Arc<PinnedMemory<'m>>>,
+fn serve_request(
+    memory: &PinnedMemory,
+    chain: DescriptorChain<Arc<PinnedMemory>>,
     disk: &mut [u8],
 ) -> Result<(u32, u64)> {
     if chain.clone().map(|descriptor| u64::from(descriptor.len())).sum::<u64>() > LONGEST_REQUEST {

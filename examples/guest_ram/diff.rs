@@ -83,7 +83,7 @@ pub(crate) fn dumps(old: &Path, new: &Path, raw: Option<RawDumps>, out: &mut imp
 pub(crate) fn dump_and_guest(
     old: &Path,
     raw: Option<RawDumps>,
-    guest: &Guest<'_>,
+    guest: &Guest,
     search: SearchArgs,
     out: &mut impl Write,
 ) -> Result<Option<bool>> {

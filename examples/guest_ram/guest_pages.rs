@@ -12,7 +12,7 @@ use crate::window::MappedWindows;
 pub(crate) const WINDOW: usize = 256;
 
 pub(crate) struct GuestPages<'a> {
-    guest: &'a Guest<'a>,
+    guest: &'a Guest,
     window: Range<u64>,
     pages: Vec<Page>,
     /// Those of the window, by index, that cannot be read.
@@ -20,7 +20,7 @@ pub(crate) struct GuestPages<'a> {
 }
 
 impl<'a> GuestPages<'a> {
-    pub(crate) fn new(guest: &'a Guest<'a>) -> GuestPages<'a> {
+    pub(crate) fn new(guest: &'a Guest) -> GuestPages<'a> {
         GuestPages { guest, window: 0..0, pages: Vec::new(), failed: Vec::new() }
     }
 

@@ -23,7 +23,7 @@ struct Info {
     domctl_version: Option<u32>,
 }
 
-pub(crate) fn info(guest: &Guest<'_>, as_json: bool, out: &mut impl Write) -> Result<()> {
+pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result<()> {
     let (memory, domid) = (guest.memory(), guest.domid());
     let host_kind = match memory.host_kind() {
         HostKind::Pv => "pv",

@@ -37,7 +37,7 @@ struct Map {
 }
 
 /// Prints where the guest's RAM is; returns whether it was looked for everywhere.
-pub(crate) fn map(guest: &Guest<'_>, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
+pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
     let found = scan(guest, search)?;
     let complete = found.is_complete();
     let mut map = Map {
@@ -81,7 +81,7 @@ impl Found {
 }
 
 /// Looks for the guest's RAM, and shows how far it is. Whether the guest can be touched must be known.
-pub(crate) fn scan(guest: &Guest<'_>, args: SearchArgs) -> Result<Found> {
+pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
     let mut scan = guest.scan_populating(if args.thorough { Search::EveryFrame } else { Search::UntilAllFound })?;
     let progress = Progress::new("finding", scan.owned())?;
     while scan.step()? {

@@ -16,7 +16,7 @@ use crate::progress::Progress;
 
 /// Draws the map; returns whether RAM was looked for everywhere.
 pub(crate) fn picture(
-    guest: &Guest<'_>,
+    guest: &Guest,
     path: &Path,
     args: SearchArgs,
     since: Option<(&Path, Making)>,

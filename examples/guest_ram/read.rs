@@ -12,7 +12,7 @@ use crate::space::{self, Space};
 const WINDOW: usize = 256 * FRAME_SIZE;
 
 pub(crate) fn read(
-    guest: &Guest<'_>,
+    guest: &Guest,
     space: &Space,
     (address, len): (u64, u64),
     binary: bool,

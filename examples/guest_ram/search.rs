@@ -53,7 +53,7 @@ pub(crate) enum Outcome {
 
 /// Prints the address of each match.
 pub(crate) fn search<W: Write>(
-    guest: &Guest<'_>,
+    guest: &Guest,
     pattern: &Pattern,
     args: SearchArgs,
     output: &mut Output<'_, W>,

@@ -40,7 +40,7 @@ impl Host {
         Host::open(source)
     }
 
-    pub(crate) fn guest(&self) -> Result<Guest<'_>> {
+    pub(crate) fn guest(&self) -> Result<Guest> {
         let domid = self.domid.ok_or(NO_GUEST)?;
         Guest::open(&self.memory, domid).map_err(|e| match e.errno() {
             libc::ESRCH => format!("no such domain: {domid} (for a domain of that name give name:{domid})").into(),
@@ -49,7 +49,7 @@ impl Host {
     }
 
     /// The guest, for what touches its memory.
-    pub(crate) fn guest_to_touch(&self) -> Result<Guest<'_>> {
+    pub(crate) fn guest_to_touch(&self) -> Result<Guest> {
         let guest = self.guest()?;
         match guest.check_populated() {
             Err(Error::PopulateOnDemand { .. }) if self.pod_populate => {}

@@ -11,7 +11,7 @@ pub(crate) enum Space {
 }
 
 impl Space {
-    pub(crate) fn new(guest: &Guest<'_>, args: SpaceArgs) -> Result<Space> {
+    pub(crate) fn new(guest: &Guest, args: SpaceArgs) -> Result<Space> {
         if !args.r#virtual {
             return Ok(Space::Physical);
         }
@@ -26,7 +26,7 @@ impl Space {
         }))
     }
 
-    pub(crate) fn read(&self, guest: &Guest<'_>, address: u64, to: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, guest: &Guest, address: u64, to: &mut [u8]) -> Result<()> {
         match self {
             Space::Physical => guest.read(address, to)?,
             Space::Virtual(tables) => guest.read_virtual(tables, address, to)?,
@@ -35,7 +35,7 @@ impl Space {
     }
 
     /// The physical address of one in this space.
-    pub(crate) fn translate(&self, guest: &Guest<'_>, address: u64) -> Result<u64> {
+    pub(crate) fn translate(&self, guest: &Guest, address: u64) -> Result<u64> {
         match self {
             Space::Physical => {
                 Gfn::containing(address)?;

@@ -8,14 +8,14 @@ use xenmap::{ForeignMapping, Guest, Protection, Result};
 ///
 /// In some domains each mapped frame takes a page of our own memory. If there is none left for a window, it is halved.
 pub(crate) struct MappedWindows<'a> {
-    guest: &'a Guest<'a>,
+    guest: &'a Guest,
     rest: Range<u64>,
     size: u64,
 }
 
 impl<'a> MappedWindows<'a> {
     /// Windows of at most `size` frames.
-    pub(crate) fn new(guest: &'a Guest<'a>, pfns: Range<u64>, size: u64) -> MappedWindows<'a> {
+    pub(crate) fn new(guest: &'a Guest, pfns: Range<u64>, size: u64) -> MappedWindows<'a> {
         MappedWindows { guest, rest: pfns, size }
     }
 }

@@ -13,7 +13,7 @@ const SIMULATED: &str = "nothing was written, since it would be lost: a simulate
 
 /// Writes bytes; `simulated` says that the guest exists only in this process, which is refused once all else is right.
 pub(crate) fn write(
-    guest: &Guest<'_>,
+    guest: &Guest,
     space: &Space,
     (address, bytes): (u64, &[u8]),
     simulated: bool,
@@ -44,12 +44,12 @@ pub(crate) fn write(
     Ok(())
 }
 
-pub(crate) fn is_paused(guest: &Guest<'_>) -> Result<bool> {
+pub(crate) fn is_paused(guest: &Guest) -> Result<bool> {
     Ok(guest.memory().domain_info(guest.domid())?.state == Some(DomainState::Paused))
 }
 
 /// Asks whether to write to a guest that may run; without a terminal there is nobody to ask.
-pub(crate) fn confirm(guest: &Guest<'_>) -> Result<()> {
+pub(crate) fn confirm(guest: &Guest) -> Result<()> {
     if !io::stdin().is_terminal() {
         return Err(format!("domain {} is not paused: pause it, or give --yes", guest.domid()).into());
     }

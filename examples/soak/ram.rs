@@ -42,7 +42,7 @@ enum Writing {
 
 impl Ram {
     /// Reads all RAM, but for the frames with these numbers.
-    pub(crate) fn read(guest: &Guest<'_>, keep_off: &[u64]) -> Result<Ram> {
+    pub(crate) fn read(guest: &Guest, keep_off: &[u64]) -> Result<Ram> {
         let mut ram = Ram { stretches: Vec::new() };
         for extent in guest.ram_map()?.extents() {
             let is_table = extent.kind == FrameKind::PageTable;
@@ -60,7 +60,7 @@ impl Ram {
         Ok(ram)
     }
 
-    fn read_window(&mut self, guest: &Guest<'_>, pfns: Range<u64>, is_table: bool, keep_off: &[u64]) -> Result<()> {
+    fn read_window(&mut self, guest: &Guest, pfns: Range<u64>, is_table: bool, keep_off: &[u64]) -> Result<()> {
         let gfns = guest.gfns(pfns.clone())?;
         let mapping = guest.map_partial(Protection::ReadWrite, pfns.clone())?;
         let mut page = [0; FRAME_SIZE];
@@ -121,7 +121,7 @@ impl Ram {
 
     /// Compares what was changed with what is there now, by mappings that have nothing to do with the cache, puts back
     /// what was there at first, and compares again. Says how many frames were changed.
-    pub(crate) fn check_and_restore(&self, guest: &Guest<'_>) -> Result<usize> {
+    pub(crate) fn check_and_restore(&self, guest: &Guest) -> Result<usize> {
         let changed: Vec<Changed<'_>> = self.stretches.iter().flat_map(Stretch::changed).collect();
         for frames in changed.chunks(WINDOW) {
             let gfns: Vec<Gfn> = frames.iter().map(|frame| frame.gfn).collect();

@@ -11,8 +11,8 @@ const HELD: usize = 8;
 /// How many places are remembered to come back to: devices ask for the same again and again.
 const RECENT: usize = 64;
 
-pub(crate) struct Soak<'c, 'm> {
-    cache: &'c MapCache<'m>,
+pub(crate) struct Soak<'c> {
+    cache: &'c MapCache,
     ram: &'c mut Ram,
     /// The length of the longest range.
     longest: usize,
@@ -45,8 +45,8 @@ pub(crate) struct Done {
     pub(crate) bytes_written: usize,
 }
 
-impl<'c, 'm> Soak<'c, 'm> {
-    pub(crate) fn new(cache: &'c MapCache<'m>, ram: &'c mut Ram, longest: usize, seed: u64) -> Soak<'c, 'm> {
+impl<'c> Soak<'c> {
+    pub(crate) fn new(cache: &'c MapCache, ram: &'c mut Ram, longest: usize, seed: u64) -> Soak<'c> {
         let (random, done) = (Random(seed), Done::default());
         Soak { cache, ram, longest, random, held: Vec::new(), recent: Vec::new(), done }
     }

@@ -10,16 +10,16 @@ use super::buckets::{CannotMap, Source};
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::guest::Guest;
 use crate::mapping::ForeignMapping;
+use crate::mapping::View;
+use crate::mapping::dirty::Dirty;
 use crate::types::{FRAME_SIZE, Protection};
-use crate::view::View;
-use crate::written::Written;
 
 /// A mapped part of a guest.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     number: u64,
     mapping: ForeignMapping,
-    written: Written,
+    dirty: Dirty,
 }
 
 /// What somebody wants of a bucket.
@@ -69,7 +69,7 @@ impl Bucket {
         let view = self.mapping.view().slice(offset, len)?;
         Ok(match protection {
             Protection::ReadOnly => view.read_only(),
-            Protection::ReadWrite => view.recorded(&self.written),
+            Protection::ReadWrite => view.recorded(&self.dirty),
         })
     }
 
@@ -79,8 +79,8 @@ impl Bucket {
     }
 
     #[cfg(feature = "vm-memory")]
-    pub(crate) fn written(&self) -> &Written {
-        &self.written
+    pub(crate) fn dirty(&self) -> &Dirty {
+        &self.dirty
     }
 
     /// The frames that failed, of those that are wanted.
@@ -116,40 +116,40 @@ fn is_for_good(errno: i32) -> bool {
 
 /// A guest as the source of buckets.
 #[derive(Debug)]
-pub(crate) struct Guests<'m> {
-    guest: Guest<'m>,
+pub(crate) struct Guests {
+    guest: Guest,
     frames: usize,
-    record_writes: Arc<AtomicBool>,
+    track_dirty: Arc<AtomicBool>,
     /// The pfns of frames that were written, as far as they have been gathered.
-    written: Mutex<BTreeSet<u64>>,
+    dirty: Mutex<BTreeSet<u64>>,
 }
 
-impl<'m> Guests<'m> {
-    pub(super) fn new(guest: Guest<'m>, bucket_size: usize) -> Guests<'m> {
-        Guests { guest, frames: bucket_size / FRAME_SIZE, record_writes: Arc::default(), written: Mutex::default() }
+impl Guests {
+    pub(super) fn new(guest: Guest, bucket_size: usize) -> Guests {
+        Guests { guest, frames: bucket_size / FRAME_SIZE, track_dirty: Arc::default(), dirty: Mutex::default() }
     }
 
-    pub(super) fn guest(&self) -> &Guest<'m> {
+    pub(super) fn guest(&self) -> &Guest {
         &self.guest
     }
 
-    pub(super) fn record_writes(&self) -> &AtomicBool {
-        &self.record_writes
+    pub(super) fn track_dirty(&self) -> &AtomicBool {
+        &self.track_dirty
     }
 
     /// Gathers what was written in a bucket.
-    pub(super) fn gather_written(&self, bucket: &Bucket) {
+    pub(super) fn gather_dirty(&self, bucket: &Bucket) {
         let first = bucket.number * self.frames as u64;
-        let frames = bucket.written.take();
+        let frames = bucket.dirty.take();
         if !frames.is_empty() {
-            self.written().extend(frames.into_iter().map(|frame| first + frame as u64));
+            self.dirty().extend(frames.into_iter().map(|frame| first + frame as u64));
         }
     }
 
     /// What has been gathered, as ranges of pfns.
-    pub(super) fn take_written(&self) -> Vec<Range<u64>> {
+    pub(super) fn take_dirty(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for pfn in std::mem::take(&mut *self.written()) {
+        for pfn in std::mem::take(&mut *self.dirty()) {
             match ranges.last_mut() {
                 Some(range) if range.end == pfn => range.end += 1,
                 _ => ranges.push(pfn..pfn + 1),
@@ -158,12 +158,12 @@ impl<'m> Guests<'m> {
         ranges
     }
 
-    fn written(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    fn dirty(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Source<Bucket> for Guests<'_> {
+impl Source<Bucket> for Guests {
     type Want = Want;
 
     fn map(&self, number: u64, want: Want) -> Result<Bucket> {
@@ -182,8 +182,8 @@ impl Source<Bucket> for Guests<'_> {
             let domid = self.guest.domid();
             return Err(Error::Frames(FrameErrors { domid, requested: self.frames, failed: failed.to_vec() }));
         }
-        let written = Written::new(self.record_writes.clone(), self.frames);
-        Ok(Bucket { number, mapping, written })
+        let dirty = Dirty::new(self.track_dirty.clone(), self.frames);
+        Ok(Bucket { number, mapping, dirty })
     }
 
     #[cold]
@@ -207,6 +207,6 @@ impl Source<Bucket> for Guests<'_> {
     }
 
     fn goes(&self, mapped: &Bucket) {
-        self.gather_written(mapped);
+        self.gather_dirty(mapped);
     }
 }

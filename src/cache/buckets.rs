@@ -34,7 +34,7 @@ pub(crate) trait Source<B> {
     fn map(&self, bucket: u64, want: Self::Want) -> Result<B>;
 
     /// The error for a cache that is closed, or has no place left.
-    fn cannot_map(&self, bucket: u64, why: CannotMap) -> crate::Error;
+    fn cannot_map(&self, bucket: u64, why: CannotMap) -> crate::error::Error;
 
     /// Whether it is this bucket, and to map it anew would not serve better.
     fn serves(&self, mapped: &B, bucket: u64, want: Self::Want) -> bool;
@@ -75,14 +75,14 @@ pub(crate) struct Buckets<S, B> {
 #[derive(Debug)]
 #[repr(align(128))]
 struct Misses {
-    books: Mutex<Books>,
+    state: Mutex<State>,
     /// Somebody has mapped a bucket, or failed to, or has unmapped some.
     changed: Condvar,
 }
 
 /// What is known of all slots.
 #[derive(Debug, Default)]
-struct Books {
+struct State {
     /// The slots of the buckets that can be had, by number.
     buckets: BTreeMap<u64, u32>,
     /// The slots of all that is mapped, by the address of the first byte.
@@ -128,7 +128,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
             budget,
             index: Index::new(budget / bucket_size),
             chunks: std::array::from_fn(|_| OnceLock::new()),
-            misses: Misses { books: Mutex::new(Books::default()), changed: Condvar::new() },
+            misses: Misses { state: Mutex::new(State::default()), changed: Condvar::new() },
         }
     }
 
@@ -179,51 +179,51 @@ impl<S: Source<B>, B> Buckets<S, B> {
 
     #[cold]
     fn pin_slowly(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S, B>> {
-        let mut books = self.lock();
+        let mut state = self.lock();
         loop {
-            if books.is_closed {
+            if state.is_closed {
                 return Err(self.source.cannot_map(bucket, CannotMap::Closed));
             }
-            if let Some(&number) = books.buckets.get(&bucket) {
-                books.hits += self.slot(number).map_or(0, Slot::take_hits);
-                // What is in the books goes under the lock only. So if the pin is of no use, it is not the last one of
+            if let Some(&number) = state.buckets.get(&bucket) {
+                state.hits += self.slot(number).map_or(0, Slot::take_hits);
+                // What is in the state goes under the lock only. So if the pin is of no use, it is not the last one of
                 // a bucket that has gone, which would take the lock again.
                 if let Some(pin) = self.try_pin(number, |b| self.source.serves(b, bucket, want)) {
                     self.index.note(bucket, number);
                     return Ok(pin);
                 }
             }
-            if books.pending.contains_key(&bucket) {
-                books = self.misses.changed.wait(books).unwrap_or_else(PoisonError::into_inner);
+            if state.pending.contains_key(&bucket) {
+                state = self.misses.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            books.misses += 1;
-            let pending = Pending::begins(self, bucket, &mut books);
-            let evicted = self.make_room(&mut books, self.budget);
-            let unmapped = books.unmapped + evicted.len() as u64;
-            drop(books);
+            state.misses += 1;
+            let pending = Pending::begins(self, bucket, &mut state);
+            let evicted = self.make_room(&mut state, self.budget);
+            let unmapped = state.unmapped + evicted.len() as u64;
+            drop(state);
             self.unmap(evicted);
             let mut mapped = self.source.map(bucket, want);
             // Each mapped frame may take a page of our own memory, and each bucket is one of so many mappings.
             if mapped.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM) && self.evict_all() > unmapped {
                 mapped = self.source.map(bucket, want);
             }
-            books = self.lock();
-            let was_invalidated = pending.ends(&mut books);
+            state = self.lock();
+            let was_invalidated = pending.ends(&mut state);
             let mapped = mapped?;
-            if books.is_closed {
-                drop(books);
+            if state.is_closed {
+                drop(state);
                 return Err(self.source.cannot_map(bucket, CannotMap::Closed));
             }
-            let Some((number, slot)) = self.free_slot(&mut books) else {
-                drop(books);
+            let Some((number, slot)) = self.free_slot(&mut state) else {
+                drop(state);
                 return Err(self.source.cannot_map(bucket, CannotMap::Full));
             };
             let (_, address) = self.source.place(&mapped);
             // SAFETY: `free_slot` gives out empty slots, each once, and the lock has not been let go since.
             unsafe { slot.fill(mapped) };
-            books.mapped_bytes += self.bucket_size;
-            books.addresses.insert(address, number);
+            state.mapped_bytes += self.bucket_size;
+            state.addresses.insert(address, number);
             let replaced = if was_invalidated {
                 // It may be what was there before, so it is only for whoever asked before. To map it again instead
                 // could go on for as long as the guest changes its memory.
@@ -231,28 +231,28 @@ impl<S: Source<B>, B> Buckets<S, B> {
                 debug_assert!(!is_unused, "it is pinned");
                 None
             } else {
-                let replaced = self.retire(&mut books, bucket);
-                books.buckets.insert(bucket, number);
+                let replaced = self.retire(&mut state, bucket);
+                state.buckets.insert(bucket, number);
                 self.index.note(bucket, number);
                 replaced
             };
-            drop(books);
+            drop(state);
             self.unmap(replaced);
             return Ok(Pin { buckets: self, slot });
         }
     }
 
-    fn free_slot(&self, books: &mut Books) -> Option<(u32, &Slot<B>)> {
-        let number = match books.free.pop() {
+    fn free_slot(&self, state: &mut State) -> Option<(u32, &Slot<B>)> {
+        let number = match state.free.pop() {
             Some(number) => number,
-            None if books.slots == MAX_SLOTS => return None,
+            None if state.slots == MAX_SLOTS => return None,
             None => {
-                let chunk = ((books.slots as usize + FIRST_CHUNK) / FIRST_CHUNK).ilog2();
+                let chunk = ((state.slots as usize + FIRST_CHUNK) / FIRST_CHUNK).ilog2();
                 self.chunks
                     .get(chunk as usize)?
-                    .get_or_init(|| (0..FIRST_CHUNK << chunk).zip(books.slots..).map(|(_, n)| Slot::new(n)).collect());
-                books.slots += 1;
-                books.slots - 1
+                    .get_or_init(|| (0..FIRST_CHUNK << chunk).zip(state.slots..).map(|(_, n)| Slot::new(n)).collect());
+                state.slots += 1;
+                state.slots - 1
             }
         };
         Some((number, self.slot(number)?))
@@ -261,16 +261,16 @@ impl<S: Source<B>, B> Buckets<S, B> {
     /// Evicts all that nobody has pinned, and waits for what other threads are unmapping; returns how many buckets were
     /// ever unmapped.
     fn evict_all(&self) -> u64 {
-        let mut books = self.lock();
-        let evicted = self.make_room(&mut books, 0);
-        let taken = books.taken;
-        drop(books);
+        let mut state = self.lock();
+        let evicted = self.make_room(&mut state, 0);
+        let taken = state.taken;
+        drop(state);
         self.unmap(evicted);
-        let mut books = self.lock();
-        while books.unmapped < taken {
-            books = self.misses.changed.wait(books).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        while state.unmapped < taken {
+            state = self.misses.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        books.unmapped
+        state.unmapped
     }
 
     /// Unmaps what was taken out of its slot. The lock is not held.
@@ -283,54 +283,54 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     /// Evicts what was not asked for lately, until a budget is kept or all is pinned.
-    fn make_room(&self, books: &mut Books, budget: usize) -> Vec<B> {
+    fn make_room(&self, state: &mut State, budget: usize) -> Vec<B> {
         let mut evicted = Vec::new();
         // Twice around: what is spared at first is taken then, unless it was asked for in between.
-        let mut visits = 2 * u64::from(books.slots);
-        while books.mapped_bytes > budget && visits > 0 {
+        let mut visits = 2 * u64::from(state.slots);
+        while state.mapped_bytes > budget && visits > 0 {
             visits -= 1;
-            let number = books.hand;
-            books.hand = if number + 1 < books.slots { number + 1 } else { 0 };
+            let number = state.hand;
+            state.hand = if number + 1 < state.slots { number + 1 } else { 0 };
             if self.slot(number).is_some_and(|slot| slot.visit() == Visit::Taken) {
-                books.evictions += 1;
-                evicted.extend(self.clear(books, number));
+                state.evictions += 1;
+                evicted.extend(self.clear(state, number));
             }
         }
         evicted
     }
 
     /// Makes a bucket go, if it is mapped; returns it if nobody has it pinned.
-    fn retire(&self, books: &mut Books, bucket: u64) -> Option<B> {
-        let number = books.buckets.remove(&bucket)?;
+    fn retire(&self, state: &mut State, bucket: u64) -> Option<B> {
+        let number = state.buckets.remove(&bucket)?;
         self.index.forget(bucket);
-        if self.slot(number)?.retire() { self.clear(books, number) } else { None }
+        if self.slot(number)?.retire() { self.clear(state, number) } else { None }
     }
 
     /// Empties a slot that nobody else reaches any more.
-    fn clear(&self, books: &mut Books, number: u32) -> Option<B> {
+    fn clear(&self, state: &mut State, number: u32) -> Option<B> {
         // SAFETY: `retire`, `visit` or `unpin` has said that it is ours alone, and the lock keeps those away who look
         // at all slots.
         let (mapped, hits) = unsafe { self.slot(number)?.empty() };
         let mapped = mapped?;
-        books.taken += 1;
+        state.taken += 1;
         let (bucket, address) = self.source.place(&mapped);
-        books.hits += hits;
-        books.mapped_bytes -= self.bucket_size;
-        books.addresses.remove(&address);
-        if books.buckets.get(&bucket) == Some(&number) {
-            books.buckets.remove(&bucket);
+        state.hits += hits;
+        state.mapped_bytes -= self.bucket_size;
+        state.addresses.remove(&address);
+        if state.buckets.get(&bucket) == Some(&number) {
+            state.buckets.remove(&bucket);
             self.index.forget(bucket);
         }
-        books.free.push(number);
+        state.free.push(number);
         self.source.goes(&mapped);
         Some(mapped)
     }
 
     #[cold]
     fn last_pin_is_gone(&self, number: u32) {
-        let mut books = self.lock();
-        let mapped = self.clear(&mut books, number);
-        drop(books);
+        let mut state = self.lock();
+        let mapped = self.clear(&mut state, number);
+        drop(state);
         self.unmap(mapped);
     }
 
@@ -339,13 +339,13 @@ impl<S: Source<B>, B> Buckets<S, B> {
         if range.is_empty() {
             return;
         }
-        let mut books = self.lock();
-        for (_, was_invalidated) in books.pending.range_mut(range.clone()) {
+        let mut state = self.lock();
+        for (_, was_invalidated) in state.pending.range_mut(range.clone()) {
             *was_invalidated = true;
         }
-        let mapped: Vec<u64> = books.buckets.range(range).map(|(&bucket, _)| bucket).collect();
-        let unmapped: Vec<B> = mapped.into_iter().filter_map(|b| self.retire(&mut books, b)).collect();
-        drop(books);
+        let mapped: Vec<u64> = state.buckets.range(range).map(|(&bucket, _)| bucket).collect();
+        let unmapped: Vec<B> = mapped.into_iter().filter_map(|b| self.retire(&mut state, b)).collect();
+        drop(state);
         self.unmap(unmapped);
     }
 
@@ -357,35 +357,35 @@ impl<S: Source<B>, B> Buckets<S, B> {
 
     /// The bucket that has the byte at an address of this process, and the byte's place in it.
     pub(super) fn find_address<R>(&self, at: usize, f: impl FnOnce(&B, usize) -> R) -> Option<R> {
-        let books = self.lock();
-        let (&start, &number) = books.addresses.range(..=at).next_back()?;
+        let state = self.lock();
+        let (&start, &number) = state.addresses.range(..=at).next_back()?;
         if at - start >= self.bucket_size {
             return None;
         }
-        // SAFETY: it is in the books, so it was filled, and it is emptied under the lock only.
+        // SAFETY: it is in the state, so it was filled, and it is emptied under the lock only.
         let mapped = unsafe { self.slot(number)?.bucket() };
         Some(f(mapped, at - start))
     }
 
     /// Looks at all that is mapped.
     pub(super) fn for_each(&self, mut f: impl FnMut(&B)) {
-        let books = self.lock();
-        for &number in books.addresses.values() {
+        let state = self.lock();
+        for &number in state.addresses.values() {
             if let Some(slot) = self.slot(number) {
-                // SAFETY: it is in the books, so it was filled, and it is emptied under the lock only.
+                // SAFETY: it is in the state, so it was filled, and it is emptied under the lock only.
                 f(unsafe { slot.bucket() });
             }
         }
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let books = self.lock();
-        let slots = || books.addresses.values().filter_map(|&number| self.slot(number));
+        let state = self.lock();
+        let slots = || state.addresses.values().filter_map(|&number| self.slot(number));
         Counts {
-            hits: books.hits + slots().map(Slot::hits).sum::<u64>(),
-            misses: books.misses,
-            evictions: books.evictions,
-            mapped_bytes: books.mapped_bytes,
+            hits: state.hits + slots().map(Slot::hits).sum::<u64>(),
+            misses: state.misses,
+            evictions: state.evictions,
+            mapped_bytes: state.mapped_bytes,
             pinned: slots().filter(|slot| slot.is_pinned()).count(),
         }
     }
@@ -402,9 +402,9 @@ impl<S: Source<B>, B> Buckets<S, B> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Books> {
-        // Nothing panics half way through a change of the books.
-        self.misses.books.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half way through a change of the state.
+        self.misses.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -449,21 +449,21 @@ struct Pending<'c, S: Source<B>, B> {
 }
 
 impl<'c, S: Source<B>, B> Pending<'c, S, B> {
-    fn begins(buckets: &'c Buckets<S, B>, bucket: u64, books: &mut Books) -> Pending<'c, S, B> {
-        books.pending.insert(bucket, false);
-        books.mapped_bytes += buckets.bucket_size;
+    fn begins(buckets: &'c Buckets<S, B>, bucket: u64, state: &mut State) -> Pending<'c, S, B> {
+        state.pending.insert(bucket, false);
+        state.mapped_bytes += buckets.bucket_size;
         Pending { buckets, bucket }
     }
 
     /// Returns whether the bucket was invalidated meanwhile.
-    fn ends(self, books: &mut Books) -> bool {
-        ManuallyDrop::new(self).is_over(books)
+    fn ends(self, state: &mut State) -> bool {
+        ManuallyDrop::new(self).is_over(state)
     }
 
-    fn is_over(&self, books: &mut Books) -> bool {
-        books.mapped_bytes -= self.buckets.bucket_size;
+    fn is_over(&self, state: &mut State) -> bool {
+        state.mapped_bytes -= self.buckets.bucket_size;
         self.buckets.misses.changed.notify_all();
-        books.pending.remove(&self.bucket) == Some(true)
+        state.pending.remove(&self.bucket) == Some(true)
     }
 }
 

@@ -86,15 +86,15 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// # Migration
 ///
 /// Xen does not see what is written through a mapping, so it would not send it to the other side. While
-/// [`record_writes`](MapCache::record_writes) is on, guards note the frames that they write, and
-/// [`take_written`](MapCache::take_written) tells them, for `XEN_DMOP_modified_memory`.
+/// [`track_dirty`](MapCache::track_dirty) is on, guards note the frames that they write, and
+/// [`take_dirty`](MapCache::take_dirty) tells them, for `XEN_DMOP_modified_memory`.
 #[derive(Debug)]
-pub struct MapCache<'m> {
-    buckets: Buckets<Guests<'m>, Bucket>,
+pub struct MapCache {
+    buckets: Buckets<Guests, Bucket>,
 }
 
 /// A bucket that is kept mapped for somebody.
-pub(crate) type Pin<'c> = buckets::Pin<'c, Guests<'c>, Bucket>;
+pub(crate) type Pin<'c> = buckets::Pin<'c, Guests, Bucket>;
 
 /// A pin that somebody must give back; it is the same for the same mapping.
 #[cfg(feature = "vm-memory")]
@@ -152,10 +152,10 @@ pub(crate) struct Piece {
     pub(crate) len: usize,
 }
 
-impl<'m> MapCache<'m> {
+impl MapCache {
     /// A cache with the usual sizes; see [`CacheConfig`].
     #[must_use]
-    pub fn new(guest: Guest<'m>) -> MapCache<'m> {
+    pub fn new(guest: Guest) -> MapCache {
         let CacheConfig { bucket_size, budget } = CacheConfig::default();
         MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget) }
     }
@@ -165,7 +165,7 @@ impl<'m> MapCache<'m> {
     /// # Errors
     ///
     /// [`Error::CacheConfig`] if they are not possible.
-    pub fn with_config(guest: Guest<'m>, config: CacheConfig) -> Result<MapCache<'m>> {
+    pub fn with_config(guest: Guest, config: CacheConfig) -> Result<MapCache> {
         const SIZES: std::ops::RangeInclusive<usize> = FRAME_SIZE..=1 << 30;
         let CacheConfig { bucket_size, budget } = config;
         if !bucket_size.is_power_of_two() || !SIZES.contains(&bucket_size) || budget < bucket_size {
@@ -176,7 +176,7 @@ impl<'m> MapCache<'m> {
 
     /// The guest.
     #[must_use]
-    pub fn guest(&self) -> &Guest<'m> {
+    pub fn guest(&self) -> &Guest {
         self.buckets.source().guest()
     }
 
@@ -275,24 +275,24 @@ impl<'m> MapCache<'m> {
     ///
     /// Writes that are under way at that moment may be missed: turn it on before the guest's memory is copied. What is
     /// noted is kept until it is taken, some bytes for each frame.
-    pub fn record_writes(&self, on: bool) {
-        self.buckets.source().record_writes().store(on, Ordering::SeqCst);
+    pub fn track_dirty(&self, on: bool) {
+        self.buckets.source().track_dirty().store(on, Ordering::SeqCst);
     }
 
     /// The pfns of the frames that guards have written since the last call, while writes were recorded; in ascending
     /// order, neighbours as one range.
     ///
     /// A write is noted when it is done. One through a pointer is not noted, unless
-    /// [`Pinned::mark_written`] says so.
+    /// [`Pinned::mark_dirty`] says so.
     #[must_use]
-    pub fn take_written(&self) -> Vec<Range<u64>> {
+    pub fn take_dirty(&self) -> Vec<Range<u64>> {
         let source = self.buckets.source();
-        self.buckets.for_each(|bucket| source.gather_written(bucket));
-        source.take_written()
+        self.buckets.for_each(|bucket| source.gather_dirty(bucket));
+        source.take_dirty()
     }
 
     /// The parts of a range that lie in one bucket each.
-    pub(crate) fn pieces(&self, address: u64, len: usize) -> Result<impl Iterator<Item = Piece> + use<'_, 'm>> {
+    pub(crate) fn pieces(&self, address: u64, len: usize) -> Result<impl Iterator<Item = Piece> + use<'_>> {
         let end = address.checked_add(len as u64).filter(|&end| end <= ADDRESSES);
         end.ok_or(Error::InvalidGfn { gfn: address.saturating_add(len as u64) / FRAME_SIZE as u64 })?;
         let (mut next, mut left) = (address, len);

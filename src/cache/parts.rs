@@ -1,10 +1,10 @@
 //! A pinned range, bucket by bucket.
 
 use super::{Bucket, Pin};
-use crate::copy::Word;
 use crate::error::Result;
+use crate::mapping::View;
+use crate::mapping::copy::Word;
 use crate::types::Protection;
-use crate::view::View;
 
 /// Where a pinned range is.
 ///

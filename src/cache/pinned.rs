@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 
 use super::parts::Parts;
 use super::{MapCache, Pin};
-use crate::copy::Word;
 use crate::error::{Error, Result};
+use crate::mapping::View;
+use crate::mapping::copy::Word;
 use crate::types::Protection;
-use crate::view::View;
 
 /// Bytes of a guest, which stay mapped as long as this lives.
 ///
@@ -68,7 +68,7 @@ impl<'c> Pinned<'c> {
     /// What may lie in several, and may not be mapped yet.
     #[cold]
     pub(super) fn pin(
-        cache: &'c MapCache<'_>,
+        cache: &'c MapCache,
         protection: Protection,
         address: u64,
         len: usize,
@@ -344,12 +344,12 @@ impl<'c> Pinned<'c> {
     }
 
     /// Notes that `len` bytes at `offset` were written in another way than through this guard or its views: through
-    /// [`View::as_ptr`], after the fact. See [`MapCache::record_writes`].
+    /// [`View::as_ptr`], after the fact. See [`MapCache::track_dirty`].
     ///
     /// # Errors
     ///
     /// [`Error::OutOfBounds`] or [`Error::ReadOnly`].
-    pub fn mark_written(&self, offset: usize, len: usize) -> Result<()> {
+    pub fn mark_dirty(&self, offset: usize, len: usize) -> Result<()> {
         self.check_write(offset, len)?;
         self.parts().views(offset, len).for_each(|part| part.note(0, part.len()));
         Ok(())

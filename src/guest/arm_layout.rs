@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::route::Stretch;
+use super::route::SearchRange;
 
 /// Where a guest has its grant table mapped.
 const GRANT_TABLE: Range<u64> = 0x3_8000..0x3_9000;
@@ -31,7 +31,7 @@ pub(super) fn is_special(pfn: u64) -> bool {
 /// addresses are the machine's (Xen's "direct-map"), with RAM anywhere in large blocks; so one frame of each block is
 /// tried. If that was still not all, each frame of both banks and below them is that was not: a guest that was made
 /// smaller frame by frame may be left with any.
-pub(super) fn stretches(end: u64, max_pages: u64) -> Vec<Stretch> {
+pub(super) fn ranges(end: u64, max_pages: u64) -> Vec<SearchRange> {
     let [low, high] = BANKS;
     let in_low = max_pages.min(low.end - low.start);
     let in_high = (max_pages - in_low).min(high.end - high.start);
@@ -50,26 +50,26 @@ pub(super) fn stretches(end: u64, max_pages: u64) -> Vec<Stretch> {
     let far = next..end;
     let rest_of_high = next..high.end;
 
-    let every = |pfns, needed| Stretch { pfns, step: 1, needed };
+    let every = |pfns, needed| SearchRange { pfns, step: 1, needed };
     let one_of_each_block =
-        |pfns: Range<u64>| Stretch { pfns: pfns.start / BLOCK * BLOCK..pfns.end, step: BLOCK, needed: false };
-    let mut stretches: Vec<Stretch> = likely.into_iter().map(|pfns| every(pfns, true)).collect();
-    stretches.extend(gaps.iter().cloned().chain([far]).map(one_of_each_block));
-    stretches.extend(gaps.into_iter().chain([rest_of_high]).map(|pfns| every(pfns, false)));
-    for stretch in &mut stretches {
-        stretch.pfns.end = stretch.pfns.end.min(end);
+        |pfns: Range<u64>| SearchRange { pfns: pfns.start / BLOCK * BLOCK..pfns.end, step: BLOCK, needed: false };
+    let mut ranges: Vec<SearchRange> = likely.into_iter().map(|pfns| every(pfns, true)).collect();
+    ranges.extend(gaps.iter().cloned().chain([far]).map(one_of_each_block));
+    ranges.extend(gaps.into_iter().chain([rest_of_high]).map(|pfns| every(pfns, false)));
+    for range in &mut ranges {
+        range.pfns.end = range.pfns.end.min(end);
     }
-    stretches
+    ranges
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// What is looked at, as (first, end, step), without empty stretches.
+    /// What is looked at, as (first, end, step), without empty ranges.
     fn looked_at(end: u64, max_pages: u64) -> Vec<(u64, u64, u64)> {
-        let all = stretches(end, max_pages).into_iter().filter(|stretch| !stretch.pfns.is_empty());
-        all.map(|stretch| (stretch.pfns.start, stretch.pfns.end, stretch.step)).collect()
+        let all = ranges(end, max_pages).into_iter().filter(|range| !range.pfns.is_empty());
+        all.map(|range| (range.pfns.start, range.pfns.end, range.step)).collect()
     }
 
     #[test]

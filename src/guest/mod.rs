@@ -1,7 +1,6 @@
 //! A guest as a whole: what is known of it, where its RAM is, and access by its own addresses.
 
 mod arm_layout;
-mod domains;
 mod m2p;
 mod p2m;
 mod page_tables;
@@ -11,20 +10,17 @@ mod ram_map;
 mod route;
 mod scan;
 mod vcpu;
-mod xenstore;
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-pub use domains::{DomainInfo, DomainState};
 pub use page_tables::{PageTables, PagingMode};
 pub use pause::Paused;
-pub use populate::PopulateOnDemand;
 pub use ram_map::{Extent, FrameKind, RamMap, Search};
 pub use scan::RamScan;
 
 use crate::error::{Error, FrameError, FrameErrors, Result};
-use crate::foreign::{ForeignMemory, check_frames};
+use crate::handle::{ForeignMemory, check_frames};
 use crate::mapping::ForeignMapping;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
 use p2m::P2m;
@@ -38,13 +34,15 @@ const WINDOW: u64 = 1024;
 /// (its p2m). So the same addresses lead to the same bytes that the guest's kernel sees there, whatever kind it is. A
 /// pfn here is such an address divided by [`FRAME_SIZE`].
 ///
-/// A guest whose `maxmem` is larger than its `memory` is [populated on demand](PopulateOnDemand). Mapping, reading or
+/// A guest whose `maxmem` is larger than its `memory` is [populated on demand](crate::PopulateOnDemand). Mapping, reading or
 /// writing a frame that it has not used yet gives memory to that frame, and Xen crashes the guest when it has none left.
 /// Looking for its RAM is refused for that reason; for all else there is [`check_populated`](Guest::check_populated).
 ///
 /// A PV guest can name in its table whatever Xen maps for it. That is not its own memory only: a stub domain can show
 /// that of the guest that it serves, and a guest with a device of its own the device's registers, which may act when
 /// they are read.
+///
+/// A clone is the same guest, and shares what was learned of it.
 ///
 /// ```
 /// use xenmap::mock::MockHost;
@@ -62,59 +60,23 @@ const WINDOW: u64 = 1024;
 /// assert!(guest.read(0x10000, &mut text).is_err()); // behind its RAM
 /// # Ok::<(), xenmap::Error>(())
 /// ```
-#[derive(Debug)]
-pub struct Guest<'m> {
-    memory: MemoryHandle<'m>,
+#[derive(Clone, Debug)]
+pub struct Guest {
+    memory: ForeignMemory,
     domid: Domid,
     kind: GuestKind,
     /// Of a PV guest, its table, found when it is first needed.
-    p2m: Option<OnceLock<P2m>>,
+    p2m: Option<Arc<OnceLock<P2m>>>,
 }
 
-/// A handle that a [`Guest`] is looked at through: a borrowed one, or a share of one. A guest with a share borrows
-/// nothing, so it can live as long as it likes.
-#[derive(Clone, Debug)]
-pub struct MemoryHandle<'m>(Held<'m>);
-
-#[derive(Clone, Debug)]
-enum Held<'m> {
-    Borrowed(&'m ForeignMemory),
-    Shared(Arc<ForeignMemory>),
-}
-
-impl<'m> From<&'m ForeignMemory> for MemoryHandle<'m> {
-    fn from(memory: &'m ForeignMemory) -> MemoryHandle<'m> {
-        MemoryHandle(Held::Borrowed(memory))
-    }
-}
-
-impl From<Arc<ForeignMemory>> for MemoryHandle<'static> {
-    fn from(memory: Arc<ForeignMemory>) -> MemoryHandle<'static> {
-        MemoryHandle(Held::Shared(memory))
-    }
-}
-
-impl Deref for MemoryHandle<'_> {
-    type Target = ForeignMemory;
-
-    fn deref(&self) -> &ForeignMemory {
-        match &self.0 {
-            Held::Borrowed(memory) => memory,
-            Held::Shared(memory) => memory,
-        }
-    }
-}
-
-impl<'m> Guest<'m> {
-    /// The guest with this number, through a `&ForeignMemory` or an `Arc<ForeignMemory>`.
+impl Guest {
+    /// The guest with this number, through a clone of the handle.
     ///
     /// # Errors
     ///
     /// [`Error::Hypercall`], with ESRCH if there is no such domain.
-    pub fn open(memory: impl Into<MemoryHandle<'m>>, domid: Domid) -> Result<Guest<'m>> {
-        let memory = memory.into();
-        let kind = memory.guest_kind(domid)?;
-        Ok(Guest::assume(memory, domid, kind))
+    pub fn open(memory: &ForeignMemory, domid: Domid) -> Result<Guest> {
+        Ok(Guest::with_kind(memory, domid, memory.guest_kind(domid)?))
     }
 
     /// The guest with this number, which is of a kind that the caller knows: for a
@@ -124,8 +86,8 @@ impl<'m> Guest<'m> {
     /// handle. [`open`](Guest::open) such a guest, and ask for some [`gfns`](Guest::gfns), before the handle is
     /// restricted.
     #[must_use]
-    pub fn assume(memory: impl Into<MemoryHandle<'m>>, domid: Domid, kind: GuestKind) -> Guest<'m> {
-        Guest { memory: memory.into(), domid, kind, p2m: (kind == GuestKind::Pv).then(OnceLock::new) }
+    pub fn with_kind(memory: &ForeignMemory, domid: Domid, kind: GuestKind) -> Guest {
+        Guest { memory: memory.clone(), domid, kind, p2m: (kind == GuestKind::Pv).then(Arc::default) }
     }
 
     /// Its number.

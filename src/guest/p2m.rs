@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::vcpu::{address_size, compat_cr3};
-use crate::domctl::{u32_at, u64_at};
+use crate::abi;
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
+use crate::handle::ForeignMemory;
+use crate::handle::domctl::{u32_at, u64_at};
 use crate::mapping::ForeignMapping;
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
-use crate::uapi;
 
 /// How often a table is looked for while the guest changes it, and the time between.
 const ATTEMPTS: u32 = 20;
@@ -115,18 +115,18 @@ impl Anchor {
     fn new(width: Width, page: &[u8; FRAME_SIZE]) -> Anchor {
         let offsets = match width {
             Width::Bits32 => [
-                uapi::SHARED_INFO_32_MAX_PFN,
-                uapi::SHARED_INFO_32_FRAME_LIST_LIST,
-                uapi::SHARED_INFO_32_P2M_CR3,
-                uapi::SHARED_INFO_32_P2M_VADDR,
-                uapi::SHARED_INFO_32_P2M_GENERATION,
+                abi::SHARED_INFO_32_MAX_PFN,
+                abi::SHARED_INFO_32_FRAME_LIST_LIST,
+                abi::SHARED_INFO_32_P2M_CR3,
+                abi::SHARED_INFO_32_P2M_VADDR,
+                abi::SHARED_INFO_32_P2M_GENERATION,
             ],
             Width::Bits64 => [
-                uapi::SHARED_INFO_64_MAX_PFN,
-                uapi::SHARED_INFO_64_FRAME_LIST_LIST,
-                uapi::SHARED_INFO_64_P2M_CR3,
-                uapi::SHARED_INFO_64_P2M_VADDR,
-                uapi::SHARED_INFO_64_P2M_GENERATION,
+                abi::SHARED_INFO_64_MAX_PFN,
+                abi::SHARED_INFO_64_FRAME_LIST_LIST,
+                abi::SHARED_INFO_64_P2M_CR3,
+                abi::SHARED_INFO_64_P2M_VADDR,
+                abi::SHARED_INFO_64_P2M_GENERATION,
             ],
         };
         let [max_pfn, list, cr3, vaddr, generation] = offsets.map(|offset| width.value(page, offset as usize));

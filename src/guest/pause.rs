@@ -3,10 +3,10 @@
 #![expect(unsafe_code, reason = "makes hypercalls")]
 
 use super::Guest;
-use crate::domctl::ARGUMENTS;
+use crate::abi;
+use crate::backend::ProcessId;
 use crate::error::Result;
-use crate::privcmd::ProcessId;
-use crate::uapi;
+use crate::handle::domctl::ARGUMENTS;
 
 /// A guest that stands still until this is dropped.
 ///
@@ -14,12 +14,12 @@ use crate::uapi;
 /// well, until `xl unpause`. In a forked child, dropping the copy of this does nothing: the pause is the parent's.
 #[derive(Debug)]
 #[must_use = "the guest runs again when this is dropped"]
-pub struct Paused<'g, 'm> {
-    guest: &'g Guest<'m>,
+pub struct Paused {
+    guest: Guest,
     process: ProcessId,
 }
 
-impl<'m> Guest<'m> {
+impl Guest {
     /// Pauses the guest (`XEN_DOMCTL_pausedomain`): when this returns, none of its vcpus runs.
     ///
     /// ```
@@ -43,21 +43,21 @@ impl<'m> Guest<'m> {
     /// [`Error::Hypercall`](crate::Error::Hypercall), with EACCES where the toolstack's interface is not understood
     /// ([`domctl_version`](crate::ForeignMemory::domctl_version)), with EINVAL for the domain we are in.
     #[doc(alias = "XEN_DOMCTL_pausedomain")]
-    pub fn pause(&self) -> Result<Paused<'_, 'm>> {
-        let (name, command) = ("XEN_DOMCTL_pausedomain", uapi::XEN_DOMCTL_PAUSEDOMAIN);
+    pub fn pause(&self) -> Result<Paused> {
+        let (name, command) = ("XEN_DOMCTL_pausedomain", abi::XEN_DOMCTL_PAUSEDOMAIN);
         // SAFETY: it has no arguments.
         unsafe { self.memory.domctl(name, command, self.domid, [0; ARGUMENTS]) }?;
-        Ok(Paused { guest: self, process: ProcessId::current() })
+        Ok(Paused { guest: self.clone(), process: ProcessId::current() })
     }
 }
 
-impl Drop for Paused<'_, '_> {
+impl Drop for Paused {
     fn drop(&mut self) {
         if ProcessId::current() != self.process {
             return;
         }
-        let Guest { memory, domid, .. } = self.guest;
-        let (name, command) = ("XEN_DOMCTL_unpausedomain", uapi::XEN_DOMCTL_UNPAUSEDOMAIN);
+        let Guest { memory, domid, .. } = &self.guest;
+        let (name, command) = ("XEN_DOMCTL_unpausedomain", abi::XEN_DOMCTL_UNPAUSEDOMAIN);
         // SAFETY: it has no arguments.
         match unsafe { memory.domctl(name, command, *domid, [0; ARGUMENTS]) } {
             Ok(_) => {}

@@ -97,7 +97,7 @@ impl RamMap {
     }
 }
 
-impl Guest<'_> {
+impl Guest {
     /// Where the guest's RAM is. This touches every frame of it.
     ///
     /// A hostile guest can make this take hours; [`scan`](Guest::scan) can be stopped.

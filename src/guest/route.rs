@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// Consecutive frames, of which a search looks at every `step`-th.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct SearchRange {
     pub(super) pfns: Range<u64>,
     pub(super) step: u64,
     /// Whether it is looked at even if all that the guest owns has been found.
@@ -15,13 +15,13 @@ pub(super) struct Stretch {
 /// What is still to be looked at, in the order in which RAM is likely there.
 #[derive(Clone, Debug)]
 pub(super) struct Route {
-    stretches: VecDeque<Stretch>,
+    ranges: VecDeque<SearchRange>,
     /// Frames of a window.
     window: u64,
-    /// Whether a stretch is begun at both of its ends; and if so, at which the last window was.
+    /// Whether a range is begun at both of its ends; and if so, at which the last window was.
     both_ends: bool,
     at_top: bool,
-    /// Whether the lower end of the stretch was looked at.
+    /// Whether the lower end of the range was looked at.
     has_seen_bottom: bool,
 }
 
@@ -30,9 +30,9 @@ pub(super) struct Route {
 pub(super) struct Window {
     pub(super) pfns: Range<u64>,
     pub(super) step: u64,
-    /// Whether it lies at the upper end of what is left of its stretch, so that its first frame is the innermost.
+    /// Whether it lies at the upper end of what is left of its range, so that its first frame is the innermost.
     pub(super) at_top: bool,
-    /// Whether nothing is left of its stretch.
+    /// Whether nothing is left of its range.
     pub(super) ends_stretch: bool,
 }
 
@@ -45,43 +45,43 @@ impl Window {
 }
 
 impl Route {
-    /// One stretch after the other, each from the bottom up.
-    pub(super) fn in_order(stretches: impl IntoIterator<Item = Stretch>, window: u64) -> Route {
-        let stretches = stretches.into_iter().filter(|stretch| !stretch.pfns.is_empty()).collect();
-        Route { stretches, window, both_ends: false, at_top: false, has_seen_bottom: false }
+    /// One range after the other, each from the bottom up.
+    pub(super) fn in_order(ranges: impl IntoIterator<Item = SearchRange>, window: u64) -> Route {
+        let ranges = ranges.into_iter().filter(|range| !range.pfns.is_empty()).collect();
+        Route { ranges, window, both_ends: false, at_top: false, has_seen_bottom: false }
     }
 
-    /// From both ends of a stretch inwards.
-    pub(super) fn from_both_ends(stretch: Stretch, window: u64) -> Route {
-        Route { both_ends: true, ..Route::in_order([stretch], window) }
+    /// From both ends of a range inwards.
+    pub(super) fn from_both_ends(range: SearchRange, window: u64) -> Route {
+        Route { both_ends: true, ..Route::in_order([range], window) }
     }
 
     /// The next window; while a run of RAM goes on, that is at the same end as the last.
     pub(super) fn next(&mut self, in_run: bool) -> Option<Window> {
-        let stretch = self.stretches.front_mut()?;
+        let range = self.ranges.front_mut()?;
         if self.both_ends && !in_run {
             self.at_top = !self.at_top;
         }
-        let Range { start, end } = stretch.pfns;
-        let size = (end - start).min(self.window.saturating_mul(stretch.step));
+        let Range { start, end } = range.pfns;
+        let size = (end - start).min(self.window.saturating_mul(range.step));
         let pfns = if self.at_top { end - size..end } else { start..start + size };
-        stretch.pfns = if self.at_top { start..pfns.start } else { pfns.end..end };
-        let window = Window { pfns, step: stretch.step, at_top: self.at_top, ends_stretch: stretch.pfns.is_empty() };
+        range.pfns = if self.at_top { start..pfns.start } else { pfns.end..end };
+        let window = Window { pfns, step: range.step, at_top: self.at_top, ends_stretch: range.pfns.is_empty() };
         self.has_seen_bottom |= !window.at_top || window.ends_stretch;
         if window.ends_stretch {
-            self.stretches.pop_front();
+            self.ranges.pop_front();
         }
         Some(window)
     }
 
     /// Has some frames looked at next, each of them.
     pub(super) fn look_closely(&mut self, pfns: Range<u64>) {
-        self.stretches.push_front(Stretch { pfns, step: 1, needed: true });
+        self.ranges.push_front(SearchRange { pfns, step: 1, needed: true });
     }
 
     /// Whether what comes next is looked at even if all that the guest owns has been found.
     pub(super) fn is_needed(&self) -> bool {
-        self.stretches.front().is_some_and(|stretch| stretch.needed)
+        self.ranges.front().is_some_and(|range| range.needed)
     }
 
     /// Whether the lower end was looked at.
@@ -91,7 +91,7 @@ impl Route {
 
     /// The frames that are left to look at, in ascending order.
     pub(super) fn ranges_left(&self) -> Vec<Range<u64>> {
-        let mut all: Vec<Range<u64>> = self.stretches.iter().map(|stretch| stretch.pfns.clone()).collect();
+        let mut all: Vec<Range<u64>> = self.ranges.iter().map(|range| range.pfns.clone()).collect();
         all.sort_unstable_by_key(|pfns| pfns.start);
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for pfns in all {
@@ -105,6 +105,6 @@ impl Route {
 
     /// How many frames are left to look at.
     pub(super) fn left(&self) -> u64 {
-        self.stretches.iter().map(|stretch| (stretch.pfns.end - stretch.pfns.start).div_ceil(stretch.step)).sum()
+        self.ranges.iter().map(|range| (range.pfns.end - range.pfns.start).div_ceil(range.step)).sum()
     }
 }

@@ -3,13 +3,13 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::domains::DomainState;
 use super::ram_map::{Extents, FrameKind, RamMap, Search};
-use super::route::{Route, Stretch, Window};
+use super::route::{Route, SearchRange, Window};
 use super::{Guest, arm_layout};
+use crate::abi;
 use crate::error::{Error, FrameError, FrameErrors, Result};
+use crate::handle::DomainState;
 use crate::types::{Architecture, Gfn, GuestKind, HostKind, Protection};
-use crate::uapi;
 
 /// Frames of a step: Xen tells about so many with one call.
 const WINDOW: u64 = 1024;
@@ -58,8 +58,8 @@ const MAX_TRIES: usize = 256;
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct RamScan<'g, 'm> {
-    guest: &'g Guest<'m>,
+pub struct RamScan {
+    guest: Guest,
     search: Search,
     /// Whether Xen tells what a frame is. Else it is tried by mapping it.
     asks_xen: bool,
@@ -81,7 +81,7 @@ pub struct RamScan<'g, 'm> {
     ended: bool,
 }
 
-impl RamScan<'_, '_> {
+impl RamScan {
     /// Takes the next step; `false` once the search is over. After an error it can be taken again.
     ///
     /// # Errors
@@ -253,7 +253,7 @@ impl RamScan<'_, '_> {
 
     /// Maps frames, in parts if there is too little memory of our own for all at once, and returns those that fail.
     fn try_to_map(&mut self, gfns: &[Gfn]) -> Result<Vec<FrameError>> {
-        let Guest { ref memory, domid, .. } = *self.guest;
+        let Guest { ref memory, domid, .. } = self.guest;
         let (mut failed, mut done) = (Vec::new(), 0);
         while done < gfns.len() {
             let rest = &gfns[done..];
@@ -299,7 +299,7 @@ impl RamScan<'_, '_> {
 
     /// When the frames are found that the domain owns: whether there are others left to look for.
     fn look_for_paged_out(&mut self) -> Result<bool> {
-        let Guest { ref memory, domid, kind, .. } = *self.guest;
+        let Guest { ref memory, domid, kind, .. } = self.guest;
         if self.missing.is_some() || memory.domctl_version().is_none() {
             // An error if the domain has gone.
             return memory.current_reservation(domid).map(|_| false);
@@ -314,7 +314,7 @@ impl RamScan<'_, '_> {
         if missing == 0 || kind == GuestKind::Pv || memory.host_kind() != HostKind::Pv {
             return Ok(false);
         }
-        let all = Stretch { pfns: 0..self.end, step: 1, needed: true };
+        let all = SearchRange { pfns: 0..self.end, step: 1, needed: true };
         (self.route, self.missing) = (Route::in_order([all], WINDOW), Some(missing));
         Ok(true)
     }
@@ -325,7 +325,7 @@ impl RamScan<'_, '_> {
     }
 }
 
-impl<'m> Guest<'m> {
+impl Guest {
     /// Begins a search for the guest's RAM. It touches every frame of the guest.
     ///
     /// It checks first that this does no harm ([`check_populated`](Guest::check_populated)). Only a control domain may ask
@@ -335,7 +335,7 @@ impl<'m> Guest<'m> {
     ///
     /// [`Error::PopulateOnDemand`] if that would crash the guest; [`Error::Hypercall`], and of a PV guest
     /// [`Error::P2m`].
-    pub fn scan(&self, search: Search) -> Result<RamScan<'_, 'm>> {
+    pub fn scan(&self, search: Search) -> Result<RamScan> {
         self.check_populated()?;
         self.scan_populating(search)
     }
@@ -346,7 +346,7 @@ impl<'m> Guest<'m> {
     /// # Errors
     ///
     /// [`Error::Hypercall`], and of a PV guest [`Error::P2m`].
-    pub fn scan_populating(&self, search: Search) -> Result<RamScan<'_, 'm>> {
+    pub fn scan_populating(&self, search: Search) -> Result<RamScan> {
         let end = match self.p2m()? {
             Some(p2m) => p2m.end(&self.memory)?,
             None => self.memory.maximum_gpfn(self.domid)?.min(Gfn::MAX.get()) + 1,
@@ -355,7 +355,7 @@ impl<'m> Guest<'m> {
         let asks_xen = self.memory.domctl_version().is_some() && !on_arm;
         let (counted, shares) = self.counted_frames()?;
         Ok(RamScan {
-            guest: self,
+            guest: self.clone(),
             search,
             asks_xen,
             route: self.route(search, end, asks_xen && !shares)?,
@@ -391,13 +391,13 @@ impl<'m> Guest<'m> {
     /// fork's frames only once they were touched, and what it lends can be told from RAM only where it can be asked.
     fn route(&self, search: Search, end: u64, counts_add_up: bool) -> Result<Route> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
-        let whole = |needed| Stretch { pfns: 0..end, step: 1, needed };
+        let whole = |needed| SearchRange { pfns: 0..end, step: 1, needed };
         Ok(match search {
             // What a PV guest has no RAM for is of interest, too.
             _ if self.kind == GuestKind::Pv => Route::in_order([whole(true)], PV_WINDOW),
             Search::UntilAllFound if on_arm => {
                 let max_pages = self.memory.maximum_reservation(self.domid)?;
-                Route::in_order(arm_layout::stretches(end, max_pages), WINDOW)
+                Route::in_order(arm_layout::ranges(end, max_pages), WINDOW)
             }
             Search::UntilAllFound => Route::from_both_ends(whole(!counts_add_up), WINDOW),
             Search::EveryFrame => Route::from_both_ends(whole(true), WINDOW),
@@ -407,10 +407,10 @@ impl<'m> Guest<'m> {
 
 /// What a frame is by what Xen says of it; `None` if it says that there is no RAM.
 fn kind_of(info: u32) -> Option<FrameKind> {
-    match info & uapi::XEN_DOMCTL_PFINFO_LTAB_MASK {
-        uapi::XEN_DOMCTL_PFINFO_XTAB => None,
-        uapi::XEN_DOMCTL_PFINFO_BROKEN => Some(FrameKind::Broken),
-        tab if tab & uapi::XEN_DOMCTL_PFINFO_LTABTYPE_MASK != 0 => Some(FrameKind::PageTable),
+    match info & abi::XEN_DOMCTL_PFINFO_LTAB_MASK {
+        abi::XEN_DOMCTL_PFINFO_XTAB => None,
+        abi::XEN_DOMCTL_PFINFO_BROKEN => Some(FrameKind::Broken),
+        tab if tab & abi::XEN_DOMCTL_PFINFO_LTABTYPE_MASK != 0 => Some(FrameKind::PageTable),
         _ => Some(FrameKind::Ram),
     }
 }

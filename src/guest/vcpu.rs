@@ -3,12 +3,12 @@
 #![expect(unsafe_code, reason = "asks Xen for registers")]
 
 use super::{Guest, PageTables, PagingMode};
-use crate::domctl::{ARGUMENTS, ARM_REGISTERS_WIDENED, u32_at, u64_at};
+use crate::abi;
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
-use crate::hypercall::HypercallBuffer;
+use crate::handle::ForeignMemory;
+use crate::handle::HypercallBuffer;
+use crate::handle::domctl::{ARGUMENTS, ARM_REGISTERS_WIDENED, u32_at, u64_at};
 use crate::types::{Architecture, Domid, GuestKind};
-use crate::uapi;
 
 /// Bits of the registers (Intel's manual, volume 3, "Control Registers" and "Extended Feature Enable Register").
 const CR0_PG: u64 = 1 << 31;
@@ -24,7 +24,7 @@ const CPSR_AARCH32: u64 = 1 << 4;
 const CPSR_USER: u64 = 0x10;
 const CPSR_MODE: u64 = 0x1F;
 
-impl Guest<'_> {
+impl Guest {
     /// The page tables that a vcpu uses at the moment.
     ///
     /// Of a 64-bit PV guest those of its kernel, whatever it runs. A kernel that hides from its programs (Linux with
@@ -47,18 +47,18 @@ impl Guest<'_> {
             Architecture::X86 => {
                 let record = self.hvm_cpu_record(vcpu)?;
                 let register = |offset: u32| u64_at(record.bytes(), offset as usize);
-                let [cr0, cr3] = [uapi::HVM_CPU_CR0, uapi::HVM_CPU_CR3].map(register);
-                let [cr4, efer] = [uapi::HVM_CPU_CR4, uapi::HVM_CPU_EFER].map(register);
+                let [cr0, cr3] = [abi::HVM_CPU_CR0, abi::HVM_CPU_CR3].map(register);
+                let [cr4, efer] = [abi::HVM_CPU_CR4, abi::HVM_CPU_EFER].map(register);
                 page_tables_of(cr0, cr3, cr4, efer)
             }
             Architecture::Arm64 => {
-                let context = self.vcpu_context(vcpu, uapi::VCPU_CONTEXT_ARM64_BYTES as usize)?;
+                let context = self.vcpu_context(vcpu, abi::VCPU_CONTEXT_ARM64_BYTES as usize)?;
                 let is_old = self.memory.domctl_version().is_some_and(|version| version < ARM_REGISTERS_WIDENED);
                 let moved = if is_old { 8 } else { 0 };
                 let register = |offset: u32| u64_at(context.bytes(), offset as usize - moved);
-                let cpsr = u64_at(context.bytes(), uapi::VCPU_CONTEXT_ARM64_CPSR as usize);
-                let [sctlr, tcr] = [uapi::VCPU_CONTEXT_ARM64_SCTLR, uapi::VCPU_CONTEXT_ARM64_TTBCR].map(register);
-                let [ttbr0, ttbr1] = [uapi::VCPU_CONTEXT_ARM64_TTBR0, uapi::VCPU_CONTEXT_ARM64_TTBR1].map(register);
+                let cpsr = u64_at(context.bytes(), abi::VCPU_CONTEXT_ARM64_CPSR as usize);
+                let [sctlr, tcr] = [abi::VCPU_CONTEXT_ARM64_SCTLR, abi::VCPU_CONTEXT_ARM64_TTBCR].map(register);
+                let [ttbr0, ttbr1] = [abi::VCPU_CONTEXT_ARM64_TTBR0, abi::VCPU_CONTEXT_ARM64_TTBR1].map(register);
                 check_arm64(cpsr, sctlr, tcr).map(|()| PageTables::Arm64 { ttbr0, ttbr1, tcr })
             }
         };
@@ -68,13 +68,13 @@ impl Guest<'_> {
     /// What Xen would save of a vcpu's registers (struct `hvm_hw_cpu` of xen/include/public/arch-x86/hvm/save.h).
     fn hvm_cpu_record(&self, vcpu: u32) -> Result<HypercallBuffer> {
         // A later Xen's record may be longer, and none is given if it does not fit.
-        let record = self.memory.hypercall_buffer(2 * uapi::HVM_CPU_BYTES as usize)?;
+        let record = self.memory.hypercall_buffer(2 * abi::HVM_CPU_BYTES as usize)?;
         let mut arguments = [0; ARGUMENTS];
-        arguments[..4].copy_from_slice(&uapi::HVM_RECORD_CPU.to_ne_bytes());
+        arguments[..4].copy_from_slice(&abi::HVM_RECORD_CPU.to_ne_bytes());
         arguments[4..8].copy_from_slice(&vcpu.to_ne_bytes());
         arguments[8..16].copy_from_slice(&(record.len() as u64).to_ne_bytes());
         arguments[16..24].copy_from_slice(&record.address().to_ne_bytes());
-        let (name, command) = ("XEN_DOMCTL_gethvmcontext_partial", uapi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL);
+        let (name, command) = ("XEN_DOMCTL_gethvmcontext_partial", abi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL);
         // SAFETY: it writes at most as many bytes as the arguments say, which the buffer has.
         unsafe { self.memory.domctl(name, command, self.domid, arguments) }?;
         Ok(record)
@@ -82,12 +82,12 @@ impl Guest<'_> {
 
     fn pv_page_tables(&self, vcpu: u32) -> Result<PageTables> {
         // That of a 32-bit guest is smaller.
-        let context = self.vcpu_context(vcpu, uapi::VCPU_CONTEXT_64_BYTES as usize)?;
+        let context = self.vcpu_context(vcpu, abi::VCPU_CONTEXT_64_BYTES as usize)?;
         Ok(if address_size(&self.memory, self.domid)? == 32 {
-            let cr3 = compat_cr3(u32_at(context.bytes(), uapi::VCPU_CONTEXT_32_CR3 as usize));
+            let cr3 = compat_cr3(u32_at(context.bytes(), abi::VCPU_CONTEXT_32_CR3 as usize));
             PageTables::X86 { cr3, mode: PagingMode::Pae }
         } else {
-            let cr3 = u64_at(context.bytes(), uapi::VCPU_CONTEXT_64_CR3 as usize);
+            let cr3 = u64_at(context.bytes(), abi::VCPU_CONTEXT_64_CR3 as usize);
             PageTables::X86 { cr3, mode: PagingMode::FourLevels }
         })
     }
@@ -99,7 +99,7 @@ impl Guest<'_> {
         let mut arguments = [0; ARGUMENTS];
         arguments[..4].copy_from_slice(&vcpu.to_ne_bytes());
         arguments[8..16].copy_from_slice(&context.address().to_ne_bytes());
-        let (name, command) = ("XEN_DOMCTL_getvcpucontext", uapi::XEN_DOMCTL_GETVCPUCONTEXT);
+        let (name, command) = ("XEN_DOMCTL_getvcpucontext", abi::XEN_DOMCTL_GETVCPUCONTEXT);
         // SAFETY: it writes one structure, for which the buffer is large enough.
         unsafe { self.memory.domctl(name, command, self.domid, arguments) }?;
         Ok(context)
@@ -108,7 +108,7 @@ impl Guest<'_> {
 
 /// Bits of an address in a PV guest's kernel: 64 or 32.
 pub(super) fn address_size(memory: &ForeignMemory, domid: Domid) -> Result<u32> {
-    let (name, command) = ("XEN_DOMCTL_get_address_size", uapi::XEN_DOMCTL_GET_ADDRESS_SIZE);
+    let (name, command) = ("XEN_DOMCTL_get_address_size", abi::XEN_DOMCTL_GET_ADDRESS_SIZE);
     // SAFETY: its argument holds no address.
     let answer = unsafe { memory.domctl(name, command, domid, [0; ARGUMENTS]) }?;
     Ok(u32_at(&answer, 0))

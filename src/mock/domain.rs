@@ -276,7 +276,7 @@ impl MockDomain {
     /// # Panics
     ///
     /// If it has been destroyed, or there is no memory.
-    pub fn add_resource(&self, resource: crate::Resource, frames: usize) {
+    pub fn add_resource(&self, resource: crate::handle::Resource, frames: usize) {
         let mut state = self.host.0.lock();
         let pages = self.host.0.grow(&mut state, |state| state.allocate(OWNER_OF_RESOURCES, frames));
         let before = domain_in(&mut state, self.domid).resources.insert(resource.type_and_id(), pages);
@@ -343,7 +343,7 @@ impl MockDomain {
     /// Gives it the frames that a file holds data for, with that data.
     pub(super) fn load_file(&self, file: &File) -> io::Result<()> {
         let gfns = frames_in(file)?.into_iter().flatten().map(Gfn::new);
-        let gfns = gfns.collect::<crate::Result<Vec<Gfn>>>().map_err(io::Error::other)?;
+        let gfns = gfns.collect::<crate::error::Result<Vec<Gfn>>>().map_err(io::Error::other)?;
         self.populate(&gfns);
         gfns.into_iter().try_for_each(|gfn| self.load_frame(file, gfn.get(), gfn))
     }

@@ -14,31 +14,28 @@ use super::host::Host;
 use super::memory::{MemoryFile, unmap};
 use super::pages::address;
 use super::state::{Frame, Pte, State, Vma};
-use crate::privcmd::{Ioctl, Place};
+use crate::abi;
+use crate::backend::{Backend, Ioctl, Place, Unmap, Unmapper};
 use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
-use crate::uapi;
 
 /// `DOMID_INVALID`, which restricts nothing yet.
 const DOMID_INVALID: u16 = 0x7FF4;
 /// `DOMID_IDLE`, which is nobody's.
 const DOMID_IDLE: u16 = 0x7FFF;
 /// Frames of one mapping that a kernel can populate: it allocates 8 bytes for each, and no more than `INT_MAX`. Linux
-/// says so only then; the mock, which keeps books of every page, at once.
+/// says so only then; the mock, which keeps state of every page, at once.
 const MAX_FRAMES: usize = (1 << 28) - 1;
 /// Frame numbers that the kernel takes in at a time.
 const BLOCK: usize = 512;
 
 /// An open file of the device.
 #[derive(Debug)]
-pub(crate) struct MockDevice {
+pub(super) struct MockDevice {
     host: Arc<Host>,
     access: Protection,
     /// The domain that it is confined to; [`DOMID_INVALID`] if it is not. It is the file's, so threads share it.
     restricted: AtomicU32,
 }
-
-#[derive(Clone, Debug)]
-pub(crate) struct MockUnmapper(Arc<Host>);
 
 fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
@@ -53,32 +50,10 @@ impl MockDevice {
         };
         MockDevice { host, access, restricted: AtomicU32::new(restricted.into()) }
     }
+}
 
-    pub(crate) fn unmapper(&self) -> MockUnmapper {
-        MockUnmapper(Arc::clone(&self.host))
-    }
-
-    pub(crate) fn host_kind(&self) -> HostKind {
-        self.host.host_kind()
-    }
-
-    pub(crate) fn page_size(&self) -> usize {
-        self.host.config.page_size
-    }
-
-    pub(crate) fn architecture(&self) -> Architecture {
-        self.host.architecture()
-    }
-
-    /// The name that the simulated xenstore has of a domain.
-    pub(crate) fn domain_name(&self, domid: Domid) -> Option<String> {
-        self.host.lock().domains.get(&domid.get())?.name.clone()
-    }
-
-    /// # Safety
-    ///
-    /// See `Device::mmap_at`.
-    pub(crate) unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+impl Backend for MockDevice {
+    unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
         assert!(
             len.is_multiple_of(self.page_size()),
@@ -100,12 +75,61 @@ impl MockDevice {
         // SAFETY: the caller's promise.
         let addr = unsafe { self.host.empty.map_at(place, 0, len, protection) }?;
         let start = addr.as_ptr().addr();
-        // If nothing was to be there, what the books have there has been unmapped behind our back.
+        // If nothing was to be there, what the state have there has been unmapped behind our back.
         self.host.forget(state, start, start + len);
         state.vmas.insert(start, virgin(len, protection));
         Ok(addr)
     }
 
+    unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
+        match call {
+            // SAFETY: the caller's promise.
+            Ioctl::MmapBatchV2(batch) => unsafe { self.map_batch(batch) },
+            // SAFETY: the caller's promise.
+            Ioctl::MmapResource(resource) => unsafe { self.map_resource(resource) },
+            Ioctl::Restrict(domid) => self.restrict(*domid),
+            Ioctl::Hypercall(hypercall) => {
+                self.check_restricted(None)?;
+                // SAFETY: the caller's promise.
+                unsafe { self.host.hypercall(hypercall) }
+            }
+            #[cfg(feature = "capi")]
+            Ioctl::Unimplemented => {
+                Err(errno(if self.host.config.kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }))
+            }
+        }
+    }
+
+    fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
+        let addr = MemoryFile::zeros(len)?.map(0, len, Protection::ReadWrite)?;
+        self.host.lock().buffers.insert(addr.as_ptr().addr(), len);
+        Ok(addr)
+    }
+
+    fn unmapper(&self) -> Unmapper {
+        let host: Arc<dyn Unmap> = self.host.clone();
+        Unmapper::new(host)
+    }
+
+    fn page_size(&self) -> usize {
+        self.host.config.page_size
+    }
+
+    fn host_kind(&self) -> HostKind {
+        self.host.host_kind()
+    }
+
+    fn architecture(&self) -> Architecture {
+        self.host.architecture()
+    }
+
+    fn domain_names(&self, domids: &[Domid]) -> Vec<Option<String>> {
+        let state = self.host.lock();
+        domids.iter().map(|domid| state.domains.get(&domid.get())?.name.clone()).collect()
+    }
+}
+
+impl MockDevice {
     /// What the kernel does with the mappings in a range before it maps something else there.
     ///
     /// # Safety
@@ -136,34 +160,6 @@ impl MockDevice {
         Ok(())
     }
 
-    pub(crate) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
-        let addr = MemoryFile::zeros(len)?.map(0, len, Protection::ReadWrite)?;
-        self.host.lock().buffers.insert(addr.as_ptr().addr(), len);
-        Ok(addr)
-    }
-
-    /// # Safety
-    ///
-    /// See `Device::ioctl`.
-    pub(crate) unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
-        match call {
-            // SAFETY: the caller's promise.
-            Ioctl::MmapBatchV2(batch) => unsafe { self.map_batch(batch) },
-            // SAFETY: the caller's promise.
-            Ioctl::MmapResource(resource) => unsafe { self.map_resource(resource) },
-            Ioctl::Restrict(domid) => self.restrict(*domid),
-            Ioctl::Hypercall(hypercall) => {
-                self.check_restricted(None)?;
-                // SAFETY: the caller's promise.
-                unsafe { self.host.hypercall(hypercall) }
-            }
-            #[cfg(feature = "capi")]
-            Ioctl::Unimplemented => {
-                Err(errno(if self.host.config.kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }))
-            }
-        }
-    }
-
     fn restrict(&self, domid: u16) -> io::Result<u64> {
         if self.host.config.kernel < (4, 11) {
             return Err(errno(libc::EINVAL));
@@ -190,7 +186,7 @@ impl MockDevice {
     ///
     /// `arr` holds `num` frame numbers to be read and `err` as many integers to be written, unless they are null; the
     /// range is the caller's and unused.
-    unsafe fn map_batch(&self, batch: &mut uapi::MmapBatchV2) -> io::Result<u64> {
+    unsafe fn map_batch(&self, batch: &mut abi::MmapBatchV2) -> io::Result<u64> {
         let num = batch.num as usize;
         if batch.err.is_null() {
             return Err(errno(libc::EFAULT));
@@ -260,7 +256,7 @@ impl MockDevice {
     /// # Safety
     ///
     /// The range, if any, is the caller's and unused.
-    unsafe fn map_resource(&self, request: &mut uapi::MmapResource) -> io::Result<u64> {
+    unsafe fn map_resource(&self, request: &mut abi::MmapResource) -> io::Result<u64> {
         let kernel = self.host.config.kernel;
         if kernel < (4, 18) {
             return Err(errno(if kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }));
@@ -286,7 +282,7 @@ impl MockDevice {
         }
         let domain = state.domains.get(&request.dom).filter(|domain| !domain.dying);
         let domain = domain.ok_or_else(|| errno(libc::ESRCH))?;
-        if request.type_ > uapi::XENMEM_RESOURCE_VMTRACE_BUF {
+        if request.type_ > abi::XENMEM_RESOURCE_VMTRACE_BUF {
             if is_question && xen < (4, 20) {
                 // An errno that Xen takes for a number of frames.
                 request.num = u64::from((-libc::EOPNOTSUPP).cast_unsigned());
@@ -333,12 +329,10 @@ fn virgin(len: usize, protection: Protection) -> Vma {
     Vma { protection, populated: false, ptes: vec![Pte::None; len / FRAME_SIZE] }
 }
 
-impl MockUnmapper {
-    /// # Safety
-    ///
-    /// See `Unmapper::munmap`; a part of a mapping is answered as the kernel does.
-    pub(crate) unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
-        let state = &mut self.0.lock();
+impl Unmap for Host {
+    /// A part of a mapping is answered as the kernel does.
+    unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
+        let state = &mut self.lock();
         let start = addr.as_ptr().addr();
         if state.buffers.remove(&start).is_some() {
             // SAFETY: the caller's promise.
@@ -352,19 +346,19 @@ impl MockUnmapper {
             return unsafe { unmap(addr, len) };
         };
         if first != start || vma.ptes.len() * FRAME_SIZE != len {
-            if !self.0.config.allows_splits {
+            if !self.config.allows_splits {
                 return Err(errno(libc::EINVAL));
             }
             assert_eq!(
-                self.0.config.dom0,
+                self.config.dom0,
                 Dom0::Pv,
                 "a part of a mapping was unmapped: this kernel frees its frames twice"
             );
         }
         if state.faults.strike(|fault| (fault == Fault::Leak).then_some(())).is_some() {
-            self.0.leak(state, start)?;
+            self.leak(state, start)?;
         }
-        self.0.forget(state, start, start + len);
+        self.forget(state, start, start + len);
         // SAFETY: the caller's promise.
         unsafe { unmap(addr, len) }
     }
@@ -402,7 +396,7 @@ impl Host {
             taken.map(|(_, vma)| vma.ptes.len()).sum::<usize>() <= limit
         };
         if !is_enough(state) {
-            // What has been unmapped by somebody else is in the books until references are counted.
+            // What has been unmapped by somebody else is in the state until references are counted.
             self.reclaim(state);
         }
         if is_enough(state) { Ok(()) } else { Err(errno(libc::ENOMEM)) }
@@ -466,7 +460,7 @@ impl Host {
         self.config.dom0 == Dom0::Pv && errors.chunks(BLOCK).any(|block| block.last().is_some_and(paged_out))
     }
 
-    /// Takes a range out of the books; what is left of a mapping at its ends stays in them.
+    /// Takes a range out of the state; what is left of a mapping at its ends stays in them.
     pub(super) fn forget(&self, state: &mut State, start: usize, end: usize) {
         let hit: Vec<usize> = state.vmas.range(..end).map(|(&start, _)| start).collect();
         for first in hit.into_iter().rev() {

@@ -3,7 +3,7 @@
 //! On Xen the kernel gets a fault that it has no name for and kills the process, which no handler can keep it from.
 //! Here such a frame is a page of a memory file that stays empty, so that an access is a SIGBUS, and a handler of that
 //! signal ends the process with an explanation. Where in the file the page is says which frame it stands for, so the
-//! handler needs nothing but the kernel's list of mappings: no lock, no memory, and no books, whichever host it is.
+//! handler needs nothing but the kernel's list of mappings: no lock, no memory, and no state, whichever host it is.
 
 #![expect(unsafe_code, reason = "handles a signal")]
 
@@ -144,7 +144,7 @@ fn fatal_page(addr: usize) -> Option<usize> {
     };
     // SAFETY: just opened here.
     unsafe { libc::close(fd) };
-    found.map(|offset| offset / crate::FRAME_SIZE)
+    found.map(|offset| offset / crate::types::FRAME_SIZE)
 }
 
 /// If a line is about an address: whether our file is mapped there, and where in it that is.

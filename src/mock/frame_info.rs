@@ -5,7 +5,7 @@
 use super::host::Host;
 use super::hypercalls::{buffer, give};
 use super::state::{Domain, Frame, Page, State};
-use crate::uapi;
+use crate::abi;
 
 /// The most frames of one call.
 const FRAMES: u64 = 1024;
@@ -38,7 +38,7 @@ pub(super) unsafe fn page_frame_info(
     // Most of a large address space is holes: to look up each frame of them would take most of a test's time.
     let ends = gfns.iter().min().zip(gfns.iter().max());
     let info = if ends.is_none_or(|(&low, &high)| domain.frames.range(low..=high).next().is_none()) {
-        u64::from(uapi::XEN_DOMCTL_PFINFO_XTAB).to_ne_bytes().repeat(count)
+        u64::from(abi::XEN_DOMCTL_PFINFO_XTAB).to_ne_bytes().repeat(count)
     } else {
         gfns.iter().flat_map(|&gfn| u64::from(kind(state, domain, gfn)).to_ne_bytes()).collect()
     };
@@ -50,11 +50,11 @@ fn kind(state: &State, domain: &Domain, gfn: u64) -> u32 {
     const PINNED_L1: u32 = 1 << 28 | 1 << 31;
     match domain.frames.get(&gfn) {
         Some(Frame::Ram(page)) => match state.pages[*page] {
-            Page { lent: true, .. } => uapi::XEN_DOMCTL_PFINFO_XTAB,
+            Page { lent: true, .. } => abi::XEN_DOMCTL_PFINFO_XTAB,
             Page { pinned: true, .. } => PINNED_L1,
             _ => 0,
         },
-        Some(Frame::Broken(_)) => uapi::XEN_DOMCTL_PFINFO_BROKEN,
-        Some(Frame::PagedOut(..) | Frame::Unpopulated | Frame::OfParent) | None => uapi::XEN_DOMCTL_PFINFO_XTAB,
+        Some(Frame::Broken(_)) => abi::XEN_DOMCTL_PFINFO_BROKEN,
+        Some(Frame::PagedOut(..) | Frame::Unpopulated | Frame::OfParent) | None => abi::XEN_DOMCTL_PFINFO_XTAB,
     }
 }

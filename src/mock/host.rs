@@ -12,11 +12,11 @@ use super::hypercalls::Hypercalls;
 use super::memory::MemoryFile;
 use super::references::References;
 use super::state::{DOM0, Domain, FIRST_MFN, Frame, State};
+use crate::abi;
+use crate::backend::ProcessId;
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
-use crate::privcmd::{Device, ProcessId};
+use crate::handle::ForeignMemory;
 use crate::types::{Architecture, Domid, Gfn, GuestKind, HostKind, Protection};
-use crate::uapi;
 
 /// Frames that Xen shows read-only under `DOMID_XEN`.
 const XEN_FRAMES: usize = 4;
@@ -67,8 +67,8 @@ impl MockHost {
     #[must_use]
     pub fn with_config(config: HostConfig) -> MockHost {
         assert_eq!(
-            crate::privcmd::page_size(),
-            crate::FRAME_SIZE,
+            crate::backend::page_size(),
+            crate::types::FRAME_SIZE,
             "the mock maps single frames of a file, which needs a kernel with pages of 4 KiB"
         );
         let page_sizes: &[usize] = if config.dom0 == Dom0::Arm { &[0x1000, 0x4000, 0x1_0000] } else { &[0x1000] };
@@ -134,7 +134,7 @@ impl MockHost {
                 source: io::Error::from_raw_os_error(errno),
             });
         }
-        Ok(ForeignMemory::with_device(Device::Mock(MockDevice::new(Arc::clone(&self.0), access))))
+        Ok(ForeignMemory::with_backend(MockDevice::new(Arc::clone(&self.0), access)))
     }
 
     /// Creates a guest with the lowest free number and so many frames of RAM, all zero. An HVM (or PVH) guest's are
@@ -148,7 +148,7 @@ impl MockHost {
         assert!(kind != GuestKind::Pv || self.dom0() != Dom0::Arm, "there are no PV guests on Arm");
         let mut state = self.0.lock();
         self.0.reclaim(&mut state);
-        let free = (1..uapi::FIRST_RESERVED_DOMID).find(|id| !state.domains.contains_key(id));
+        let free = (1..abi::FIRST_RESERVED_DOMID).find(|id| !state.domains.contains_key(id));
         let Some(domid) = free else { panic!("the mock has as many domains as there are numbers") };
         let mut domain = Domain::new(kind);
         if kind == GuestKind::Pv {
@@ -276,7 +276,7 @@ impl State {
 }
 
 impl Host {
-    /// The books, if need be as a new child has them: without its parent's mappings, which it has not inherited.
+    /// The state, if need be as a new child has them: without its parent's mappings, which it has not inherited.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let process = Some(ProcessId::current());
@@ -290,7 +290,7 @@ impl Host {
         state
     }
 
-    /// Whether this is the process that made the host, and not a child with a copy of its books.
+    /// Whether this is the process that made the host, and not a child with a copy of its state.
     fn is_at_home(&self) -> bool {
         self.home == ProcessId::current()
     }
@@ -314,7 +314,7 @@ impl Host {
     ///
     /// # Panics
     ///
-    /// In a child of the process that made the host: its books are a copy, and the memory is not.
+    /// In a child of the process that made the host: its state are a copy, and the memory is not.
     pub(super) fn grow<T>(&self, state: &mut State, take: impl FnOnce(&mut State) -> T) -> T {
         assert!(self.is_at_home(), "only the process that made the mock gives its domains memory");
         let before = state.pages.len();
@@ -360,7 +360,7 @@ impl Host {
         let page = self.grow(state, |state| state.allocate(domid, 1))[0];
         let Some(domain) = state.domains.get_mut(&domid) else { return };
         if let Some(Frame::PagedOut(content, _)) = domain.frames.insert(gfn, Frame::Ram(page))
-            && let Err(e) = self.ram.write(page * crate::FRAME_SIZE, &content)
+            && let Err(e) = self.ram.write(page * crate::types::FRAME_SIZE, &content)
         {
             panic!("the mock cannot bring a frame back: {e}");
         }

@@ -8,8 +8,8 @@ use std::mem::offset_of;
 use super::fault::Fault;
 use super::host::Host;
 use super::state::{FIRST_MFN, State};
+use crate::abi;
 use crate::types::{Architecture, GuestKind};
-use crate::uapi;
 
 /// How often a kernel would have entered Xen for what was mapped and unmapped.
 ///
@@ -72,7 +72,7 @@ impl Host {
     /// # Safety
     ///
     /// What the arguments say are addresses are those of hypercall buffers that nobody borrows from.
-    pub(super) unsafe fn hypercall(&self, call: &uapi::Hypercall) -> io::Result<u64> {
+    pub(super) unsafe fn hypercall(&self, call: &abi::Hypercall) -> io::Result<u64> {
         let state = &mut self.lock();
         if let Some(number) = state.faults.strike(|f| if let Fault::Hypercall(e) = f { Some(e) } else { None }) {
             return Err(io::Error::from_raw_os_error(number));
@@ -91,21 +91,21 @@ impl Host {
     unsafe fn carry_out(&self, state: &mut State, op: u64, arg: [u64; 2]) -> Result<u64, i32> {
         let command = u32::try_from(arg[0]).unwrap_or(u32::MAX);
         match u32::try_from(op).unwrap_or(u32::MAX) {
-            uapi::HYPERVISOR_MULTICALL if self.config.dom0 == super::Dom0::Pvh && self.config.xen < (4, 16) => {
+            abi::HYPERVISOR_MULTICALL if self.config.dom0 == super::Dom0::Pvh && self.config.xen < (4, 16) => {
                 Err(libc::ENOSYS)
             }
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_MULTICALL => unsafe { self.multicall(state, arg) },
+            abi::HYPERVISOR_MULTICALL => unsafe { self.multicall(state, arg) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_MEMORY_OP => unsafe { self.memory_op(state, command, arg[1]) },
+            abi::HYPERVISOR_MEMORY_OP => unsafe { self.memory_op(state, command, arg[1]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_XEN_VERSION => unsafe { self.version_op(state, command, arg[1]) },
+            abi::HYPERVISOR_XEN_VERSION => unsafe { self.version_op(state, command, arg[1]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_HVM_OP => unsafe { hvm_op(state, command, arg[1]) },
+            abi::HYPERVISOR_HVM_OP => unsafe { hvm_op(state, command, arg[1]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_DOMCTL => unsafe { self.domctl(state, arg[0]) },
+            abi::HYPERVISOR_DOMCTL => unsafe { self.domctl(state, arg[0]) },
             // SAFETY: the caller's promise.
-            uapi::HYPERVISOR_SYSCTL => unsafe { self.sysctl(state, arg[0]) },
+            abi::HYPERVISOR_SYSCTL => unsafe { self.sysctl(state, arg[0]) },
             _ => Err(libc::ENOSYS),
         }
     }
@@ -116,13 +116,13 @@ impl Host {
     ///
     /// As for [`hypercall`](Host::hypercall).
     unsafe fn multicall(&self, state: &mut State, [list, count]: [u64; 2]) -> Result<u64, i32> {
-        for entry in (0..count).map(|i| list + i * uapi::MULTICALL_ENTRY_BYTES as u64) {
+        for entry in (0..count).map(|i| list + i * abi::MULTICALL_ENTRY_BYTES as u64) {
             let [mut op, mut command, mut arg] = [0; 3];
             for (word, at) in [(&mut op, 0), (&mut command, 16), (&mut arg, 24)] {
                 // SAFETY: the caller's promise.
                 *word = u64::from_ne_bytes(unsafe { take(state, entry + at) }?);
             }
-            let answer = if op == u64::from(uapi::HYPERVISOR_MULTICALL) {
+            let answer = if op == u64::from(abi::HYPERVISOR_MULTICALL) {
                 Err(libc::EINVAL)
             } else {
                 // SAFETY: the caller's promise.
@@ -139,29 +139,29 @@ impl Host {
     ///
     /// As for [`hypercall`](Host::hypercall).
     unsafe fn memory_op(&self, state: &mut State, command: u32, arg: u64) -> Result<u64, i32> {
-        if command == uapi::XENMEM_MAXIMUM_RAM_PAGE {
+        if command == abi::XENMEM_MAXIMUM_RAM_PAGE {
             return Ok(FIRST_MFN + state.pages.len() as u64 - 1);
         }
-        if command == uapi::XENMEM_GET_POD_TARGET {
+        if command == abi::XENMEM_GET_POD_TARGET {
             // SAFETY: the caller's promise.
             return unsafe { self.get_pod_target(state, arg) };
         }
-        if command == uapi::XENMEM_MACHPHYS_MFN_LIST {
+        if command == abi::XENMEM_MACHPHYS_MFN_LIST {
             // SAFETY: the caller's promise.
             return unsafe { self.machphys_mfn_list(state, arg) };
         }
         // SAFETY: the caller's promise.
         let domid = u16::from_ne_bytes(unsafe { take(state, arg) }?);
-        let is_domain = |state: &State| domid != uapi::XEN_DOMID && state.domains.contains_key(&domid);
+        let is_domain = |state: &State| domid != abi::XEN_DOMID && state.domains.contains_key(&domid);
         // To count references takes long, and is in vain for a domain that is not there.
         if is_domain(state) {
             self.reclaim(state);
         }
         let domain = state.domains.get(&domid).filter(|_| is_domain(state)).ok_or(libc::ESRCH)?;
         match command {
-            uapi::XENMEM_CURRENT_RESERVATION => Ok(state.owned_by(domid)),
-            uapi::XENMEM_MAXIMUM_RESERVATION => Ok(domain.max_pages),
-            uapi::XENMEM_MAXIMUM_GPFN => Ok(domain.highest),
+            abi::XENMEM_CURRENT_RESERVATION => Ok(state.owned_by(domid)),
+            abi::XENMEM_MAXIMUM_RESERVATION => Ok(domain.max_pages),
+            abi::XENMEM_MAXIMUM_GPFN => Ok(domain.highest),
             _ => Err(libc::ENOSYS),
         }
     }
@@ -174,15 +174,15 @@ impl Host {
             return Err(libc::ENOSYS);
         }
         // SAFETY: the caller's promise.
-        let domid = u16::from_ne_bytes(unsafe { take(state, arg + offset_of!(uapi::PodTarget, domid) as u64) }?);
-        let domain = state.domains.get(&domid).filter(|_| domid != uapi::XEN_DOMID).ok_or(libc::ESRCH)?;
+        let domid = u16::from_ne_bytes(unsafe { take(state, arg + offset_of!(abi::PodTarget, domid) as u64) }?);
+        let domain = state.domains.get(&domid).filter(|_| domid != abi::XEN_DOMID).ok_or(libc::ESRCH)?;
         if domain.kind == GuestKind::Pv {
             return Err(libc::EINVAL);
         }
         for (offset, pages) in [
-            (offset_of!(uapi::PodTarget, tot_pages), state.owned_by(domid)),
-            (offset_of!(uapi::PodTarget, pod_cache_pages), domain.pool.len() as u64),
-            (offset_of!(uapi::PodTarget, pod_entries), domain.unpopulated() as u64),
+            (offset_of!(abi::PodTarget, tot_pages), state.owned_by(domid)),
+            (offset_of!(abi::PodTarget, pod_cache_pages), domain.pool.len() as u64),
+            (offset_of!(abi::PodTarget, pod_entries), domain.unpopulated() as u64),
         ] {
             // SAFETY: the caller's promise.
             unsafe { give(state, arg + offset as u64, &pages.to_ne_bytes()) }?;
@@ -196,19 +196,19 @@ impl Host {
     unsafe fn version_op(&self, state: &State, command: u32, arg: u64) -> Result<u64, i32> {
         let features: u32 = match self.config.dom0 {
             super::Dom0::Pv => 0,
-            super::Dom0::Pvh | super::Dom0::Arm => 1 << uapi::XENFEAT_AUTO_TRANSLATED_PHYSMAP,
+            super::Dom0::Pvh | super::Dom0::Arm => 1 << abi::XENFEAT_AUTO_TRANSLATED_PHYSMAP,
         };
         let mut info = [0; 8];
         info[4..].copy_from_slice(&features.to_ne_bytes());
         let answer: &[u8] = match command {
-            uapi::XENVER_VERSION => {
+            abi::XENVER_VERSION => {
                 let (major, minor) = self.config.xen;
                 return Ok(u64::from(major) << 16 | u64::from(minor));
             }
-            uapi::XENVER_EXTRAVERSION => EXTRAVERSION,
-            uapi::XENVER_CAPABILITIES if self.architecture() == Architecture::Arm64 => ARM_CAPABILITIES,
-            uapi::XENVER_CAPABILITIES => CAPABILITIES,
-            uapi::XENVER_GET_FEATURES => &info,
+            abi::XENVER_EXTRAVERSION => EXTRAVERSION,
+            abi::XENVER_CAPABILITIES if self.architecture() == Architecture::Arm64 => ARM_CAPABILITIES,
+            abi::XENVER_CAPABILITIES => CAPABILITIES,
+            abi::XENVER_GET_FEATURES => &info,
             _ => return Err(libc::ENOSYS),
         };
         // SAFETY: the caller's promise.
@@ -220,12 +220,12 @@ impl Host {
 ///
 /// As for [`Host::hypercall`].
 unsafe fn hvm_op(state: &State, command: u32, arg: u64) -> Result<u64, i32> {
-    if command != uapi::HVMOP_GET_PARAM {
+    if command != abi::HVMOP_GET_PARAM {
         return Err(libc::ENOSYS);
     }
     // SAFETY: the caller's promise.
     let domid = u16::from_ne_bytes(unsafe { take(state, arg) }?);
-    match state.domains.get(&domid).filter(|_| domid != uapi::XEN_DOMID).ok_or(libc::ESRCH)?.kind {
+    match state.domains.get(&domid).filter(|_| domid != abi::XEN_DOMID).ok_or(libc::ESRCH)?.kind {
         GuestKind::Pv => Err(libc::EINVAL),
         GuestKind::Hvm | GuestKind::Pvh => Ok(0),
     }

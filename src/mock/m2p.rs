@@ -8,8 +8,8 @@ use super::config::Dom0;
 use super::host::{Host, machine_frame};
 use super::hypercalls::{give, take};
 use super::state::{FIRST_MFN, Page, State};
+use crate::abi::{self, MachphysMfnList};
 use crate::types::FRAME_SIZE;
-use crate::uapi::{self, MachphysMfnList};
 
 /// The table is made of pieces of 2 MiB.
 const EXTENT_FRAMES: usize = (2 << 20) / FRAME_SIZE;
@@ -32,8 +32,8 @@ impl Host {
         }
         // SAFETY: the caller's promise.
         let mut list: [u8; size_of::<MachphysMfnList>()] = unsafe { take(state, arg) }?;
-        let max = crate::domctl::u32_at(&list, offset_of!(MachphysMfnList, max_extents));
-        let array = crate::domctl::u64_at(&list, offset_of!(MachphysMfnList, extent_start));
+        let max = crate::handle::domctl::u32_at(&list, offset_of!(MachphysMfnList, max_extents));
+        let array = crate::handle::domctl::u64_at(&list, offset_of!(MachphysMfnList, extent_start));
         self.write_machine_to_phys(state);
         let mut written: u32 = 0;
         for &page in state.m2p.iter().take(max as usize) {
@@ -75,7 +75,7 @@ impl State {
     /// Takes consecutive pages for another extent of the table; the first of them.
     fn add_m2p_extent(&mut self) -> usize {
         let first = self.pages.len();
-        let page = Page { owner: Some(uapi::XEN_DOMID), allocated: true, ..Page::default() };
+        let page = Page { owner: Some(abi::XEN_DOMID), allocated: true, ..Page::default() };
         self.pages.resize(first + EXTENT_FRAMES, page);
         self.m2p.push(first);
         first

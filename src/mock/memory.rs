@@ -12,7 +12,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MmapAdvise, ProtFlags};
 
-use crate::privcmd::{Place, advise, mmap, munmap};
+use crate::backend::{Place, advise, mmap, munmap};
 use crate::types::{FRAME_SIZE, Protection};
 
 /// Bytes of [`MemoryFile::junk`].

@@ -22,7 +22,7 @@
 //!
 //! # What is real
 //!
-//! The seam is at the system calls, so the library above it is the one that runs on Xen. A guest's RAM is a memory
+//! The host is a backend at the level of system calls, so the library above it is the one that runs on Xen. A guest's RAM is a memory
 //! file, and a mapping maps pages of it, so two mappings of one frame are the same memory. A frame that a PV dom0
 //! could not map raises a real SIGBUS. References are counted from the kernel's own tables of this process and its
 //! children (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process; nothing
@@ -40,7 +40,7 @@
 //! - madvise(2) takes advice that the real mappings refuse, and memory is counted as this process's.
 //! - A single frame far from its neighbours takes a mapping of the kernel's own (a VMA), so a batch of more than
 //!   `vm.max_map_count` of such frames fails with ENOMEM here.
-//! - A child has its own copy of the host's books, from the moment of the fork, and sees only references of its own
+//! - A child has its own copy of the host's state, from the moment of the fork, and sees only references of its own
 //!   and of its children. It can map, but it frees nothing, and to give a domain memory there is a panic.
 //! - In an Arm dom0 an access to a failed frame aborts the process, and says why. It is a handler of SIGBUS that does so,
 //!   which the first host of that kind installs: one that is installed later catches the access. On Xen none can.
@@ -78,5 +78,3 @@ pub use host::MockHost;
 pub use hypercalls::Hypercalls;
 pub use pv_guest::{PvHole, PvKernel};
 pub use state::Vcpu;
-
-pub(crate) use driver::{MockDevice, MockUnmapper};

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use super::host::Host;
 use super::memory::{JUNK_BYTES, unmap};
 use super::state::{Pte, State, Vma};
-use crate::privcmd::Place;
+use crate::backend::Place;
 use crate::types::FRAME_SIZE;
 
 impl Host {
@@ -79,7 +79,7 @@ impl Drop for Host {
         let state = &mut *self.lock();
         for (addr, len) in state.leaks.drain(..).chain(state.strangers.drain(..)) {
             if let Ok(addr) = address(addr) {
-                // SAFETY: only the books know of this mapping.
+                // SAFETY: only the state know of this mapping.
                 let unmapped = unsafe { unmap(addr, len) };
                 unmapped.unwrap_or_else(|e| log::error!("the mock cannot unmap a mapping of its own: {e}"));
             }

@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 
 use super::domain::{MockDomain, frames_in};
+use crate::abi;
 use crate::types::{FRAME_SIZE, Gfn};
-use crate::uapi;
 
 /// How the kernel of a simulated PV guest is made, and what it has no RAM for.
 ///
@@ -214,17 +214,17 @@ impl Tables<'_> {
         let (cr3, vaddr) = if self.kernel.has_linear { self.linear(&pages) } else { (0, 0) };
         let offsets = if self.kernel.is_64_bit {
             [
-                uapi::SHARED_INFO_64_MAX_PFN,
-                uapi::SHARED_INFO_64_FRAME_LIST_LIST,
-                uapi::SHARED_INFO_64_P2M_CR3,
-                uapi::SHARED_INFO_64_P2M_VADDR,
+                abi::SHARED_INFO_64_MAX_PFN,
+                abi::SHARED_INFO_64_FRAME_LIST_LIST,
+                abi::SHARED_INFO_64_P2M_CR3,
+                abi::SHARED_INFO_64_P2M_VADDR,
             ]
         } else {
             [
-                uapi::SHARED_INFO_32_MAX_PFN,
-                uapi::SHARED_INFO_32_FRAME_LIST_LIST,
-                uapi::SHARED_INFO_32_P2M_CR3,
-                uapi::SHARED_INFO_32_P2M_VADDR,
+                abi::SHARED_INFO_32_MAX_PFN,
+                abi::SHARED_INFO_32_FRAME_LIST_LIST,
+                abi::SHARED_INFO_32_P2M_CR3,
+                abi::SHARED_INFO_32_P2M_VADDR,
             ]
         };
         for (offset, value) in offsets.into_iter().zip([self.max_pfn, list, cr3, vaddr]) {

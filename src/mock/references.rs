@@ -39,7 +39,7 @@ impl References {
         self.writable.get(page).copied().unwrap_or(0) as usize
     }
 
-    /// Counts what this process and its children map, and brings the books of this process up to date.
+    /// Counts what this process and its children map, and brings the state of this process up to date.
     ///
     /// # Panics
     ///
@@ -80,7 +80,7 @@ impl References {
     }
 }
 
-/// Compares the books with the kernel's tables: takes out what has been unmapped, and panics on what is not as it was
+/// Compares the state with the kernel's tables: takes out what has been unmapped, and panics on what is not as it was
 /// made.
 fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
     for &(start, len) in &state.strangers {

@@ -1,13 +1,13 @@
-//! The books of the simulated host: machine memory, domains, and what is mapped where.
+//! The state of the simulated host: machine memory, domains, and what is mapped where.
 
 use std::collections::BTreeMap;
 
 use super::config::Dom0;
 use super::fault::Faults;
 use super::hypercalls::Hypercalls;
-use crate::privcmd::ProcessId;
+use crate::abi;
+use crate::backend::ProcessId;
 use crate::types::{GuestKind, Protection};
-use crate::uapi;
 
 /// The machine frame number of page 0 of the RAM file: below it is no RAM.
 pub(super) const FIRST_MFN: u64 = 0x1_0000;
@@ -198,7 +198,7 @@ pub(super) struct State {
     pub(super) strangers: Vec<(usize, usize)>,
     /// Memory for hypercalls, as address and bytes.
     pub(super) buffers: BTreeMap<usize, usize>,
-    /// Whose books these are: a child has its own copy.
+    /// Whose state these are: a child has its own copy.
     pub(super) process: Option<ProcessId>,
     pub(super) faults: Faults,
     pub(super) hypercalls: Hypercalls,
@@ -220,7 +220,7 @@ impl State {
         match domid {
             // A PV dom0 gets its own machine frames, or raw MMIO, and is told that all is well.
             DOMID_SELF | DOMID_IO if pv => return Ok(Pte::Junk),
-            DOMID_SELF | DOMID_IO | uapi::XEN_DOMID if dom0 == Dom0::Arm => return Err(libc::EINVAL),
+            DOMID_SELF | DOMID_IO | abi::XEN_DOMID if dom0 == Dom0::Arm => return Err(libc::EINVAL),
             DOM0 => return Err(if dom0 == Dom0::Pvh { libc::EPERM } else { libc::ESRCH }),
             _ => {}
         }
@@ -245,7 +245,7 @@ impl State {
             };
         }
         // All ones stand for no frame.
-        if pv && gfn == crate::Gfn::MAX.get() {
+        if pv && gfn == crate::types::Gfn::MAX.get() {
             return Err(libc::EINVAL);
         }
         let not_its_own = if pv { libc::EBUSY } else { libc::EINVAL };
@@ -284,14 +284,14 @@ impl State {
     /// The mapping that holds an address, and where it starts.
     pub(super) fn vma_at(&mut self, addr: usize) -> Option<(usize, &mut Vma)> {
         let (&start, vma) = self.vmas.range_mut(..=addr).next_back()?;
-        (addr < start + vma.ptes.len() * crate::FRAME_SIZE).then_some((start, vma))
+        (addr < start + vma.ptes.len() * crate::types::FRAME_SIZE).then_some((start, vma))
     }
 
     /// What Xen owns and shows to others: its own frames, as a domain that is not one.
     pub(super) fn add_xen(&mut self, frames: usize) -> Vec<usize> {
         let domain = Domain::new(GuestKind::Pv);
-        self.domains.insert(uapi::XEN_DOMID, domain);
-        self.allocate(uapi::XEN_DOMID, frames)
+        self.domains.insert(abi::XEN_DOMID, domain);
+        self.allocate(abi::XEN_DOMID, frames)
     }
 
     /// The domain we are, with a few pages.

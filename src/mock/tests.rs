@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use super::driver::MockDevice;
 use super::{Dom0, HostConfig, MockDomain, MockHost};
-use crate::privcmd::{Device, Ioctl, Place};
+use crate::abi;
+use crate::backend::{Backend, Ioctl, Place};
 use crate::types::{FRAME_SIZE, Gfn, GuestKind, Protection};
-use crate::uapi;
 
 struct Driver {
     host: MockHost,
-    device: Device,
+    device: MockDevice,
     guest: MockDomain,
 }
 
@@ -26,7 +26,7 @@ impl Driver {
     fn with_config(config: HostConfig) -> Driver {
         let host = MockHost::with_config(config);
         let guest = host.create_domain(GuestKind::Hvm, 64);
-        Driver { device: Device::Mock(MockDevice::new(Arc::clone(&host.0), Protection::ReadWrite)), host, guest }
+        Driver { device: MockDevice::new(Arc::clone(&host.0), Protection::ReadWrite), host, guest }
     }
 
     fn mmap(&self, frames: usize) -> NonNull<u8> {
@@ -41,7 +41,7 @@ impl Driver {
 
     fn map_of(&self, dom: u16, addr: NonNull<u8>, skip: usize, gfns: &[u64]) -> (Option<i32>, Vec<i32>) {
         let mut errors = vec![0x5555; gfns.len()];
-        let mut batch = uapi::MmapBatchV2 {
+        let mut batch = abi::MmapBatchV2 {
             num: u32::try_from(gfns.len()).unwrap(),
             dom,
             addr: (addr.as_ptr().addr() + skip * FRAME_SIZE) as u64,
@@ -52,9 +52,8 @@ impl Driver {
     }
 
     fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
-        let Device::Mock(device) = &self.device else { unreachable!() };
         // SAFETY: the arrays are as long as the argument says, or null, and nobody uses the mapping.
-        unsafe { device.ioctl(call) }
+        unsafe { self.device.ioctl(call) }
     }
 
     fn munmap(&self, addr: NonNull<u8>, skip: usize, frames: usize) -> Option<i32> {
@@ -109,7 +108,7 @@ fn hole_is_populated_later_in_a_pv_dom0_only() {
 fn checks_come_in_the_kernels_order() {
     let driver = Driver::new(Dom0::Pv);
     let (mut error, first) = (7, 0);
-    let mut batch = uapi::MmapBatchV2 { num: 0, dom: 1, addr: 0, arr: std::ptr::null(), err: std::ptr::null_mut() };
+    let mut batch = abi::MmapBatchV2 { num: 0, dom: 1, addr: 0, arr: std::ptr::null(), err: std::ptr::null_mut() };
     assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EFAULT), "no place for errors");
     batch.err = &raw mut error;
     assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EINVAL), "no frames");
@@ -210,7 +209,7 @@ fn mapping_and_populating_go_by_different_files() {
     let driver = Driver::new(Dom0::Pv);
     let addr = driver.mmap(1);
     let other = Driver {
-        device: Device::Mock(MockDevice::new(Arc::clone(&driver.host.0), Protection::ReadWrite)),
+        device: MockDevice::new(Arc::clone(&driver.host.0), Protection::ReadWrite),
         host: driver.host.clone(),
         guest: driver.guest.clone(),
     };
@@ -305,8 +304,8 @@ fn out_of_memory_leaves_the_mapping_unpopulated() {
 #[test]
 fn resource_size_is_asked_for_with_nothing() {
     let driver = Driver::new(Dom0::Pv);
-    driver.guest.add_resource(crate::Resource::GrantTable, 3);
-    let mut request = uapi::MmapResource { dom: 1, type_: 1, id: 0, idx: 0, num: 0, addr: 0 };
+    driver.guest.add_resource(crate::handle::Resource::GrantTable, 3);
+    let mut request = abi::MmapResource { dom: 1, type_: 1, id: 0, idx: 0, num: 0, addr: 0 };
     driver.ioctl(Ioctl::MmapResource(&mut request)).unwrap();
     assert_eq!(request.num, 3);
     request.addr = driver.mmap(1).as_ptr().addr() as u64;
@@ -318,7 +317,7 @@ fn resource_size_is_asked_for_with_nothing() {
 fn hypercall_argument_outside_a_buffer_is_efault() {
     let driver = Driver::new(Dom0::Pv);
     let domid = driver.guest.domid().get();
-    let op = u64::from(uapi::HYPERVISOR_MEMORY_OP);
-    let arg = [u64::from(uapi::XENMEM_CURRENT_RESERVATION), (&raw const domid).addr() as u64, 0, 0, 0];
-    assert_eq!(errno(driver.ioctl(Ioctl::Hypercall(&mut uapi::Hypercall { op, arg }))), Some(libc::EFAULT));
+    let op = u64::from(abi::HYPERVISOR_MEMORY_OP);
+    let arg = [u64::from(abi::XENMEM_CURRENT_RESERVATION), (&raw const domid).addr() as u64, 0, 0, 0];
+    assert_eq!(errno(driver.ioctl(Ioctl::Hypercall(&mut abi::Hypercall { op, arg }))), Some(libc::EFAULT));
 }

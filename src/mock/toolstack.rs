@@ -6,9 +6,9 @@ use super::frame_info::page_frame_info;
 use super::host::Host;
 use super::hypercalls::{give, take};
 use super::state::{DOM0, Domain, Frame, State};
-use crate::domctl::u32_at;
+use crate::abi;
+use crate::handle::domctl::u32_at;
 use crate::types::{Architecture, GuestKind};
-use crate::uapi;
 
 /// Bytes of the structure in front of the arguments.
 const HEADER: u64 = 16;
@@ -88,14 +88,14 @@ impl Host {
         if version != self.sysctl_version() {
             return Err(libc::EACCES);
         }
-        if command != uapi::XEN_SYSCTL_GETDOMAININFOLIST {
+        if command != abi::XEN_SYSCTL_GETDOMAININFOLIST {
             return Err(libc::ENOSYS);
         }
         self.reclaim(state);
         let (first, most) = (u16::from_ne_bytes([call[8], call[9]]), word(12));
         let mut next = call[16..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
         let mut count: u32 = 0;
-        for (&domid, domain) in state.domains.range(first..).filter(|(id, _)| **id < uapi::FIRST_RESERVED_DOMID) {
+        for (&domid, domain) in state.domains.range(first..).filter(|(id, _)| **id < abi::FIRST_RESERVED_DOMID) {
             if count == most {
                 break;
             }
@@ -124,29 +124,29 @@ impl Host {
         }
         let domid = u16::from_ne_bytes([call[8], call[9]]);
         // Until 4.17 this one tells of the next domain, where there is none of this number.
-        let may_be_next = command == uapi::XEN_DOMCTL_GETDOMAININFO && self.config.xen < (4, 18);
-        let last = if may_be_next { uapi::FIRST_RESERVED_DOMID - 1 } else { domid };
-        if domid >= uapi::FIRST_RESERVED_DOMID {
+        let may_be_next = command == abi::XEN_DOMCTL_GETDOMAININFO && self.config.xen < (4, 18);
+        let last = if may_be_next { abi::FIRST_RESERVED_DOMID - 1 } else { domid };
+        if domid >= abi::FIRST_RESERVED_DOMID {
             return Err(if may_be_next { libc::EINVAL } else { libc::ESRCH });
         }
         // To count references takes long, so only for who asks how many pages are left.
-        if command == uapi::XEN_DOMCTL_GETDOMAININFO && state.domains.range(domid..=last).next().is_some() {
+        if command == abi::XEN_DOMCTL_GETDOMAININFO && state.domains.range(domid..=last).next().is_some() {
             self.reclaim(state);
         }
         let (&found, domain) = state.domains.range_mut(domid..=last).next().ok_or(libc::ESRCH)?;
         let on_arm = self.architecture() == Architecture::Arm64;
         match command {
-            uapi::XEN_DOMCTL_GETPAGEFRAMEINFO3
-            | uapi::XEN_DOMCTL_GET_ADDRESS_SIZE
-            | uapi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL
+            abi::XEN_DOMCTL_GETPAGEFRAMEINFO3
+            | abi::XEN_DOMCTL_GET_ADDRESS_SIZE
+            | abi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL
                 if on_arm =>
             {
                 Err(libc::ENOSYS)
             }
-            uapi::XEN_DOMCTL_PAUSEDOMAIN if found == DOM0 => Err(libc::EINVAL),
-            uapi::XEN_DOMCTL_PAUSEDOMAIN => domain.pause().map(|()| 0),
-            uapi::XEN_DOMCTL_UNPAUSEDOMAIN => domain.unpause().map(|()| 0),
-            uapi::XEN_DOMCTL_GETDOMAININFO => {
+            abi::XEN_DOMCTL_PAUSEDOMAIN if found == DOM0 => Err(libc::EINVAL),
+            abi::XEN_DOMCTL_PAUSEDOMAIN => domain.pause().map(|()| 0),
+            abi::XEN_DOMCTL_UNPAUSEDOMAIN => domain.unpause().map(|()| 0),
+            abi::XEN_DOMCTL_GETDOMAININFO => {
                 let info = self.domain_info(state, found, &state.domains[&found]);
                 // SAFETY: the caller's promise.
                 unsafe { give(state, arg + 8, &found.to_ne_bytes()) }?;
@@ -154,16 +154,16 @@ impl Host {
                 unsafe { give(state, arg + HEADER, &info) }?;
                 Ok(0)
             }
-            uapi::XEN_DOMCTL_GETPAGEFRAMEINFO3 => {
+            abi::XEN_DOMCTL_GETPAGEFRAMEINFO3 => {
                 // SAFETY: the caller's promise.
                 unsafe { page_frame_info(self, state, domid, word(&call, 16), word(&call, 24)) }
             }
-            uapi::XEN_DOMCTL_GET_ADDRESS_SIZE => {
+            abi::XEN_DOMCTL_GET_ADDRESS_SIZE => {
                 let size = domain.address_size;
                 // SAFETY: the caller's promise.
                 unsafe { give(state, arg + HEADER, &size.to_ne_bytes()) }.map(|()| 0)
             }
-            uapi::XEN_DOMCTL_GETVCPUCONTEXT => {
+            abi::XEN_DOMCTL_GETVCPUCONTEXT => {
                 let vcpu = u32_at(&call, 16);
                 let context =
                     if on_arm { domain.arm64_vcpu_context(vcpu, self.config.xen) } else { domain.vcpu_context(vcpu) }?;
@@ -171,8 +171,8 @@ impl Host {
                 unsafe { give(state, word(&call, 24), &context) }?;
                 Ok(0)
             }
-            uapi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL => {
-                if domain.kind == GuestKind::Pv || domain.dying || u32_at(&call, 16) != uapi::HVM_RECORD_CPU {
+            abi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL => {
+                if domain.kind == GuestKind::Pv || domain.dying || u32_at(&call, 16) != abi::HVM_RECORD_CPU {
                     return Err(libc::EINVAL);
                 }
                 let record = domain.hvm_cpu_record(u32_at(&call, 20))?;
@@ -192,10 +192,10 @@ impl Host {
     /// `struct xen_domctl_getdomaininfo`, field by field.
     fn domain_info(&self, state: &State, domid: u16, domain: &Domain) -> Vec<u8> {
         let on_arm = self.architecture() == Architecture::Arm64;
-        let flags = if domain.dying { uapi::XEN_DOMINF_DYING } else { 0 }
-            | if domain.crashed { uapi::XEN_DOMINF_SHUTDOWN } else { 0 }
-            | if domain.pauses != 0 { uapi::XEN_DOMINF_PAUSED } else { 0 }
-            | if domain.kind == GuestKind::Pv && !on_arm { 0 } else { uapi::XEN_DOMINF_HVM_GUEST };
+        let flags = if domain.dying { abi::XEN_DOMINF_DYING } else { 0 }
+            | if domain.crashed { abi::XEN_DOMINF_SHUTDOWN } else { 0 }
+            | if domain.pauses != 0 { abi::XEN_DOMINF_PAUSED } else { 0 }
+            | if domain.kind == GuestKind::Pv && !on_arm { 0 } else { abi::XEN_DOMINF_HVM_GUEST };
         let emulated = match domain.kind {
             _ if on_arm => ARM_GIC_VERSION,
             GuestKind::Pv if domid == DOM0 => EMULATED_FOR_PV_DOM0,

@@ -2,8 +2,8 @@
 
 use super::domain::MockDomain;
 use super::state::{Domain, Vcpu};
+use crate::abi;
 use crate::types::Gfn;
-use crate::uapi;
 
 impl MockDomain {
     /// Gives it a virtual processor with this number and these registers, or changes its registers. Those with lower
@@ -36,12 +36,12 @@ impl Domain {
     pub(super) fn hvm_cpu_record(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::ENOENT)?;
         let registers = [
-            (uapi::HVM_CPU_CR0, vcpu.cr0),
-            (uapi::HVM_CPU_CR3, vcpu.cr3),
-            (uapi::HVM_CPU_CR4, vcpu.cr4),
-            (uapi::HVM_CPU_EFER, vcpu.efer),
+            (abi::HVM_CPU_CR0, vcpu.cr0),
+            (abi::HVM_CPU_CR3, vcpu.cr3),
+            (abi::HVM_CPU_CR4, vcpu.cr4),
+            (abi::HVM_CPU_EFER, vcpu.efer),
         ];
-        Ok(structure_of(uapi::HVM_CPU_BYTES, &registers))
+        Ok(structure_of(abi::HVM_CPU_BYTES, &registers))
     }
 
     /// What `XEN_DOMCTL_getvcpucontext` of arm64 gives (struct `vcpu_guest_context`); before Xen 4.16 two registers in
@@ -49,15 +49,15 @@ impl Domain {
     pub(super) fn arm64_vcpu_context(&self, vcpu: u32, xen: (u16, u16)) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         let registers = [
-            (uapi::VCPU_CONTEXT_ARM64_CPSR, vcpu.cpsr),
-            (uapi::VCPU_CONTEXT_ARM64_SCTLR, vcpu.sctlr),
-            (uapi::VCPU_CONTEXT_ARM64_TTBCR, vcpu.tcr),
-            (uapi::VCPU_CONTEXT_ARM64_TTBR0, vcpu.ttbr0),
-            (uapi::VCPU_CONTEXT_ARM64_TTBR1, vcpu.ttbr1),
+            (abi::VCPU_CONTEXT_ARM64_CPSR, vcpu.cpsr),
+            (abi::VCPU_CONTEXT_ARM64_SCTLR, vcpu.sctlr),
+            (abi::VCPU_CONTEXT_ARM64_TTBCR, vcpu.tcr),
+            (abi::VCPU_CONTEXT_ARM64_TTBR0, vcpu.ttbr0),
+            (abi::VCPU_CONTEXT_ARM64_TTBR1, vcpu.ttbr1),
         ];
-        let mut context = structure_of(uapi::VCPU_CONTEXT_ARM64_BYTES, &registers);
+        let mut context = structure_of(abi::VCPU_CONTEXT_ARM64_BYTES, &registers);
         if xen < (4, 16) {
-            let [cpsr, spsr_el1] = [0, 8].map(|offset| uapi::VCPU_CONTEXT_ARM64_CPSR as usize + offset);
+            let [cpsr, spsr_el1] = [0, 8].map(|offset| abi::VCPU_CONTEXT_ARM64_CPSR as usize + offset);
             context.drain(spsr_el1 + 4..spsr_el1 + 8);
             context.drain(cpsr + 4..cpsr + 8);
         }
@@ -70,12 +70,12 @@ impl Domain {
         if self.address_size == 32 {
             // Holds the frame number rotated, so that 32 bits of it have room.
             let pfn = u32::try_from(vcpu.cr3 >> 12).map_err(|_| libc::EINVAL)?;
-            let mut context = vec![0; uapi::VCPU_CONTEXT_32_CR3 as usize];
+            let mut context = vec![0; abi::VCPU_CONTEXT_32_CR3 as usize];
             context.extend(pfn.rotate_left(12).to_ne_bytes());
             return Ok(context);
         }
-        let mut context = vec![0; uapi::VCPU_CONTEXT_64_BYTES as usize];
-        context[uapi::VCPU_CONTEXT_64_CR3 as usize..][..8].copy_from_slice(&vcpu.cr3.to_ne_bytes());
+        let mut context = vec![0; abi::VCPU_CONTEXT_64_BYTES as usize];
+        context[abi::VCPU_CONTEXT_64_CR3 as usize..][..8].copy_from_slice(&vcpu.cr3.to_ne_bytes());
         Ok(context)
     }
 }

@@ -14,7 +14,7 @@ use vm_memory::{
     Permissions, VolatileSlice,
 };
 
-use super::written::{WrittenFrames, WrittenPart};
+use super::dirty::{DirtyBitmap, DirtySlice};
 use super::{FRAME, RamRegion, in_order};
 use crate::cache::{MapCache, Piece, Pin, RawPin};
 use crate::error::{Error, Result};
@@ -49,20 +49,20 @@ use crate::types::{Gfn, Protection};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct CachedMemory<'m> {
-    cache: Arc<MapCache<'m>>,
+pub struct CachedMemory {
+    cache: Arc<MapCache>,
     /// Where RAM is, in bytes, in ascending order; no range touches the next.
     ram: Arc<[Range<u64>]>,
 }
 
-impl<'m> CachedMemory<'m> {
+impl CachedMemory {
     /// The RAM at these pfns, such as those of [`RamMap::ranges`](crate::RamMap::ranges). Nothing is mapped yet, and
     /// nothing outside of them ever is.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidGfn`] if they reach beyond the last frame number.
-    pub fn new(cache: Arc<MapCache<'m>>, pfns: &[Range<u64>]) -> Result<CachedMemory<'m>> {
+    pub fn new(cache: Arc<MapCache>, pfns: &[Range<u64>]) -> Result<CachedMemory> {
         let pfns = in_order(pfns);
         if let Some(last) = pfns.last() {
             Gfn::new(last.end - 1)?;
@@ -73,16 +73,16 @@ impl<'m> CachedMemory<'m> {
 
     /// The cache, for example to [invalidate](MapCache::invalidate) what the guest has given back.
     #[must_use]
-    pub fn cache(&self) -> &Arc<MapCache<'m>> {
+    pub fn cache(&self) -> &Arc<MapCache> {
         &self.cache
     }
 }
 
-impl<'m> GuestAddressSpace for CachedMemory<'m> {
-    type M = PinnedMemory<'m>;
-    type T = Arc<PinnedMemory<'m>>;
+impl GuestAddressSpace for CachedMemory {
+    type M = PinnedMemory;
+    type T = Arc<PinnedMemory>;
 
-    fn memory(&self) -> Arc<PinnedMemory<'m>> {
+    fn memory(&self) -> Arc<PinnedMemory> {
         Arc::new(PinnedMemory { space: self.clone(), pins: Mutex::default() })
     }
 }
@@ -102,13 +102,13 @@ impl<'m> GuestAddressSpace for CachedMemory<'m> {
 /// All that a request names is pinned at once if the device asks for it at once, and a guest may name all of its RAM:
 /// a device that limits what it serves checks the length first.
 #[derive(Debug)]
-pub struct PinnedMemory<'m> {
-    space: CachedMemory<'m>,
+pub struct PinnedMemory {
+    space: CachedMemory,
     /// One pin of each mapping that a slice was handed out of, in ascending order.
     pins: Mutex<Vec<RawPin>>,
 }
 
-impl PinnedMemory<'_> {
+impl PinnedMemory {
     /// The parts of a range that lie in one bucket each, if all of it is RAM.
     #[inline]
     fn pieces(&self, address: GuestAddress, count: usize) -> GuestMemoryResult<impl Iterator<Item = Piece>> {
@@ -132,7 +132,7 @@ impl PinnedMemory<'_> {
     }
 
     /// Pins a part until `self` is dropped.
-    fn slice<'a>(&'a self, piece: &Piece) -> GuestMemoryResult<VolatileSlice<'a, WrittenPart<'a>>> {
+    fn slice<'a>(&'a self, piece: &Piece) -> GuestMemoryResult<VolatileSlice<'a, DirtySlice<'a>>> {
         let pin = self.pin(piece)?;
         let view = pin.bucket().mapping().view().slice(piece.offset, piece.len).map_err(failed)?;
         let (at, bucket) = (view.as_ptr(), NonNull::from(pin.bucket()));
@@ -148,11 +148,11 @@ impl PinnedMemory<'_> {
         // SAFETY: a bucket stays where it is while it is pinned, and this one is until `self` is dropped: numbers leave
         // `pins` in `drop` only.
         let bucket: &'a _ = unsafe { bucket.as_ref() };
-        let written = WrittenPart::new(bucket.written(), piece.offset, piece.len);
+        let dirty = DirtySlice::new(bucket.dirty(), piece.offset, piece.len);
         // SAFETY: `slice` found the bytes inside the bucket, and `MapCache::pin` that they are mapped read-write; they
         // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (copy.rs). That the
         // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
-        Ok(unsafe { VolatileSlice::with_bitmap(at, piece.len, written, None) })
+        Ok(unsafe { VolatileSlice::with_bitmap(at, piece.len, dirty, None) })
     }
 
     fn pins(&self) -> MutexGuard<'_, Vec<RawPin>> {
@@ -160,7 +160,7 @@ impl PinnedMemory<'_> {
     }
 }
 
-impl Drop for PinnedMemory<'_> {
+impl Drop for PinnedMemory {
     fn drop(&mut self) {
         for number in std::mem::take(&mut *self.pins()) {
             // SAFETY: `slice` has kept one pin of this number, and nobody has a slice any more: they borrow `self`.
@@ -169,10 +169,10 @@ impl Drop for PinnedMemory<'_> {
     }
 }
 
-impl GuestMemory for PinnedMemory<'_> {
+impl GuestMemory for PinnedMemory {
     // There must be one; `physical_memory` says that there is none.
     type PhysicalMemory = GuestRegionCollection<RamRegion>;
-    type Bitmap = WrittenFrames;
+    type Bitmap = DirtyBitmap;
 
     /// Maps what is not mapped yet to find out; nothing stays pinned.
     fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
@@ -186,19 +186,19 @@ impl GuestMemory for PinnedMemory<'_> {
         addr: GuestAddress,
         count: usize,
         _access: Permissions,
-    ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'_, WrittenPart<'_>>> {
+    ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'_, DirtySlice<'_>>> {
         Ok(Slices { memory: self, pieces: Some(self.pieces(addr, count)?) })
     }
 }
 
 /// Slices of one bucket each; none after the first error.
-struct Slices<'a, 'm, P> {
-    memory: &'a PinnedMemory<'m>,
+struct Slices<'a, P> {
+    memory: &'a PinnedMemory,
     pieces: Option<P>,
 }
 
-impl<'a, P: Iterator<Item = Piece>> Iterator for Slices<'a, '_, P> {
-    type Item = GuestMemoryResult<VolatileSlice<'a, WrittenPart<'a>>>;
+impl<'a, P: Iterator<Item = Piece>> Iterator for Slices<'a, P> {
+    type Item = GuestMemoryResult<VolatileSlice<'a, DirtySlice<'a>>>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
@@ -210,9 +210,9 @@ impl<'a, P: Iterator<Item = Piece>> Iterator for Slices<'a, '_, P> {
     }
 }
 
-impl<P: Iterator<Item = Piece>> FusedIterator for Slices<'_, '_, P> {}
+impl<P: Iterator<Item = Piece>> FusedIterator for Slices<'_, P> {}
 
-impl<'a, P: Iterator<Item = Piece>> GuestMemorySliceIterator<'a, WrittenPart<'a>> for Slices<'a, '_, P> {}
+impl<'a, P: Iterator<Item = Piece>> GuestMemorySliceIterator<'a, DirtySlice<'a>> for Slices<'a, P> {}
 
 fn failed(error: Error) -> GuestMemoryError {
     let kind = io::Error::from_raw_os_error(error.errno()).kind();

@@ -78,7 +78,7 @@ impl GuestMemoryRegion for RamRegion {
 
 impl GuestMemoryRegionBytes for RamRegion {}
 
-impl Guest<'_> {
+impl Guest {
     /// Maps RAM for reading and writing, once and as a whole, for the devices of rust-vmm.
     ///
     /// The pfns are those of [`RamMap::ranges`](crate::RamMap::ranges), or some of them. A frame that cannot be mapped

@@ -30,14 +30,14 @@
 //!   their [`read`](crate::View::read), [`write`](crate::View::write) and atomic operations lend nothing.
 
 mod cached;
+mod dirty;
 mod mapped;
-mod written;
 
 use std::ops::Range;
 
 pub use cached::{CachedMemory, PinnedMemory};
+pub use dirty::{DirtyBitmap, DirtySlice};
 pub use mapped::RamRegion;
-pub use written::{WrittenFrames, WrittenPart};
 
 use crate::types::FRAME_SIZE;
 

@@ -13,18 +13,18 @@ pub const FRAMES: u64 = 4;
 pub const BUCKET: usize = 4 * FRAME;
 
 /// A cache with room for so many buckets.
-pub fn cache(memory: &ForeignMemory, domid: Domid, buckets: usize) -> MapCache<'_> {
+pub fn cache(memory: &ForeignMemory, domid: Domid, buckets: usize) -> MapCache {
     let mut config = CacheConfig::default();
     (config.bucket_size, config.budget) = (BUCKET, buckets * BUCKET);
     MapCache::with_config(Guest::open(memory, domid).unwrap(), config).unwrap()
 }
 
 /// Pins 8 bytes at the beginning of a frame.
-pub fn get<'c>(cache: &'c MapCache<'_>, protection: Protection, frame: u64) -> Result<Pinned<'c>> {
+pub fn get(cache: &MapCache, protection: Protection, frame: u64) -> Result<Pinned<'_>> {
     cache.get(protection, frame * FRAME as u64, 8)
 }
 
-pub fn mapped_buckets(cache: &MapCache<'_>) -> usize {
+pub fn mapped_buckets(cache: &MapCache) -> usize {
     cache.statistics().mapped_bytes / BUCKET
 }
 

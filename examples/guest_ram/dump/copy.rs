@@ -101,7 +101,7 @@ impl Tally {
 /// became of each window goes to `done`, and so does its mapping, since unmapping is not always the cheapest way to be
 /// rid of it.
 pub(crate) fn copy_part(
-    guest: &Guest<'_>,
+    guest: &Guest,
     part: &Part,
     find_notes: bool,
     sink: &mut dyn Sink,

@@ -123,7 +123,7 @@ fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::
 }
 
 /// The guest's own VMCOREINFO, if it was found, and what this tool has to say.
-pub(super) fn notes(guest: &Guest<'_>, tally: &Tally) -> Vec<u8> {
+pub(super) fn notes(guest: &Guest, tally: &Tally) -> Vec<u8> {
     const { assert!(vmcoreinfo::MAX_TEXT < NOTES_LEN / 2) };
     let (of_kernel, doubt) = vmcoreinfo::choose(guest, &tally.vmcoreinfo);
     if let Some(doubt) = doubt {

@@ -41,7 +41,7 @@ pub(crate) struct Part {
 
 impl Layout {
     /// A dump of the guest's RAM, which is in these ranges; `is_stream` if nothing can be written but at the end.
-    pub(crate) fn new(format: Format, guest: &Guest<'_>, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+    pub(crate) fn new(format: Format, guest: &Guest, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
         if ranges.last().is_some_and(|last| last.end - 1 > Gfn::MAX.get()) {
             return Err("the guest has RAM beyond the last address".into());
         }
@@ -71,7 +71,7 @@ impl Layout {
     }
 
     /// Writes what could not be known before the frames were copied.
-    pub(crate) fn write_late(&self, guest: &Guest<'_>, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
+    pub(crate) fn write_late(&self, guest: &Guest, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
         match self.format {
             Format::Raw | Format::Lime => Ok(()),
             Format::Elf => sink.bytes(self.late, &elf::notes(guest, tally)),

@@ -34,7 +34,7 @@ use sink::{Sink, SparseFile, Stream};
 use worker::Job;
 
 /// Writes the dump, and returns whether it has all of the guest's RAM. `source` is what `guest` was opened by.
-pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, source: &Source) -> Result<bool> {
+pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<bool> {
     let start = Instant::now();
     check_standstill(guest, args, source)?;
     let to_stdout = args.out == Path::new("-");
@@ -64,7 +64,7 @@ pub(crate) fn dump(guest: &Guest<'_>, args: &DumpArgs, source: &Source) -> Resul
 }
 
 /// That the guest stands still, or that the person knows that it does not.
-fn check_standstill(guest: &Guest<'_>, args: &DumpArgs, source: &Source) -> Result<()> {
+fn check_standstill(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<()> {
     if args.live || args.pause || source.mock.is_some() {
         return Ok(());
     }
@@ -89,7 +89,7 @@ const LEFT_TO_EXIT: usize = 1 << 18;
 
 /// A dump in the making.
 pub(crate) struct Dump<'a> {
-    pub(crate) guest: &'a Guest<'a>,
+    pub(crate) guest: &'a Guest,
     pub(crate) args: &'a DumpArgs,
     pub(crate) source: &'a Source,
     /// `None`: standard output.
@@ -226,7 +226,7 @@ impl Dump<'_> {
 }
 
 fn copy_all(
-    guest: &Guest<'_>,
+    guest: &Guest,
     parts: &[Part],
     find_notes: bool,
     sink: &mut dyn Sink,

@@ -35,7 +35,7 @@ fn line(lost: &Lost) -> String {
 }
 
 /// What a file says of itself, in so many bytes.
-pub(crate) fn text(guest: &Guest<'_>, tally: &Tally, len: usize) -> String {
+pub(crate) fn text(guest: &Guest, tally: &Tally, len: usize) -> String {
     const LAST_LINE: usize = 64;
     let mut text = format!("guest_ram {}: domain {}\n", env!("CARGO_PKG_VERSION"), guest.domid());
     // Writing to a string does not fail.

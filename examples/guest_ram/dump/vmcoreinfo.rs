@@ -86,7 +86,7 @@ impl Search {
     }
 
     /// Searches for a note that begins before an address and goes on after it, which is that of another mapping.
-    pub(crate) fn search_across(&mut self, guest: &Guest<'_>, address: u64, found: &mut Candidates) {
+    pub(crate) fn search_across(&mut self, guest: &Guest, address: u64, found: &mut Candidates) {
         let Some(start) = address.checked_sub(START as u64 - 1) else { return };
         self.buffer.resize(2 * (START - 1), 0);
         // What cannot be read holds no note.
@@ -139,7 +139,7 @@ struct Note {
 }
 
 /// The text of the running kernel's note, if there is any; and what a person should know if that is not certain.
-pub(crate) fn choose(guest: &Guest<'_>, candidates: &Candidates) -> (Option<Vec<u8>>, Option<String>) {
+pub(crate) fn choose(guest: &Guest, candidates: &Candidates) -> (Option<Vec<u8>>, Option<String>) {
     let tables = if candidates.addresses.is_empty() { None } else { guest.page_tables(0).ok() };
     let mut texts = HashSet::new();
     let mut notes = Vec::new();
@@ -187,7 +187,7 @@ fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
 }
 
 /// The text of a note, if it is there still, and whole.
-fn read(guest: &Guest<'_>, address: u64) -> Option<Vec<u8>> {
+fn read(guest: &Guest, address: u64) -> Option<Vec<u8>> {
     let mut start = [0; START];
     guest.read(address, &mut start).ok()?;
     let mut note = vec![0; HEADER + text_len(&start)?];
@@ -216,7 +216,7 @@ fn number(text: &[u8], key: &str) -> Option<u64> {
     }
 }
 
-fn standing(guest: &Guest<'_>, tables: Option<&PageTables>, text: &[u8]) -> Standing {
+fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing {
     // Where the mapping of an x86-64 kernel's image begins (`__START_KERNEL_map`).
     const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
     let symbol = value(text, "SYMBOL(init_uts_ns)").and_then(|value| u64::from_str_radix(value, 16).ok());

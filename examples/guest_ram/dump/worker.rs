@@ -58,7 +58,7 @@ pub(crate) fn begin() -> Result<()> {
 }
 
 /// What `guest_ram worker` does then; it returns if it has failed only.
-pub(crate) fn work(guest: &Guest<'_>) -> Result<()> {
+pub(crate) fn work(guest: &Guest) -> Result<()> {
     let job: Job = serde_json::from_reader(io::stdin().lock()).map_err(|e| format!("not a worker's job: {e}"))?;
     let file = OpenOptions::new().write(true).open(&job.file);
     let file = file.map_err(|e| format!("cannot write {}: {e}", job.name))?;

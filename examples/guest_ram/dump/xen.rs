@@ -29,7 +29,7 @@ const INVALID: u64 = u64::MAX;
 /// Frame numbers that are written at a time.
 const CHUNK: u64 = 4096;
 
-pub(super) fn layout(guest: &Guest<'_>, ranges: &[Range<u64>]) -> Result<Layout> {
+pub(super) fn layout(guest: &Guest, ranges: &[Range<u64>]) -> Result<Layout> {
     let frames: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let notes = notes(guest, frames)?;
     let (table, entry) = if guest.kind() == GuestKind::Pv { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
@@ -65,7 +65,7 @@ pub(super) fn layout(guest: &Guest<'_>, ranges: &[Range<u64>]) -> Result<Layout>
     Ok(Layout { format: Format::Xen, head, parts, late: pages_end, len: table_end })
 }
 
-fn notes(guest: &Guest<'_>, frames: u64) -> Result<Vec<u8>> {
+fn notes(guest: &Guest, frames: u64) -> Result<Vec<u8>> {
     let magic = if guest.kind() == GuestKind::Pv { MAGIC_PV } else { MAGIC_HVM };
     let vcpus = 0;
     let header: Vec<u8> = [magic, vcpus, frames, FRAME].iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -98,12 +98,7 @@ fn version(memory: &ForeignMemory) -> Result<Vec<u8>> {
 }
 
 /// Writes which frame each page is; of a PV guest also the machine frame.
-pub(super) fn write_frame_numbers(
-    guest: &Guest<'_>,
-    layout: &Layout,
-    tally: &Tally,
-    sink: &mut dyn Sink,
-) -> Result<()> {
+pub(super) fn write_frame_numbers(guest: &Guest, layout: &Layout, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
     let mut offset = layout.late;
     for part in &layout.parts {
         let mut first = part.pfns.start;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::Guest;
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
+use crate::handle::ForeignMemory;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
 pub use x86::PagingMode;
 
@@ -50,7 +50,7 @@ impl PageTables {
     }
 }
 
-impl Guest<'_> {
+impl Guest {
     /// The guest-physical address of a virtual one.
     ///
     /// This maps a frame for each level of the tables, one after the other. Of a PV guest, whose tables hold machine

@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::mock::{Dom0, HostConfig, MockHost};
-use crate::resource::Resource;
+use crate::handle::resource::Resource;
 use crate::types::{GuestKind, Protection};
 
 const VARIABLE: &CStr = c"XENMAP_MOCK";

@@ -21,7 +21,7 @@ use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
-use crate::privcmd::Place;
+use crate::backend::Place;
 use handle::Handle;
 use map::{MappedResource, Request};
 use xentool::XentoollogLogger;

@@ -1,16 +1,14 @@
-//! The handle: opening, confining, and mapping batches of foreign frames.
+//! Mapping batches of foreign frames.
 
 #![expect(unsafe_code, reason = "takes over what the device has mapped")]
 
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::domctl::Version;
+use super::{ForeignMemory, populated};
+use crate::backend::Place;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::mapping::ForeignMapping;
-use crate::populated;
-use crate::privcmd::{Device, KernelDevice, Place};
-use crate::region::{Region, Reservation};
+use crate::mapping::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
 
 /// Frames of one device mapping: 64 MiB. The kernel holds the lock of the whole address space while it populates one,
@@ -18,40 +16,8 @@ use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
 /// kernel, so that the next one begins where it ends.
 const VMA_FRAMES: usize = 16 * 1024;
 
-/// How long a frame that is paged out is waited for, unless the user says otherwise.
-const PAGED_OUT_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The shortest and the longest pause before a paged-out frame is asked for again.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(20));
-
-/// A handle on the host's privcmd device, with which memory of other domains is mapped.
-///
-/// It can be shared by threads, and mappings outlive it.
-///
-/// ```
-/// use xenmap::mock::MockHost;
-/// use xenmap::{Gfn, GuestKind, Protection};
-///
-/// let host = MockHost::new(); // on Xen: let memory = xenmap::ForeignMemory::open()?;
-/// let memory = host.open()?;
-///
-/// let guest = host.create_domain(GuestKind::Hvm, 16);
-/// let mapping = memory.map_foreign_range(guest.domid(), Protection::ReadOnly, Gfn::new(2)?, 4)?;
-/// assert_eq!(host.references(guest.domid()), 4);
-///
-/// drop(mapping);
-/// assert_eq!(host.references(guest.domid()), 0);
-/// # Ok::<(), xenmap::Error>(())
-/// ```
-#[derive(Debug)]
-pub struct ForeignMemory {
-    device: Device,
-    host_kind: HostKind,
-    paged_out_timeout: Duration,
-    /// What the toolstack's interfaces are.
-    pub(crate) domctl_version: Version,
-    pub(crate) sysctl_version: Version,
-}
 
 /// What becomes of a batch of which some frames cannot be mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,76 +29,6 @@ enum OnFailure {
 }
 
 impl ForeignMemory {
-    /// Opens the device of the host that this runs on: /dev/xen/privcmd, or /proc/xen/privcmd of old kernels.
-    ///
-    /// Needs Linux 3.8 (2013), a domain that is privileged over others (dom0, as a rule), and the rights to the
-    /// device (root, by default).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Open`], which says what to do if the device is missing or forbidden.
-    pub fn open() -> Result<ForeignMemory> {
-        let device = Device::open().map_err(|(path, source)| Error::Open { path, source })?;
-        Ok(ForeignMemory::with_device(device))
-    }
-
-    /// Uses a privcmd device that has been opened elsewhere, by a privileged parent for example.
-    ///
-    /// To map writable memory it must be open for reading and writing.
-    ///
-    /// # Safety
-    ///
-    /// It is an open privcmd device. The same calls on another device mean something else.
-    #[must_use]
-    pub unsafe fn from_owned_fd(fd: OwnedFd) -> ForeignMemory {
-        ForeignMemory::with_device(Device::Kernel(KernelDevice::from(fd)))
-    }
-
-    pub(crate) fn with_device(device: Device) -> ForeignMemory {
-        let mut memory = ForeignMemory {
-            host_kind: device.host_kind(),
-            device,
-            paged_out_timeout: PAGED_OUT_TIMEOUT,
-            domctl_version: Version::new(),
-            sysctl_version: Version::new(),
-        };
-        if memory.host_kind == HostKind::Unknown {
-            memory.host_kind = memory.host_kind_by_hypercall().unwrap_or(HostKind::Unknown);
-        }
-        memory
-    }
-
-    /// Sets how long a mapping call waits for frames that are paged out (the default is 5 s); zero does not wait.
-    #[must_use]
-    pub fn with_paged_out_timeout(mut self, timeout: Duration) -> ForeignMemory {
-        self.paged_out_timeout = timeout;
-        self
-    }
-
-    /// What kind of domain we are in ourselves.
-    #[must_use]
-    pub fn host_kind(&self) -> HostKind {
-        self.host_kind
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Confines this handle to one domain, for good; what is mapped already stays.
-    ///
-    /// From then on every mapping of another domain is refused, and so is every hypercall. A device model should do
-    /// it as soon as it has started. It holds for copies of the file descriptor too, but not for other handles.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Restrict`] if the handle is confined to another domain already, or before Linux 4.11.
-    #[doc(alias = "IOCTL_PRIVCMD_RESTRICT")]
-    #[doc(alias = "xenforeignmemory_restrict")]
-    pub fn restrict(&self, domid: Domid) -> Result<()> {
-        self.device.restrict(domid).map_err(|source| Error::Restrict { domid, source })
-    }
-
     /// Maps frames of a domain one after the other, in the order given: all of them or none.
     ///
     /// A frame may be given more than once. Frames that are paged out are asked for until the
@@ -209,7 +105,7 @@ impl ForeignMemory {
         };
         let mapping = batch.finish(region, frames)?;
         // Xen has no memory left for mappings of an auto-translated domain: of the frame itself that says nothing.
-        if self.host_kind != HostKind::Pv && mapping.failed().iter().any(|e| e.errno == libc::ENOMEM) {
+        if self.host_kind() != HostKind::Pv && mapping.failed().iter().any(|e| e.errno == libc::ENOMEM) {
             let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
             return Err(Error::MapBatch { domid, frames, source });
         }
@@ -286,12 +182,12 @@ impl<'a> Batch<'a> {
     ///
     /// If the mapping goes over something, that is the caller's own, and nothing uses it.
     unsafe fn map_whole(&mut self, gfns: &[Gfn], place: Place) -> Result<Region> {
-        let device = &self.memory.device;
-        let len = device.mapped_bytes(gfns.len());
+        let backend = self.memory.backend();
+        let len = backend.mapped_bytes(gfns.len());
         // SAFETY: the caller's promise.
-        let addr = unsafe { device.mmap_at(place, len, self.protection) }.map_err(Self::reserve_error(len))?;
+        let addr = unsafe { backend.mmap_at(place, len, self.protection) }.map_err(Self::reserve_error(len))?;
         // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
-        let mut region = unsafe { Region::new(addr, len, len, device.unmapper()) };
+        let mut region = unsafe { Region::new(addr, len, len, backend.unmapper()) };
         if place.is_over() {
             region.keep_addresses();
         }
@@ -300,15 +196,15 @@ impl<'a> Batch<'a> {
     }
 
     fn map_chunked(&mut self, gfns: &[Gfn]) -> Result<Region> {
-        let device = &self.memory.device;
-        let len = device.mapped_bytes(gfns.len());
+        let backend = self.memory.backend();
+        let len = backend.mapped_bytes(gfns.len());
         let mut reservation = Reservation::new(len).map_err(Self::reserve_error(len))?;
         // SAFETY: no bytes at all.
-        let mut region = unsafe { Region::new(reservation.base(), 0, VMA_FRAMES * FRAME_SIZE, device.unmapper()) };
+        let mut region = unsafe { Region::new(reservation.base(), 0, VMA_FRAMES * FRAME_SIZE, backend.unmapper()) };
         for (chunk, first) in gfns.chunks(VMA_FRAMES).zip((0..).step_by(VMA_FRAMES)) {
-            let len = device.mapped_bytes(chunk.len());
+            let len = backend.mapped_bytes(chunk.len());
             // SAFETY: the reservation is ours, has as many bytes left, and nothing uses them.
-            let mapped = unsafe { device.mmap_at(Place::over(reservation.base()), len, self.protection) };
+            let mapped = unsafe { backend.mmap_at(Place::over(reservation.base()), len, self.protection) };
             // The kernel may have removed what was there before it failed, and another thread may have the addresses by
             // now: they are nobody's to give back. It looks at access rights before.
             if mapped.as_ref().map_or_else(|e| e.raw_os_error() != Some(libc::EACCES), |_| true) {
@@ -362,19 +258,19 @@ impl<'a> Batch<'a> {
 
     /// Asks for some of the frames, and has their errors filled in.
     fn ask(&mut self, region: &Region, offset: usize, gfns: &[Gfn], range: std::ops::Range<usize>) -> Result<()> {
-        let device = &self.memory.device;
+        let backend = self.memory.backend();
         // SAFETY: the frames lie one after the other from `offset` on, which is inside the region.
         let addr = unsafe { region.base().add(offset + range.start * FRAME_SIZE) };
         let (gfns, errors) = (&gfns[range.clone()], &mut self.errors[range]);
         // SAFETY: the range is part of a device mapping of ours that nobody has seen yet.
-        let asked = unsafe { device.map_batch(self.domid, addr, gfns, errors) };
+        let asked = unsafe { backend.map_batch(self.domid, addr, gfns, errors) };
         let error = |source| Error::MapBatch { domid: self.domid, frames: gfns.len(), source };
         asked.map_err(error)?;
         // When the kernel runs out of memory for page tables half-way it says nothing, and leaves parts of frame
         // numbers in the place of errors (see `populated`): then no entry can be believed.
         let makes_sense = !any_failed(errors) || errors.iter().copied().all(populated::makes_sense);
         // SAFETY: the range is as above.
-        if makes_sense && unsafe { populated::is_true(addr, device.page_size(), gfns, errors) } {
+        if makes_sense && unsafe { populated::is_true(addr, backend.page_size(), gfns, errors) } {
             return Ok(());
         }
         Err(error(std::io::Error::from_raw_os_error(libc::ENOMEM)))
@@ -382,7 +278,7 @@ impl<'a> Batch<'a> {
 
     /// Asks again for the frames that were paged out.
     fn retry(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn]) -> Result<()> {
-        if self.memory.host_kind == HostKind::Pv {
+        if self.memory.host_kind() == HostKind::Pv {
             match self.ask_for_missing(region, offset, gfns) {
                 // Linux before 3.12 populates a mapping once only.
                 Err(e) if e.errno() == libc::EINVAL => {}
@@ -391,12 +287,12 @@ impl<'a> Batch<'a> {
         }
         // In an auto-translated domain frames that failed count as populated, and asking for a part of a mapping takes
         // the wrong pages from its pool: only a new mapping can be populated. It takes the old one's place in one call.
-        let device = &self.memory.device;
-        let len = device.mapped_bytes(gfns.len());
+        let backend = self.memory.backend();
+        let len = backend.mapped_bytes(gfns.len());
         // SAFETY: `offset` is inside the region.
         let addr = unsafe { region.base().add(offset) };
         // SAFETY: one whole device mapping of ours that nobody has seen yet.
-        if let Err(e) = unsafe { device.mmap_at(Place::over(addr), len, self.protection) } {
+        if let Err(e) = unsafe { backend.mmap_at(Place::over(addr), len, self.protection) } {
             region.abandon(offset);
             return Err(Self::reserve_error(len)(e));
         }

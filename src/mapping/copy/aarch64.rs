@@ -171,7 +171,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
 /// The barrier behind each atomic operation keeps later loads behind it, since `View::load` is a plain one.
 macro_rules! word {
     ($type:ty, $suffix:literal, $modifier:literal) => {
-        impl crate::copy::sealed::Word for $type {
+        impl crate::mapping::copy::sealed::Word for $type {
             unsafe fn load(at: *const Self) -> Self {
                 let value: Self;
                 // SAFETY: the caller's promise.
@@ -307,7 +307,7 @@ word!(u64, "", ":x");
 #[cfg(test)]
 mod tests {
     use super::copy_long;
-    use crate::copy::tests::{hold_every_byte_and_no_other, stay_inside};
+    use crate::mapping::copy::tests::{hold_every_byte_and_no_other, stay_inside};
 
     #[test]
     fn long_copies_hold_every_byte_and_no_other() {

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use super::super::{xenforeignmemory_map_resource, xenforeignmemory_unmap, xenforeignmemory_unmap_resource};
 use super::*;
-use crate::privcmd::Unmapper;
-use crate::region::{Region, Reservation, leaked_mappings};
+use crate::backend::Unmapper;
+use crate::mapping::region::{Region, Reservation, leaked_mappings};
 
 /// An address where nothing is, far from where the kernel puts what may be anywhere.
 const FREE: usize = 0x1000_0000_0000;
@@ -277,7 +277,7 @@ fn resource_is_mapped_near_any_address_by_posix_flags_only() {
 fn nothing_is_asked_of_the_kernel_to_map_at_null() {
     let (_host, _guest, handle, log) = host_that_logs(HostConfig::default());
     for mode in [Mode::Over, Mode::NotOver, Mode::Both] {
-        let place = crate::privcmd::Place::requested(0, mode.flags());
+        let place = crate::backend::Place::requested(0, mode.flags());
         let request =
             Request { dom: 1, place, prot: libc::PROT_READ, pages: 1, arr: [1].as_ptr(), err: ptr::null_mut() };
 

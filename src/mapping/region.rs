@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags};
 
-use crate::privcmd::{Place, ProcessId, Unmapper, mmap, munmap};
+use crate::backend::{Place, ProcessId, Unmapper, mmap, munmap};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 

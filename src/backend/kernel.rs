@@ -14,9 +14,10 @@ use nix::sys::mman::{self, MmapAdvise, ProtFlags};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::memory::{advise, mmap, munmap};
-use super::{Ioctl, Place};
-use crate::types::{FRAME_SIZE, HostKind, Protection};
-use crate::uapi;
+use super::xenstore::Names;
+use super::{Backend, Ioctl, Place, Unmapper};
+use crate::abi;
+use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 
 /// The device since Linux 2.6.39, and where xenfs had it before.
 const DEVICES: [&str; 2] = ["/dev/xen/privcmd", "/proc/xen/privcmd"];
@@ -35,7 +36,8 @@ pub(crate) struct KernelDevice {
 }
 
 impl KernelDevice {
-    pub(super) fn open() -> Result<KernelDevice, (PathBuf, io::Error)> {
+    /// Opens the device of the host that we run on. The error names the path that was tried last.
+    pub(crate) fn open() -> Result<KernelDevice, (PathBuf, io::Error)> {
         let [device, before] = DEVICES;
         match open(device) {
             Ok(file) => Ok(KernelDevice::from(OwnedFd::from(file))),
@@ -46,30 +48,26 @@ impl KernelDevice {
             Err(e) => Err((device.into(), e)),
         }
     }
+}
 
-    /// # Safety
-    ///
-    /// See `Device::mmap_at`.
-    pub(super) unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
+impl Backend for KernelDevice {
+    unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         // SAFETY: the caller promises that the range is its own and unused.
         unsafe { map(place, len, protection, &self.fd) }
     }
 
-    /// # Safety
-    ///
-    /// See `Device::ioctl`.
-    pub(super) unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
+    unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
         // The numbers say _IOC_NONE whatever the direction is: what the kernel may write goes by `&mut`.
         let (number, argument) = match call {
-            Ioctl::MmapBatchV2(batch) => (uapi::IOCTL_PRIVCMD_MMAPBATCH_V2, (&raw mut *batch).cast()),
-            Ioctl::MmapResource(resource) => (uapi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
-            Ioctl::Restrict(domid) => (uapi::IOCTL_PRIVCMD_RESTRICT, (&raw mut *domid).cast()),
-            Ioctl::Hypercall(hypercall) => (uapi::IOCTL_PRIVCMD_HYPERCALL, (&raw mut *hypercall).cast()),
+            Ioctl::MmapBatchV2(batch) => (abi::IOCTL_PRIVCMD_MMAPBATCH_V2, (&raw mut *batch).cast()),
+            Ioctl::MmapResource(resource) => (abi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
+            Ioctl::Restrict(domid) => (abi::IOCTL_PRIVCMD_RESTRICT, (&raw mut *domid).cast()),
+            Ioctl::Hypercall(hypercall) => (abi::IOCTL_PRIVCMD_HYPERCALL, (&raw mut *hypercall).cast()),
             #[cfg(feature = "capi")]
-            Ioctl::Unimplemented => (uapi::IOCTL_PRIVCMD_UNIMPLEMENTED, std::ptr::null_mut()),
+            Ioctl::Unimplemented => (abi::IOCTL_PRIVCMD_UNIMPLEMENTED, std::ptr::null_mut()),
         };
         let argument: *mut libc::c_void = argument;
-        // SAFETY: the number says the size of the argument (uapi asserts it), which is exclusively borrowed; what the
+        // SAFETY: the number says the size of the argument (abi asserts it), which is exclusively borrowed; what the
         // argument points to is the caller's promise.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::Ioctl::from(number), argument) };
         u64::try_from(result).map_err(|_| match result {
@@ -79,7 +77,7 @@ impl KernelDevice {
         })
     }
 
-    pub(super) fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
+    fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
         let device = self.hypercall.get_or_init(|| open(HYPERCALL_DEVICE).ok());
         if let Some(device) = device {
             // SAFETY: the kernel picks addresses that nobody uses.
@@ -97,6 +95,27 @@ impl KernelDevice {
             return Ok(addr);
         }
         lock_memory(len)
+    }
+
+    fn unmapper(&self) -> Unmapper {
+        Unmapper::default()
+    }
+
+    fn page_size(&self) -> usize {
+        page_size()
+    }
+
+    fn host_kind(&self) -> HostKind {
+        std::fs::read_to_string(FEATURES).map_or(HostKind::Unknown, |features| parse_features(&features))
+    }
+
+    fn architecture(&self) -> Architecture {
+        if cfg!(target_arch = "aarch64") { Architecture::Arm64 } else { Architecture::X86 }
+    }
+
+    fn domain_names(&self, domids: &[Domid]) -> Vec<Option<String>> {
+        let mut names = Names::open();
+        domids.iter().map(|&domid| names.of(domid)).collect()
     }
 }
 
@@ -154,13 +173,9 @@ pub(crate) fn page_size() -> usize {
     })
 }
 
-pub(super) fn host_kind() -> HostKind {
-    std::fs::read_to_string(FEATURES).map_or(HostKind::Unknown, |features| parse_features(&features))
-}
-
 fn parse_features(features: &str) -> HostKind {
     match u64::from_str_radix(features.trim(), 16) {
-        Ok(mask) if mask & (1 << uapi::XENFEAT_AUTO_TRANSLATED_PHYSMAP) != 0 => HostKind::AutoTranslated,
+        Ok(mask) if mask & (1 << abi::XENFEAT_AUTO_TRANSLATED_PHYSMAP) != 0 => HostKind::AutoTranslated,
         Ok(_) => HostKind::Pv,
         Err(_) => HostKind::Unknown,
     }

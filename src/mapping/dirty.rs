@@ -7,14 +7,14 @@ use crate::types::FRAME_SIZE;
 
 /// A bit for each frame of a mapping. Nothing is noted unless somebody wants to know.
 #[derive(Debug)]
-pub(crate) struct Written {
+pub(crate) struct Dirty {
     wanted: Arc<AtomicBool>,
     frames: Box<[AtomicU64]>,
 }
 
-impl Written {
-    pub(crate) fn new(wanted: Arc<AtomicBool>, frames: usize) -> Written {
-        Written { wanted, frames: (0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+impl Dirty {
+    pub(crate) fn new(wanted: Arc<AtomicBool>, frames: usize) -> Dirty {
+        Dirty { wanted, frames: (0..frames.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
     }
 
     /// Notes that `len` bytes at `offset` have been written: after the fact, or a reader of the bits could clear one

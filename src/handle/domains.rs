@@ -4,13 +4,11 @@
 
 use std::mem::offset_of;
 
-use super::xenstore::Names;
-use crate::domctl::{ARCH_CONFIG_MOVED, ARGUMENTS, Arguments, u32_at, u64_at};
+use super::ForeignMemory;
+use super::domctl::{ARCH_CONFIG_MOVED, ARGUMENTS, Arguments, u32_at, u64_at};
+use crate::abi::{self, DomctlDomainInfo};
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
-use crate::privcmd::Device;
 use crate::types::{Architecture, Domid, Gfn, GuestKind};
-use crate::uapi::{self, DomctlDomainInfo};
 
 /// What a domain is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,7 +96,7 @@ impl ForeignMemory {
                 domains.push(info);
             }
         } else {
-            for domid in (0..uapi::FIRST_RESERVED_DOMID).filter_map(|id| Domid::new(id).ok()) {
+            for domid in (0..abi::FIRST_RESERVED_DOMID).filter_map(|id| Domid::new(id).ok()) {
                 match self.nameless_domain_info(domid) {
                     Ok(info) => domains.push(info),
                     Err(e) if e.errno() == libc::ESRCH => {}
@@ -156,7 +154,7 @@ impl ForeignMemory {
 
     /// What the toolstack is told of a domain (`XEN_DOMCTL_getdomaininfo`).
     pub(crate) fn get_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
-        let (name, command) = ("XEN_DOMCTL_getdomaininfo", uapi::XEN_DOMCTL_GETDOMAININFO);
+        let (name, command) = ("XEN_DOMCTL_getdomaininfo", abi::XEN_DOMCTL_GETDOMAININFO);
         let missing =
             || Error::Hypercall { name, domid: Some(domid), source: std::io::Error::from_raw_os_error(libc::ESRCH) };
         if domid == Domid::XEN {
@@ -180,7 +178,7 @@ impl ForeignMemory {
         arguments[..2].copy_from_slice(&first.to_ne_bytes());
         arguments[4..8].copy_from_slice(&1_u32.to_ne_bytes());
         arguments[8..16].copy_from_slice(&entry.address().to_ne_bytes());
-        let (name, command) = ("XEN_SYSCTL_getdomaininfolist", uapi::XEN_SYSCTL_GETDOMAININFOLIST);
+        let (name, command) = ("XEN_SYSCTL_getdomaininfolist", abi::XEN_SYSCTL_GETDOMAININFOLIST);
         // SAFETY: it writes one entry, for which the buffer is large enough.
         let answer = unsafe { self.sysctl(name, command, arguments) }?;
         if u32_at(&answer, 16) == 0 {
@@ -209,19 +207,9 @@ impl ForeignMemory {
     }
 
     fn add_names(&self, domains: &mut [DomainInfo]) {
-        match self.device() {
-            Device::Kernel(_) => {
-                let mut names = Names::open();
-                for info in domains {
-                    info.name = names.of(info.domid);
-                }
-            }
-            #[cfg(feature = "mock")]
-            Device::Mock(mock) => {
-                for info in domains {
-                    info.name = mock.domain_name(info.domid);
-                }
-            }
+        let domids: Vec<Domid> = domains.iter().map(|info| info.domid).collect();
+        for (info, name) in domains.iter_mut().zip(self.backend().domain_names(&domids)) {
+            info.name = name;
         }
     }
 }
@@ -259,9 +247,9 @@ impl DomainInfo {
 
 fn state(flags: u32) -> DomainState {
     match flags {
-        flags if flags & uapi::XEN_DOMINF_DYING != 0 => DomainState::Dying,
-        flags if flags & uapi::XEN_DOMINF_SHUTDOWN != 0 => DomainState::Shutdown,
-        flags if flags & uapi::XEN_DOMINF_PAUSED != 0 => DomainState::Paused,
+        flags if flags & abi::XEN_DOMINF_DYING != 0 => DomainState::Dying,
+        flags if flags & abi::XEN_DOMINF_SHUTDOWN != 0 => DomainState::Shutdown,
+        flags if flags & abi::XEN_DOMINF_PAUSED != 0 => DomainState::Paused,
         _ => DomainState::Running,
     }
 }
@@ -269,8 +257,8 @@ fn state(flags: u32) -> DomainState {
 /// The kind of an x86 guest. Xen lets one have all emulated devices (HVM) or none but interrupt controllers (PVH), so
 /// one tells.
 fn kind(flags: u32, emulated: u32) -> GuestKind {
-    let has_timer = emulated & (1 << uapi::XEN_X86_EMU_PIT_BIT) != 0;
-    match flags & uapi::XEN_DOMINF_HVM_GUEST {
+    let has_timer = emulated & (1 << abi::XEN_X86_EMU_PIT_BIT) != 0;
+    match flags & abi::XEN_DOMINF_HVM_GUEST {
         0 => GuestKind::Pv,
         _ if has_timer => GuestKind::Hvm,
         _ => GuestKind::Pvh,

@@ -56,7 +56,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
 /// The fence behind each atomic operation keeps later loads behind it, since `View::load` is a relaxed one.
 macro_rules! word {
     ($type:ty, $atomic:ty) => {
-        impl crate::copy::sealed::Word for $type {
+        impl crate::mapping::copy::sealed::Word for $type {
             unsafe fn load(at: *const Self) -> Self {
                 // SAFETY: the caller's promise.
                 unsafe { <$atomic>::from_ptr(at.cast_mut()) }.load(Relaxed)

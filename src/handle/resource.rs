@@ -4,16 +4,16 @@
 
 use std::io;
 
+use super::{ForeignMemory, check_frames};
+use crate::abi;
+use crate::backend::Place;
 use crate::error::{Error, Result};
-use crate::foreign::{ForeignMemory, check_frames};
-use crate::privcmd::Place;
-use crate::region::Region;
+use crate::mapping::View;
+use crate::mapping::region::Region;
 use crate::types::{Domid, FRAME_SIZE, Protection};
-use crate::uapi;
-use crate::view::View;
 
 /// The type and id of a resource that does not exist: a domain has one grant table, whose parts are 0 and 1.
-const NO_RESOURCE: (u32, u32) = (uapi::XENMEM_RESOURCE_GRANT_TABLE, u32::MAX);
+const NO_RESOURCE: (u32, u32) = (abi::XENMEM_RESOURCE_GRANT_TABLE, u32::MAX);
 
 /// The largest errno that Xen returns, negated.
 const LOWEST_ERRNO: i32 = -4095;
@@ -44,10 +44,10 @@ impl Resource {
     /// The type and the id, as Xen counts them.
     pub(crate) fn type_and_id(self) -> (u32, u32) {
         match self {
-            Resource::IoreqServer { id } => (uapi::XENMEM_RESOURCE_IOREQ_SERVER, id),
-            Resource::GrantTable => (uapi::XENMEM_RESOURCE_GRANT_TABLE, 0),
-            Resource::GrantStatus => (uapi::XENMEM_RESOURCE_GRANT_TABLE, 1),
-            Resource::Vmtrace { vcpu } => (uapi::XENMEM_RESOURCE_VMTRACE_BUF, vcpu),
+            Resource::IoreqServer { id } => (abi::XENMEM_RESOURCE_IOREQ_SERVER, id),
+            Resource::GrantTable => (abi::XENMEM_RESOURCE_GRANT_TABLE, 0),
+            Resource::GrantStatus => (abi::XENMEM_RESOURCE_GRANT_TABLE, 1),
+            Resource::Vmtrace { vcpu } => (abi::XENMEM_RESOURCE_VMTRACE_BUF, vcpu),
         }
     }
 }
@@ -112,21 +112,21 @@ impl ForeignMemory {
         protection: Protection,
     ) -> Result<Region> {
         check_frames(frames)?;
-        let device = self.device();
-        let page_size = device.page_size();
+        let backend = self.backend();
+        let page_size = backend.page_size();
         if page_size > FRAME_SIZE && frames > 1 {
             return Err(Error::ResourceFrames { frames, page_size });
         }
-        let len = device.mapped_bytes(frames);
+        let len = backend.mapped_bytes(frames);
         // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
-        let addr = unsafe { device.mmap_at(Place { addr, flags: 0 }, len, protection) };
+        let addr = unsafe { backend.mmap_at(Place { addr, flags: 0 }, len, protection) };
         let addr = addr.map_err(|source| Error::Reserve { bytes: len, source })?;
         // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
-        let region = unsafe { Region::new(addr, len, len, device.unmapper()) };
+        let region = unsafe { Region::new(addr, len, len, backend.unmapper()) };
         let addr = addr.as_ptr().expose_provenance() as u64;
-        let mut request = uapi::MmapResource { dom: domid.get(), type_, id, idx: first, num: frames as u64, addr };
+        let mut request = abi::MmapResource { dom: domid.get(), type_, id, idx: first, num: frames as u64, addr };
         // SAFETY: a device mapping of ours, unpopulated, of just so many frames.
-        unsafe { device.map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
+        unsafe { backend.map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
         Ok(region)
     }
 
@@ -154,9 +154,9 @@ impl ForeignMemory {
     }
 
     fn ask_resource_size(&self, domid: Domid, (type_, id): (u32, u32)) -> io::Result<u64> {
-        let mut request = uapi::MmapResource { dom: domid.get(), type_, id, idx: 0, num: 0, addr: 0 };
+        let mut request = abi::MmapResource { dom: domid.get(), type_, id, idx: 0, num: 0, addr: 0 };
         // SAFETY: without an address it is a question.
-        unsafe { self.device().map_resource(&mut request) }?;
+        unsafe { self.backend().map_resource(&mut request) }?;
         match u32::try_from(request.num).map(u32::cast_signed) {
             // Of a type that it does not know, Xen 4.15 to 4.19 gives an errno for a size.
             Ok(errno @ LOWEST_ERRNO..0) => Err(io::Error::from_raw_os_error(-errno)),

@@ -6,13 +6,13 @@ use std::fmt;
 use std::io;
 use std::ptr::NonNull;
 
-use crate::domctl::u64_at;
+use super::ForeignMemory;
+use super::domctl::u64_at;
+use crate::abi;
+use crate::backend::Unmapper;
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
-use crate::privcmd::Unmapper;
-use crate::region::Region;
+use crate::mapping::region::Region;
 use crate::types::{Architecture, Domid, FRAME_SIZE, GuestKind, HostKind};
-use crate::uapi;
 
 /// Memory that a hypercall may read and write: zeroed at first, never moved or paged out, and not inherited by
 /// children.
@@ -93,9 +93,9 @@ impl ForeignMemory {
         if len > isize::MAX.cast_unsigned() {
             return Err(error(io::ErrorKind::InvalidInput.into()));
         }
-        let mapped = self.device().mapped_bytes(len.div_ceil(FRAME_SIZE));
-        let addr = self.device().map_hypercall_buffer(mapped).map_err(error)?;
-        let unmapper: Unmapper = self.device().unmapper();
+        let mapped = self.backend().mapped_bytes(len.div_ceil(FRAME_SIZE));
+        let addr = self.backend().map_hypercall_buffer(mapped).map_err(error)?;
+        let unmapper: Unmapper = self.backend().unmapper();
         // SAFETY: just mapped, `mapped` bytes in one, and nobody else knows of it.
         let region = unsafe { Region::new(addr, mapped, mapped, unmapper) };
         Ok(HypercallBuffer { region, len })
@@ -103,7 +103,7 @@ impl ForeignMemory {
 
     /// The architecture of the host.
     pub(crate) fn architecture(&self) -> Architecture {
-        self.device().architecture()
+        self.backend().architecture()
     }
 
     /// Makes any hypercall, and returns what it returns; `name` is for the error.
@@ -121,7 +121,7 @@ impl ForeignMemory {
     /// large enough for what it reads and writes, alive, and not borrowed from until it returns.
     pub unsafe fn hypercall(&self, name: &'static str, op: u64, arg: [u64; 5]) -> Result<u64> {
         // SAFETY: the caller's promise.
-        unsafe { self.device().hypercall(op, arg) }.map_err(|source| Error::Hypercall { name, domid: None, source })
+        unsafe { self.backend().hypercall(op, arg) }.map_err(|source| Error::Hypercall { name, domid: None, source })
     }
 
     /// How many frames a domain owns, counting those that only foreign mappings keep alive; an error with `ESRCH` once
@@ -134,7 +134,7 @@ impl ForeignMemory {
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     #[doc(alias = "XENMEM_current_reservation")]
     pub fn current_reservation(&self, domid: Domid) -> Result<u64> {
-        self.memory_op("XENMEM_current_reservation", uapi::XENMEM_CURRENT_RESERVATION, Some(domid))
+        self.memory_op("XENMEM_current_reservation", abi::XENMEM_CURRENT_RESERVATION, Some(domid))
     }
 
     /// The highest frame a guest has ever had; of a PV guest the highest pseudo-physical one, and 0 until it has
@@ -145,7 +145,7 @@ impl ForeignMemory {
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     #[doc(alias = "XENMEM_maximum_gpfn")]
     pub fn maximum_gpfn(&self, domid: Domid) -> Result<u64> {
-        self.memory_op("XENMEM_maximum_gpfn", uapi::XENMEM_MAXIMUM_GPFN, Some(domid))
+        self.memory_op("XENMEM_maximum_gpfn", abi::XENMEM_MAXIMUM_GPFN, Some(domid))
     }
 
     /// The highest machine frame that is RAM, which bounds the frames of every PV guest (`XENMEM_maximum_ram_page`).
@@ -155,12 +155,12 @@ impl ForeignMemory {
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     #[doc(alias = "XENMEM_maximum_ram_page")]
     pub fn maximum_ram_page(&self) -> Result<u64> {
-        self.memory_op("XENMEM_maximum_ram_page", uapi::XENMEM_MAXIMUM_RAM_PAGE, None)
+        self.memory_op("XENMEM_maximum_ram_page", abi::XENMEM_MAXIMUM_RAM_PAGE, None)
     }
 
     /// How many frames a domain may own (`XENMEM_maximum_reservation`).
     pub(crate) fn maximum_reservation(&self, domid: Domid) -> Result<u64> {
-        self.memory_op("XENMEM_maximum_reservation", uapi::XENMEM_MAXIMUM_RESERVATION, Some(domid))
+        self.memory_op("XENMEM_maximum_reservation", abi::XENMEM_MAXIMUM_RESERVATION, Some(domid))
     }
 
     /// How a domain's memory is managed.
@@ -182,13 +182,13 @@ impl ForeignMemory {
     ///
     /// Xen keeps parameters for the latter only (`HVMOP_get_param`, which guests rely on too and so stays as it is).
     pub(crate) fn guest_kind_by_param(&self, domid: Domid) -> Result<GuestKind> {
-        let param = uapi::HvmParam { domid: domid.get(), pad: 0, index: uapi::HVM_PARAM_STORE_PFN, value: 0 };
-        let mut buffer = self.hypercall_buffer(size_of::<uapi::HvmParam>())?;
+        let param = abi::HvmParam { domid: domid.get(), pad: 0, index: abi::HVM_PARAM_STORE_PFN, value: 0 };
+        let mut buffer = self.hypercall_buffer(size_of::<abi::HvmParam>())?;
         buffer.bytes_mut()[..2].copy_from_slice(&param.domid.to_ne_bytes());
         buffer.bytes_mut()[4..8].copy_from_slice(&param.index.to_ne_bytes());
-        let arg = [u64::from(uapi::HVMOP_GET_PARAM), buffer.address(), 0, 0, 0];
+        let arg = [u64::from(abi::HVMOP_GET_PARAM), buffer.address(), 0, 0, 0];
         // SAFETY: it reads and writes one `HvmParam`, for which the buffer is large enough.
-        match unsafe { self.device().hypercall(uapi::HYPERVISOR_HVM_OP.into(), arg) } {
+        match unsafe { self.backend().hypercall(abi::HYPERVISOR_HVM_OP.into(), arg) } {
             Ok(_) if self.architecture() == Architecture::Arm64 => Ok(GuestKind::Pvh),
             Ok(_) => Ok(GuestKind::Hvm),
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(GuestKind::Pv),
@@ -202,14 +202,14 @@ impl ForeignMemory {
     ///
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     pub fn xen_version(&self) -> Result<XenVersion> {
-        let arg = [u64::from(uapi::XENVER_VERSION), 0, 0, 0, 0];
+        let arg = [u64::from(abi::XENVER_VERSION), 0, 0, 0, 0];
         // SAFETY: it has no argument, and only answers.
-        let version = unsafe { self.hypercall("XENVER_version", uapi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
+        let version = unsafe { self.hypercall("XENVER_version", abi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
         let [.., a, b, c, d] = version.to_be_bytes();
         Ok(XenVersion {
             major: u16::from_be_bytes([a, b]),
             minor: u16::from_be_bytes([c, d]),
-            extra: self.version_string("XENVER_extraversion", uapi::XENVER_EXTRAVERSION, uapi::EXTRAVERSION_BYTES)?,
+            extra: self.version_string("XENVER_extraversion", abi::XENVER_EXTRAVERSION, abi::EXTRAVERSION_BYTES)?,
         })
     }
 
@@ -219,17 +219,17 @@ impl ForeignMemory {
     ///
     /// [`Error::Hypercall`], [`Error::HypercallBuffer`].
     pub fn xen_capabilities(&self) -> Result<String> {
-        self.version_string("XENVER_capabilities", uapi::XENVER_CAPABILITIES, uapi::CAPABILITIES_BYTES)
+        self.version_string("XENVER_capabilities", abi::XENVER_CAPABILITIES, abi::CAPABILITIES_BYTES)
     }
 
     /// What kind of domain we are in, as the hypervisor says.
     pub(crate) fn host_kind_by_hypercall(&self) -> Result<HostKind> {
         // xen_feature_info_t: which 32 features, and their bits.
         let buffer = self.hypercall_buffer(8)?;
-        let arg = [u64::from(uapi::XENVER_GET_FEATURES), buffer.address(), 0, 0, 0];
+        let arg = [u64::from(abi::XENVER_GET_FEATURES), buffer.address(), 0, 0, 0];
         // SAFETY: it reads and writes two u32, for which the buffer is large enough.
-        unsafe { self.hypercall("XENVER_get_features", uapi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
-        let translated = 1 << uapi::XENFEAT_AUTO_TRANSLATED_PHYSMAP;
+        unsafe { self.hypercall("XENVER_get_features", abi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
+        let translated = 1 << abi::XENFEAT_AUTO_TRANSLATED_PHYSMAP;
         Ok(if buffer.bytes()[4] & translated != 0 { HostKind::AutoTranslated } else { HostKind::Pv })
     }
 
@@ -238,23 +238,23 @@ impl ForeignMemory {
     /// As a multicall, since an ioctl gives back only an int of what a hypercall returns (Linux, `vfs_ioctl`), and frame
     /// numbers may be larger. Up to Xen 4.15 a PVH dom0 has no multicalls.
     fn memory_op(&self, name: &'static str, command: u32, domid: Option<Domid>) -> Result<u64> {
-        let mut buffer = self.hypercall_buffer(uapi::MULTICALL_ENTRY_BYTES + size_of::<u16>())?;
-        let (list, argument) = (buffer.address(), buffer.address() + uapi::MULTICALL_ENTRY_BYTES as u64);
-        let words = [uapi::HYPERVISOR_MEMORY_OP.into(), 0, command.into(), argument];
-        let (entry, to) = buffer.bytes_mut().split_at_mut(uapi::MULTICALL_ENTRY_BYTES);
+        let mut buffer = self.hypercall_buffer(abi::MULTICALL_ENTRY_BYTES + size_of::<u16>())?;
+        let (list, argument) = (buffer.address(), buffer.address() + abi::MULTICALL_ENTRY_BYTES as u64);
+        let words = [abi::HYPERVISOR_MEMORY_OP.into(), 0, command.into(), argument];
+        let (entry, to) = buffer.bytes_mut().split_at_mut(abi::MULTICALL_ENTRY_BYTES);
         for (word, value) in entry.chunks_exact_mut(8).zip(words) {
             word.copy_from_slice(&u64::to_ne_bytes(value));
         }
         // Who takes none does not look.
         to.copy_from_slice(&domid.map_or(0, Domid::get).to_ne_bytes());
         // SAFETY: it reads one entry and one domid, and writes to the entry: the buffer has both, and is alive.
-        let called = unsafe { self.device().hypercall(uapi::HYPERVISOR_MULTICALL.into(), [list, 1, 0, 0, 0]) };
+        let called = unsafe { self.backend().hypercall(abi::HYPERVISOR_MULTICALL.into(), [list, 1, 0, 0, 0]) };
         let result = match called {
             Ok(_) => result_of(u64_at(buffer.bytes(), 8)),
             Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
                 let arg = [command.into(), argument, 0, 0, 0];
                 // SAFETY: it reads at most one domid, which the buffer has, and only answers.
-                unsafe { self.device().hypercall(uapi::HYPERVISOR_MEMORY_OP.into(), arg) }
+                unsafe { self.backend().hypercall(abi::HYPERVISOR_MEMORY_OP.into(), arg) }
             }
             Err(e) => Err(e),
         };
@@ -266,7 +266,7 @@ impl ForeignMemory {
         let buffer = self.hypercall_buffer(len)?;
         let arg = [u64::from(command), buffer.address(), 0, 0, 0];
         // SAFETY: it writes at most `len` bytes.
-        unsafe { self.hypercall(name, uapi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
+        unsafe { self.hypercall(name, abi::HYPERVISOR_XEN_VERSION.into(), arg) }?;
         let text = buffer.bytes().split(|&byte| byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(text).trim_end().to_owned())
     }

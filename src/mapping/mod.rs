@@ -2,10 +2,19 @@
 
 use std::ops::Range;
 
+pub(crate) mod copy;
+pub(crate) mod dirty;
+pub(crate) mod region;
+mod transfer;
+mod view;
+
+pub use copy::Word;
+pub use region::leaked_mappings;
+pub use view::View;
+
 use crate::error::FrameError;
-use crate::region::Region;
 use crate::types::{Domid, FRAME_SIZE, Protection};
-use crate::view::View;
+use region::Region;
 
 /// Frames of another domain, mapped one after the other; dropping it unmaps them.
 ///

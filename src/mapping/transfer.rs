@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::error::{Error, Result};
-use crate::view::View;
+use crate::mapping::View;
 
 impl View<'_> {
     /// Writes `len` bytes at `offset` to a file, pipe or socket, at its current position; the kernel copies them from

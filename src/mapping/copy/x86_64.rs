@@ -252,7 +252,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
 
 macro_rules! word {
     ($type:ty, $class:ident, $modifier:literal, $accumulator:tt) => {
-        impl crate::copy::sealed::Word for $type {
+        impl crate::mapping::copy::sealed::Word for $type {
             unsafe fn load(at: *const Self) -> Self {
                 let value: Self;
                 // SAFETY: the caller's promise.
@@ -328,7 +328,7 @@ word!(u64, reg, ":r", "rax");
 #[cfg(test)]
 mod tests {
     use super::{copy_by_avx2, copy_by_sse2, copy_by_string};
-    use crate::copy::tests::{hold_every_byte_and_no_other, stay_inside};
+    use crate::mapping::copy::tests::{hold_every_byte_and_no_other, stay_inside};
 
     #[test]
     fn copies_by_sse2_hold_every_byte_and_no_other() {

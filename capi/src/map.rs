@@ -8,8 +8,8 @@ use std::ptr::NonNull;
 use super::Errno;
 use super::handle::Handle;
 use crate::error::Error;
-use crate::privcmd::Place;
-use crate::region::{Region, Reservation};
+use crate::backend::Place;
+use crate::mapping::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
 
 /// What of mmap(2)'s flags a mapping of a resource may have. It is shared in any case.

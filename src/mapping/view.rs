@@ -9,11 +9,11 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
-use crate::copy::{self, Word};
 use crate::error::{Error, FrameError, Result};
-use crate::region::Region;
+use crate::mapping::copy::{self, Word};
+use crate::mapping::dirty::Dirty;
+use crate::mapping::region::Region;
 use crate::types::{FRAME_SIZE, Protection};
-use crate::written::Written;
 
 /// A mapping or a part of one, borrowed for reading and writing.
 ///
@@ -60,7 +60,7 @@ pub struct View<'a> {
     /// In the order of their index, which counts from the start of the mapping.
     failed: &'a [FrameError],
     /// Where it is noted which frames are written.
-    written: Option<&'a Written>,
+    dirty: Option<&'a Dirty>,
     mapping: PhantomData<&'a Region>,
 }
 
@@ -74,13 +74,13 @@ impl<'a> View<'a> {
     /// The first `len` bytes of a region, which has as many, with the frames in it that are not mapped.
     #[inline]
     pub(crate) fn new(region: &'a Region, len: usize, protection: Protection, failed: &'a [FrameError]) -> View<'a> {
-        View { base: region.base(), start: 0, len, protection, failed, written: None, mapping: PhantomData }
+        View { base: region.base(), start: 0, len, protection, failed, dirty: None, mapping: PhantomData }
     }
 
     /// The same, and it is noted which frames are written.
     #[inline]
-    pub(crate) fn recorded(self, written: &'a Written) -> View<'a> {
-        View { written: Some(written), ..self }
+    pub(crate) fn recorded(self, dirty: &'a Dirty) -> View<'a> {
+        View { dirty: Some(dirty), ..self }
     }
 
     /// The same, for reading only.
@@ -147,7 +147,7 @@ impl<'a> View<'a> {
     #[inline]
     pub fn write_bytes(&self, offset: usize, from: &[u8]) -> Result<()> {
         let is_writable = self.protection == Protection::ReadWrite;
-        if !is_writable || self.written.is_some() || !self.is_whole(offset, from.len()) {
+        if !is_writable || self.dirty.is_some() || !self.is_whole(offset, from.len()) {
             return self.write_bytes_slowly(offset, from);
         }
         let to = self.base.as_ptr().wrapping_add(offset);
@@ -379,8 +379,8 @@ impl<'a> View<'a> {
     /// Notes what has been written, if anybody wants to know.
     #[inline]
     pub(crate) fn note(&self, offset: usize, len: usize) {
-        if let Some(written) = self.written {
-            written.mark(self.start + offset, len);
+        if let Some(dirty) = self.dirty {
+            dirty.mark(self.start + offset, len);
         }
     }
 

@@ -17,9 +17,9 @@ use super::map::{self, Request};
 use super::xentool::Logger;
 use super::{answer, xenforeignmemory_map2};
 use crate::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
-use crate::privcmd::Place;
-use crate::region::reserve;
-use crate::resource::Resource;
+use crate::backend::Place;
+use crate::mapping::region::reserve;
+use crate::handle::resource::Resource;
 use crate::types::{FRAME_SIZE, GuestKind};
 
 fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use super::xentool::{ActiveHandle, Logger, XentoollogLogger};
 use super::{Errno, answer};
 use crate::error::Error;
-use crate::foreign::ForeignMemory;
+use crate::handle::ForeignMemory;
 
 /// An open handle, which any number of threads may use.
 #[repr(C)]

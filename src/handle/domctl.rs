@@ -5,10 +5,10 @@
 use std::ops::RangeInclusive;
 use std::sync::OnceLock;
 
+use super::ForeignMemory;
+use crate::abi;
 use crate::error::{Error, Result};
-use crate::foreign::ForeignMemory;
 use crate::types::{Domid, Gfn};
-use crate::uapi;
 
 /// Versions of the domctl interface, of Xen 4.11 to 4.22. What we use of it is the same in all of them, but for
 /// `ARCH_CONFIG_MOVED` and `ARM_REGISTERS_WIDENED`.
@@ -53,18 +53,18 @@ impl ForeignMemory {
     }
 
     fn usable_domctl_version(&self) -> std::result::Result<u32, i32> {
-        remember(&self.domctl_version, || {
+        remember(&self.shared.domctl_version, || {
             let domid = Domid::new(0).ok();
-            let (op, command) = (uapi::HYPERVISOR_DOMCTL, uapi::XEN_DOMCTL_GETDOMAININFO);
+            let (op, command) = (abi::HYPERVISOR_DOMCTL, abi::XEN_DOMCTL_GETDOMAININFO);
             let call = Call { name: "XEN_DOMCTL_getdomaininfo", op, command, domid, arguments: [0; ARGUMENTS] };
             self.understood(DOMCTL_VERSIONS, &call)
         })
     }
 
     fn usable_sysctl_version(&self) -> std::result::Result<u32, i32> {
-        remember(&self.sysctl_version, || {
+        remember(&self.shared.sysctl_version, || {
             // The arguments are all 0: it asks for no domains, and Xen writes to no address.
-            let (op, command) = (uapi::HYPERVISOR_SYSCTL, uapi::XEN_SYSCTL_GETDOMAININFOLIST);
+            let (op, command) = (abi::HYPERVISOR_SYSCTL, abi::XEN_SYSCTL_GETDOMAININFOLIST);
             let call =
                 Call { name: "XEN_SYSCTL_getdomaininfolist", op, command, domid: None, arguments: [0; ARGUMENTS] };
             self.understood(SYSCTL_VERSIONS, &call)
@@ -98,7 +98,7 @@ impl ForeignMemory {
         domid: Domid,
         arguments: Arguments,
     ) -> Result<Arguments> {
-        let call = Call { name, op: uapi::HYPERVISOR_DOMCTL, command, domid: Some(domid), arguments };
+        let call = Call { name, op: abi::HYPERVISOR_DOMCTL, command, domid: Some(domid), arguments };
         let version = self.usable_domctl_version().map_err(|errno| call.error(errno))?;
         self.toolstack_call(version, &call)
     }
@@ -109,7 +109,7 @@ impl ForeignMemory {
     ///
     /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's behind its 8th byte.
     pub(crate) unsafe fn sysctl(&self, name: &'static str, command: u32, arguments: Arguments) -> Result<Arguments> {
-        let call = Call { name, op: uapi::HYPERVISOR_SYSCTL, command, domid: None, arguments };
+        let call = Call { name, op: abi::HYPERVISOR_SYSCTL, command, domid: None, arguments };
         let version = self.usable_sysctl_version().map_err(|errno| call.error(errno))?;
         self.toolstack_call(version, &call)
     }
@@ -128,7 +128,7 @@ impl ForeignMemory {
             let mut arguments = [0; ARGUMENTS];
             arguments[..8].copy_from_slice(&(chunk.len() as u64).to_ne_bytes());
             arguments[8..16].copy_from_slice(&array.address().to_ne_bytes());
-            let (name, command) = ("XEN_DOMCTL_getpageframeinfo3", uapi::XEN_DOMCTL_GETPAGEFRAMEINFO3);
+            let (name, command) = ("XEN_DOMCTL_getpageframeinfo3", abi::XEN_DOMCTL_GETPAGEFRAMEINFO3);
             // SAFETY: it reads and writes an array of so many words, for which the buffer is large enough.
             unsafe { self.domctl(name, command, domid, arguments) }?;
             types.extend(array.bytes().chunks_exact(WORD).take(chunk.len()).map(|word| u32_at(word, 0)));
@@ -149,7 +149,7 @@ impl ForeignMemory {
         let arg = [buffer.address(), 0, 0, 0, 0];
         // SAFETY: it reads and writes one structure, for which the buffer is large enough; for what its arguments point
         // to the callers of `domctl` and `sysctl` have promised, and those of `understood` point to nothing.
-        let called = unsafe { self.device().hypercall(call.op.into(), arg) };
+        let called = unsafe { self.backend().hypercall(call.op.into(), arg) };
         called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
         let mut arguments = [0; ARGUMENTS];
         arguments.copy_from_slice(&buffer.bytes()[header..]);

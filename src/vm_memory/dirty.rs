@@ -2,62 +2,62 @@
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
-use crate::written::Written;
+use crate::mapping::dirty::Dirty;
 
 /// Reports to the map cache which frames of a slice are written, while it
-/// [records writes](crate::MapCache::record_writes).
+/// [records writes](crate::MapCache::track_dirty).
 ///
 /// The methods of a `VolatileSlice` do so on their own. Who writes through its pointer calls
 /// [`mark_dirty`](Bitmap::mark_dirty) afterwards.
 #[derive(Clone, Copy, Debug)]
-pub struct WrittenPart<'a> {
-    written: &'a Written,
+pub struct DirtySlice<'a> {
+    dirty: &'a Dirty,
     /// Where the slice begins in its bucket, in bytes.
     start: usize,
     len: usize,
 }
 
-impl<'a> WrittenPart<'a> {
+impl<'a> DirtySlice<'a> {
     /// The `len` bytes from `start` on, which are inside the bucket.
-    pub(super) fn new(written: &'a Written, start: usize, len: usize) -> WrittenPart<'a> {
-        WrittenPart { written, start, len }
+    pub(super) fn new(dirty: &'a Dirty, start: usize, len: usize) -> DirtySlice<'a> {
+        DirtySlice { dirty, start, len }
     }
 }
 
-impl Bitmap for WrittenPart<'_> {
+impl Bitmap for DirtySlice<'_> {
     fn mark_dirty(&self, offset: usize, len: usize) {
         // What is not in the slice is not ours to tell.
         let len = len.min(self.len.saturating_sub(offset));
         if len != 0 {
-            self.written.mark(self.start + offset, len);
+            self.dirty.mark(self.start + offset, len);
         }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
-        offset < self.len && self.written.is_marked(self.start + offset)
+        offset < self.len && self.dirty.is_marked(self.start + offset)
     }
 
     fn slice_at(&self, offset: usize) -> Self {
         let offset = offset.min(self.len);
-        WrittenPart { start: self.start + offset, len: self.len - offset, ..*self }
+        DirtySlice { start: self.start + offset, len: self.len - offset, ..*self }
     }
 }
 
-impl WithBitmapSlice<'_> for WrittenPart<'_> {
+impl WithBitmapSlice<'_> for DirtySlice<'_> {
     type S = Self;
 }
 
-impl BitmapSlice for WrittenPart<'_> {}
+impl BitmapSlice for DirtySlice<'_> {}
 
-/// Says that slices have a [`WrittenPart`]: a bitmap of all memory, which does not exist.
+/// Says that slices have a [`DirtySlice`]: a bitmap of all memory, which does not exist.
 #[derive(Clone, Copy, Debug)]
-pub enum WrittenFrames {}
+pub enum DirtyBitmap {}
 
-impl<'a> WithBitmapSlice<'a> for WrittenFrames {
-    type S = WrittenPart<'a>;
+impl<'a> WithBitmapSlice<'a> for DirtyBitmap {
+    type S = DirtySlice<'a>;
 }
 
-impl Bitmap for WrittenFrames {
+impl Bitmap for DirtyBitmap {
     fn mark_dirty(&self, _offset: usize, _len: usize) {
         match *self {}
     }
@@ -66,7 +66,7 @@ impl Bitmap for WrittenFrames {
         match *self {}
     }
 
-    fn slice_at(&self, _offset: usize) -> WrittenPart<'_> {
+    fn slice_at(&self, _offset: usize) -> DirtySlice<'_> {
         match *self {}
     }
 }
