@@ -2,9 +2,9 @@
 //!
 //! In a PV dom0 the end of a process gives the references of its mappings back at a half to a quarter of what munmap
 //! costs: the kernel unpins the page tables first, and Xen drops the references of all entries at once. And each
-//! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap
-//! --domain N worker`) for each share. A simulated guest is made anew in each, from the same file. The start of a process
-//! costs something too: one process that leaves its mappings to its own end was faster where it was measured.
+//! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap --domain N
+//! worker`) for each share. A simulated guest is made anew in each, from the same file. The start of a process costs
+//! something too: one process that leaves its mappings to its own end was faster where it was measured.
 //!
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
 //! each. What goes wrong it says on stderr, as the tool does.
