@@ -4,8 +4,8 @@
 //!     cargo run --example guest_ram -- --mock FILE read 0x1000 64
 //!     guest_ram 5 dump OUT
 //!
-//! With a domain's number it looks at that guest of the Xen host that it runs on, as root in dom0. With `--mock` it needs
-//! no Xen: the file becomes the RAM of a guest on a simulated host. What follows is the same for both.
+//! With a domain's number it looks at that guest of the Xen host that it runs on, as root in dom0. With `--mock` it
+//! needs no Xen: the file becomes the RAM of a guest on a simulated host. What follows is the same for both.
 //!
 //! The crate `xenmap-cli` is a tool that does all this with more care: names, other formats, frames that get lost.
 
