@@ -23,9 +23,9 @@ build_programs() {
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    cargo_build build --release --target "$triple" --example guest_ram --example soak
-    for file in guest_ram soak; do
-        "${cross}strip" -o "$work/overlay/tests/$file" "$lab/cargo/$triple/release/examples/$file"
+    cargo_build build --release --target "$triple" -p xenmap -p xenmap-cli --bin xenmap --example soak
+    for file in xenmap examples/soak; do
+        "${cross}strip" -o "$work/overlay/tests/${file##*/}" "$lab/cargo/$triple/release/$file"
     done
     [[ $lane == contract ]] || return 0
     cargo_build test --no-run --release --target "$triple" --tests --features vm-memory
