@@ -328,9 +328,9 @@ fn resource_that_fails_leaves_nothing_mapped() {
     guest.add_resource(xenmap::Resource::GrantTable, 4);
     let memory = host.open().unwrap();
     host.inject(Fault::MapResource(libc::EACCES));
-    let result = memory.map_resource(guest.domid(), xenmap::Resource::GrantTable, 0, 4, ReadOnly);
+    let result = memory.map_resource(guest.domid(), ReadOnly, xenmap::Resource::GrantTable, 0, 4);
     assert_eq!(result.unwrap_err().errno(), libc::EACCES);
-    memory.map_resource(guest.domid(), xenmap::Resource::GrantTable, 0, 4, ReadOnly).unwrap();
+    memory.map_resource(guest.domid(), ReadOnly, xenmap::Resource::GrantTable, 0, 4).unwrap();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::ops::Range;
 use common::{Host, ReadOnly, lay_out, mock, mock_with, on_each_host};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost, PvHole, PvKernel};
-use xenmap::{Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, RamMap, Search};
+use xenmap::{Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, InvalidNumber, RamMap, Search};
 
 fn gfns(pfns: Range<u64>) -> Vec<Gfn> {
     pfns.map(|pfn| Gfn::new(pfn).unwrap()).collect()
@@ -278,7 +278,7 @@ fn more_frames_than_can_be_are_an_error() {
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, guest.domid()).unwrap();
     assert!(matches!(guest.map(ReadOnly, 0..1 << 38), Err(Error::TooManyFrames { .. })));
-    assert!(matches!(guest.map(ReadOnly, 0..u64::MAX), Err(Error::InvalidGfn { .. })));
+    assert!(matches!(guest.map(ReadOnly, 0..u64::MAX), Err(Error::InvalidNumber(InvalidNumber::Frame { .. }))));
 }
 
 #[test]

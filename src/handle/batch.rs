@@ -67,7 +67,7 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidGfn`] if the last frame is
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidNumber`] if the last frame is
     /// above [`Gfn::MAX`].
     #[doc(alias = "xc_map_foreign_range")]
     pub fn map_foreign_range(
