@@ -5,6 +5,8 @@
 
 #[path = "../examples/guest_ram/args.rs"]
 mod args;
+#[path = "../examples/guest_ram/chain.rs"]
+mod chain;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../examples/guest_ram/dump/mod.rs"]
 mod dump;
