@@ -4,12 +4,33 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::types::{Domid, Gfn, MAX_FRAMES};
+use crate::types::{Domid, Gfn, InvalidNumber, MAX_FRAMES};
 
 /// [`std::result::Result`] with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An operation that failed: which one, on what, and why.
+/// An operation that failed: which one, on what, and what to do about it.
+///
+/// Why it failed is not in its text if it is the [`source`](std::error::Error::source), such as what the system said:
+/// print the whole chain, as `anyhow` and the like do.
+///
+/// It becomes an [`io::Error`] of the [kind](io::Error::kind) that its cause has, and stays reachable in it:
+///
+/// ```
+/// use std::io;
+/// use xenmap::mock::{Fault, MockHost};
+///
+/// const ENODEV: i32 = 19;
+///
+/// let host = MockHost::new();
+/// host.inject(Fault::Open(ENODEV));
+/// let error = io::Error::from(host.open().unwrap_err());
+/// assert_eq!(error.kind(), io::Error::from_raw_os_error(ENODEV).kind());
+///
+/// let inner: xenmap::Error = error.downcast()?;
+/// assert_eq!(inner.errno(), ENODEV);
+/// # Ok::<(), io::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -131,16 +152,8 @@ pub enum Error {
         /// The domains that were considered, two at least, in ascending order.
         domids: Vec<Domid>,
     },
-    /// The number does not name a domain whose memory can be mapped.
-    InvalidDomid {
-        /// The number.
-        domid: u64,
-    },
-    /// The number is too large for a frame.
-    InvalidGfn {
-        /// The number.
-        gfn: u64,
-    },
+    /// A number names no domain or frame.
+    InvalidNumber(InvalidNumber),
     /// `DOMID_XEN` was to be mapped writable.
     XenIsReadOnly,
     /// A mapping of no frames was asked for.
@@ -196,7 +209,8 @@ pub enum Error {
 }
 
 /// One frame that could not be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct FrameError {
     /// Its place in the batch.
     pub index: usize,
@@ -207,6 +221,12 @@ pub struct FrameError {
 }
 
 impl FrameError {
+    /// What became of a frame: its place in a batch, its number, and an errno of Linux (positive).
+    #[must_use]
+    pub const fn new(index: usize, gfn: Gfn, errno: i32) -> FrameError {
+        FrameError { index, gfn, errno }
+    }
+
     /// What the errno means for a frame.
     #[must_use]
     pub fn reason(&self) -> String {
@@ -233,6 +253,8 @@ impl fmt::Display for FrameError {
         write!(f, "frame {} (index {}): {}", self.gfn, self.index, self.reason())
     }
 }
+
+impl std::error::Error for FrameError {}
 
 /// The frames of a batch that could not be mapped, in the order of the batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -276,6 +298,8 @@ impl fmt::Display for FrameErrors {
     }
 }
 
+impl std::error::Error for FrameErrors {}
+
 impl Error {
     /// The errno of Linux (positive) that says best what happened, for callers that speak C.
     #[must_use]
@@ -312,64 +336,33 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    #[expect(clippy::too_many_lines, reason = "an arm for each variant")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Open { path, source } => {
-                write!(f, "cannot open {}: {source}", path.display())?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::ENOENT) => " (not on xen, or the module xen-privcmd is not loaded)",
-                    Some(libc::ENODEV | libc::ENXIO) => " (not on xen)",
-                    Some(libc::EACCES | libc::EPERM) => " (only root may by default: see the device's mode)",
-                    _ => "",
-                })
-            }
+            Error::Open { path, source } => write!(f, "cannot open {}{}", path.display(), open_hint(source)),
             Error::Restrict { domid, source } => {
-                write!(f, "cannot restrict the handle to domain {domid}: {source}")?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::EINVAL) => {
-                        " (it is restricted to another domain already, or this is older than linux 4.11)"
-                    }
-                    Some(libc::ENOTTY) => " (needs linux 4.11)",
-                    _ => "",
-                })
+                write!(f, "cannot restrict the handle to domain {domid}{}", restrict_hint(source))
             }
             Error::Reserve { bytes, source } => {
-                write!(f, "no address range of {bytes} bytes for a mapping: {source}")?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::ENOMEM) => " (see vm.max_map_count and ulimit -v)",
-                    Some(libc::EACCES) => " (the device was opened read-only)",
-                    _ => "",
-                })
+                write!(f, "no address range of {bytes} bytes for a mapping{}", reserve_hint(source))
             }
             Error::MapBatch { domid, frames, source } => {
-                write!(f, "cannot map {frames} frames of domain {domid}: {source}")?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::EINVAL) => " (is linux older than 3.8?)",
-                    Some(libc::ENOTTY) => " (this is no privcmd device)",
-                    _ => hint(source),
-                })
+                write!(f, "cannot map {frames} frames of domain {domid}{}", map_batch_hint(source))
             }
             Error::Frames(errors) => errors.fmt(f),
             Error::Resource { domid, source } => {
-                write!(f, "cannot map the resource of domain {domid}: {source}")?;
-                f.write_str(resource_hint(source))
+                write!(f, "cannot map the resource of domain {domid}{}", resource_hint(source))
             }
             Error::ResourceSize { domid, source } => {
-                write!(f, "cannot learn the size of the resource of domain {domid}: {source}")?;
-                f.write_str(resource_size_hint(source))
+                write!(f, "cannot learn the size of the resource of domain {domid}{}", resource_size_hint(source))
             }
             Error::Hypercall { name, domid, source } => {
                 write!(f, "{name}")?;
                 if let Some(domid) = domid {
                     write!(f, " for domain {domid}")?;
                 }
-                write!(f, " failed: {source}")?;
-                f.write_str(hypercall_hint(name, source))
+                write!(f, " failed{}", hypercall_hint(name, source))
             }
-            Error::HypercallBuffer { bytes, source } => {
-                write!(f, "cannot get {bytes} bytes of memory for a hypercall: {source}")
-            }
+            Error::HypercallBuffer { bytes, .. } => write!(f, "cannot get {bytes} bytes of memory for a hypercall"),
             Error::GuestAddress { domid, address, errno } => {
                 write!(f, "cannot access domain {domid} at {address:#x}: {}", reason(*errno))
             }
@@ -388,11 +381,7 @@ impl fmt::Display for Error {
                 write!(f, "{} domains are called {name:?}: {}", domids.len(), numbers(domids))?;
                 f.write_str("; choose one by its number")
             }
-            Error::InvalidDomid { domid: u64::MAX } => f.write_str("a domain is named by its number, 0 to 32751"),
-            Error::InvalidDomid { domid } => {
-                write!(f, "{domid} does not name a domain whose memory can be mapped: give 0 to 32751")
-            }
-            Error::InvalidGfn { gfn } => write!(f, "{gfn:#x} is no frame number: the highest is {}", Gfn::MAX),
+            Error::InvalidNumber(number) => number.fmt(f),
             Error::XenIsReadOnly => f.write_str("frames of xen itself can only be mapped read-only"),
             Error::Empty => f.write_str("a mapping has at least one frame"),
             Error::TooManyFrames { frames } => {
@@ -412,16 +401,8 @@ impl fmt::Display for Error {
             Error::ReadOnly { offset } => {
                 write!(f, "cannot write at offset {offset:#x}: map with Protection::ReadWrite")
             }
-            Error::Hole { offset, frame } => {
-                write!(f, "access at offset {offset:#x} reaches what is not mapped: {frame}")
-            }
-            Error::Transfer { done, source } => {
-                write!(f, "stopped after {done} bytes: {source}")?;
-                f.write_str(match source.raw_os_error() {
-                    Some(libc::EFAULT) => " (a mapping cannot be used with O_DIRECT)",
-                    _ => "",
-                })
-            }
+            Error::Hole { offset, .. } => write!(f, "access at offset {offset:#x} reaches what is not mapped"),
+            Error::Transfer { done, source } => write!(f, "stopped after {done} bytes{}", transfer_hint(source)),
         }
     }
 }
@@ -429,6 +410,46 @@ impl fmt::Display for Error {
 fn numbers(domids: &[Domid]) -> String {
     let numbers: Vec<String> = domids.iter().map(Domid::to_string).collect();
     numbers.join(", ")
+}
+
+fn open_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOENT) => " (not on xen, or the module xen-privcmd is not loaded)",
+        Some(libc::ENODEV | libc::ENXIO) => " (not on xen)",
+        Some(libc::EACCES | libc::EPERM) => " (only root may by default: see the device's mode)",
+        _ => "",
+    }
+}
+
+fn restrict_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => " (it is restricted to another domain already, or this is older than linux 4.11)",
+        Some(libc::ENOTTY) => " (needs linux 4.11)",
+        _ => "",
+    }
+}
+
+fn reserve_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOMEM) => " (see vm.max_map_count and ulimit -v)",
+        Some(libc::EACCES) => " (the device was opened read-only)",
+        _ => "",
+    }
+}
+
+fn map_batch_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EINVAL) => " (is linux older than 3.8?)",
+        Some(libc::ENOTTY) => " (this is no privcmd device)",
+        _ => hint(source),
+    }
+}
+
+fn transfer_hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EFAULT) => " (a mapping cannot be used with O_DIRECT)",
+        _ => "",
+    }
 }
 
 fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
@@ -480,6 +501,98 @@ fn hint(source: &io::Error) -> &'static str {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.io_error().map(|source| source as &(dyn std::error::Error + 'static))
+        match self {
+            Error::Hole { frame, .. } => Some(frame),
+            // That of `Frames` and of `InvalidNumber` is this error itself, and has no source.
+            _ => self.io_error().map(|source| source as &(dyn std::error::Error + 'static)),
+        }
+    }
+}
+
+impl From<InvalidNumber> for Error {
+    fn from(error: InvalidNumber) -> Error {
+        Error::InvalidNumber(error)
+    }
+}
+
+impl From<FrameErrors> for Error {
+    fn from(errors: FrameErrors) -> Error {
+        Error::Frames(errors)
+    }
+}
+
+/// Keeps the kind, which the standard library makes of an errno, and the error itself: an [`io::Error`] holds a number of
+/// the system's or an error, not both. [`Error::errno`] has the number.
+impl From<Error> for io::Error {
+    fn from(error: Error) -> io::Error {
+        let kind = match error.io_error() {
+            Some(source) => source.kind(),
+            None => io::Error::from_raw_os_error(error.errno()).kind(),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_error_has_the_kind_of_the_source_or_of_the_errno() {
+        let not_found = Error::Open { path: "/dev".into(), source: io::Error::from_raw_os_error(libc::ENOENT) };
+        let short = Error::Transfer { done: 1, source: io::ErrorKind::UnexpectedEof.into() };
+        let read_only = Error::ReadOnly { offset: 0 };
+        let expected = [
+            (not_found, io::ErrorKind::NotFound, libc::ENOENT),
+            (short, io::ErrorKind::UnexpectedEof, libc::EIO),
+            (read_only, io::ErrorKind::PermissionDenied, libc::EACCES),
+            (Error::Empty, io::ErrorKind::InvalidInput, libc::EINVAL),
+        ];
+        for (error, kind, errno) in expected {
+            let text = error.to_string();
+            let converted = io::Error::from(error);
+            assert_eq!((converted.kind(), converted.to_string()), (kind, text));
+            let inner = converted.get_ref().and_then(|e| e.downcast_ref::<Error>());
+            assert_eq!(inner.map(Error::errno), Some(errno));
+        }
+    }
+
+    #[test]
+    fn text_of_an_error_does_not_repeat_its_sources() {
+        use std::error::Error as _;
+
+        let source = || io::Error::from_raw_os_error(libc::EINVAL);
+        let domid = Domid::XEN;
+        let frame = FrameError::new(7, Gfn::MAX, libc::ENOENT);
+        let errors = [
+            Error::Open { path: "/dev".into(), source: source() },
+            Error::Restrict { domid, source: source() },
+            Error::Reserve { bytes: 4096, source: source() },
+            Error::MapBatch { domid, frames: 1, source: source() },
+            Error::Resource { domid, source: source() },
+            Error::ResourceSize { domid, source: source() },
+            Error::Hypercall { name: "XENVER_version", domid: None, source: source() },
+            Error::HypercallBuffer { bytes: 1, source: source() },
+            Error::Transfer { done: 1, source: source() },
+            Error::Hole { offset: 0, frame },
+        ];
+        for error in errors {
+            let cause = error.source().map(ToString::to_string).unwrap();
+            assert!(!error.to_string().contains(&cause), "{error}");
+        }
+    }
+
+    #[test]
+    fn transparent_error_has_the_text_of_what_it_holds_and_no_source() {
+        use std::error::Error as _;
+
+        let held = FrameErrors { domid: Domid::XEN, requested: 2, failed: vec![FrameError::new(1, Gfn::MAX, 1)] };
+        for (error, text) in [
+            (Error::from(InvalidNumber::Text), InvalidNumber::Text.to_string()),
+            (Error::from(held.clone()), held.to_string()),
+        ] {
+            assert_eq!(error.to_string(), text);
+            assert!(error.source().is_none());
+        }
     }
 }

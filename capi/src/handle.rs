@@ -82,7 +82,7 @@ impl Handle {
     /// What C is told of an error. The logger is told more, unless it is only that frames cannot be mapped.
     pub(super) fn errno_of(&self, error: &Error) -> Errno {
         if !matches!(error, Error::Frames(_)) {
-            self.log(&error.to_string());
+            self.log(&chain(error));
         }
         error.errno()
     }
@@ -107,6 +107,12 @@ impl Handle {
         };
         if is_missing { libc::EOPNOTSUPP } else { errno }
     }
+}
+
+/// An error with its causes: `what: why`.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Called by `xentoolcore_restrict_all`, on any thread.

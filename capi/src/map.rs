@@ -134,7 +134,7 @@ pub(super) fn map_resource(
     if hint.flags & !RESOURCE_FLAGS != 0 {
         return Err(libc::EINVAL);
     }
-    let mapped = handle.memory()?.map_resource_near(hint.addr, Domid::as_given(domid), name, first, pages, protection);
+    let mapped = handle.memory()?.map_resource_near(hint.addr, Domid::as_given(domid), protection, name, first, pages);
     let base = mapped.map(Region::release).map_err(|error| handle.errno_of_resource(&error))?;
     Ok(MappedResource { base, pages })
 }

@@ -54,7 +54,7 @@ fn make_host(dom0: Dom0) -> Result<MockHost> {
     }
     domain.add_resource(Resource::GrantTable, 2);
     let memory = host.open()?;
-    let grants = memory.map_resource(domain.domid(), Resource::GrantTable, 0, 2, Protection::ReadWrite)?;
+    let grants = memory.map_resource(domain.domid(), Protection::ReadWrite, Resource::GrantTable, 0, 2)?;
     for frame in 0..2_u16 {
         grants.view().write(usize::from(frame) * crate::FRAME_SIZE, GRANTS + u64::from(frame))?;
     }

@@ -14,6 +14,7 @@ mod xenstore;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -91,6 +92,9 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
 
     /// Maps `len` bytes of zeroed memory that a hypercall may use.
     fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>>;
+
+    /// The open device, or of a simulated host something on which each ioctl of the device is ENOTTY.
+    fn fd(&self) -> BorrowedFd<'_>;
 
     /// What unmaps the mappings of this device, once it may be closed.
     fn unmapper(&self) -> Unmapper;

@@ -21,7 +21,7 @@ pub(crate) use bucket::Bucket;
 
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::guest::Guest;
-use crate::types::{FRAME_SIZE, Gfn, Protection};
+use crate::types::{FRAME_SIZE, Gfn, InvalidNumber, Protection};
 use bucket::{Guests, Want};
 use buckets::Buckets;
 
@@ -192,7 +192,7 @@ impl MapCache {
     /// # Errors
     ///
     /// [`Error::GuestAddress`] names the first address that cannot be had, and nothing stays pinned; after
-    /// [`close`](MapCache::close) its errno is ESRCH. Else [`Error::Empty`], [`Error::InvalidGfn`], and those of
+    /// [`close`](MapCache::close) its errno is ESRCH. Else [`Error::Empty`], [`Error::InvalidNumber`], and those of
     /// [`Guest::map`].
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "a hit takes twice as long if the guard goes through memory")]
@@ -294,7 +294,7 @@ impl MapCache {
     /// The parts of a range that lie in one bucket each.
     pub(crate) fn pieces(&self, address: u64, len: usize) -> Result<impl Iterator<Item = Piece> + use<'_>> {
         let end = address.checked_add(len as u64).filter(|&end| end <= ADDRESSES);
-        end.ok_or(Error::InvalidGfn { gfn: address.saturating_add(len as u64) / FRAME_SIZE as u64 })?;
+        end.ok_or(InvalidNumber::Frame { number: address.saturating_add(len as u64) / FRAME_SIZE as u64 })?;
         let (mut next, mut left) = (address, len);
         Ok(std::iter::from_fn(move || {
             let mut piece = self.piece(next, left);

@@ -22,7 +22,7 @@ pub use scan::RamScan;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::handle::{ForeignMemory, check_frames};
 use crate::mapping::ForeignMapping;
-use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
+use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, InvalidNumber, Protection};
 use p2m::P2m;
 
 /// Frames that are mapped at a time to read or write a range of a guest.
@@ -112,7 +112,7 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGfn`]; for a PV guest [`Error::P2m`] if its table cannot be used, and those of reading it.
+    /// [`Error::InvalidNumber`]; for a PV guest [`Error::P2m`] if its table cannot be used, and those of reading it.
     pub fn gfns(&self, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
         if let Some(last) = pfns.clone().next_back() {
             // Before there are very many to make.
@@ -197,7 +197,8 @@ impl Guest {
         mut f: impl FnMut(&ForeignMapping, usize, usize) -> Result<()>,
     ) -> Result<()> {
         const FRAME: u64 = FRAME_SIZE as u64;
-        let end = address.checked_add(len as u64).ok_or(Error::InvalidGfn { gfn: u64::MAX / FRAME })?;
+        let past_the_end = InvalidNumber::Frame { number: address.saturating_add(len as u64) / FRAME };
+        let end = address.checked_add(len as u64).ok_or(past_the_end)?;
         let mut next = address;
         while next < end {
             let first = next / FRAME;

@@ -67,6 +67,11 @@ impl RamMap {
         &self.extents
     }
 
+    /// Goes over the extents, in ascending order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Extent> {
+        self.extents.iter()
+    }
+
     /// How many frames Xen counted for the domain that have no place in the map.
     ///
     /// A few are usual: frames that a device model uses have none, and neither have those that were given back but are
@@ -94,6 +99,15 @@ impl RamMap {
             }
         }
         ranges
+    }
+}
+
+impl<'a> IntoIterator for &'a RamMap {
+    type Item = &'a Extent;
+    type IntoIter = std::slice::Iter<'a, Extent>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 

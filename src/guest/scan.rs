@@ -321,7 +321,8 @@ impl RamScan {
 
     /// The frames that a window tries and that were not found to be anything.
     fn unknown(&self, window: &Window) -> Result<Vec<Option<Gfn>>> {
-        window.tried().map(|pfn| if self.extents.has(pfn) { Ok(None) } else { Gfn::new(pfn).map(Some) }).collect()
+        let unknown = |pfn| if self.extents.has(pfn) { Ok(None) } else { Ok(Some(Gfn::new(pfn)?)) };
+        window.tried().map(unknown).collect()
     }
 }
 

@@ -34,6 +34,23 @@ impl ForeignMemory {
     /// A frame may be given more than once. Frames that are paged out are asked for until the
     /// [timeout](ForeignMemory::with_paged_out_timeout).
     ///
+    /// # Which call to use
+    ///
+    /// The calls of a handle take the numbers by which Xen maps frames ([`Gfn`]): of a PV guest machine frames, which the
+    /// caller must know. Those of a [`Guest`](crate::Guest) take pfns, the guest's own count of its frames, which they
+    /// look up if it is a PV guest. And a frame that cannot be mapped either fails the call or becomes a hole:
+    ///
+    /// | | all or none | what can be mapped |
+    /// |---|---|---|
+    /// | any frames, by gfn | `map_foreign_batch` | [`map_foreign_batch_partial`] |
+    /// | consecutive gfns | [`map_foreign_range`] | |
+    /// | consecutive pfns | [`Guest::map`] | [`Guest::map_partial`] |
+    ///
+    /// [`map_foreign_batch_partial`]: ForeignMemory::map_foreign_batch_partial
+    /// [`map_foreign_range`]: ForeignMemory::map_foreign_range
+    /// [`Guest::map`]: crate::Guest::map
+    /// [`Guest::map_partial`]: crate::Guest::map_partial
+    ///
     /// # Errors
     ///
     /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
@@ -67,7 +84,7 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidGfn`] if the last frame is
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidNumber`] if the last frame is
     /// above [`Gfn::MAX`].
     #[doc(alias = "xc_map_foreign_range")]
     pub fn map_foreign_range(

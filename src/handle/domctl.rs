@@ -57,24 +57,30 @@ impl ForeignMemory {
             let domid = Domid::new(0).ok();
             let (op, command) = (abi::HYPERVISOR_DOMCTL, abi::XEN_DOMCTL_GETDOMAININFO);
             let call = Call { name: "XEN_DOMCTL_getdomaininfo", op, command, domid, arguments: [0; ARGUMENTS] };
-            self.understood(DOMCTL_VERSIONS, &call)
+            // SAFETY: it only answers, into the structure itself, and takes no address.
+            unsafe { self.understood(DOMCTL_VERSIONS, &call) }
         })
     }
 
     fn usable_sysctl_version(&self) -> std::result::Result<u32, i32> {
         remember(&self.shared.sysctl_version, || {
-            // The arguments are all 0: it asks for no domains, and Xen writes to no address.
             let (op, command) = (abi::HYPERVISOR_SYSCTL, abi::XEN_SYSCTL_GETDOMAININFOLIST);
             let call =
                 Call { name: "XEN_SYSCTL_getdomaininfolist", op, command, domid: None, arguments: [0; ARGUMENTS] };
-            self.understood(SYSCTL_VERSIONS, &call)
+            // SAFETY: it only answers. The arguments are all 0, the number of domains to write to the address among them.
+            unsafe { self.understood(SYSCTL_VERSIONS, &call) }
         })
     }
 
-    /// The version of an interface with which Xen understands a call.
-    fn understood(&self, versions: RangeInclusive<u32>, call: &Call) -> std::result::Result<u32, i32> {
+    /// The version of an interface with which Xen understands a call, which may be carried out any number of times.
+    ///
+    /// # Safety
+    ///
+    /// As for `toolstack_call`.
+    unsafe fn understood(&self, versions: RangeInclusive<u32>, call: &Call) -> std::result::Result<u32, i32> {
         for version in versions.rev() {
-            match self.toolstack_call(version, call).map_err(|e| e.errno()) {
+            // SAFETY: the caller's promise.
+            match unsafe { self.toolstack_call(version, call) }.map_err(|e| e.errno()) {
                 // ESRCH: there is no domain 0, but the question was understood.
                 Ok(_) | Err(libc::ESRCH) => return Ok(version),
                 // It is another version, which Xen looks at before anything else.
@@ -100,7 +106,8 @@ impl ForeignMemory {
     ) -> Result<Arguments> {
         let call = Call { name, op: abi::HYPERVISOR_DOMCTL, command, domid: Some(domid), arguments };
         let version = self.usable_domctl_version().map_err(|errno| call.error(errno))?;
-        self.toolstack_call(version, &call)
+        // SAFETY: the caller's promise.
+        unsafe { self.toolstack_call(version, &call) }
     }
 
     /// Makes a sysctl, and returns its arguments as Xen leaves them.
@@ -111,7 +118,8 @@ impl ForeignMemory {
     pub(crate) unsafe fn sysctl(&self, name: &'static str, command: u32, arguments: Arguments) -> Result<Arguments> {
         let call = Call { name, op: abi::HYPERVISOR_SYSCTL, command, domid: None, arguments };
         let version = self.usable_sysctl_version().map_err(|errno| call.error(errno))?;
-        self.toolstack_call(version, &call)
+        // SAFETY: the caller's promise.
+        unsafe { self.toolstack_call(version, &call) }
     }
 
     /// What Xen says of frames, in their order (`XEN_DOMCTL_getpageframeinfo3`): one of `XEN_DOMCTL_PFINFO_*`.
@@ -136,7 +144,12 @@ impl ForeignMemory {
         Ok(types)
     }
 
-    fn toolstack_call(&self, version: u32, call: &Call) -> Result<Arguments> {
+    /// Makes a call in one version of its interface, and returns its arguments as Xen leaves them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`ForeignMemory::hypercall`], of which `arguments` of the call are those of a domctl or sysctl.
+    unsafe fn toolstack_call(&self, version: u32, call: &Call) -> Result<Arguments> {
         let header = if call.domid.is_some() { DOMCTL_HEADER } else { SYSCTL_HEADER };
         let mut buffer = self.hypercall_buffer(header + ARGUMENTS)?;
         let bytes = buffer.bytes_mut();
@@ -147,8 +160,8 @@ impl ForeignMemory {
         }
         bytes[header..].copy_from_slice(&call.arguments);
         let arg = [buffer.address(), 0, 0, 0, 0];
-        // SAFETY: it reads and writes one structure, for which the buffer is large enough; for what its arguments point
-        // to the callers of `domctl` and `sysctl` have promised, and those of `understood` point to nothing.
+        // SAFETY: it reads and writes one structure, for which the buffer is large enough; what it does, and with what its
+        // arguments point to, is the caller's promise.
         let called = unsafe { self.backend().hypercall(call.op.into(), arg) };
         called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
         let mut arguments = [0; ARGUMENTS];

@@ -66,7 +66,8 @@ impl HypercallBuffer {
 /// assert_eq!(version.to_string(), "4.17.7-mock");
 /// # Ok::<(), xenmap::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct XenVersion {
     /// The 4 of 4.17.
     pub major: u16,

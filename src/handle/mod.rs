@@ -11,7 +11,7 @@ mod populate;
 mod populated;
 mod resource;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,5 +139,19 @@ impl ForeignMemory {
     #[doc(alias = "xenforeignmemory_restrict")]
     pub fn restrict(&self, domid: Domid) -> Result<()> {
         self.backend().restrict(domid).map_err(|source| Error::Restrict { domid, source })
+    }
+}
+
+/// The open privcmd device: to hand it to a child or to [`ForeignMemory::from_owned_fd`] of another process, or for
+/// ioctls that this crate does not make.
+///
+/// All copies of it are one open file, so what [restricts](ForeignMemory::restrict) one restricts all. Whoever makes ioctls
+/// or mappings of it keeps off the address ranges of this crate's mappings: nothing may populate, replace or unmap these.
+/// Nothing can be read from it, written to it, or waited for.
+///
+/// The simulated host has no device: there it is an empty file, on which every ioctl of the device fails with ENOTTY.
+impl AsFd for ForeignMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.backend().fd()
     }
 }

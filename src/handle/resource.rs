@@ -91,13 +91,12 @@ impl ForeignMemory {
     pub fn map_resource(
         &self,
         domid: Domid,
+        protection: Protection,
         resource: Resource,
         first: u32,
         frames: usize,
-        protection: Protection,
     ) -> Result<ResourceMapping> {
-        let name = resource.type_and_id();
-        let region = self.map_resource_near(0, domid, name, first, frames, protection)?;
+        let region = self.map_resource_near(0, domid, protection, resource.type_and_id(), first, frames)?;
         Ok(ResourceMapping { region, frames, protection })
     }
 
@@ -106,10 +105,10 @@ impl ForeignMemory {
         &self,
         addr: usize,
         domid: Domid,
+        protection: Protection,
         (type_, id): (u32, u32),
         first: u32,
         frames: usize,
-        protection: Protection,
     ) -> Result<Region> {
         check_frames(frames)?;
         let backend = self.backend();

@@ -343,7 +343,7 @@ impl MockDomain {
     /// Gives it the frames that a file holds data for, with that data.
     pub(super) fn load_file(&self, file: &File) -> io::Result<()> {
         let gfns = frames_in(file)?.into_iter().flatten().map(Gfn::new);
-        let gfns = gfns.collect::<crate::error::Result<Vec<Gfn>>>().map_err(io::Error::other)?;
+        let gfns = gfns.collect::<Result<Vec<Gfn>, _>>().map_err(io::Error::other)?;
         self.populate(&gfns);
         gfns.into_iter().try_for_each(|gfn| self.load_frame(file, gfn.get(), gfn))
     }

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "follows the pointers of ioctls, and maps memory at given places")]
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -104,6 +105,10 @@ impl Backend for MockDevice {
         let addr = MemoryFile::zeros(len)?.map(0, len, Protection::ReadWrite)?;
         self.host.lock().buffers.insert(addr.as_ptr().addr(), len);
         Ok(addr)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.host.empty.fd()
     }
 
     fn unmapper(&self) -> Unmapper {

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 
@@ -60,6 +60,10 @@ impl MemoryFile {
         let zeros = MemoryFile::new(c"xenmap-hypercall")?;
         zeros.file.set_len(len as u64)?;
         Ok(zeros)
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     pub(super) fn resize(&self, frames: usize) -> io::Result<()> {

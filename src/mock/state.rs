@@ -57,7 +57,13 @@ impl Frame {
 
 /// What a virtual processor's registers hold, as far as page tables need them; at first its paging is off. Those of
 /// another architecture than the host's are of no account.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// ```
+/// let mut vcpu = xenmap::mock::Vcpu::default();
+/// vcpu.cr3 = 0x1000;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Vcpu {
     /// Control register 0: bit 31 (PG) says that paging is on.
     pub cr0: u64,

@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "hands out pinned memory as slices of vm-memory")]
 
-use std::io;
 use std::iter::FusedIterator;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -61,7 +60,7 @@ impl CachedMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidGfn`] if they reach beyond the last frame number.
+    /// [`Error::InvalidNumber`] if they reach beyond the last frame number.
     pub fn new(cache: Arc<MapCache>, pfns: &[Range<u64>]) -> Result<CachedMemory> {
         let pfns = in_order(pfns);
         if let Some(last) = pfns.last() {
@@ -215,6 +214,5 @@ impl<P: Iterator<Item = Piece>> FusedIterator for Slices<'_, P> {}
 impl<'a, P: Iterator<Item = Piece>> GuestMemorySliceIterator<'a, DirtySlice<'a>> for Slices<'a, P> {}
 
 fn failed(error: Error) -> GuestMemoryError {
-    let kind = io::Error::from_raw_os_error(error.errno()).kind();
-    GuestMemoryError::IOError(io::Error::new(kind, error))
+    GuestMemoryError::IOError(error.into())
 }

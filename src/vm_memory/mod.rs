@@ -8,6 +8,11 @@
 //! - [`CachedMemory`] maps what is used, through a [`MapCache`](crate::MapCache), which is told of ballooning, has a
 //!   budget, and records writes for migration.
 //!
+//! # Versions
+//!
+//! The traits are those of `vm-memory` 0.18, and a type of another version does not fit. A release of this crate that
+//! moves to another incompatible version of `vm-memory` is an incompatible release itself.
+//!
 //! # What is weaker than a view
 //!
 //! A [`VolatileSlice`](::vm_memory::VolatileSlice) can be written by safe code, whatever it was asked for. So all memory

@@ -48,6 +48,12 @@ enum Inner {
     Xen(xen::Domain),
 }
 
+/// An error with its causes: `what: why`.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 fn xen_dom0() -> Option<String> {
     std::env::var("XENMAP_TEST_XEN").ok()
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use crate::common::{Host, ReadOnly, lay_out, mock, mock_with, on_each_host};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost, PvHole, PvKernel};
-use xenmap::{Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, RamMap, Search};
+use xenmap::{Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, InvalidNumber, RamMap, Search};
 
 fn gfns(pfns: Range<u64>) -> Vec<Gfn> {
     pfns.map(|pfn| Gfn::new(pfn).unwrap()).collect()
@@ -25,7 +25,7 @@ fn every_frame_of(memory: &ForeignMemory, domid: Domid) -> RamMap {
 }
 
 fn extents(map: &RamMap) -> Vec<(Range<u64>, FrameKind)> {
-    map.extents().iter().map(|extent| (extent.pfns.clone(), extent.kind)).collect()
+    map.into_iter().map(|extent| (extent.pfns.clone(), extent.kind)).collect()
 }
 
 fn sum(cost: Hypercalls) -> u64 {
@@ -276,7 +276,7 @@ fn more_frames_than_can_be_are_an_error() {
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, guest.domid()).unwrap();
     assert!(matches!(guest.map(ReadOnly, 0..1 << 38), Err(Error::TooManyFrames { .. })));
-    assert!(matches!(guest.map(ReadOnly, 0..u64::MAX), Err(Error::InvalidGfn { .. })));
+    assert!(matches!(guest.map(ReadOnly, 0..u64::MAX), Err(Error::InvalidNumber(InvalidNumber::Frame { .. }))));
 }
 
 #[test]

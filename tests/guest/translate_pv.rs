@@ -36,7 +36,9 @@ fn map_at_zero(domain: &MockDomain, mode: PagingMode, targets: &[Gfn]) {
     for table in &tables {
         domain.pin_page_table(*table).unwrap();
     }
-    domain.set_vcpu(0, Vcpu { cr3: tables[0].get() << 12, ..Vcpu::default() });
+    let mut vcpu = Vcpu::default();
+    vcpu.cr3 = tables[0].get() << 12;
+    domain.set_vcpu(0, vcpu);
 }
 
 #[test]

@@ -15,6 +15,13 @@ fn vcpu_that_is_missing_is_an_error() {
     });
 }
 
+/// An x86 vcpu with these values of CR0, CR3, CR4 and EFER.
+fn x86(cr0: u64, cr3: u64, cr4: u64, efer: u64) -> Vcpu {
+    let mut vcpu = Vcpu::default();
+    (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (cr0, cr3, cr4, efer);
+    vcpu
+}
+
 /// A translated guest whose vcpu 1 has these registers.
 fn guest_with_vcpu(host: &MockHost, vcpu: Vcpu) -> MockDomain {
     let domain = host.create_domain(GuestKind::Hvm, 8);
@@ -26,14 +33,11 @@ fn guest_with_vcpu(host: &MockHost, vcpu: Vcpu) -> MockDomain {
 fn vcpu_tells_its_page_tables() {
     let host = mock(Dom0::Pv);
     let memory = host.open().unwrap();
-    let (cr0, cr3, off) = (0x8005_0033, 0x0123_4567_8000, Vcpu::default());
+    let (cr0, cr3) = (0x8005_0033, 0x0123_4567_8000);
     let cases = [
-        (Vcpu { cr0, cr3: 0x1020, cr4: 1 << 5, ..off }, PageTables::X86 { cr3: 0x1020, mode: PagingMode::Pae }),
-        (Vcpu { cr0, cr3, cr4: 1 << 5, efer: 0xD01, ..off }, PageTables::X86 { cr3, mode: PagingMode::FourLevels }),
-        (
-            Vcpu { cr0, cr3, cr4: 1 << 12 | 1 << 5, efer: 0xD01, ..off },
-            PageTables::X86 { cr3, mode: PagingMode::FiveLevels },
-        ),
+        (x86(cr0, 0x1020, 1 << 5, 0), PageTables::X86 { cr3: 0x1020, mode: PagingMode::Pae }),
+        (x86(cr0, cr3, 1 << 5, 0xD01), PageTables::X86 { cr3, mode: PagingMode::FourLevels }),
+        (x86(cr0, cr3, 1 << 12 | 1 << 5, 0xD01), PageTables::X86 { cr3, mode: PagingMode::FiveLevels }),
     ];
     for (vcpu, tables) in cases {
         let domain = guest_with_vcpu(&host, vcpu);
@@ -47,7 +51,7 @@ fn vcpu_tells_its_page_tables() {
 fn vcpu_without_paging_is_an_error() {
     let host = mock(Dom0::Pvh);
     let memory = host.open().unwrap();
-    let domain = guest_with_vcpu(&host, Vcpu { cr0: 0x8000_0001, cr3: 0x1000, ..Vcpu::default() });
+    let domain = guest_with_vcpu(&host, x86(0x8000_0001, 0x1000, 0, 0));
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     let number = domain.domid();
     assert_eq!(
@@ -71,7 +75,9 @@ fn arm64_vcpu_tells_its_translation_tables() {
         let memory = host.open().unwrap();
         // As Linux 6.1 sets them, for 4 KiB pages and 48 bits of address.
         let (ttbr0, ttbr1, tcr) = (0x0123_0000_4175_2000, 0x0001_0000_4147_D000, 0x0080_0075_B550_3510);
-        let vcpu = Vcpu { cpsr: 0x6000_0005, sctlr: 0x3450_5D9D, tcr, ttbr0, ttbr1, ..Vcpu::default() };
+        let mut vcpu = Vcpu::default();
+        (vcpu.cpsr, vcpu.sctlr, vcpu.tcr) = (0x6000_0005, 0x3450_5D9D, tcr);
+        (vcpu.ttbr0, vcpu.ttbr1) = (ttbr0, ttbr1);
         let domain = host.create_domain(GuestKind::Pvh, 8);
         domain.set_vcpu(1, vcpu);
         let guest = Guest::open(&memory, domain.domid()).unwrap();
@@ -80,7 +86,9 @@ fn arm64_vcpu_tells_its_translation_tables() {
         assert_eq!(guest.page_tables(2).unwrap_err().errno(), libc::EINVAL);
 
         // A 32-bit kernel.
-        domain.set_vcpu(0, Vcpu { cpsr: 0x13, sctlr: 1, tcr: 0x8000_0000, ttbr0, ..Vcpu::default() });
+        let mut vcpu = Vcpu::default();
+        (vcpu.cpsr, vcpu.sctlr, vcpu.tcr, vcpu.ttbr0) = (0x13, 1, 0x8000_0000, ttbr0);
+        domain.set_vcpu(0, vcpu);
         assert!(guest.page_tables(0).unwrap_err().to_string().contains("32-bit"), "{xen:?}");
     }
 }
@@ -98,7 +106,9 @@ fn arm64_guests_memory_is_read_where_its_vcpu_sees_it() {
     domain.write(gfns[3], 0xFF8, &(0x4000_4000_u64 | page).to_ne_bytes());
     domain.write(gfns[7], 0xFFA, b"canary");
     let tcr = 28 << 16 | 1 << 30 | 5 << 32;
-    domain.set_vcpu(0, Vcpu { cpsr: 5, sctlr: 1, tcr, ttbr1: 0x4000_0000, ..Vcpu::default() });
+    let mut vcpu = Vcpu::default();
+    (vcpu.cpsr, vcpu.sctlr, vcpu.tcr, vcpu.ttbr1) = (5, 1, tcr, 0x4000_0000);
+    domain.set_vcpu(0, vcpu);
 
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();

@@ -82,7 +82,7 @@ fn touching_the_end_of_the_last_page_ends_the_process_and_says_so() {
                 guest.add_resource(Resource::GrantTable, 1);
                 let memory = host.open().unwrap();
                 let mapping = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
-                let grants = memory.map_resource(guest.domid(), Resource::GrantTable, 0, 1, ReadOnly).unwrap();
+                let grants = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap();
                 let base = if resource { grants.view().as_ptr() } else { mapping.view().as_ptr() };
                 // SAFETY: that it is fatal is what is tested.
                 assert_ne!(unsafe { base.wrapping_add(frames * FRAME).read_volatile() }, 1);

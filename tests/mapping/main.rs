@@ -6,6 +6,7 @@ mod common;
 mod access;
 mod arm;
 mod failures;
+mod handle;
 mod hypercall;
 mod map_batch;
 mod map_partial;

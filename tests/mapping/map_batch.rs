@@ -4,7 +4,7 @@ use crate::common::{
     FRAME, Guest, Host, ReadOnly, ReadWrite, failures, number, numbers, on_each_host, on_each_host_with_pv_guests,
     with_each_guest,
 };
-use xenmap::{Domid, Error, ForeignMapping, Gfn, GuestKind, HostKind};
+use xenmap::{Domid, Error, ForeignMapping, Gfn, GuestKind, HostKind, InvalidNumber};
 
 #[test]
 fn frames_are_mapped_in_the_order_given() {
@@ -228,7 +228,7 @@ fn range_beyond_the_last_frame_number_is_an_error() {
         let guest = host.create(GuestKind::Hvm, 1);
         for count in [2, usize::MAX] {
             let result = host.open().map_foreign_range(guest.domid(), ReadOnly, Gfn::MAX, count);
-            assert!(matches!(result, Err(Error::InvalidGfn { .. })), "{result:?}");
+            assert!(matches!(result, Err(Error::InvalidNumber(InvalidNumber::Frame { .. }))), "{result:?}");
         }
     });
 }

@@ -8,8 +8,8 @@ use crate::common::{
 };
 use xenmap::mock::{Dom0, Fault};
 use xenmap::{
-    Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HypercallBuffer, Resource, ResourceMapping, View,
-    leaked_mappings,
+    Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HypercallBuffer, InvalidNumber, Resource,
+    ResourceMapping, View, leaked_mappings,
 };
 
 #[test]
@@ -54,15 +54,15 @@ fn defect_4_count_is_that_of_the_frames_given() {
 
 #[test]
 fn defect_5_numbers_are_never_cut() {
-    assert!(matches!(Domid::try_from(70_000), Err(Error::InvalidDomid { domid: 70_000 })));
-    assert!(matches!(Domid::try_from(u32::MAX), Err(Error::InvalidDomid { .. })));
-    assert!(matches!(Gfn::new(1 << 52), Err(Error::InvalidGfn { .. })));
+    assert_eq!(Domid::try_from(70_000), Err(InvalidNumber::Domid { number: 70_000 }));
+    assert!(matches!(Domid::try_from(u64::from(u32::MAX)), Err(InvalidNumber::Domid { .. })));
+    assert!(matches!(Gfn::new(1 << 52), Err(InvalidNumber::Frame { .. })));
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         // 2^32 + 1 frames, which a count of 32 bits takes for one.
-        let result = host.open().map_resource(guest.domid(), Resource::GrantTable, 0, (1 << 32) + 1, ReadOnly);
+        let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, (1 << 32) + 1);
         assert!(result.is_err());
-        let result = host.open().map_resource(guest.domid(), Resource::GrantTable, 0, usize::MAX, ReadOnly);
+        let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, usize::MAX);
         assert!(matches!(result, Err(Error::TooManyFrames { .. })));
     });
 }
@@ -204,9 +204,9 @@ fn defect_13_resource_of_no_frames_is_an_error_and_protection_is_heeded() {
             mock.domain(guest.domid()).unwrap().add_resource(Resource::GrantTable, 4);
         }
         let memory = host.open();
-        let none = memory.map_resource(guest.domid(), Resource::GrantTable, 0, 0, ReadOnly);
+        let none = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 0);
         assert!(matches!(none, Err(Error::Empty)));
-        let mapping = memory.map_resource(guest.domid(), Resource::GrantTable, 0, 1, ReadOnly).unwrap();
+        let mapping = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let start = format!("{:x}-", mapping.view().as_ptr().addr());
         let line = maps.lines().find(|line| line.starts_with(&start)).unwrap();

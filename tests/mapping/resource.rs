@@ -28,11 +28,11 @@ fn resource_is_mapped_and_shared() {
     with_grant_table(|host, guest| {
         let (memory, frames) = (host.open(), host.most_resource_frames());
         let first = 3 - u32::try_from(frames).unwrap();
-        let mapping = memory.map_resource(guest.domid(), Resource::GrantTable, first, frames, ReadWrite).unwrap();
+        let mapping = memory.map_resource(guest.domid(), ReadWrite, Resource::GrantTable, first, frames).unwrap();
         assert_eq!((mapping.frames(), mapping.view().len()), (frames, frames * FRAME));
         // An entry of a grant table that grants nothing: flags 0.
         mapping.view().write((frames - 1) * FRAME + 12, 0xABCD_u32).unwrap();
-        let again = memory.map_resource(guest.domid(), Resource::GrantTable, 2, 1, ReadOnly).unwrap();
+        let again = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 2, 1).unwrap();
         assert_eq!(again.view().read::<u32>(12).unwrap(), 0xABCD);
         assert!(matches!(again.view().write(12, 0_u32), Err(Error::ReadOnly { .. })));
     });
@@ -41,7 +41,7 @@ fn resource_is_mapped_and_shared() {
 #[test]
 fn frames_that_the_kernel_would_take_for_pages_are_refused() {
     with_grant_table(|host, guest| {
-        let result = host.open().map_resource(guest.domid(), Resource::GrantTable, 0, 2, ReadOnly);
+        let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 2);
         if host.most_resource_frames() == 2 {
             assert_eq!(result.unwrap().frames(), 2);
         } else {
@@ -56,14 +56,14 @@ fn frames_that_the_kernel_would_take_for_pages_are_refused() {
 fn resource_that_is_not_there_is_an_error_that_says_so() {
     with_grant_table(|host, guest| {
         let memory = host.open();
-        let error = memory.map_resource(guest.domid(), Resource::IoreqServer { id: 7 }, 0, 1, ReadOnly).unwrap_err();
+        let error = memory.map_resource(guest.domid(), ReadOnly, Resource::IoreqServer { id: 7 }, 0, 1).unwrap_err();
         assert!(matches!(error, Error::Resource { .. }), "{error}");
         let frames = host.most_resource_frames();
         let first = 5 - u32::try_from(frames).unwrap();
-        let error = memory.map_resource(guest.domid(), Resource::GrantTable, first, frames, ReadOnly).unwrap_err();
+        let error = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, first, frames).unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL);
         assert!(error.to_string().contains("not so many frames"), "{error}");
-        let error = memory.map_resource(host.nobody(), Resource::GrantTable, 0, 1, ReadOnly).unwrap_err();
+        let error = memory.map_resource(host.nobody(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
         assert_eq!(error.errno(), libc::ESRCH);
     });
 }
@@ -71,7 +71,7 @@ fn resource_that_is_not_there_is_an_error_that_says_so() {
 #[test]
 fn resource_mapping_is_unmapped_when_the_domain_goes() {
     with_grant_table(|host, mut guest| {
-        let mapping = host.open().map_resource(guest.domid(), Resource::GrantTable, 0, 1, ReadOnly).unwrap();
+        let mapping = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap();
         assert_eq!(mapping.view().read::<u8>(100).unwrap(), 0);
         drop(mapping);
         guest.destroy();
@@ -87,7 +87,7 @@ fn kernel_without_resources_is_a_clear_error() {
     let guest = host.create_domain(GuestKind::Hvm, 1);
     guest.add_resource(Resource::GrantTable, 4);
     let memory = host.open().unwrap();
-    let error = memory.map_resource(guest.domid(), Resource::GrantTable, 0, 1, ReadOnly).unwrap_err();
+    let error = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
     assert!(error.to_string().contains("linux 4.18"), "{error}");
 
     config.kernel = (5, 11);

@@ -12,7 +12,7 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryError, Permissions, VolatileSlice};
 use xenmap::mock::{Dom0, Fault, MockDomain, MockHost};
 use xenmap::vm_memory::{CachedMemory, DirtySlice, PinnedMemory};
-use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, MapCache};
+use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, InvalidNumber, MapCache};
 
 /// Where a hole is in the guests of these tests.
 const HOLE: u64 = 5;
@@ -161,7 +161,7 @@ fn ram_beyond_the_last_frame_number_is_refused() {
     on_the_mock(1, 1, |_, _, ram| {
         for pfns in [0..(1 << 40) + 1, u64::MAX - 1..u64::MAX, 0..u64::MAX] {
             let refused = CachedMemory::new(Arc::clone(ram.cache()), &[pfns]);
-            assert!(matches!(refused, Err(Error::InvalidGfn { .. })));
+            assert!(matches!(refused, Err(Error::InvalidNumber(InvalidNumber::Frame { .. }))));
         }
         let last = CachedMemory::new(Arc::clone(ram.cache()), &[0..1, (1 << 40) - 1..1 << 40]).unwrap();
         assert!(last.memory().read_obj::<u8>(GuestAddress((1 << 52) - 1)).is_err(), "no frame there");

@@ -30,7 +30,7 @@ pub(crate) fn lost(tally: &Tally) -> impl Iterator<Item = String> {
 fn line(lost: &Lost) -> String {
     let (start, end) = (lost.pfns.start, lost.pfns.end);
     // What the library says of an errno it says of a frame.
-    let reason = FrameError { index: 0, gfn: Gfn::MAX, errno: lost.errno }.reason();
+    let reason = FrameError::new(0, Gfn::MAX, lost.errno).reason();
     format!("lost: frames {start:#x} to {:#x} ({}): {reason}", end - 1, end - start)
 }
 

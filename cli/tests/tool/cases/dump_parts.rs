@@ -228,7 +228,9 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
 
     let (note, doubt) = chosen();
     assert_eq!((note.as_str(), doubt.as_str()), ("OSRELEASE=5.10.0", ""), "no vcpu says more");
-    domain.set_vcpu(0, Vcpu { cr0: 1 << 31, cr3: 0x1000, cr4: 1 << 5, efer: 1 << 8 | 1 << 10, ..Vcpu::default() });
+    let mut vcpu = Vcpu::default();
+    (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (1 << 31, 0x1000, 1 << 5, 1 << 8 | 1 << 10);
+    domain.set_vcpu(0, vcpu);
     let (note, doubt) = chosen();
     assert_eq!(note, "OSRELEASE=6.1.0");
     let expected = "2 VMCOREINFO notes could be the running kernel's, at 0x14000 (Linux 5.10.0), \

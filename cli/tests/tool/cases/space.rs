@@ -26,10 +26,12 @@ fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
 
 #[test]
 fn base_that_is_given_takes_the_place_of_the_vcpus() {
-    let vcpu = Vcpu { cr0: 1 << 31, cr3: 0x1000, cr4: 1 << 12, efer: 1 << 10, ..Vcpu::default() };
+    let mut vcpu = Vcpu::default();
+    (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (1 << 31, 0x1000, 1 << 12, 1 << 10);
     let expected = PageTables::X86 { cr3: 0x5000, mode: PagingMode::FiveLevels };
     assert_eq!(tables(Dom0::Pvh, Some(vcpu)), Ok(expected));
-    let vcpu = Vcpu { sctlr: 1, ttbr0: 0x1000, ttbr1: 0x2000, tcr: 0x10, ..Vcpu::default() };
+    let mut vcpu = Vcpu::default();
+    (vcpu.sctlr, vcpu.ttbr0, vcpu.ttbr1, vcpu.tcr) = (1, 0x1000, 0x2000, 0x10);
     let expected = PageTables::Arm64 { ttbr0: 0x5000, ttbr1: 0x2000, tcr: 0x10 };
     assert_eq!(tables(Dom0::Arm, Some(vcpu)), Ok(expected));
 }
