@@ -5,7 +5,7 @@
 use std::ffi::{c_int, c_ulong, c_void};
 use std::ptr::NonNull;
 
-use xenmap::{Error, FRAME_SIZE, Gfn, Protection, raw};
+use xenmap::{Error, FRAME_SIZE, ForeignMemory, Gfn, Protection, raw};
 
 use crate::Errno;
 use crate::handle::Handle;
@@ -75,7 +75,7 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
     let memory = handle.memory()?;
     // SAFETY: the caller's promise.
     let mapped = unsafe { raw::map_at(memory, (place.addr, place.flags), domid, protection, &gfns, !err.is_null()) };
-    let (addr, failed) = mapped.map_err(|error| errno_of_failure(handle, request, &error))?;
+    let (addr, failed) = mapped.map_err(|error| errno_of_failure(handle, memory, request, &error))?;
     if !err.is_null() {
         // SAFETY: the caller's promise.
         unsafe { err.write_bytes(0, pages) };
@@ -90,15 +90,14 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
 }
 
 /// What C is told of a mapping that failed.
-fn errno_of_failure(handle: &Handle, request: &Request, error: &Error) -> Errno {
+fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, error: &Error) -> Errno {
     let &Request { place, pages, .. } = request;
     // What it was to go over is reserved already, or nobody's, if the kernel ran out of memory after it had unmapped
     // what was there: then it must not become somebody else's while the caller believes that it is its own. Whatever
     // else mmap(2) minds, it finds before it unmaps anything.
     let may_be_gone = place.is_over() && matches!(error, Error::Reserve { .. }) && error.errno() == libc::ENOMEM;
     let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr)).filter(|_| may_be_gone);
-    let reserved = addr.zip(handle.memory().ok()).map(|(addr, memory)| raw::reserve_at(memory, addr, pages));
-    match reserved {
+    match addr.map(|addr| raw::reserve_at(memory, addr, pages)) {
         Some(Err(e)) if e.raw_os_error() != Some(libc::EEXIST) => {
             handle.log(&format!("{error}; nor can its addresses be reserved: {e}"));
             return error.errno();
@@ -116,8 +115,9 @@ fn errno_of_failure(handle: &Handle, request: &Request, error: &Error) -> Errno 
 pub(super) unsafe fn unmap(handle: &Handle, addr: *mut c_void, pages: usize) -> Result<(), Errno> {
     check_pages(pages)?;
     let addr = NonNull::new(addr).ok_or(libc::EINVAL)?;
+    let memory = handle.memory()?;
     // SAFETY: the caller's promise.
-    unsafe { raw::unmap(handle.memory()?, addr.cast(), pages) }.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
+    unsafe { raw::unmap(memory, addr.cast(), pages) }.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// `xenforeignmemory_resource_handle`.
