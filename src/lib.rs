@@ -12,6 +12,8 @@ mod handle;
 mod mapping;
 #[cfg(feature = "mock")]
 pub mod mock;
+#[doc(hidden)]
+pub mod raw;
 mod types;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;

@@ -136,7 +136,6 @@ impl ForeignMemory {
     /// # Safety
     ///
     /// If the mapping goes over something, that is the caller's own, and nothing uses it.
-    #[cfg(feature = "capi")]
     pub(crate) unsafe fn map_at(
         &self,
         place: Place,
