@@ -257,7 +257,7 @@ impl fmt::Display for FrameError {
 impl std::error::Error for FrameError {}
 
 /// The frames of a batch that could not be mapped, in the order of the batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FrameErrors {
     pub(crate) domid: Domid,
     pub(crate) requested: usize,
@@ -536,6 +536,15 @@ impl From<Error> for io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_go_to_other_threads() {
+        fn can_be_sent<T: std::error::Error + Send + Sync + 'static>(_: T) {}
+
+        can_be_sent(Error::Empty);
+        can_be_sent(InvalidNumber::Text);
+        can_be_sent(FrameError::new(0, Gfn::MAX, libc::EINVAL));
+    }
 
     #[test]
     fn io_error_has_the_kind_of_the_source_or_of_the_errno() {
