@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
-use xenmap::{Error, GuestKind, View};
+use xenmap::{Access, Error, GuestKind, View};
 
 fn on_two_frames(test: impl Fn(View<'_>)) {
     on_each_host(|host| {
@@ -82,12 +82,12 @@ fn bytes_are_compared_where_they_are() {
     on_two_frames(|view| {
         let pattern: Vec<u8> = (0..=250).cycle().take(FRAME).collect();
         view.write_bytes(77, &pattern).unwrap();
-        assert!(view.compare(77, &pattern).unwrap());
-        assert!(view.compare(2 * FRAME, &[]).unwrap(), "no bytes at all");
-        assert!(!view.compare(78, &pattern).unwrap());
+        assert!(view.eq_bytes(77, &pattern).unwrap());
+        assert!(view.eq_bytes(2 * FRAME, &[]).unwrap(), "no bytes at all");
+        assert!(!view.eq_bytes(78, &pattern).unwrap());
         view.write(77 + FRAME - 1, !pattern[FRAME - 1]).unwrap();
-        assert!(!view.compare(77, &pattern).unwrap(), "the last byte differs");
-        assert!(view.compare(77, &pattern[..FRAME - 1]).unwrap());
+        assert!(!view.eq_bytes(77, &pattern).unwrap(), "the last byte differs");
+        assert!(view.eq_bytes(77, &pattern[..FRAME - 1]).unwrap());
     });
 }
 
@@ -205,7 +205,7 @@ fn access_past_the_end_is_refused() {
         assert!(refused(view.write_bytes(usize::MAX, &[0; 2])));
         assert!(refused(view.fill(end - 1, 2, 0)));
         assert!(refused(view.fill(1, usize::MAX, 0)));
-        assert!(refused(view.compare(end - 1, &[0; 2]).map(drop)));
+        assert!(refused(view.eq_bytes(end - 1, &[0; 2]).map(drop)));
         assert!(refused(view.load::<u64>(end, Ordering::Relaxed).map(drop)));
         assert!(refused(view.store(usize::MAX - 7, 0_u64, Ordering::Relaxed)));
         assert!(refused(view.slice(end, 1).map(drop)));
@@ -273,13 +273,13 @@ fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
             view.fill(0, len, 0x5A).unwrap();
             let mut bytes = vec![0; len];
             view.read_bytes(0, &mut bytes).unwrap();
-            assert!(bytes.iter().all(|&byte| byte == 0x5A) && view.compare(0, &bytes).unwrap());
+            assert!(bytes.iter().all(|&byte| byte == 0x5A) && view.eq_bytes(0, &bytes).unwrap());
             let file = tempfile();
             view.write_to(0, len, &file).unwrap();
             std::io::Seek::rewind(&mut &file).unwrap();
             view.fill(0, len, 0).unwrap();
             view.read_from(0, len, &file).unwrap();
-            assert!(view.compare(0, &bytes).unwrap(), "{frames} frames");
+            assert!(view.eq_bytes(0, &bytes).unwrap(), "{frames} frames");
         }
     });
 }

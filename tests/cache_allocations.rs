@@ -11,7 +11,7 @@ use std::cell::Cell;
 
 use cache::{BUCKET, cache};
 use common::{ReadOnly, ReadWrite, on_each_host};
-use xenmap::GuestKind;
+use xenmap::{Access, GuestKind};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use cache::{BUCKET, FRAMES, cache, get, mapped_buckets, refused};
 use common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
-use xenmap::{ForeignMemory, Gfn, GuestKind};
+use xenmap::{Access, ForeignMemory, Gfn, GuestKind};
 
 fn hvm_guest(host: &Host, frames: usize) -> (ForeignMemory, common::Guest) {
     (host.open(), host.create(GuestKind::Hvm, frames))

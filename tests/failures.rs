@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use common::{FRAME, ReadOnly, ReadWrite, failures, mock, mock_with, mock_with_pages, number, numbers};
 use xenmap::mock::{Dom0, Fault, HostConfig};
-use xenmap::{Error, GuestKind, HostKind, leaked_mappings};
+use xenmap::{Access, Error, GuestKind, HostKind, leaked_mappings};
 
 #[test]
 fn open_that_fails_says_what_to_do() {

@@ -6,7 +6,7 @@ use common::{
     FRAME, Guest, Host, ReadOnly, ReadWrite, failures, number, numbers, on_each_host, on_each_host_with_pv_guests,
     with_each_guest,
 };
-use xenmap::{Domid, Error, ForeignMapping, Gfn, GuestKind, HostKind};
+use xenmap::{Access, Domid, Error, ForeignMapping, Gfn, GuestKind, HostKind};
 
 #[test]
 fn frames_are_mapped_in_the_order_given() {

@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{ReadOnly, failures, mock_with, mock_with_pages, numbers};
-use xenmap::GuestKind;
+use xenmap::{Access, GuestKind};
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost};
 
 fn host(dom0: Dom0, kernel: (u16, u16)) -> MockHost {

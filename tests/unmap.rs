@@ -5,7 +5,7 @@
 mod common;
 
 use common::{FRAME, ReadOnly, ReadWrite, ThenChild, in_child, numbers, on_each_host, with_each_guest};
-use xenmap::GuestKind;
+use xenmap::{Access, GuestKind};
 
 #[test]
 fn drop_gives_the_references_back() {

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use crate::error::{Error, Result};
 use crate::mock::{Dom0, HostConfig, MockHost};
 use crate::handle::resource::Resource;
+use crate::mapping::Access;
 use crate::types::{GuestKind, Protection};
 
 const VARIABLE: &CStr = c"XENMAP_MOCK";

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
+pub(crate) mod access;
 pub(crate) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod region;
 mod transfer;
 mod view;
 
+pub use access::Access;
 pub use copy::Word;
 pub use region::leaked_mappings;
 pub use view::View;

@@ -16,7 +16,7 @@ use std::ops::Range;
 use std::process::{Command, Output};
 
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
-use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
+use xenmap::{Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
 
 pub use Protection::{ReadOnly, ReadWrite};
 
