@@ -4,7 +4,7 @@ mod common;
 
 use common::{ReadOnly, mock_with, on_each_host, on_each_host_with_pv_guests, with_each_guest};
 use xenmap::mock::{Dom0, Fault, HostConfig};
-use xenmap::{Access, Error, Gfn, GuestKind, HostKind};
+use xenmap::{Error, Gfn, GuestKind, HostKind};
 
 #[test]
 fn current_reservation_counts_frames_until_the_domain_is_gone() {

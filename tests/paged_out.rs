@@ -7,8 +7,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{ReadOnly, failures, mock_with, mock_with_pages, numbers};
-use xenmap::{Access, GuestKind};
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost};
+use xenmap::{Access, GuestKind};
 
 fn host(dom0: Dom0, kernel: (u16, u16)) -> MockHost {
     let mut config = HostConfig::default();

@@ -8,9 +8,9 @@ use common::{
     FRAME, ReadOnly, ReadWrite, ThenChild, failures, in_child, mock, number, numbers, on_each_host, with_each_guest,
 };
 use xenmap::mock::{Dom0, Fault};
-use xenmap::{Access, 
-    Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HypercallBuffer, Resource, ResourceMapping, View,
-    leaked_mappings,
+use xenmap::{
+    Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HypercallBuffer, Resource, ResourceMapping,
+    View, leaked_mappings,
 };
 
 #[test]

@@ -1,15 +1,19 @@
 //! Structures and arrays of them, in a view and in a guard of the map cache.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 
 #[path = "common/cache.rs"]
 mod cache;
 mod common;
+#[path = "common/memory.rs"]
+mod memory;
 
 use cache::{BUCKET, cache};
 use common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
-use xenmap::{Access, Error, GuestKind, Protection, Result};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use memory::{LEN, on_each_memory};
+use xenmap::{Access, Error, GuestKind, Result};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 /// A descriptor of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, FromBytes, IntoBytes, Immutable)]
@@ -35,32 +39,8 @@ struct Padded {
 #[repr(C)]
 struct Nothing;
 
-/// Where a test's memory begins in the guest; it ends as many bytes before the end of the second bucket.
-const START: usize = 8;
-const LEN: usize = 2 * BUCKET - 2 * START;
-/// Where in it the second bucket begins.
-const BORDER: usize = BUCKET - START;
-
-/// A test of either kind of memory.
-trait Test {
-    fn run(&self, memory: &impl Access);
-}
-
-/// Runs a test on a view and on a guard of two buckets, of a guest of its own each.
-fn on_each_memory(protection: Protection, test: &impl Test) {
-    on_each_host(|host| {
-        let memory = host.open();
-        let guest = host.create(GuestKind::Hvm, 2 * BUCKET / FRAME);
-        let mapping = memory.map_foreign_batch(guest.domid(), protection, &guest.gfns()).unwrap();
-        test.run(&mapping.view().slice(START, LEN).unwrap());
-
-        let guest = host.create(GuestKind::Hvm, 2 * BUCKET / FRAME);
-        let cache = cache(&memory, guest.domid(), 2);
-        let pinned = cache.get(protection, START as u64, LEN).unwrap();
-        assert_eq!(pinned.views().count(), 2);
-        test.run(&pinned);
-    });
-}
+/// Where a guard's second bucket begins.
+const BORDER: usize = FRAME;
 
 /// A descriptor in which each byte differs from its neighbours.
 fn descriptor(n: u16) -> Descriptor {
@@ -79,123 +59,102 @@ fn bytes(memory: &impl Access, offset: usize, len: usize) -> Vec<u8> {
 
 #[test]
 fn structure_is_read_as_it_was_written_wherever_it_lies() {
-    struct Anywhere;
-    impl Test for Anywhere {
-        fn run(&self, memory: &impl Access) {
-            for offset in [0, 1, 7, BORDER - SIZE, BORDER - 15, BORDER - 8, BORDER - 1, BORDER, BORDER + 3, LEN - SIZE] {
-                memory.fill(0, LEN, 0xEE).unwrap();
-                memory.write_as(offset, &descriptor(9)).unwrap();
-                assert_eq!(memory.read_as::<Descriptor>(offset).unwrap(), descriptor(9), "{offset:#x}");
-                assert_eq!(bytes(memory, offset, SIZE), descriptor(9).as_bytes(), "{offset:#x}");
-                let mut found = descriptor(0);
-                memory.read_into(offset, &mut found).unwrap();
-                assert_eq!(found, descriptor(9), "{offset:#x}");
-                assert!(memory.eq_bytes(0, &vec![0xEE; offset]).unwrap(), "before {offset:#x}");
-                let rest = LEN - offset - SIZE;
-                assert!(memory.eq_bytes(offset + SIZE, &vec![0xEE; rest]).unwrap(), "after {offset:#x}");
-            }
+    on_each_memory!(ReadWrite, |memory| {
+        for offset in [0, 1, 7, BORDER - SIZE, BORDER - 15, BORDER - 8, BORDER - 1, BORDER, BORDER + 3, LEN - SIZE] {
+            memory.fill(0, LEN, 0xEE).unwrap();
+            memory.write_as(offset, &descriptor(9)).unwrap();
+            assert_eq!(memory.read_as::<Descriptor>(offset).unwrap(), descriptor(9), "{offset:#x}");
+            assert_eq!(bytes(memory, offset, SIZE), descriptor(9).as_bytes(), "{offset:#x}");
+            let mut found = descriptor(0);
+            memory.read_into(offset, &mut found).unwrap();
+            assert_eq!(found, descriptor(9), "{offset:#x}");
+            assert!(memory.eq_bytes(0, &vec![0xEE; offset]).unwrap(), "before {offset:#x}");
+            let rest = LEN - offset - SIZE;
+            assert!(memory.eq_bytes(offset + SIZE, &vec![0xEE; rest]).unwrap(), "after {offset:#x}");
         }
-    }
-    on_each_memory(ReadWrite, &Anywhere);
+    });
 }
 
 #[test]
 fn array_is_read_as_it_was_written_across_the_border() {
-    struct Arrays;
-    impl Test for Arrays {
-        fn run(&self, memory: &impl Access) {
-            for (offset, count) in [(3, 4), (BORDER - 41, 5), (BORDER, 1), (1, u16::try_from(LEN / SIZE - 1).unwrap())] {
-                let written = descriptors(count);
-                memory.write_as(offset, &written[..]).unwrap();
-                let mut read = vec![descriptor(0xFFFF); written.len()];
-                memory.read_into(offset, &mut read[..]).unwrap();
-                assert!(read == written, "{count} at {offset:#x}");
-                assert_eq!(bytes(memory, offset, written.len() * SIZE), written.as_bytes(), "{count} at {offset:#x}");
-            }
-            memory.write_as(BORDER - 24, &[descriptor(1), descriptor(2), descriptor(3)]).unwrap();
-            let read: [Descriptor; 3] = memory.read_as(BORDER - 24).unwrap();
-            assert_eq!(read, [descriptor(1), descriptor(2), descriptor(3)]);
+    on_each_memory!(ReadWrite, |memory| {
+        for (offset, count) in [(3, 4), (BORDER - 41, 5), (BORDER, 1), (1, u16::try_from(LEN / SIZE - 1).unwrap())] {
+            let written = descriptors(count);
+            memory.write_as(offset, &written[..]).unwrap();
+            let mut read = vec![descriptor(0xFFFF); written.len()];
+            memory.read_into(offset, &mut read[..]).unwrap();
+            assert!(read == written, "{count} at {offset:#x}");
+            assert_eq!(bytes(memory, offset, written.len() * SIZE), written.as_bytes(), "{count} at {offset:#x}");
         }
-    }
-    on_each_memory(ReadWrite, &Arrays);
+        memory.write_as(BORDER - 24, &[descriptor(1), descriptor(2), descriptor(3)]).unwrap();
+        let read: [Descriptor; 3] = memory.read_as(BORDER - 24).unwrap();
+        assert_eq!(read, [descriptor(1), descriptor(2), descriptor(3)]);
+    });
 }
 
 #[test]
 fn structure_with_padding_can_be_read() {
-    struct WithPadding;
-    impl Test for WithPadding {
-        fn run(&self, memory: &impl Access) {
-            for offset in [0, BORDER - 3] {
-                memory.write_bytes(offset, &[1, 2, 3, 4, 5, 0, 0, 0]).unwrap();
-                let word = u32::from_ne_bytes([5, 0, 0, 0]);
-                assert_eq!(memory.read_as::<Padded>(offset).unwrap(), Padded { byte: 1, word });
-            }
+    on_each_memory!(ReadWrite, |memory| {
+        for offset in [0, BORDER - 3] {
+            memory.write_bytes(offset, &[1, 2, 3, 4, 5, 0, 0, 0]).unwrap();
+            let word = u32::from_ne_bytes([5, 0, 0, 0]);
+            assert_eq!(memory.read_as::<Padded>(offset).unwrap(), Padded { byte: 1, word });
         }
-    }
-    on_each_memory(ReadWrite, &WithPadding);
+    });
 }
 
 #[test]
 fn what_has_no_bytes_can_be_anywhere_up_to_the_end() {
-    struct Empty;
-    impl Test for Empty {
-        fn run(&self, memory: &impl Access) {
-            for offset in [0, BORDER, LEN] {
-                memory.read_as::<Nothing>(offset).unwrap();
-                memory.write_as(offset, &Nothing).unwrap();
-                memory.read_into::<[Descriptor]>(offset, &mut []).unwrap();
-                memory.write_as::<[Descriptor]>(offset, &[]).unwrap();
-            }
-            let behind: [Result<()>; 2] = [memory.read_as::<Nothing>(LEN + 1).map(drop), memory.write_as(LEN + 1, &Nothing)];
-            assert!(behind.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{behind:?}");
-            assert!(memory.is_zero(0, LEN).unwrap());
+    on_each_memory!(ReadWrite, |memory| {
+        for offset in [0, BORDER, LEN] {
+            memory.read_as::<Nothing>(offset).unwrap();
+            memory.write_as(offset, &Nothing).unwrap();
+            memory.read_into::<[Descriptor]>(offset, &mut []).unwrap();
+            memory.write_as::<[Descriptor]>(offset, &[]).unwrap();
         }
-    }
-    on_each_memory(ReadWrite, &Empty);
+        let behind: [Result<()>; 2] =
+            [memory.read_as::<Nothing>(LEN + 1).map(drop), memory.write_as(LEN + 1, &Nothing)];
+        assert!(behind.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{behind:?}");
+        assert!(memory.is_zero(0, LEN).unwrap());
+    });
 }
 
 #[test]
 fn what_is_longer_than_the_rest_is_refused_and_nothing_is_copied() {
-    struct TooLong;
-    impl Test for TooLong {
-        fn run(&self, memory: &impl Access) {
-            for offset in [LEN - 2 * SIZE + 1, LEN - SIZE + 1, LEN - 1, LEN, usize::MAX - SIZE, usize::MAX] {
-                let mut array = descriptors(2);
-                let refused = [
-                    memory.read_as::<[Descriptor; 2]>(offset).map(drop),
-                    memory.read_into(offset, &mut array[..]),
-                    memory.write_as(offset, &descriptors(2)[..]),
-                ];
-                let is_refused = |r: &Result<()>| matches!(r, Err(Error::OutOfBounds { offset: at, len, size: LEN })
-                    if (*at, *len) == (offset, 2 * SIZE));
-                assert!(refused.iter().all(is_refused), "{offset:#x} {refused:?}");
-                assert_eq!(array, descriptors(2));
-            }
-            let mut all = vec![descriptor(1); LEN / SIZE + 1];
-            let refused = [memory.read_into(0, &mut all[..]), memory.write_as(0, &all[..])];
-            assert!(refused.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{refused:?}");
-            assert!(all.iter().all(|one| *one == descriptor(1)));
-            assert!(memory.is_zero(0, LEN).unwrap());
+    on_each_memory!(ReadWrite, |memory| {
+        for offset in [LEN - 2 * SIZE + 1, LEN - SIZE + 1, LEN - 1, LEN, usize::MAX - SIZE, usize::MAX] {
+            let mut array = descriptors(2);
+            let refused = [
+                memory.read_as::<[Descriptor; 2]>(offset).map(drop),
+                memory.read_into(offset, &mut array[..]),
+                memory.write_as(offset, &descriptors(2)[..]),
+            ];
+            let is_refused = |r: &Result<()>| {
+                matches!(r, Err(Error::OutOfBounds { offset: at, len, size: LEN })
+                if (*at, *len) == (offset, 2 * SIZE))
+            };
+            assert!(refused.iter().all(is_refused), "{offset:#x} {refused:?}");
+            assert_eq!(array, descriptors(2));
         }
-    }
-    on_each_memory(ReadWrite, &TooLong);
+        let mut all = vec![descriptor(1); LEN / SIZE + 1];
+        let refused = [memory.read_into(0, &mut all[..]), memory.write_as(0, &all[..])];
+        assert!(refused.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{refused:?}");
+        assert!(all.iter().all(|one| *one == descriptor(1)));
+        assert!(memory.is_zero(0, LEN).unwrap());
+    });
 }
 
 #[test]
 fn writing_what_is_read_only_is_refused() {
-    struct Refused;
-    impl Test for Refused {
-        fn run(&self, memory: &impl Access) {
-            for offset in [0, 5, BORDER - 1, LEN - SIZE] {
-                let refused = memory.write_as(offset, &descriptor(1));
-                assert!(matches!(refused, Err(Error::ReadOnly { offset: at }) if at == offset), "{refused:?}");
-            }
-            let refused = memory.write_as(BORDER - 20, &descriptors(3)[..]);
-            assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
-            assert_eq!(memory.read_as::<Descriptor>(0).unwrap(), Descriptor::new_zeroed());
+    on_each_memory!(ReadOnly, |memory| {
+        for offset in [0, 5, BORDER - 1, LEN - SIZE] {
+            let refused = memory.write_as(offset, &descriptor(1));
+            assert!(matches!(refused, Err(Error::ReadOnly { offset: at }) if at == offset), "{refused:?}");
         }
-    }
-    on_each_memory(ReadOnly, &Refused);
+        let refused = memory.write_as(BORDER - 20, &descriptors(3)[..]);
+        assert!(matches!(refused, Err(Error::ReadOnly { .. })), "{refused:?}");
+        assert_eq!(memory.read_as::<Descriptor>(0).unwrap(), Descriptor::new_zeroed());
+    });
 }
 
 #[test]
@@ -212,8 +171,10 @@ fn structure_that_touches_a_hole_is_refused_and_nothing_is_copied() {
                 view.read_into(offset, &mut array[..]),
                 view.write_as(offset, &descriptor(1)),
             ];
-            let is_refused = |r: &Result<()>| matches!(r, Err(Error::Hole { offset: at, frame })
-                if (*at, frame.index) == (offset, 2));
+            let is_refused = |r: &Result<()>| {
+                matches!(r, Err(Error::Hole { offset: at, frame })
+                if (*at, frame.index) == (offset, 2))
+            };
             assert!(refused.iter().all(is_refused), "{refused:?}");
             assert_eq!(array, descriptors(2));
         }

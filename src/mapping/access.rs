@@ -103,7 +103,7 @@ pub trait Access: sealed::Memory {
     /// ```
     /// # use xenmap::mock::MockHost;
     /// # use xenmap::{Access, GuestKind, Protection};
-    /// use zerocopy::{FromBytes, Immutable, IntoBytes};
+    /// use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
     ///
     /// /// A descriptor of a virtqueue, of 16 bytes.
     /// #[derive(Debug, PartialEq, FromBytes, IntoBytes, Immutable)]
@@ -150,7 +150,11 @@ pub trait Access: sealed::Memory {
     /// Those of [all methods](Access#errors).
     #[cfg(feature = "zerocopy")]
     #[inline]
-    fn read_into<T: zerocopy::FromBytes + zerocopy::IntoBytes + ?Sized>(&self, offset: usize, to: &mut T) -> Result<()> {
+    fn read_into<T: zerocopy::FromBytes + zerocopy::IntoBytes + ?Sized>(
+        &self,
+        offset: usize,
+        to: &mut T,
+    ) -> Result<()> {
         self.read_bytes(offset, to.as_mut_bytes())
     }
 
@@ -468,9 +472,12 @@ pub(crate) mod sealed {
                 // SAFETY: the caller's promise.
                 return unsafe { self.pieces().copy_in_slowly(offset, from, len) };
             };
+            if to.is_recorded() {
+                // SAFETY: the caller's promise.
+                return unsafe { to.copy_in_slowly(0, from, len) };
+            }
             // SAFETY: `quick` gives what is mapped for writing; of `from` it is the caller's promise.
             unsafe { copy::write(from, to.as_ptr(), len) };
-            to.note(0, len);
             Ok(())
         }
     }

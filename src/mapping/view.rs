@@ -118,6 +118,12 @@ impl<'a> View<'a> {
         self.base.as_ptr()
     }
 
+    /// Whether it is noted which frames are written.
+    #[inline]
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.dirty.is_some()
+    }
+
     /// Notes what has been written, if anybody wants to know.
     #[inline]
     pub(crate) fn note(&self, offset: usize, len: usize) {

@@ -4,7 +4,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-use xenmap::{Access, CacheConfig, Domid, Error, ForeignMemory, Guest, MapCache, Pinned, Protection, Result};
+use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Guest, MapCache, Pinned, Protection, Result};
 
 use super::common::FRAME;
 

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Seek};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use xenmap::{Access, FRAME_SIZE};
+use xenmap::FRAME_SIZE;
 use zstd::stream::read::Decoder;
 use zstd::zstd_safe;
 
