@@ -4,7 +4,7 @@
 
 use super::{Bucket, Pin};
 use crate::error::{Error, Result};
-use crate::mapping::access::sealed::Pieces;
+use crate::mapping::pieces::Pieces;
 use crate::mapping::{Access, View};
 use crate::types::Protection;
 

@@ -8,7 +8,7 @@ use std::mem::ManuallyDrop;
 use super::parts::Parts;
 use super::{MapCache, Pin};
 use crate::error::{Error, Result};
-use crate::mapping::access::sealed::{Memory, Pieces};
+use crate::mapping::pieces::{Memory, Pieces};
 use crate::mapping::{Access, View};
 use crate::types::Protection;
 

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-pub(crate) mod access;
+mod access;
 pub(crate) mod copy;
 pub(crate) mod dirty;
+pub(crate) mod pieces;
 pub(crate) mod region;
 mod transfer;
 mod view;

@@ -8,8 +8,8 @@ use std::ptr::NonNull;
 
 use crate::error::{Error, FrameError, Result};
 use crate::mapping::access::Access;
-use crate::mapping::access::sealed::{Memory, Pieces};
 use crate::mapping::dirty::Dirty;
+use crate::mapping::pieces::{Memory, Pieces};
 use crate::mapping::region::Region;
 use crate::types::{FRAME_SIZE, Protection};
 
