@@ -33,7 +33,8 @@ impl<'p> Parts<'p> {
     pub(super) fn view(self, offset: usize) -> Result<View<'p>> {
         // It is inside an address space.
         let at = self.start + offset;
-        let (n, at) = (at / self.bucket_size, at % self.bucket_size);
+        // A bucket's size is a power of two.
+        let (n, at) = (at >> self.bucket_size.trailing_zeros(), at & (self.bucket_size - 1));
         let bucket = match n {
             0 => self.first,
             n => self.between.get(n - 1).map(Pin::bucket).or(self.last).unwrap_or(self.first),

@@ -56,9 +56,9 @@ use crate::types::Protection::{ReadOnly, ReadWrite};
 ///
 /// # Structures
 ///
-/// With the feature `zerocopy`, [`read_as`](Access::read_as), [`read_into`](Access::read_into) and
-/// [`write_as`](Access::write_as) copy plain structures and arrays of them. They take the traits of zerocopy 0.8, which
-/// is so a part of this crate's interface: a program needs the same minor version to derive them.
+/// With the feature `zerocopy`, `read_as`, `read_into` and `write_as` copy plain structures and arrays of them. They take
+/// the traits of zerocopy 0.8, which is so a part of this crate's interface: a program must derive those of the same
+/// version (0.8, whatever comes after).
 ///
 /// They copy bytes, at any alignment. Nothing of them is atomic, not even an aligned field: a structure that the guest
 /// writes meanwhile may be torn. What it synchronises by (an index, a flag) is to be read by [`load`](Access::load), and

@@ -46,14 +46,11 @@ pub unsafe trait Memory {
     /// `from` is valid for reading `len` bytes, which nobody writes.
     #[inline(always)]
     unsafe fn copy_in(&self, offset: usize, from: *const u8, len: usize) -> Result<()> {
-        let Some(to) = self.quick(ReadWrite, offset, len) else {
+        // What is recorded is kept out of the way, too.
+        let Some(to) = self.quick(ReadWrite, offset, len).filter(|to| !to.is_recorded()) else {
             // SAFETY: the caller's promise.
             return unsafe { self.pieces().copy_in_slowly(offset, from, len) };
         };
-        if to.is_recorded() {
-            // SAFETY: the caller's promise.
-            return unsafe { to.copy_in_slowly(0, from, len) };
-        }
         // SAFETY: `quick` gives what is mapped for writing; of `from` it is the caller's promise.
         unsafe { copy::write(from, to.as_ptr(), len) };
         Ok(())
