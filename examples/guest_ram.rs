@@ -16,7 +16,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::process::ExitCode;
 
 use xenmap::mock::MockHost;
-use xenmap::{Domid, FRAME_SIZE, ForeignMemory, Guest, Protection};
+use xenmap::{Access, Domid, FRAME_SIZE, ForeignMemory, Guest, Protection};
 
 const USAGE: &str = "usage: guest_ram [--mock FILE | DOMID] map | read ADDRESS LEN | dump OUT";
 

@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use xenmap::mock::{Dom0, HostConfig, MockHost};
-use xenmap::{Error, FRAME_SIZE, GuestKind, Protection, Resource, Result};
+use xenmap::{Access, Error, FRAME_SIZE, GuestKind, Protection, Resource, Result};
 
 const VARIABLE: &CStr = c"XENMAP_MOCK";
 const RAM_FRAMES: usize = 64;

@@ -38,7 +38,7 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 ///
 /// ```
 /// use xenmap::mock::MockHost;
-/// use xenmap::{Guest, GuestKind, MapCache, Protection};
+/// use xenmap::{Access, Guest, GuestKind, MapCache, Protection};
 ///
 /// let host = MockHost::new();
 /// let domain = host.create_domain(GuestKind::Hvm, 1024);

@@ -3,12 +3,15 @@
 use std::ops::Range;
 use std::ptr::NonNull;
 
+mod access;
 pub(crate) mod copy;
 pub(crate) mod dirty;
+pub(crate) mod pieces;
 pub(crate) mod region;
 mod transfer;
 mod view;
 
+pub use access::Access;
 pub use copy::Word;
 pub use region::leaked_mappings;
 pub use view::View;

@@ -32,7 +32,7 @@
 //! - In your own threads, never access the same bytes at the same time by atomics and by copies, or by atomics of
 //!   different sizes.
 //! - For accesses that are sound, use the view of [`RamRegion::mapping`], or a [`Pinned`](crate::Pinned) of the cache:
-//!   their [`read`](crate::View::read), [`write`](crate::View::write) and atomic operations lend nothing.
+//!   their [`read`](crate::Access::read), [`write`](crate::Access::write) and atomic operations lend nothing.
 
 mod cached;
 mod dirty;

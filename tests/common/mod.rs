@@ -17,7 +17,7 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
-use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
+use xenmap::{Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
 
 pub use Protection::{ReadOnly, ReadWrite};
 

@@ -6,7 +6,7 @@ use crate::common::{
     FRAME, ReadOnly, ReadWrite, alone, failures, leaks, mock, mock_with, mock_with_pages, number, numbers,
 };
 use xenmap::mock::{Dom0, Fault, HostConfig};
-use xenmap::{Error, GuestKind, HostKind, leaked_mappings};
+use xenmap::{Access, Error, GuestKind, HostKind, leaked_mappings};
 
 #[test]
 fn open_that_fails_says_what_to_do() {

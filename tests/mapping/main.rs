@@ -3,6 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../cache/buckets.rs"]
+mod buckets;
+mod memory;
+
 mod access;
 mod arm;
 mod failures;
@@ -16,4 +21,6 @@ mod paged_out;
 mod prior_art;
 mod resource;
 mod restrict;
+#[cfg(feature = "zerocopy")]
+mod structures;
 mod unmap;

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use xenmap::View;
+use xenmap::{Access, View};
 use zstd::stream::write::Encoder;
 
 use crate::Result;

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::Guest;
 use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
+use crate::mapping::Access;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
 pub use x86::PagingMode;
 
