@@ -1,13 +1,13 @@
-//! Does nothing by default. With feature `bindgen`, makes the bindings anew from the installed headers;
-//! with feature `overwrite`, also writes them over the file that is checked in.
+//! Does nothing, unless the compiler is given `--cfg xenmap_bindgen`: then it makes the bindings anew from the installed
+//! headers (linux-libc-dev, libxen-dev), and the library uses those. `tests/bindings` calls it so.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    #[cfg(feature = "bindgen")]
+    #[cfg(xenmap_bindgen)]
     generate::bindings();
 }
 
-#[cfg(feature = "bindgen")]
+#[cfg(xenmap_bindgen)]
 mod generate {
     use std::path::PathBuf;
 
@@ -53,18 +53,17 @@ mod generate {
     ];
 
     pub(super) fn bindings() {
-        println!("cargo::rerun-if-changed=src/uapi/wrapper.h");
-        println!("cargo::rerun-if-changed=src/uapi/bindings.rs");
+        println!("cargo::rerun-if-changed=src/abi/wrapper.h");
         let mut builder = bindgen::Builder::default()
-            .header("src/uapi/wrapper.h")
-            .clang_arg("-Isrc/uapi/include")
+            .header("src/abi/wrapper.h")
+            .clang_arg("-Isrc/abi/include")
             .rust_target("1.88".parse().expect("the MSRV is a Rust version"))
             .rust_edition(bindgen::RustEdition::Edition2024)
             .use_core()
             .generate_comments(false)
             .prepend_enum_name(false)
             .formatter(bindgen::Formatter::Prettyplease)
-            .raw_line("// Made by `cargo build --features overwrite` from linux-libc-dev and libxen-dev; do not edit.")
+            .raw_line("// Made by `tests/bindings --write` from linux-libc-dev and libxen-dev; do not edit.")
             .disable_header_comment();
         for name in TYPES {
             builder = builder.allowlist_type(name);
@@ -73,13 +72,7 @@ mod generate {
             builder = builder.allowlist_var(name);
         }
         let bindings = builder.generate().expect("bindgen failed: install libclang-dev, linux-libc-dev and libxen-dev");
-        let mut outputs =
-            vec![PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs")];
-        if cfg!(feature = "overwrite") {
-            outputs.push("src/uapi/bindings.rs".into());
-        }
-        for path in outputs {
-            bindings.write_to_file(&path).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
-        }
+        let path = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs");
+        bindings.write_to_file(&path).unwrap_or_else(|e| panic!("cannot write {}: {e}", path.display()));
     }
 }

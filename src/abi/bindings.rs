@@ -1,4 +1,4 @@
-// Made by `cargo build --features overwrite` from linux-libc-dev and libxen-dev; do not edit.
+// Made by `tests/bindings --write` from linux-libc-dev and libxen-dev; do not edit.
 
 pub const _XEN_X86_EMU_PIT: u32 = 8;
 pub const __HYPERVISOR_memory_op: u32 = 12;

@@ -1,3 +1,3 @@
-//! The bindings as feature `bindgen` has just made them.
+//! The bindings as build.rs has just made them.
 
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));

@@ -4,7 +4,7 @@
 //! part of the public API.
 
 #[rustfmt::skip] // it is as bindgen has made it, so that a change shows
-#[cfg_attr(feature = "bindgen", path = "generated.rs")]
+#[cfg_attr(xenmap_bindgen, path = "generated.rs")]
 #[expect(
     non_camel_case_types,
     non_upper_case_globals,
