@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What volatility3, gdb and drgn read in dumps of a simulated guest is at the address where the guest has it.
 
-readers.py TOOL FOLDER: with the tool examples/guest_ram, in a folder that is not there yet. See tests/readers. The checks
-are those of the lab (tests/xen/readers.py), each of which must also fail for a dump that is off by one page.
+readers.py TOOL FOLDER: with the tool (cli/), in a folder that is not there yet. See tests/readers. The checks are
+those of the lab (tests/xen/readers.py), each of which must also fail for a dump that is off by one page.
 """
 
 import re

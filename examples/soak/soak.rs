@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use xenmap::{Error, MapCache, Pinned, Protection};
 
-use crate::ram::{Ram, Result, Stretch, same};
+use super::ram::{Ram, Result, Stretch, same};
 
 /// How many ranges are held at the same time.
 const HELD: usize = 8;

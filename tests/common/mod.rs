@@ -14,6 +14,7 @@ mod xen;
 
 use std::ops::Range;
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
 use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
@@ -336,13 +337,36 @@ pub fn failures(result: Result<ForeignMapping>) -> Vec<(usize, i32)> {
 /// What the child of a test is to do.
 const TASK: &str = "XENMAP_TEST_TASK";
 
-/// Runs a test once more in a process of its own, where [`its_task`] is this; in that process returns `None`.
+/// Runs a test, `module::name`, once more in a process of its own, where [`its_task`] is this; in that process returns
+/// `None`.
 pub fn in_a_process_of_its_own(test: &str, task: &str) -> Option<Output> {
     if std::env::var_os(TASK).is_some() {
         return None;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    Some(command.args(["--exact", test, "--nocapture"]).env(TASK, task).output().unwrap())
+    let output = command.args(["--exact", test, "--nocapture"]).env(TASK, task).output().unwrap();
+    assert!(said(&output).contains("running 1 test\n"), "{test}: {}", said(&output));
+    Some(output)
+}
+
+/// What such a process wrote, of both kinds.
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Runs what a test does in a process of its own, for the sake of what belongs to a process as a whole: `test` is the
+/// test's own `module::name`.
+pub fn alone(test: &str, body: impl FnOnce()) {
+    match in_a_process_of_its_own(test, "") {
+        None => body(),
+        Some(output) => assert!(output.status.success(), "{test}: {}", said(&output)),
+    }
+}
+
+/// Is held by tests that look at the count of leaked mappings, or add to it: it is the process's.
+pub fn leaks() -> MutexGuard<'static, ()> {
+    static LEAKS: Mutex<()> = Mutex::new(());
+    LEAKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub fn its_task() -> String {
@@ -352,6 +376,9 @@ pub fn its_task() -> String {
 /// Runs a function in a forked child, which leaves with status 0 if it returns true. It gets a function that waits
 /// for the parent; the parent's own part runs while it waits, and says whether to kill the child instead of letting
 /// it go on.
+///
+/// For tests that run [`alone`]: what another thread has just mapped, and not yet marked as not to be inherited, would
+/// be mapped in the child too, and be counted.
 pub fn in_child(child: impl FnOnce(&dyn Fn()) -> bool, parent: impl FnOnce() -> ThenChild) -> bool {
     let (ready_read, ready_write) = std::io::pipe().unwrap();
     let (go_read, go_write) = std::io::pipe().unwrap();

@@ -23,9 +23,9 @@ build_programs() {
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    cargo_build build --release --target "$triple" --example guest_ram --example soak
-    for file in guest_ram soak; do
-        "${cross}strip" -o "$work/overlay/tests/$file" "$lab/cargo/$triple/release/examples/$file"
+    cargo_build build --release --target "$triple" -p xenmap -p xenmap-cli --bin xenmap --example soak
+    for file in xenmap examples/soak; do
+        "${cross}strip" -o "$work/overlay/tests/${file##*/}" "$lab/cargo/$triple/release/$file"
     done
     [[ $lane == contract ]] || return 0
     cargo_build test --no-run --release --target "$triple" --tests --features vm-memory
@@ -43,19 +43,20 @@ cargo_build() {
         { cat "$work/cargo.log" >&2; die "the build failed"; }
 }
 
-# "mapping /path/mapping-0123456789abcdef" for each "  Executable tests/mapping.rs (/path/…)" that cargo wrote.
-executables() { sed -n "s/^ *Executable $1\/\(.*\)\.rs (\(.*\))$/\1 \2/p" "$work/cargo.log"; }
+# "mapping /path/mapping-0123456789abcdef" for each "  Executable tests/mapping/main.rs (/path/…)", or tests/mapping.rs,
+# that cargo wrote.
+executables() { sed -nE "s|^ *Executable $1/([^/ ]+)(/main)?\.rs \((.*)\)$|\1 \3|p" "$work/cargo.log"; }
 
 # Writes the plan, "file test" a line: every test there is but those that ${excuses[@]} excuse. Made here and not in
 # dom0 so that a wrong list is told before the boot, and so that the host knows what it must see a result of.
 plan_tests() {
     local plan=$work/overlay/lab/plan file filter test entry found excused='' wrong=''
-    local form='^tests/([^/ ]+)[.]rs +([^ #]+) +# *[^ ]'
+    local form='^tests/([^/ .]+)([.]rs)? +([^ #]+) +# *[^ ]'
     for file in "$work"/suite/*; do
         [ -e "$file" ] || continue
         filter=()
         test=$("${runner[@]}" "$file" --list --ignored --format terse) || die "${file##*/} --list failed"
-        [ -z "$test" ] || die "ignored tests in tests/${file##*/}.rs (name them in mock-only.txt instead): $test"
+        [ -z "$test" ] || die "ignored tests in tests/${file##*/} (name them in mock-only.txt instead): $test"
         [[ $file != */lib ]] || filter=("$library_tests")
         "${runner[@]}" "$file" --list --format terse "${filter[@]}" | sed -n "s/^\(.*\): test\$/${file##*/} \1/p"
     done >"$work/all-tests"
@@ -63,12 +64,12 @@ plan_tests() {
     while IFS= read -r entry; do
         [[ $entry =~ ^[[:space:]]*(#.*)?$ ]] && continue
         if [[ ! $entry =~ $form ]]; then
-            wrong+=$'\n'"  not of the form 'tests/FILE.rs NAME-or-*  # reason': $entry"
+            wrong+=$'\n'"  not of the form 'tests/FOLDER MODULE::NAME-or-*  # reason': $entry"
             continue
         fi
-        file=${BASH_REMATCH[1]} test=${BASH_REMATCH[2]}
-        if [[ $test == '*' ]]; then
-            found=$(grep "^$file " "$work/all-tests" || true)
+        file=${BASH_REMATCH[1]} test=${BASH_REMATCH[3]}
+        if [[ $test == '*' || $test == *::'*' ]]; then
+            found=$(grep "^$file ${test%'*'}" "$work/all-tests" || true)
         else
             found=$(grep -xF "$file $test" "$work/all-tests" || true)
         fi

@@ -1,0 +1,166 @@
+//! Copying by a process of its own.
+//!
+//! In a PV dom0 the end of a process gives the references of its mappings back at a half to a quarter of what munmap
+//! costs: the kernel unpins the page tables first, and Xen drops the references of all entries at once. And each
+//! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap --domain N
+//! worker`) for each share. A simulated guest is made anew in each, from the same file. The start of a process costs
+//! something too: one process that leaves its mappings to its own end was faster where it was measured.
+//!
+//! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
+//! each. What goes wrong it says on stderr, as the tool does.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use xenmap::{Domid, Guest, HostKind};
+
+use super::copy::{Tally, copy_part};
+use super::interrupt;
+use super::layout::Part;
+use super::sink::SparseFile;
+use crate::Result;
+use crate::args::Source;
+
+/// Bytes that are read of what a worker says on stderr.
+const MAX_COMPLAINT: u64 = 4096;
+
+/// What a worker is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Job {
+    /// The file, where a worker can open it.
+    pub(crate) file: PathBuf,
+    /// What people call the file.
+    pub(crate) name: String,
+    pub(crate) parts: Vec<Part>,
+    /// Whether to look for the kernel's notes.
+    pub(crate) find_notes: bool,
+}
+
+/// What a worker says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// It has copied some more frames.
+    Copied(Tally),
+    /// It has copied all.
+    Done,
+}
+
+/// What `xenmap worker` does before all else: from now on it ends with the process that has started it.
+pub(crate) fn begin() -> Result<()> {
+    interrupt::end_with_the_starter()?;
+    // An error if that process is gone already.
+    send(&mut io::stdout().lock(), &Report::Copied(Tally::default()))
+}
+
+/// What `xenmap worker` does then; it returns if it has failed only.
+pub(crate) fn work(guest: &Guest) -> Result<()> {
+    let job: Job = serde_json::from_reader(io::stdin().lock()).map_err(|e| format!("not a worker's job: {e}"))?;
+    let file = OpenOptions::new().write(true).open(&job.file);
+    let file = file.map_err(|e| format!("cannot write {}: {e}", job.name))?;
+    let mut sink = SparseFile { file, name: job.name };
+    let mut out = io::stdout().lock();
+    let keeps = guest.memory().host_kind() == HostKind::Pv;
+    let mut kept = Vec::new();
+    for part in &job.parts {
+        copy_part(guest, part, job.find_notes, &mut sink, |tally, mapping| {
+            // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and what is mapped may take
+            // memory of our own.
+            if keeps {
+                kept.push(mapping);
+            }
+            send(&mut out, &Report::Copied(tally))
+        })?;
+    }
+    send(&mut out, &Report::Done)?;
+    // Without dropping anything, the mappings above all.
+    std::process::exit(0)
+}
+
+fn send(out: &mut impl Write, report: &Report) -> Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    // Whoever waits for it is gone, perhaps: then this is an error, and the worker ends.
+    out.write_all(&line)?;
+    Ok(out.flush()?)
+}
+
+/// Has a worker do a job; tells what it has copied as it goes on.
+pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(file) = &source.mock {
+        // In one, since the name may begin with a dash.
+        let mut mock = OsString::from("--mock=");
+        mock.push(file);
+        command.arg(mock);
+        if source.mock_raw {
+            command.arg("--mock-raw");
+        }
+        if let Some(kind) = source.mock_kind.to_possible_value() {
+            command.args(["--mock-kind", kind.get_name()]);
+        }
+    } else {
+        // By its number: another domain may get its name meanwhile.
+        command.args(["--domain", &domid.to_string()]);
+    }
+    command.arg("worker");
+    employ_as(command, job, copied)
+}
+
+/// The same, with any program as the worker.
+pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut worker = Worker(command.spawn().map_err(|e| format!("cannot start a worker: {e}"))?);
+    let (input, reports, complaints) = (worker.0.stdin.take(), worker.0.stdout.take(), worker.0.stderr.take());
+    // A worker that is dead already does not read, and its end says more than that.
+    if let Some(input) = input {
+        let _ = serde_json::to_writer(BufWriter::new(input), job);
+    }
+    let frames = job.parts.iter().map(Part::frames).sum();
+    let tally = reports.map_or(Ok(None), |reports| receive(BufReader::new(reports), frames, copied));
+    let mut complaint = Vec::new();
+    if let Some(complaints) = complaints {
+        complaints.take(MAX_COMPLAINT).read_to_end(&mut complaint)?;
+    }
+    let complaint = String::from_utf8_lossy(&complaint);
+    let status = worker.0.wait()?;
+    match tally? {
+        Some(tally) if status.success() => Ok(tally),
+        _ if complaint.is_empty() => Err(format!("a worker failed: {status}").into()),
+        _ => Err(format!("a worker failed: {}", complaint.trim_start_matches("xenmap: ").trim_end()).into()),
+    }
+}
+
+/// What a worker has copied of so many frames; `None` if it did not come to its end.
+fn receive(reports: impl BufRead, frames: u64, mut copied: impl FnMut(&Tally)) -> Result<Option<Tally>> {
+    let mut all = Tally::default();
+    for report in reports.lines() {
+        let report = serde_json::from_str(&report?).map_err(|e| format!("a worker's report cannot be read: {e}"))?;
+        match report {
+            Report::Copied(tally) => {
+                if !tally.is_at_most(frames - all.frames()) {
+                    return Err("a worker has reported more frames than it was given".into());
+                }
+                copied(&tally);
+                all.add(tally);
+            }
+            Report::Done => return Ok(Some(all)),
+        }
+    }
+    Ok(None)
+}
+
+/// A process that does not outlive whoever waits for it.
+struct Worker(Child);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It has ended already, as a rule.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,132 @@
+//! Dumps that are compressed with zstd: they are decompressed into a file without a name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use xenmap::FRAME_SIZE;
+use zstd::stream::read::Decoder;
+use zstd::zstd_safe;
+
+use super::contents::Contents;
+use super::{FRAME, ZEROS};
+use crate::Result;
+use crate::progress::Progress;
+
+const MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+/// Frames that hold something else, such as a table of contents, begin with one of 16 bytes and these; lz4 has them too
+/// (RFC 8878, 3.1.2).
+const SKIPPABLE: [u8; 3] = [0x2A, 0x4D, 0x18];
+
+/// What zstd says of a frame with a window of more than 128 MiB.
+const TOO_MUCH_MEMORY: &str = "Frame requires too much memory for decoding";
+
+/// Bytes that are decompressed at a time.
+const CHUNK: usize = 1 << 20;
+
+/// Whether a file that begins with these bytes is compressed.
+pub(super) fn is_compressed(head: &[u8]) -> bool {
+    let is_skippable = matches!(head, [0x50..=0x5F, rest @ ..] if rest.starts_with(&SKIPPABLE));
+    head.starts_with(&MAGIC) || is_skippable
+}
+
+/// The content of a file, as a file of its own, which goes away when it is closed.
+pub(super) fn decompress(file: &File) -> Result<File> {
+    let folder = temporary_folder();
+    let to = nameless_file(&folder).map_err(|e| cannot_write(&folder, &e))?;
+    let progress = Progress::new("decompressing", file.metadata()?.len() / FRAME)?;
+    let mut decoder = Decoder::new(file)?;
+    let mut chunk = Vec::new();
+    let mut len = 0;
+    loop {
+        chunk.clear();
+        let read = decoder.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+        if let Err(e) = read {
+            return Err(format!("it is compressed with zstd, and {}", why_not(file, &e)?).into());
+        }
+        if chunk.is_empty() {
+            break;
+        }
+        write_sparse(&to, len, &chunk).map_err(|e| cannot_write(&folder, &e))?;
+        len += chunk.len() as u64;
+        let mut from: &File = decoder.get_ref().get_ref();
+        progress.set(from.stream_position()? / FRAME);
+    }
+    if len == 0 {
+        return Err("it is compressed with zstd, and there is nothing in it".into());
+    }
+    to.set_len(len).map_err(|e| cannot_write(&folder, &e))?;
+    Ok(to)
+}
+
+/// Where there is room for a guest's RAM: `/tmp`, the usual default, may be in memory.
+fn temporary_folder() -> PathBuf {
+    let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    chosen.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// What is wrong with a file that is compressed.
+fn why_not(file: &File, error: &io::Error) -> Result<String> {
+    if let Some(end) = end_before_others(file)? {
+        return Ok(format!("other bytes follow it at byte {end}: cut them off first (head -c {end})"));
+    }
+    Ok(match error.kind() {
+        ErrorKind::UnexpectedEof => "cut off".to_owned(),
+        // The usual limit of zstd. With more, a small file could claim gigabytes.
+        _ if error.to_string() == TOO_MUCH_MEMORY => {
+            "takes more than 128 MiB of memory to decompress: decompress it first (zstd -d --long=31)".to_owned()
+        }
+        _ => format!("cannot be decompressed: {error}"),
+    })
+}
+
+/// Where the frames of zstd end if at least one is whole and what follows them is none.
+fn end_before_others(file: &File) -> Result<Option<u64>> {
+    let file = Contents::new(file)?;
+    let mut rest = file.bytes();
+    let mut is_any = false;
+    while let Ok(len @ 1..) = zstd_safe::find_frame_compressed_size(rest) {
+        is_any |= rest.starts_with(&MAGIC);
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    // A frame of which only the beginning is there may be shorter than its magic number.
+    let may_be_frame = is_compressed(rest) || MAGIC.starts_with(rest);
+    Ok((is_any && !may_be_frame).then(|| file.len() - rest.len() as u64))
+}
+
+/// Writes pages that are not zero, and leaves holes for the others.
+fn write_sparse(to: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let is_zero = |page: &[u8]| *page == ZEROS[..page.len()];
+    let (mut start, mut end) = (0, 0);
+    for page in bytes.chunks(FRAME_SIZE) {
+        let next = end + page.len();
+        if is_zero(page) {
+            to.write_all_at(&bytes[start..end], offset + start as u64)?;
+            start = next;
+        }
+        end = next;
+    }
+    to.write_all_at(&bytes[start..end], offset + start as u64)
+}
+
+/// A file in a folder that nobody else can open.
+fn nameless_file(folder: &Path) -> io::Result<File> {
+    // A guest's RAM is full of secrets: nobody else may read it.
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(folder) {
+        return Ok(file);
+    }
+    let path = folder.join(format!("xenmap.{}.tmp", std::process::id()));
+    let file = options.create_new(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
+}
+
+fn cannot_write(folder: &Path, error: &io::Error) -> String {
+    format!(
+        "cannot decompress it into {}: {error}; set TMPDIR to a folder with room for it, or use zstd -d",
+        folder.display()
+    )
+}

@@ -1,0 +1,156 @@
+//! Dumps of each format, made by hand.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use xenmap::FRAME_SIZE;
+
+pub(crate) type Page = [u8; FRAME_SIZE];
+/// Pages by frame.
+pub(crate) type Pages = BTreeMap<u64, Page>;
+
+/// Makes a dump of some pages.
+pub(crate) type Format = fn(&Pages) -> Vec<u8>;
+
+pub(crate) const FORMATS: [(&str, Format); 5] =
+    [("raw", raw), ("lime", lime), ("elf", elf), ("xen-pfn", xen_pfn), ("xen-p2m", xen_p2m)];
+
+const FRAME: u64 = FRAME_SIZE as u64;
+const ELF_HEADER: u64 = 64;
+
+pub(crate) fn page(byte: u8) -> Page {
+    [byte; FRAME_SIZE]
+}
+
+/// All frames up to the last, those that are missing as zeros.
+pub(crate) fn raw(pages: &Pages) -> Vec<u8> {
+    let end = pages.last_key_value().map_or(0, |(pfn, _)| pfn + 1);
+    (0..end).flat_map(|pfn| pages.get(&pfn).copied().unwrap_or(page(0))).collect()
+}
+
+pub(crate) fn lime(pages: &Pages) -> Vec<u8> {
+    let parts: Vec<(u64, Vec<u8>)> =
+        runs(pages).into_iter().map(|pfns| (pfns.start * FRAME, pfns.flat_map(|pfn| pages[&pfn]).collect())).collect();
+    lime_of_parts(&parts)
+}
+
+/// Bytes at any addresses.
+pub(crate) fn lime_of_parts<T: AsRef<[u8]>>(parts: &[(u64, T)]) -> Vec<u8> {
+    let mut dump = Vec::new();
+    for (address, bytes) in parts {
+        let bytes = bytes.as_ref();
+        dump.extend_from_slice(b"EMiL\x01\0\0\0");
+        dump.extend(words(&[*address, address + bytes.len() as u64 - 1, 0]));
+        dump.extend(bytes);
+    }
+    dump
+}
+
+pub(crate) fn elf(pages: &Pages) -> Vec<u8> {
+    let mut offset = 0;
+    let segments: Vec<Segment> = runs(pages)
+        .into_iter()
+        .map(|pfns| {
+            let len = (pfns.end - pfns.start) * FRAME;
+            let segment = Segment::whole(offset, pfns.start * FRAME, len);
+            offset += len;
+            segment
+        })
+        .collect();
+    elf_of_segments(&segments, &pages.values().flatten().copied().collect::<Vec<u8>>())
+}
+
+/// What a program header says: an offset in the body, a physical address, sizes in the file and in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    pub(crate) offset: u64,
+    pub(crate) address: u64,
+    pub(crate) in_file: u64,
+    pub(crate) in_memory: u64,
+}
+
+impl Segment {
+    /// All of it is in the file.
+    pub(crate) fn whole(offset: u64, address: u64, len: u64) -> Segment {
+        Segment { offset, address, in_file: len, in_memory: len }
+    }
+}
+
+/// Header, program headers, body, with nothing between them.
+pub(crate) fn elf_of_segments(segments: &[Segment], body: &[u8]) -> Vec<u8> {
+    const PROGRAM_HEADER: u64 = 56;
+    let count = segments.len() as u64;
+    let body_at = ELF_HEADER + count * PROGRAM_HEADER;
+    let mut dump = elf_header(ELF_HEADER, count, 0, 0);
+    for segment in segments {
+        // PT_LOAD, readable; offset, virtual and physical address, sizes in the file and in memory, alignment.
+        dump.extend([1, 4].map(u32::to_le_bytes).concat());
+        dump.extend(words(&[body_at + segment.offset, 0, segment.address, segment.in_file, segment.in_memory, FRAME]));
+    }
+    dump.extend(body);
+    dump
+}
+
+/// As `xl dump-core` writes it of an HVM or PVH guest.
+pub(crate) fn xen_pfn(pages: &Pages) -> Vec<u8> {
+    xen(pages, ".xen_pfn", &words(&pages.keys().copied().collect::<Vec<u64>>()), 8)
+}
+
+/// As `xl dump-core` writes it of a PV guest.
+pub(crate) fn xen_p2m(pages: &Pages) -> Vec<u8> {
+    let table: Vec<u64> = pages.keys().flat_map(|pfn| [*pfn, 0x1000 + pfn]).collect();
+    xen(pages, ".xen_p2m", &words(&table), 16)
+}
+
+/// Header, section headers, pages, table, names.
+pub(crate) fn xen(pages: &Pages, table_name: &str, table: &[u8], entry: u64) -> Vec<u8> {
+    const SECTION_HEADER: u64 = 64;
+    let names = format!("\0.shstrtab\0.xen_pages\0{table_name}\0");
+    let pages_at = ELF_HEADER + 4 * SECTION_HEADER;
+    let pages_len = pages.len() as u64 * FRAME;
+    let table_at = pages_at + pages_len;
+    let names_at = table_at + table.len() as u64;
+    let mut dump = elf_header(0, 0, ELF_HEADER, 4);
+    // Name and type; flags, address, offset, size; link and info; alignment, entry size.
+    for (name, kind, offset, len, entry) in [
+        (0, 0, 0, 0, 0),
+        (1, 3, names_at, names.len() as u64, 0),
+        (11, 1, pages_at, pages_len, FRAME),
+        (22, 1, table_at, table.len() as u64, entry),
+    ] {
+        dump.extend([name, kind].map(u32::to_le_bytes).concat());
+        dump.extend(words(&[0, 0, offset, len, 0, 0, entry]));
+    }
+    dump.extend(pages.values().flatten());
+    dump.extend(table);
+    dump.extend(names.as_bytes());
+    dump
+}
+
+/// Of a 64-bit core, with program headers and section headers at these offsets and so many of them.
+pub(crate) fn elf_header(segments_at: u64, segments: u64, sections_at: u64, sections: u64) -> Vec<u8> {
+    let half = |number: u64| u16::try_from(number).map(u16::to_le_bytes);
+    let halves = |numbers: &[u64]| -> Vec<u8> { numbers.iter().flat_map(|&n| half(n).unwrap_or_default()).collect() };
+    let mut header = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    // ET_CORE, x86-64; version 1; no entry.
+    header.extend(halves(&[4, 62, 1, 0]));
+    header.extend(words(&[0, segments_at, sections_at]));
+    header.extend(halves(&[0, 0, ELF_HEADER, 56, segments, 64, sections, u64::from(sections > 0)]));
+    header
+}
+
+/// Consecutive frames.
+fn runs(pages: &Pages) -> Vec<Range<u64>> {
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for &pfn in pages.keys() {
+        match runs.last_mut() {
+            Some(last) if last.end == pfn => last.end += 1,
+            _ => runs.push(pfn..pfn + 1),
+        }
+    }
+    runs
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}

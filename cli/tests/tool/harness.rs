@@ -1,0 +1,98 @@
+//! Runs the tool as a person does, on files that it takes for a guest's RAM.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nix::unistd::{Whence, lseek};
+use xenmap::FRAME_SIZE;
+
+pub(crate) const CANARY: &[u8] = b"xenmap canary";
+
+pub(crate) fn tool() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_xenmap"))
+}
+
+pub(crate) fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    tool().args(args).output().unwrap()
+}
+
+/// Runs the tool in a folder; the arguments are split at spaces.
+pub(crate) fn run_in(folder: &Path, args: &str) -> Output {
+    tool().current_dir(folder).args(args.split_whitespace()).output().unwrap()
+}
+
+/// A shell script in a folder, in which the tool is `$0`.
+pub(crate) fn shell(folder: &Path, script: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.current_dir(folder).args(["-c", script]).arg(tool().get_program());
+    shell
+}
+
+pub(crate) fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Checks for exit code 2 and a single line on stderr, and returns the line.
+#[track_caller]
+pub(crate) fn refusal(output: &Output) -> &str {
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(stderr.matches('\n').count(), 1, "{stderr}");
+    let line = stderr.strip_suffix('\n').unwrap();
+    line.strip_prefix("xenmap: ").unwrap()
+}
+
+/// A folder for one test, empty at first.
+pub(crate) fn folder(test: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap").join(test);
+    // What an earlier run may have left.
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// Makes a sparse file `ram` in a folder: some bytes at each of these addresses.
+pub(crate) fn ram(folder: &Path, content: &[(u64, &[u8])]) {
+    let file = File::create(folder.join("ram")).unwrap();
+    for (address, bytes) in content {
+        file.write_all_at(bytes, *address).unwrap();
+    }
+}
+
+/// The address of a frame.
+pub(crate) const fn frame(number: u64) -> u64 {
+    number * FRAME_SIZE as u64
+}
+
+/// Bytes that do not repeat.
+pub(crate) fn pattern(len: usize) -> Vec<u8> {
+    (1..=len as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]).collect()
+}
+
+/// Where a sparse file holds data.
+pub(crate) fn extents(path: &Path) -> Vec<(i64, i64)> {
+    let file = File::open(path).unwrap();
+    let mut extents = Vec::new();
+    let mut end = 0;
+    while let Ok(start) = lseek(&file, end, Whence::SeekData) {
+        end = lseek(&file, start, Whence::SeekHole).unwrap();
+        extents.push((start, end));
+    }
+    extents
+}
+
+/// What [`extents`] says of a file with data in these frames, each pair being a first one and one past the last.
+pub(crate) fn extents_of_frames(frames: &[(u64, u64)]) -> Vec<(i64, i64)> {
+    let at = |number| i64::try_from(frame(number)).unwrap();
+    frames.iter().map(|&(start, end)| (at(start), at(end))).collect()
+}
+
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = entries.collect();
+    names.sort();
+    names
+}

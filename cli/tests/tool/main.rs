@@ -1,0 +1,87 @@
+//! Tests of the tool: its commands run as a person does (`harness`), and some of its modules by themselves.
+//!
+//! The modules are included here, where they find each other as in the tool.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+#[path = "../../src/args.rs"]
+mod args;
+#[path = "../../src/called.rs"]
+mod called;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/canvas.rs"]
+mod canvas;
+#[path = "../../src/domains.rs"]
+mod domains;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/dump/mod.rs"]
+mod dump;
+#[path = "../../src/image/foreign.rs"]
+mod foreign;
+#[path = "../../src/info.rs"]
+mod info;
+#[path = "../../src/map.rs"]
+mod map;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/pattern.rs"]
+mod pattern;
+#[path = "../../src/printable.rs"]
+mod printable;
+#[path = "../../src/progress.rs"]
+mod progress;
+#[path = "../../src/search.rs"]
+mod search;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/space.rs"]
+mod space;
+#[path = "../../src/window.rs"]
+mod window;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/write.rs"]
+mod write;
+
+mod dumps;
+mod harness;
+
+/// One for each part of the tool.
+mod cases {
+    mod commands;
+    mod diff;
+    mod diff_parts;
+    mod domain;
+    mod dump;
+    mod dump_length;
+    mod dump_notes;
+    mod dump_parts;
+    mod dump_workers;
+    mod dump_xen;
+    mod foreign;
+    mod hostile;
+    mod last_address;
+    mod names;
+    mod picture;
+    mod search;
+    mod space;
+    mod worker;
+    mod write;
+    mod zst;
+}
+
+use std::cell::RefCell;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+thread_local! {
+    /// What the included modules have said in this thread.
+    static SAID: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What the tool has for its messages.
+fn say(message: &str) {
+    SAID.with_borrow_mut(|said| said.push(message.to_owned()));
+}
+
+/// What was said in this test, which has a thread of its own.
+fn said() -> Vec<String> {
+    SAID.take()
+}

@@ -1,0 +1,168 @@
+//! Finds a guest's RAM, shows bytes of it, or dumps it to a file.
+//!
+//!     cargo run --example guest_ram -- --mock FILE map
+//!     cargo run --example guest_ram -- --mock FILE read 0x1000 64
+//!     guest_ram 5 dump OUT
+//!
+//! With a domain's number it looks at that guest of the Xen host that it runs on, as root in dom0. With `--mock` it
+//! needs no Xen: the file becomes the RAM of a guest on a simulated host. What follows is the same for both.
+//!
+//! The crate `xenmap-cli` is a tool that does all this with more care: names, other formats, frames that get lost.
+
+use std::env;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::process::ExitCode;
+
+use xenmap::mock::MockHost;
+use xenmap::{Domid, FRAME_SIZE, ForeignMemory, Guest, Protection};
+
+const USAGE: &str = "usage: guest_ram [--mock FILE | DOMID] map | read ADDRESS LEN | dump OUT";
+
+/// Bytes that are read at a time, so that a large LEN takes no more memory.
+const CHUNK: u64 = 1 << 20;
+
+/// Frames that are mapped at a time: a mapping takes page tables, and on some hosts memory of dom0's own.
+const WINDOW: usize = 4096;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+enum Command<'a> {
+    Map,
+    Read { address: u64, len: u64 },
+    Dump { out: &'a str },
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("guest_ram: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let args: Option<Vec<String>> = env::args_os().skip(1).map(|arg| arg.into_string().ok()).collect();
+    let args = args.ok_or("an argument is not UTF-8")?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+
+    // All arguments are looked at before anything is opened.
+    match args.as_slice() {
+        ["--mock", file, command @ ..] => {
+            let command = command_of(command)?;
+            let (memory, domid) = simulate(file).map_err(|e| format!("cannot use {file:?}: {e}"))?;
+            carry_out(&command, &memory, domid)
+        }
+        [domid, command @ ..] => {
+            let command = command_of(command)?;
+            let domid = domid.parse().ok().and_then(|number| Domid::new(number).ok());
+            let domid = domid.ok_or_else(|| format!("{:?} is no number of a domain; {USAGE}", args[0]))?;
+            carry_out(&command, &ForeignMemory::open()?, domid)
+        }
+        [] => Err(USAGE.into()),
+    }
+}
+
+fn command_of<'a>(args: &[&'a str]) -> Result<Command<'a>> {
+    match *args {
+        ["map"] => Ok(Command::Map),
+        ["read", address, len] => {
+            let (address, len) = (number(address)?, number(len)?);
+            if len == 0 {
+                return Err("LEN is 0: there is nothing to read".into());
+            }
+            // All below may add them.
+            address.checked_add(len).ok_or("ADDRESS and LEN reach past the last address")?;
+            Ok(Command::Read { address, len })
+        }
+        ["dump", out] => Ok(Command::Dump { out }),
+        _ => Err(USAGE.into()),
+    }
+}
+
+/// A decimal number, or a hexadecimal one after 0x.
+fn number(text: &str) -> Result<u64> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    Ok(number.map_err(|e| format!("{text:?} is no number such as 4096 or 0x1000: {e}"))?)
+}
+
+/// A guest whose RAM is a copy of a file. It lives as long as the handle.
+fn simulate(file: &str) -> Result<(ForeignMemory, Domid)> {
+    let host = MockHost::new();
+    let domain = host.create_domain_from_file(&File::open(file)?)?;
+    Ok((host.open()?, domain.domid()))
+}
+
+fn carry_out(command: &Command, memory: &ForeignMemory, domid: Domid) -> Result<()> {
+    let guest = Guest::open(memory, domid)?;
+    // Xen may crash a guest that is populated on demand if somebody else touches frames that it has not used yet.
+    guest.check_populated()?;
+    match *command {
+        Command::Map => map(&guest),
+        Command::Read { address, len } => read(&guest, address, len),
+        Command::Dump { out } => dump(&guest, out),
+    }
+}
+
+/// Prints where the guest's RAM is: the first and the last address of each extent, and what it is.
+fn map(guest: &Guest) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    for extent in guest.ram_map()?.extents() {
+        let (start, last) = (address_of(extent.pfns.start), address_of(extent.pfns.end - 1) + FRAME_SIZE as u64 - 1);
+        writeln!(stdout, "{start:#x} to {last:#x} {:?}", extent.kind)?;
+    }
+    Ok(())
+}
+
+/// Prints bytes in rows of 16, each after the address of its first byte.
+fn read(guest: &Guest, address: u64, len: u64) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let end = address + len;
+    let mut start = address;
+    while start < end {
+        // A copy: the guest may change its RAM at any time. It need not begin or end where a frame does.
+        let mut bytes = vec![0; usize::try_from(CHUNK.min(end - start))?];
+        guest.read(start, &mut bytes)?;
+        for row in bytes.chunks(16) {
+            let hex: Vec<String> = row.iter().map(|byte| format!("{byte:02x}")).collect();
+            writeln!(stdout, "{start:08x}  {}", hex.join(" "))?;
+            start += row.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the guest's RAM to a new file, each byte at its address; what is no RAM is a hole in the file.
+fn dump(guest: &Guest, out: &str) -> Result<()> {
+    // It has the guest's secrets in it, but who may read it is left to the umask here.
+    let file = File::create_new(out).map_err(|e| format!("cannot create {out:?}: {e}"))?;
+    dump_to(guest, file).map_err(|e| {
+        // Half a dump looks like a whole one.
+        let _ = fs::remove_file(out);
+        format!("cannot dump to {out:?}: {e}").into()
+    })
+}
+
+fn dump_to(guest: &Guest, mut file: File) -> Result<()> {
+    for pfns in guest.ram_map()?.ranges() {
+        for start in pfns.clone().step_by(WINDOW) {
+            let end = pfns.end.min(start + WINDOW as u64);
+            // Fails if the guest has given one of these frames back meanwhile; `map_partial` would leave it out.
+            let mapping = guest.map(Protection::ReadOnly, start..end)?;
+            file.seek(SeekFrom::Start(address_of(start)))?;
+            // The kernel copies from the mapping to the file. Dropping the mapping unmaps it.
+            mapping.view().write_to(0, mapping.view().len(), &file)?;
+        }
+    }
+    Ok(())
+}
+
+fn address_of(pfn: u64) -> u64 {
+    pfn * FRAME_SIZE as u64
+}

@@ -1,0 +1,16 @@
+//! The map cache.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod allocations;
+mod basics;
+mod buckets;
+mod defects;
+mod failures;
+mod invalidate;
+mod model;
+mod soak;
+mod stress;
+mod written;

@@ -1,0 +1,158 @@
+//! Which frames guards have written, for who migrates the guest.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::single_range_in_vec_init, reason = "ranges of pfns, of which there may be one")]
+
+use std::io::{Seek, Write};
+use std::sync::atomic::Ordering;
+
+use crate::buckets::{BUCKET, cache};
+use crate::common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
+use xenmap::{ForeignMemory, GuestKind, MapCache, Pinned, Result};
+
+/// A cache with room for two buckets of four frames.
+fn with_cache(test: impl Fn(&MapCache)) {
+    on_each_host(|host: &Host| {
+        let memory: ForeignMemory = host.open();
+        let guest = host.create(GuestKind::Hvm, 32);
+        test(&cache(&memory, guest.domid(), 2));
+    });
+}
+
+fn write(cache: &MapCache, frame: usize) {
+    cache.get(ReadWrite, (frame * FRAME) as u64, 8).unwrap().write(0, 1_u64).unwrap();
+}
+
+#[test]
+fn nothing_is_noted_unless_somebody_wants_to_know() {
+    with_cache(|cache| {
+        write(cache, 1);
+        cache.track_dirty(true);
+        assert_eq!(cache.take_dirty(), []);
+        write(cache, 2);
+        cache.track_dirty(false);
+        write(cache, 3);
+        assert_eq!(cache.take_dirty(), [2..3], "also after it has ended");
+    });
+}
+
+#[test]
+fn guard_that_is_older_than_the_wish_notes_too() {
+    with_cache(|cache| {
+        let pinned = cache.get(ReadWrite, 0, FRAME).unwrap();
+        let view = pinned.view(0).unwrap();
+        cache.track_dirty(true);
+        view.write(0, 1_u8).unwrap();
+        assert_eq!(cache.take_dirty(), [0..1]);
+    });
+}
+
+/// A way of writing at an offset.
+type Way = fn(&Pinned<'_>, usize) -> Result<()>;
+
+#[test]
+fn every_way_of_writing_is_noted() {
+    let ways: [(&str, Way); 16] = [
+        ("write_bytes", |pinned, at| pinned.write_bytes(at, &[1])),
+        ("fill", |pinned, at| pinned.fill(at, 8, 1)),
+        ("write", |pinned, at| pinned.write(at, 1_u64)),
+        ("write of what is not aligned", |pinned, at| pinned.write(at + 1, 1_u32)),
+        ("store", |pinned, at| pinned.store(at, 2_u64, Ordering::Release)),
+        ("swap", |pinned, at| pinned.swap(at, 3_u64).map(|before| assert_eq!(before, 2))),
+        ("compare_exchange", |pinned, at| {
+            pinned.compare_exchange(at, 3_u64, 4).map(|exchanged| assert_eq!(exchanged, Ok(3)))
+        }),
+        ("fetch_add", |pinned, at| pinned.fetch_add(at, 4_u64).map(|before| assert_eq!(before, 4))),
+        ("fetch_or", |pinned, at| pinned.fetch_or(at, 1_u64).map(|before| assert_eq!(before, 8))),
+        ("fetch_and", |pinned, at| pinned.fetch_and(at, 1_u64).map(|before| assert_eq!(before, 9))),
+        ("read_from", |pinned, at| pinned.read_from(at, 8, std::fs::File::open("/dev/zero").unwrap())),
+        ("mark_dirty", |pinned, at| pinned.mark_dirty(at, 1)),
+        ("view", |pinned, at| pinned.view(at)?.write(0, 1_u8)),
+        ("slice of a view", |pinned, at| pinned.view(at)?.slice(1, 8)?.store(7, 1_u8, Ordering::Relaxed)),
+        ("views", |pinned, at| pinned.views().next().unwrap().write_bytes(at, &[1])),
+        ("file that ends too early", |pinned, at| {
+            let mut file = tempfile();
+            file.write_all(b"four").unwrap();
+            file.rewind().unwrap();
+            pinned.read_from(at, 8, file).unwrap_err();
+            Ok(())
+        }),
+    ];
+    with_cache(|cache| {
+        cache.track_dirty(true);
+        let pinned = cache.get(ReadWrite, 4 * FRAME as u64, BUCKET).unwrap();
+        for (name, way) in ways {
+            way(&pinned, 2 * FRAME + 8).unwrap();
+            assert_eq!(cache.take_dirty(), [6..7], "{name}");
+            assert_eq!(cache.take_dirty(), [], "{name}: forgotten when taken");
+        }
+    });
+}
+
+fn tempfile() -> std::fs::File {
+    let name = c"xenmap-test";
+    let fd = nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::empty()).unwrap();
+    fd.into()
+}
+
+#[test]
+fn what_writes_nothing_is_not_noted() {
+    with_cache(|cache| {
+        cache.track_dirty(true);
+        let pinned = cache.get(ReadWrite, 0, BUCKET).unwrap();
+        pinned.read::<u64>(0).unwrap();
+        pinned.load::<u64>(0, Ordering::Acquire).unwrap();
+        pinned.read_bytes(0, &mut [0; 5000]).unwrap();
+        assert!(pinned.is_zero(0, BUCKET).unwrap());
+        assert!(pinned.compare(0, &[0; 5000]).unwrap());
+        pinned.write_to(0, 100, std::fs::File::options().write(true).open("/dev/null").unwrap()).unwrap();
+        assert_eq!(pinned.compare_exchange(0, 1_u8, 2).unwrap(), Err(0));
+        pinned.write_bytes(5, &[]).unwrap();
+        pinned.mark_dirty(5, 0).unwrap();
+        pinned.write_bytes(BUCKET - 1, &[1, 2]).unwrap_err();
+        pinned.write(BUCKET - 1, 1_u16).unwrap_err();
+        pinned.store(4, 1_u64, Ordering::Relaxed).unwrap_err();
+        cache.get(ReadOnly, 0, 8).unwrap().write(0, 1_u8).unwrap_err();
+        assert_eq!(cache.take_dirty(), []);
+    });
+}
+
+#[test]
+fn ranges_across_frames_and_buckets_are_one() {
+    with_cache(|cache| {
+        cache.track_dirty(true);
+        let pinned = cache.get(ReadWrite, 100, 3 * BUCKET).unwrap();
+        pinned.write_bytes(FRAME, &vec![1; 2 * BUCKET]).unwrap();
+        assert_eq!(cache.take_dirty(), [1..10]);
+        pinned.write(BUCKET - 104, 1_u64).unwrap(); // half of it in each of two buckets
+        assert_eq!(cache.take_dirty(), [3..5]);
+        pinned.write(0, 1_u8).unwrap();
+        pinned.write(2 * BUCKET, 1_u8).unwrap();
+        pinned.write(2 * BUCKET + FRAME, 1_u8).unwrap();
+        assert_eq!(cache.take_dirty(), [0..1, 8..10]);
+    });
+}
+
+#[test]
+fn what_was_written_is_known_when_the_bucket_has_gone() {
+    with_cache(|cache| {
+        cache.track_dirty(true);
+        for bucket in (0..8).rev() {
+            write(cache, 4 * bucket + 1);
+        }
+        assert_eq!(cache.statistics().evictions, 6);
+        let expected: Vec<_> = (0..8).map(|bucket| 4 * bucket + 1..4 * bucket + 2).collect();
+        assert_eq!(cache.take_dirty(), expected);
+
+        let pinned = cache.get(ReadWrite, 0, 8).unwrap();
+        pinned.write(0, 1_u8).unwrap();
+        cache.invalidate_all();
+        assert_eq!(cache.take_dirty(), [0..1], "while its guard lives");
+        pinned.write(0, 1_u8).unwrap();
+        drop(pinned);
+        assert_eq!(cache.take_dirty(), [0..1], "when its guard has gone");
+        write(cache, 3);
+        cache.close();
+        assert_eq!(cache.take_dirty(), [3..4], "when it is closed");
+    });
+}

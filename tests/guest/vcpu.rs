@@ -1,0 +1,121 @@
+//! The page tables that a guest's vcpus use.
+
+use crate::common::{mock, mock_with, on_each_host};
+use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, Vcpu};
+use xenmap::{Gfn, Guest, GuestKind, PageTables, PagingMode};
+
+#[test]
+fn vcpu_that_is_missing_is_an_error() {
+    on_each_host(|host| {
+        let guest = host.create(GuestKind::Hvm, 8);
+        let memory = host.open();
+        let error = Guest::open(&memory, guest.domid()).unwrap().page_tables(0).unwrap_err();
+        assert_eq!(error.errno(), host.missing_vcpu_errno(), "{error}");
+        assert!(error.to_string().ends_with("(no such vcpu, or it is not up)"), "{error}");
+    });
+}
+
+/// An x86 vcpu with these values of CR0, CR3, CR4 and EFER.
+fn x86(cr0: u64, cr3: u64, cr4: u64, efer: u64) -> Vcpu {
+    let mut vcpu = Vcpu::default();
+    (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (cr0, cr3, cr4, efer);
+    vcpu
+}
+
+/// A translated guest whose vcpu 1 has these registers.
+fn guest_with_vcpu(host: &MockHost, vcpu: Vcpu) -> MockDomain {
+    let domain = host.create_domain(GuestKind::Hvm, 8);
+    domain.set_vcpu(1, vcpu);
+    domain
+}
+
+#[test]
+fn vcpu_tells_its_page_tables() {
+    let host = mock(Dom0::Pv);
+    let memory = host.open().unwrap();
+    let (cr0, cr3) = (0x8005_0033, 0x0123_4567_8000);
+    let cases = [
+        (x86(cr0, 0x1020, 1 << 5, 0), PageTables::X86 { cr3: 0x1020, mode: PagingMode::Pae }),
+        (x86(cr0, cr3, 1 << 5, 0xD01), PageTables::X86 { cr3, mode: PagingMode::FourLevels }),
+        (x86(cr0, cr3, 1 << 12 | 1 << 5, 0xD01), PageTables::X86 { cr3, mode: PagingMode::FiveLevels }),
+    ];
+    for (vcpu, tables) in cases {
+        let domain = guest_with_vcpu(&host, vcpu);
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        assert_eq!(guest.page_tables(1).unwrap(), tables);
+        assert_eq!(guest.page_tables(2).unwrap_err().errno(), libc::ENOENT);
+    }
+}
+
+#[test]
+fn vcpu_without_paging_is_an_error() {
+    let host = mock(Dom0::Pvh);
+    let memory = host.open().unwrap();
+    let domain = guest_with_vcpu(&host, x86(0x8000_0001, 0x1000, 0, 0));
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let number = domain.domid();
+    assert_eq!(
+        guest.page_tables(0).unwrap_err().to_string(),
+        format!("no page tables of vcpu 0 of domain {number}: its paging is off")
+    );
+    assert_eq!(
+        guest.page_tables(1).unwrap_err().to_string(),
+        format!(
+            "no page tables of vcpu 1 of domain {number}: it uses 32-bit paging without PAE, which is not known here"
+        )
+    );
+}
+
+#[test]
+fn arm64_vcpu_tells_its_translation_tables() {
+    for xen in [(4, 11), (4, 15), (4, 16), (4, 22)] {
+        let mut config = HostConfig::default();
+        (config.dom0, config.xen) = (Dom0::Arm, xen);
+        let host = mock_with(config);
+        let memory = host.open().unwrap();
+        // As Linux 6.1 sets them, for 4 KiB pages and 48 bits of address.
+        let (ttbr0, ttbr1, tcr) = (0x0123_0000_4175_2000, 0x0001_0000_4147_D000, 0x0080_0075_B550_3510);
+        let mut vcpu = Vcpu::default();
+        (vcpu.cpsr, vcpu.sctlr, vcpu.tcr) = (0x6000_0005, 0x3450_5D9D, tcr);
+        (vcpu.ttbr0, vcpu.ttbr1) = (ttbr0, ttbr1);
+        let domain = host.create_domain(GuestKind::Pvh, 8);
+        domain.set_vcpu(1, vcpu);
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        assert_eq!(guest.page_tables(1).unwrap(), PageTables::Arm64 { ttbr0, ttbr1, tcr }, "{xen:?}");
+        assert!(guest.page_tables(0).unwrap_err().to_string().ends_with("its paging is off"), "{xen:?}");
+        assert_eq!(guest.page_tables(2).unwrap_err().errno(), libc::EINVAL);
+
+        // A 32-bit kernel.
+        let mut vcpu = Vcpu::default();
+        (vcpu.cpsr, vcpu.sctlr, vcpu.tcr, vcpu.ttbr0) = (0x13, 1, 0x8000_0000, ttbr0);
+        domain.set_vcpu(0, vcpu);
+        assert!(guest.page_tables(0).unwrap_err().to_string().contains("32-bit"), "{xen:?}");
+    }
+}
+
+#[test]
+fn arm64_guests_memory_is_read_where_its_vcpu_sees_it() {
+    let host = mock(Dom0::Arm);
+    let domain = host.create_domain(GuestKind::Pvh, 0);
+    let gfns: Vec<Gfn> = (0x4_0000..0x4_0008).map(|gfn| Gfn::new(gfn).unwrap()).collect();
+    domain.populate(&gfns);
+    // 16 KiB pages and 36 bits of address: one table of 2048 entries, of which the first is the next table, of which
+    // the last is the page from 0x40004000 on.
+    let (table, page) = (3, 3);
+    domain.write(gfns[0], 0, &(0x4000_0000_u64 | table).to_ne_bytes());
+    domain.write(gfns[3], 0xFF8, &(0x4000_4000_u64 | page).to_ne_bytes());
+    domain.write(gfns[7], 0xFFA, b"canary");
+    let tcr = 28 << 16 | 1 << 30 | 5 << 32;
+    let mut vcpu = Vcpu::default();
+    (vcpu.cpsr, vcpu.sctlr, vcpu.tcr, vcpu.ttbr1) = (5, 1, tcr, 0x4000_0000);
+    domain.set_vcpu(0, vcpu);
+
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let tables = guest.page_tables(0).unwrap();
+    let mut text = [0; 6];
+    guest.read_virtual(&tables, 0xFFFF_FFF0_01FF_FFFA, &mut text).unwrap();
+    assert_eq!(&text, b"canary");
+    assert_eq!(guest.translate(&tables, 0xFFFF_FFF0_01FF_FFFF).unwrap(), 0x4000_7FFF);
+    assert!(guest.translate(&tables, 0xFFFF_FFF0_0200_0000).is_err());
+}

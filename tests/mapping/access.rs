@@ -1,0 +1,309 @@
+//! Reading and writing through a view.
+
+#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
+use xenmap::{Error, GuestKind, View};
+
+fn on_two_frames(test: impl Fn(View<'_>)) {
+    on_each_host(|host| {
+        let guest = host.create(GuestKind::Hvm, 2);
+        let mapping = host.open().map_foreign_batch(guest.domid(), ReadWrite, &guest.gfns()).unwrap();
+        test(mapping.view());
+    });
+}
+
+#[test]
+fn bytes_are_copied_at_any_offset_and_length() {
+    on_two_frames(|view| {
+        let pattern: Vec<u8> = (0..=250).cycle().take(2 * FRAME).collect();
+        view.write_bytes(0, &pattern).unwrap();
+        for (offset, len) in [(0, 2 * FRAME), (1, 1), (7, 9), (FRAME - 3, 6), (FRAME - 1, FRAME), (2 * FRAME, 0)] {
+            let mut copy = vec![0; len];
+            view.read_bytes(offset, &mut copy).unwrap();
+            assert_eq!(copy, pattern[offset..offset + len], "{len} bytes at {offset}");
+        }
+    });
+}
+
+#[test]
+fn integers_are_read_and_written_at_any_offset() {
+    on_two_frames(|view| {
+        for offset in [0, 1, 2, 3, 5, 8, FRAME - 1, FRAME - 4, 2 * FRAME - 8] {
+            view.write(offset, 0x1122_3344_5566_7788_u64).unwrap();
+            assert_eq!(view.read::<u64>(offset).unwrap(), 0x1122_3344_5566_7788);
+            let mut bytes = [0; 8];
+            view.read_bytes(offset, &mut bytes).unwrap();
+            assert_eq!(bytes, 0x1122_3344_5566_7788_u64.to_ne_bytes(), "native order at {offset}");
+            assert_eq!(view.read::<u32>(offset).unwrap(), 0x5566_7788);
+            assert_eq!(view.read::<u16>(offset).unwrap(), 0x7788);
+            assert_eq!(view.read::<u8>(offset).unwrap(), 0x88);
+            view.write(offset, 0xAA_u8).unwrap();
+            view.write(offset + 4, 0xBBCC_u16).unwrap();
+            assert_eq!(view.read::<u64>(offset).unwrap(), 0x1122_BBCC_5566_77AA);
+        }
+    });
+}
+
+#[test]
+fn zeros_are_told_from_what_is_not() {
+    on_two_frames(|view| {
+        assert!(view.is_zero(0, 2 * FRAME).unwrap());
+        assert!(view.is_zero(2 * FRAME, 0).unwrap(), "no bytes at all");
+        view.write(FRAME + 77, 1_u8).unwrap();
+        assert!(view.is_zero(0, FRAME + 77).unwrap());
+        assert!(!view.is_zero(0, FRAME + 78).unwrap());
+        assert!(!view.is_zero(FRAME + 77, 1).unwrap());
+        assert!(view.is_zero(FRAME + 78, FRAME - 78).unwrap());
+    });
+}
+
+#[test]
+fn fill_sets_the_bytes_and_no_other() {
+    on_two_frames(|view| {
+        view.fill(FRAME - 10, 20, 0xAB).unwrap();
+        view.fill(2 * FRAME, 0, 0xFF).unwrap();
+        let mut bytes = [0; 22];
+        view.read_bytes(FRAME - 11, &mut bytes).unwrap();
+        assert_eq!(bytes[1..21], [0xAB; 20]);
+        assert_eq!((bytes[0], bytes[21]), (0, 0));
+        view.fill(0, 2 * FRAME, 0).unwrap();
+        assert!(view.is_zero(0, 2 * FRAME).unwrap());
+    });
+}
+
+#[test]
+fn bytes_are_compared_where_they_are() {
+    on_two_frames(|view| {
+        let pattern: Vec<u8> = (0..=250).cycle().take(FRAME).collect();
+        view.write_bytes(77, &pattern).unwrap();
+        assert!(view.compare(77, &pattern).unwrap());
+        assert!(view.compare(2 * FRAME, &[]).unwrap(), "no bytes at all");
+        assert!(!view.compare(78, &pattern).unwrap());
+        view.write(77 + FRAME - 1, !pattern[FRAME - 1]).unwrap();
+        assert!(!view.compare(77, &pattern).unwrap(), "the last byte differs");
+        assert!(view.compare(77, &pattern[..FRAME - 1]).unwrap());
+    });
+}
+
+#[test]
+fn atomic_operations_are_those_of_the_standard_library() {
+    on_two_frames(|view| {
+        view.store(8, 5_u32, Ordering::Release).unwrap();
+        assert_eq!(view.load::<u32>(8, Ordering::Acquire).unwrap(), 5);
+        assert_eq!(view.swap(8, 6_u32).unwrap(), 5);
+        assert_eq!(view.compare_exchange(8, 6_u32, 7).unwrap(), Ok(6));
+        assert_eq!(view.compare_exchange(8, 6_u32, 8).unwrap(), Err(7));
+        assert_eq!(view.fetch_add(8, u32::MAX).unwrap(), 7);
+        assert_eq!(view.fetch_or(8, 0xF0_u32).unwrap(), 6);
+        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "and all of these are set already");
+        assert_eq!(view.fetch_and(8, 0x3C_u32).unwrap(), 0xF6);
+        assert_eq!(view.load::<u32>(8, Ordering::SeqCst).unwrap(), 0x34);
+        assert_eq!(view.load::<u32>(12, Ordering::Relaxed).unwrap(), 0, "the neighbour is untouched");
+        view.store(16, u64::MAX, Ordering::SeqCst).unwrap();
+        view.store(18, 0_u16, Ordering::Relaxed).unwrap();
+        assert_eq!(view.fetch_add(16, 1_u8).unwrap(), 0xFF);
+        assert_eq!(view.read::<u64>(16).unwrap(), 0xFFFF_FFFF_0000_FF00);
+    });
+}
+
+/// Has two threads write one word each and then read the other's, at the same time, for 25 ms. Returns how often both
+/// found the old value, as if each had read before it wrote, and how often they tried.
+///
+/// A store to `far`, which fits into no cache, takes long, and the stores after it wait: so a load has time to overtake
+/// them.
+fn both_read_first(view: View<'_>, far: &[AtomicU64]) -> (usize, usize) {
+    const DISTANCE: usize = 1_000_003; // a prime, so that all of `far` is used in turn
+    const WORDS: [usize; 2] = [0, FRAME + 512];
+    let end = Instant::now() + Duration::from_millis(25);
+    let (arrived, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let run = |own: usize, other: usize| {
+        let (mut found, mut next) = (Vec::new(), own);
+        loop {
+            let round = 1 + found.len() as u64;
+            let places = [(); 8].map(|()| {
+                next = (next + DISTANCE) % far.len();
+                next
+            });
+            if Instant::now() > end {
+                is_over.store(true, Ordering::SeqCst);
+                return found;
+            }
+            arrived.fetch_add(1, Ordering::SeqCst);
+            let mut spins = 0;
+            while arrived.load(Ordering::SeqCst) < 2 * round {
+                if is_over.load(Ordering::SeqCst) {
+                    return found;
+                }
+                spins += 1;
+                if spins % 1000 == 0 {
+                    std::thread::yield_now(); // perhaps the other thread has no processor
+                }
+            }
+            for place in places {
+                far[place].store(round, Ordering::Relaxed);
+            }
+            view.store(own, round, Ordering::SeqCst).unwrap();
+            found.push(view.load::<u64>(other, Ordering::SeqCst).unwrap());
+        }
+    };
+    for word in WORDS {
+        view.write(word, 0_u64).unwrap();
+    }
+    let [one, other] = std::thread::scope(|scope| {
+        let threads = [scope.spawn(|| run(WORDS[0], WORDS[1])), scope.spawn(|| run(WORDS[1], WORDS[0]))];
+        threads.map(|thread| thread.join().unwrap())
+    });
+    let found = one.iter().zip(&other);
+    let both = (1..).zip(found.clone()).filter(|&(round, (&one, &other))| one < round && other < round);
+    (both.count(), found.len())
+}
+
+#[test]
+fn load_does_not_overtake_a_sequentially_consistent_store() {
+    // Without the fence in `store`, processors of both architectures let it. In a release build this then fails at once,
+    // in a debug build, where more comes between the two, almost always. Threads that share a processor find nothing,
+    // so there are several attempts, with new threads.
+    let far: Vec<AtomicU64> = (0..8 << 20).map(AtomicU64::new).collect();
+    on_two_frames(|view| {
+        let attempts = [(); 10].map(|()| both_read_first(view, &far));
+        assert_eq!(attempts.map(|(both, _)| both), [0; 10]);
+        assert!(attempts.iter().any(|&(_, rounds)| rounds > 0), "the threads never met");
+    });
+}
+
+#[test]
+fn misaligned_atomic_access_is_refused() {
+    on_two_frames(|view| {
+        let misaligned = |result| matches!(result, Err(Error::Misaligned { offset: 6, align: 4 }));
+        assert!(misaligned(view.load::<u32>(6, Ordering::Relaxed).map(drop)));
+        assert!(misaligned(view.store(6, 0_u32, Ordering::Relaxed)));
+        assert!(misaligned(view.swap(6, 0_u32).map(drop)));
+        assert!(misaligned(view.compare_exchange(6, 0_u32, 1).map(drop)));
+        assert!(misaligned(view.fetch_add(6, 0_u32).map(drop)));
+        assert!(misaligned(view.fetch_or(6, 0_u32).map(drop)));
+        // What counts is the address, wherever the view begins.
+        assert_eq!(view.slice(2, 16).unwrap().load::<u32>(6, Ordering::Relaxed).unwrap(), 0);
+    });
+}
+
+#[test]
+fn access_past_the_end_is_refused() {
+    on_two_frames(|view| {
+        let end = 2 * FRAME;
+        let refused = |result: xenmap::Result<()>| matches!(result, Err(Error::OutOfBounds { .. }));
+        assert!(refused(view.read::<u8>(end).map(drop)));
+        assert!(refused(view.read::<u64>(end - 7).map(drop)));
+        assert!(refused(view.write(end - 1, 0_u16)));
+        assert!(refused(view.read_bytes(end - 1, &mut [0; 2])));
+        assert!(refused(view.is_zero(end - 1, 2).map(drop)));
+        assert!(refused(view.write_bytes(usize::MAX, &[0; 2])));
+        assert!(refused(view.fill(end - 1, 2, 0)));
+        assert!(refused(view.fill(1, usize::MAX, 0)));
+        assert!(refused(view.compare(end - 1, &[0; 2]).map(drop)));
+        assert!(refused(view.load::<u64>(end, Ordering::Relaxed).map(drop)));
+        assert!(refused(view.store(usize::MAX - 7, 0_u64, Ordering::Relaxed)));
+        assert!(refused(view.slice(end, 1).map(drop)));
+        assert!(refused(view.slice(1, usize::MAX).map(drop)));
+        let narrow = view.slice(100, 8).unwrap();
+        assert!(refused(narrow.read::<u8>(8).map(drop)), "a view does not reach past its own end");
+        assert_eq!((narrow.len(), narrow.is_empty()), (8, false));
+        assert!(view.slice(end, 0).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn writing_a_read_only_mapping_is_refused() {
+    with_each_guest(1, |host, guest| {
+        let mapping = host.open().map_foreign_batch(guest.domid(), ReadOnly, &guest.gfns()).unwrap();
+        let view = mapping.view();
+        let refused = |result: xenmap::Result<()>| matches!(result, Err(Error::ReadOnly { .. }));
+        assert!(refused(view.write(0, 1_u8)));
+        assert!(refused(view.write_bytes(0, &[1])));
+        assert!(refused(view.fill(0, 1, 1)));
+        assert!(refused(view.store(0, 1_u32, Ordering::Relaxed)));
+        assert!(refused(view.swap(0, 1_u32).map(drop)));
+        assert!(refused(view.compare_exchange(0, 0_u32, 1).map(drop)));
+        assert!(refused(view.fetch_add(0, 1_u32).map(drop)));
+        assert!(refused(view.fetch_or(0, 1_u32).map(drop)));
+        assert!(refused(view.read_from(0, 1, std::fs::File::open("/dev/zero").unwrap())));
+        assert_eq!(view.read::<u32>(0).unwrap(), 0);
+    });
+}
+
+#[test]
+fn data_goes_to_and_from_a_file_descriptor() {
+    with_each_guest(3, |host, guest| {
+        let mapping = host.open().map_foreign_batch(guest.domid(), ReadWrite, &guest.gfns()).unwrap();
+        let pattern: Vec<u8> = (0..=250).cycle().take(FRAME + 20).collect();
+        mapping.view().write_bytes(10, &pattern).unwrap();
+
+        // More than a pipe takes at once, so that writing and reading go in pieces.
+        let (reader, writer) = std::io::pipe().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    mapping.view().write_to(10, FRAME + 20, &writer).unwrap();
+                }
+            });
+            let other = host.create(GuestKind::Hvm, 30);
+            let copy = host.open().map_foreign_batch(other.domid(), ReadWrite, &other.gfns()).unwrap();
+            copy.view().read_from(3, 20 * (FRAME + 20), &reader).unwrap();
+            let mut bytes = vec![0; 20 * (FRAME + 20)];
+            copy.view().read_bytes(3, &mut bytes).unwrap();
+            assert!(bytes.chunks(FRAME + 20).all(|piece| piece == pattern));
+        });
+    });
+}
+
+#[test]
+fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
+    // Where the kernel's pages are larger than a frame, what is behind the last frame is mapped, but may be fatal.
+    with_each_guest(9, |host, guest| {
+        let (memory, gfns) = (host.open(), guest.gfns());
+        for frames in 1..=gfns.len() {
+            let mapping = memory.map_foreign_batch(guest.domid(), ReadWrite, &gfns[..frames]).unwrap();
+            let (view, len) = (mapping.view(), frames * FRAME);
+            assert_eq!(view.len(), len);
+            view.fill(0, len, 0x5A).unwrap();
+            let mut bytes = vec![0; len];
+            view.read_bytes(0, &mut bytes).unwrap();
+            assert!(bytes.iter().all(|&byte| byte == 0x5A) && view.compare(0, &bytes).unwrap());
+            let file = tempfile();
+            view.write_to(0, len, &file).unwrap();
+            std::io::Seek::rewind(&mut &file).unwrap();
+            view.fill(0, len, 0).unwrap();
+            view.read_from(0, len, &file).unwrap();
+            assert!(view.compare(0, &bytes).unwrap(), "{frames} frames");
+        }
+    });
+}
+
+/// A file that nobody else has.
+fn tempfile() -> std::fs::File {
+    let name = std::env::temp_dir().join(format!("xenmap-access-{}", std::process::id()));
+    let file = std::fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&name).unwrap();
+    std::fs::remove_file(name).unwrap();
+    file
+}
+
+#[test]
+fn transfer_that_stops_says_how_far_it_came() {
+    on_two_frames(|view| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        std::io::Write::write_all(&mut &writer, b"12345").unwrap();
+        drop(writer);
+        match view.read_from(0, 10, &reader) {
+            Err(Error::Transfer { done: 5, source }) => assert_eq!(source.kind(), std::io::ErrorKind::UnexpectedEof),
+            other => panic!("{other:?}"),
+        }
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        match view.write_to(0, 10, &full) {
+            Err(Error::Transfer { done: 0, source }) => assert_eq!(source.raw_os_error(), Some(libc::ENOSPC)),
+            other => panic!("{other:?}"),
+        }
+    });
+}

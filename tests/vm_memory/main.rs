@@ -1,0 +1,8 @@
+//! The traits of rust-vmm's vm-memory.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cached;
+mod mapped;
+mod virtio_queue;
