@@ -14,7 +14,7 @@ use crate::types::{FRAME_SIZE, Gfn, NumberRange, Pfn};
 ///
 /// ```
 /// use xenmap::mock::{MockHost, PvHole, PvKernel};
-/// use xenmap::{Guest, GuestKind};
+/// use xenmap::{Guest, GuestKind, Pfn};
 ///
 /// let host = MockHost::new();
 /// let domain = host.create_domain(GuestKind::Pv, 64);
