@@ -336,7 +336,6 @@ impl Error {
 }
 
 impl fmt::Display for Error {
-    #[expect(clippy::too_many_lines, reason = "an arm for each variant")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Open { path, source } => write!(f, "cannot open {}{}", path.display(), open_hint(source)),

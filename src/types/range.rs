@@ -48,8 +48,8 @@ impl<N> NumberRange<N> {
 
     /// How many numbers there are.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the crate is for 64-bit Linux")]
     pub const fn len(&self) -> usize {
-        // Lossless: this crate is for 64-bit Linux.
         (self.end - self.start) as usize
     }
 
@@ -101,15 +101,6 @@ impl<N: TryFrom<u64>> IntoIterator for NumberRange<N> {
 
     fn into_iter(self) -> Numbers<N> {
         Numbers(self)
-    }
-}
-
-impl<N: TryFrom<u64>> IntoIterator for &NumberRange<N> {
-    type Item = N;
-    type IntoIter = Numbers<N>;
-
-    fn into_iter(self) -> Numbers<N> {
-        Numbers(NumberRange::checked(self.start, self.end))
     }
 }
 
@@ -180,7 +171,8 @@ mod tests {
 
     #[test]
     fn range_that_ends_before_it_starts_is_empty() {
-        let range = NumberRange::<Pfn>::try_from(7..5).unwrap();
+        let (start, end) = (7, 5);
+        let range = NumberRange::<Pfn>::try_from(start..end).unwrap();
         assert_eq!((range.len(), range.is_empty(), range.into_iter().next_back()), (0, true, None));
     }
 
@@ -192,5 +184,14 @@ mod tests {
         assert_eq!(numbers(&mut range.into_iter()), [5, 6, 7]);
         assert_eq!(numbers(&mut range.into_iter().rev()), [7, 6, 5]);
         assert!(range.contains(Gfn::new(7).unwrap()) && !range.contains(Gfn::new(8).unwrap()));
+    }
+
+    #[test]
+    fn iterator_counts_what_is_left_between_its_ends() {
+        let [first, middle, last] = [5, 6, 7].map(|number| Pfn::new(number).ok());
+        let mut numbers = NumberRange::<Pfn>::try_from(5..8).unwrap().into_iter();
+        assert_eq!((numbers.len(), numbers.next(), numbers.next_back()), (3, first, last));
+        assert_eq!((numbers.len(), numbers.next()), (1, middle));
+        assert_eq!((numbers.len(), numbers.next(), numbers.next_back()), (0, None, None));
     }
 }
