@@ -13,10 +13,11 @@ use std::env;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::process::ExitCode;
 
 use xenmap::mock::MockHost;
-use xenmap::{Access, Domid, FRAME_SIZE, ForeignMemory, Guest, Protection};
+use xenmap::{Access, Domid, ForeignMemory, Guest, NumberRange, Protection};
 
 const USAGE: &str = "usage: guest_ram [--mock FILE | DOMID] map | read ADDRESS LEN | dump OUT";
 
@@ -114,8 +115,8 @@ fn carry_out(command: &Command, memory: &ForeignMemory, domid: Domid) -> Result<
 fn map(guest: &Guest) -> Result<()> {
     let mut stdout = io::stdout().lock();
     for extent in guest.ram_map()?.extents() {
-        let (start, last) = (address_of(extent.pfns.start), address_of(extent.pfns.end - 1) + FRAME_SIZE as u64 - 1);
-        writeln!(stdout, "{start:#x} to {last:#x} {:?}", extent.kind)?;
+        let Range { start, end } = extent.pfns.addresses();
+        writeln!(stdout, "{start:#x} to {:#x} {:?}", end - 1, extent.kind)?;
     }
     Ok(())
 }
@@ -151,18 +152,14 @@ fn dump(guest: &Guest, out: &str) -> Result<()> {
 
 fn dump_to(guest: &Guest, mut file: File) -> Result<()> {
     for pfns in guest.ram_map()?.ranges() {
-        for start in pfns.clone().step_by(WINDOW) {
-            let end = pfns.end.min(start + WINDOW as u64);
+        for start in pfns.numbers().step_by(WINDOW) {
+            let window = NumberRange::try_from(start..pfns.end().min(start + WINDOW as u64))?;
             // Fails if the guest has given one of these frames back meanwhile; `map_partial` would leave it out.
-            let mapping = guest.map(Protection::ReadOnly, start..end)?;
-            file.seek(SeekFrom::Start(address_of(start)))?;
+            let mapping = guest.map(Protection::ReadOnly, window)?;
+            file.seek(SeekFrom::Start(window.addresses().start))?;
             // The kernel copies from the mapping to the file. Dropping the mapping unmaps it.
             mapping.view().write_to(0, mapping.view().len(), &file)?;
         }
     }
     Ok(())
-}
-
-fn address_of(pfn: u64) -> u64 {
-    pfn * FRAME_SIZE as u64
 }

@@ -25,4 +25,4 @@ pub use handle::{
     DomainInfo, DomainState, ForeignMemory, HypercallBuffer, PopulateOnDemand, Resource, ResourceMapping, XenVersion,
 };
 pub use mapping::{Access, ForeignMapping, View, Word, leaked_mappings};
-pub use types::{Domid, FRAME_SIZE, Gfn, GuestKind, HostKind, InvalidNumber, Protection};
+pub use types::{Domid, FRAME_SIZE, Gfn, GuestKind, HostKind, InvalidNumber, NumberRange, Numbers, Pfn, Protection};

@@ -100,7 +100,7 @@ pub(crate) fn dump_and_guest(
     let map = found.map;
     // What is broken is the guest's too, and cannot be read.
     let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;
-    let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.clone()).collect();
+    let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.numbers()).collect();
     compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), out).map(Some)
 }
 

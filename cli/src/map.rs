@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
-use xenmap::{FRAME_SIZE, FrameKind, Guest, RamMap, Search};
+use xenmap::{FrameKind, Guest, NumberRange, Pfn, RamMap, Search};
 
 use crate::args::SearchArgs;
 use crate::progress::Progress;
@@ -70,7 +70,7 @@ pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut im
 pub(crate) struct Found {
     pub(crate) map: RamMap,
     /// Frames that were not looked at.
-    not_searched: Vec<Range<u64>>,
+    not_searched: Vec<NumberRange<Pfn>>,
 }
 
 impl Found {
@@ -106,9 +106,9 @@ fn limit(args: SearchArgs) -> Option<Duration> {
 }
 
 /// What is said of frames that were not looked at.
-fn complaint(not_searched: &[Range<u64>], idle: Duration) -> String {
+fn complaint(not_searched: &[NumberRange<Pfn>], idle: Duration) -> String {
     const LISTED: usize = 3;
-    let list = |pfns: &Range<u64>| {
+    let list = |pfns: &NumberRange<Pfn>| {
         let AddressRange { first, last, .. } = addresses_of(pfns);
         format!("{first:#x} to {last:#x}")
     };
@@ -124,9 +124,8 @@ fn complaint(not_searched: &[Range<u64>], idle: Duration) -> String {
     )
 }
 
-fn addresses_of(pfns: &Range<u64>) -> AddressRange {
-    // The highest frame number has 40 bits.
-    let [first, end] = [pfns.start, pfns.end].map(|pfn| pfn * FRAME_SIZE as u64);
+fn addresses_of(pfns: &NumberRange<Pfn>) -> AddressRange {
+    let Range { start: first, end } = pfns.addresses();
     AddressRange { first, last: end - 1, bytes: end - first }
 }
 

@@ -26,15 +26,15 @@ pub(crate) fn picture(
     let since = since.map(|(dump, making)| Image::open(dump, making)).transpose()?;
     let found = scan(guest, args)?;
     let map = &found.map;
-    let progress = Progress::new("drawing", map.extents().iter().map(|e| e.pfns.end - e.pfns.start).sum())?;
+    let progress = Progress::new("drawing", map.extents().iter().map(|extent| extent.pfns.len() as u64).sum())?;
     // What a guest has ballooned out may be much more than it has: it is drawn where there is RAM nearby.
     let there = map.extents().iter().filter(|extent| extent.kind != FrameKind::BalloonedOut);
-    let there: Vec<_> = there.map(|extent| extent.pfns.clone()).collect();
+    let there: Vec<_> = there.map(|extent| extent.pfns.numbers()).collect();
     let mut canvas = Canvas::new(&there).ok_or("the guest has no RAM: there is nothing to draw")?;
     let mut pages = GuestPages::new(guest);
     let mut done = 0;
     for extent in map.extents() {
-        let pfns = extent.pfns.clone();
+        let pfns = extent.pfns.numbers();
         let shade = match extent.kind {
             FrameKind::BalloonedOut => Some(Shade::BalloonedOut),
             // To look at them would bring them back.

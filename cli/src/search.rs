@@ -62,10 +62,10 @@ pub(crate) fn search<W: Write>(
     let map = &found.map;
     let ranges = map.ranges();
     let mut unreadable = map.count(FrameKind::Broken);
-    let progress = Progress::new("searching", ranges.iter().map(|range| range.end - range.start).sum())?;
+    let progress = Progress::new("searching", ranges.iter().map(|range| range.len() as u64).sum())?;
     let mut searched = 0;
     let mut matcher = Matcher::new(pattern, &progress);
-    for window in ranges.into_iter().flat_map(|pfns| MappedWindows::new(guest, pfns, WINDOW)) {
+    for window in ranges.into_iter().flat_map(|pfns| MappedWindows::new(guest, pfns.numbers(), WINDOW)) {
         let (pfns, mapping) = window?;
         unreadable += mapping.failed().len() as u64;
         let address = pfns.start * FRAME_SIZE as u64;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use xenmap::{ForeignMapping, Guest, Protection, Result};
+use xenmap::{Error, ForeignMapping, Guest, NumberRange, Protection, Result};
 
 /// Maps consecutive frames for reading, a window at a time: those that can be mapped.
 ///
@@ -28,7 +28,8 @@ impl Iterator for MappedWindows<'_> {
         while !self.rest.is_empty() {
             let pfns = self.rest.start..self.rest.end.min(self.rest.start + self.size);
             let frames = pfns.end - pfns.start;
-            match self.guest.map_partial(Protection::ReadOnly, pfns.clone()) {
+            let window = NumberRange::try_from(pfns.clone()).map_err(Error::from);
+            match window.and_then(|window| self.guest.map_partial(Protection::ReadOnly, window)) {
                 Err(e) if e.errno() == libc::ENOMEM && frames > 1 => self.size = frames / 2,
                 mapped => {
                     // After an error there is nothing more.

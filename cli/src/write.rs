@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use xenmap::{Access, DomainState, Error, FRAME_SIZE, Guest, Protection};
+use xenmap::{Access, DomainState, Error, FRAME_SIZE, Guest, Pfn, Protection};
 
 use crate::Result;
 use crate::space::{self, Space};
@@ -26,8 +26,8 @@ pub(crate) fn write(
     let mut at = address;
     while !rest.is_empty() {
         let physical = space.translate(guest, at)?;
-        let (pfn, offset) = (physical / FRAME_SIZE as u64, usize::try_from(physical % FRAME_SIZE as u64)?);
-        let mapping = guest.map(Protection::ReadWrite, pfn..pfn + 1).map_err(|e| cannot_write(e, at))?;
+        let (frame, offset) = (Pfn::containing(physical)?.range(1)?, usize::try_from(physical % FRAME_SIZE as u64)?);
+        let mapping = guest.map(Protection::ReadWrite, frame).map_err(|e| cannot_write(e, at))?;
         let (part, more) = rest.split_at(rest.len().min(FRAME_SIZE - offset));
         pages.push((mapping, offset, part));
         rest = more;

@@ -125,7 +125,7 @@ impl<'a> Driver<'a> {
 
     /// Gives frames of a slot back, and gets others in their place.
     fn balloon(&mut self, slot: u16) -> Result<()> {
-        let frames: Vec<Gfn> = Gfn::new(slot_frame(slot) + 1)?.range(256)?.collect();
+        let frames: Vec<Gfn> = Gfn::new(slot_frame(slot) + 1)?.range(256)?.into_iter().collect();
         for &frame in &frames {
             self.guest.balloon_out(frame);
         }

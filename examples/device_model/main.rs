@@ -26,7 +26,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::{GuestAddress, GuestAddressSpace};
 use xenmap::mock::MockHost;
 use xenmap::vm_memory::{CachedMemory, PinnedMemory};
-use xenmap::{CacheConfig, Guest, GuestKind, MapCache};
+use xenmap::{CacheConfig, Guest, GuestKind, MapCache, Pfn};
 
 use driver::{AVAILABLE, DESCRIPTORS, Driver, USED};
 
@@ -79,7 +79,7 @@ fn main() -> Result<()> {
     config.bucket_size = 64 << 10;
     config.budget = 8 << 20; // of 64 MiB
     let cache = Arc::new(MapCache::with_config(guest, config)?);
-    let memory = CachedMemory::new(Arc::clone(&cache), &ram)?;
+    let memory = CachedMemory::new(Arc::clone(&cache), &ram);
 
     let (to_device, events) = channel();
     let (interrupt, interrupts) = channel();
@@ -115,8 +115,8 @@ struct Device {
     requests: usize,
     bytes: u64,
     invalidations: usize,
-    /// The pfns of frames that were written while the guest was migrated.
-    written: BTreeSet<u64>,
+    /// The frames that were written while the guest was migrated.
+    written: BTreeSet<Pfn>,
 }
 
 impl Device {

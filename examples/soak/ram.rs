@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::ops::Range;
 
-use xenmap::{Access, FRAME_SIZE, ForeignMapping, FrameKind, Gfn, Guest, GuestKind, Protection};
+use xenmap::{Access, FRAME_SIZE, ForeignMapping, FrameKind, Gfn, Guest, GuestKind, NumberRange, Pfn, Protection};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -49,9 +49,9 @@ impl Ram {
             if !is_table && extent.kind != FrameKind::Ram {
                 continue;
             }
-            for first in extent.pfns.clone().step_by(WINDOW) {
-                let pfns = first..extent.pfns.end.min(first + WINDOW as u64);
-                ram.read_window(guest, pfns, is_table, keep_off)?;
+            for first in extent.pfns.numbers().step_by(WINDOW) {
+                let pfns = first..extent.pfns.end().min(first + WINDOW as u64);
+                ram.read_window(guest, pfns.try_into()?, is_table, keep_off)?;
             }
         }
         if guest.kind() == GuestKind::Pv {
@@ -60,13 +60,13 @@ impl Ram {
         Ok(ram)
     }
 
-    fn read_window(&mut self, guest: &Guest, pfns: Range<u64>, is_table: bool, keep_off: &[u64]) -> Result<()> {
-        let gfns = guest.gfns(pfns.clone())?;
-        let mapping = guest.map_partial(Protection::ReadWrite, pfns.clone())?;
+    fn read_window(&mut self, guest: &Guest, pfns: NumberRange<Pfn>, is_table: bool, keep_off: &[u64]) -> Result<()> {
+        let gfns = guest.gfns(pfns)?;
+        let mapping = guest.map_partial(Protection::ReadWrite, pfns)?;
         let mut page = [0; FRAME_SIZE];
-        for (index, (pfn, gfn)) in pfns.zip(gfns).enumerate() {
+        for (index, (pfn, gfn)) in pfns.into_iter().zip(gfns).enumerate() {
             let Some(gfn) = gfn.filter(|gfn| !keep_off.contains(&gfn.get())) else { continue };
-            let address = pfn * FRAME_SIZE as u64;
+            let address = pfn.address();
             let writing = match mapping.failed().binary_search_by_key(&index, |e| e.index) {
                 Ok(at) => Writing::Fails(mapping.failed()[at].errno),
                 Err(_) if is_table => Writing::Breaks,

@@ -1,7 +1,6 @@
 //! A mapped part of a guest, and how one is mapped.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +11,7 @@ use crate::guest::Guest;
 use crate::mapping::ForeignMapping;
 use crate::mapping::View;
 use crate::mapping::dirty::Dirty;
-use crate::types::{FRAME_SIZE, Protection};
+use crate::types::{FRAME_SIZE, NumberRange, Pfn, Protection};
 
 /// A mapped part of a guest.
 #[derive(Debug)]
@@ -147,12 +146,12 @@ impl Guests {
     }
 
     /// What has been gathered, as ranges of pfns.
-    pub(super) fn take_dirty(&self) -> Vec<Range<u64>> {
-        let mut ranges: Vec<Range<u64>> = Vec::new();
+    pub(super) fn take_dirty(&self) -> Vec<NumberRange<Pfn>> {
+        let mut ranges: Vec<NumberRange<Pfn>> = Vec::new();
         for pfn in std::mem::take(&mut *self.dirty()) {
             match ranges.last_mut() {
-                Some(range) if range.end == pfn => range.end += 1,
-                _ => ranges.push(pfn..pfn + 1),
+                Some(range) if range.end() == pfn => *range = NumberRange::checked(range.start(), pfn + 1),
+                _ => ranges.push(NumberRange::checked(pfn, pfn + 1)),
             }
         }
         ranges
@@ -168,11 +167,11 @@ impl Source<Bucket> for Guests {
 
     fn map(&self, number: u64, want: Want) -> Result<Bucket> {
         let first = number * self.frames as u64;
-        let pfns = first..first + self.frames as u64;
+        let pfns = NumberRange::try_from(first..first + self.frames as u64)?;
         // The neighbours of what is wanted are not waited for.
-        let mut mapping = self.guest.map_at_once(want.protection, pfns.clone())?;
+        let mut mapping = self.guest.map_at_once(want.protection, pfns)?;
         if failed(&mapping, want).iter().any(|e| e.errno == libc::ENOENT) {
-            let wanted = first + want.first as u64..first + want.last as u64 + 1;
+            let wanted = (first + want.first as u64..first + want.last as u64 + 1).try_into()?;
             // What has come back stays while it is mapped.
             let _waited = self.guest.map_partial(want.protection, wanted)?;
             mapping = self.guest.map_at_once(want.protection, pfns)?;

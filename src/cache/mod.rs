@@ -21,7 +21,7 @@ pub(crate) use bucket::Bucket;
 
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::guest::Guest;
-use crate::types::{FRAME_SIZE, Gfn, InvalidNumber, Protection};
+use crate::types::{FRAME_SIZE, Gfn, InvalidNumber, NumberRange, Pfn, Protection};
 use bucket::{Guests, Want};
 use buckets::Buckets;
 
@@ -285,7 +285,7 @@ impl MapCache {
     /// A write is noted when it is done. One through a pointer is not noted, unless
     /// [`Pinned::mark_dirty`] says so.
     #[must_use]
-    pub fn take_dirty(&self) -> Vec<Range<u64>> {
+    pub fn take_dirty(&self) -> Vec<NumberRange<Pfn>> {
         let source = self.buckets.source();
         self.buckets.for_each(|bucket| source.gather_dirty(bucket));
         source.take_dirty()

@@ -2,18 +2,18 @@
 
 use super::Guest;
 use crate::error::Result;
-use crate::types::Gfn;
+use crate::types::{Gfn, Pfn};
 
 impl Guest {
     /// The pfn of one of a PV guest's machine frames; `None` if the guest's p2m does not have it there.
     ///
     /// Costs two hypercalls, a mapping, and a look into the p2m.
-    pub(super) fn pfn_of(&self, mfn: Gfn) -> Result<Option<u64>> {
-        let Some(pfn) = self.memory.machine_to_phys(mfn)?.filter(|&pfn| pfn <= Gfn::MAX.get()) else {
+    pub(super) fn pfn_of(&self, mfn: Gfn) -> Result<Option<Pfn>> {
+        let Some(pfn) = self.memory.machine_to_phys(mfn)?.and_then(|pfn| Pfn::new(pfn).ok()) else {
             return Ok(None);
         };
         // The entry is of whoever owns the frame, who can set it to anything.
-        let own = self.gfns(pfn..pfn + 1)?.first() == Some(&Some(mfn));
+        let own = self.gfns(pfn.range(1)?)?.first() == Some(&Some(mfn));
         Ok(own.then_some(pfn))
     }
 }

@@ -11,7 +11,6 @@ mod route;
 mod scan;
 mod vcpu;
 
-use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 pub use page_tables::{PageTables, PagingMode};
@@ -22,7 +21,7 @@ pub use scan::RamScan;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::handle::{ForeignMemory, check_frames};
 use crate::mapping::{Access, ForeignMapping};
-use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, InvalidNumber, Protection};
+use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, InvalidNumber, NumberRange, Pfn, Protection};
 use p2m::P2m;
 
 /// Frames that are mapped at a time to read or write a range of a guest.
@@ -108,36 +107,50 @@ impl Guest {
         &self.memory
     }
 
-    /// The frames to map for some pfns; `None` where a PV guest's table says that there is no RAM of its own.
+    /// The gfns to map for some pfns; `None` where a PV guest's table says that there is no RAM of its own.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidNumber`]; for a PV guest [`Error::P2m`] if its table cannot be used, and those of reading it.
-    pub fn gfns(&self, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
-        if let Some(last) = pfns.clone().next_back() {
-            // Before there are very many to make.
-            Gfn::new(last)?;
-            check_frames(usize::try_from(pfns.end - pfns.start).unwrap_or(usize::MAX))?;
+    /// [`Error::TooManyFrames`]; for a PV guest [`Error::P2m`] if its table cannot be used, and those of reading it.
+    pub fn gfns(&self, pfns: NumberRange<Pfn>) -> Result<Vec<Option<Gfn>>> {
+        if pfns.is_empty() {
+            return Ok(Vec::new());
         }
+        // Before there are very many to make.
+        check_frames(pfns.len())?;
         if let Some(p2m) = self.p2m()? {
-            return p2m.lookup(&self.memory, pfns);
+            return p2m.lookup(&self.memory, pfns.numbers());
         }
-        let count = usize::try_from(pfns.end.saturating_sub(pfns.start)).unwrap_or(usize::MAX);
         let mut gfns = Vec::new();
-        gfns.try_reserve_exact(count).map_err(|_| Error::TooManyFrames { frames: count })?;
+        gfns.try_reserve_exact(pfns.len()).map_err(|_| Error::TooManyFrames { frames: pfns.len() })?;
+        // Xen translates the guest's own numbers.
         for pfn in pfns {
-            gfns.push(Some(Gfn::new(pfn)?));
+            gfns.push(Some(Gfn::new(pfn.get())?));
         }
         Ok(gfns)
     }
 
     /// Maps consecutive frames of the guest: all of them or none.
     ///
+    /// Frames have numbers of their own type, so an address cannot be taken for one:
+    ///
+    /// ```compile_fail
+    /// # fn f(guest: &xenmap::Guest) -> xenmap::Result<xenmap::ForeignMapping> {
+    /// guest.map(xenmap::Protection::ReadOnly, 0x1000..0x2000)
+    /// # }
+    /// ```
+    ///
+    /// ```
+    /// # fn f(guest: &xenmap::Guest) -> xenmap::Result<xenmap::ForeignMapping> {
+    /// guest.map(xenmap::Protection::ReadOnly, xenmap::Pfn::containing(0x1000)?.range(1)?)
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Those of [`ForeignMemory::map_foreign_batch`] and of [`Guest::gfns`]. The index of a frame that failed counts
     /// from the first pfn.
-    pub fn map(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
+    pub fn map(&self, protection: Protection, pfns: NumberRange<Pfn>) -> Result<ForeignMapping> {
         self.memory.map_foreign_batch(self.domid, protection, &self.mappable(pfns)?)
     }
 
@@ -146,12 +159,12 @@ impl Guest {
     /// # Errors
     ///
     /// Those of [`ForeignMemory::map_foreign_batch_partial`] and of [`Guest::gfns`].
-    pub fn map_partial(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
+    pub fn map_partial(&self, protection: Protection, pfns: NumberRange<Pfn>) -> Result<ForeignMapping> {
         self.memory.map_foreign_batch_partial(self.domid, protection, &self.mappable(pfns)?)
     }
 
     /// The same, without waiting for frames that are paged out.
-    pub(crate) fn map_at_once(&self, protection: Protection, pfns: Range<u64>) -> Result<ForeignMapping> {
+    pub(crate) fn map_at_once(&self, protection: Protection, pfns: NumberRange<Pfn>) -> Result<ForeignMapping> {
         self.memory.map_at_once(self.domid, protection, &self.mappable(pfns)?)
     }
 
@@ -203,7 +216,8 @@ impl Guest {
         while next < end {
             let first = next / FRAME;
             let last = (end.div_ceil(FRAME)).min(first + WINDOW);
-            let mapping = self.map(protection, first..last).map_err(|e| self.at_address(e, first, next))?;
+            let pfns = NumberRange::try_from(first..last)?;
+            let mapping = self.map(protection, pfns).map_err(|e| self.at_address(e, first, next))?;
             let stop = end.min(last * FRAME);
             // No more than what is left of `len`.
             let part = usize::try_from(stop - next).unwrap_or(len);
@@ -224,7 +238,7 @@ impl Guest {
     }
 
     /// The frames of some pfns, as a batch has them: where there is none, the number that no frame has.
-    fn mappable(&self, pfns: Range<u64>) -> Result<Vec<Gfn>> {
+    fn mappable(&self, pfns: NumberRange<Pfn>) -> Result<Vec<Gfn>> {
         Ok(self.gfns(pfns)?.into_iter().map(|gfn| gfn.unwrap_or(Gfn::MAX)).collect())
     }
 

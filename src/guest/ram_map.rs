@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::Guest;
 use crate::error::Result;
+use crate::types::{NumberRange, Pfn};
 
 /// What a frame of a guest is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +31,7 @@ pub enum FrameKind {
 #[non_exhaustive]
 pub struct Extent {
     /// Their pfns.
-    pub pfns: Range<u64>,
+    pub pfns: NumberRange<Pfn>,
     /// What they are.
     pub kind: FrameKind,
 }
@@ -84,18 +85,20 @@ impl RamMap {
     /// How many frames are of a kind.
     #[must_use]
     pub fn count(&self, kind: FrameKind) -> u64 {
-        self.extents.iter().filter(|e| e.kind == kind).map(|e| e.pfns.end - e.pfns.start).sum()
+        self.extents.iter().filter(|e| e.kind == kind).map(|e| e.pfns.len() as u64).sum()
     }
 
     /// The ranges of frames that hold data: RAM, page tables, what is paged out, and what Xen lends. Neighbours are
     /// one.
     #[must_use]
-    pub fn ranges(&self) -> Vec<Range<u64>> {
-        let mut ranges: Vec<Range<u64>> = Vec::new();
+    pub fn ranges(&self) -> Vec<NumberRange<Pfn>> {
+        let mut ranges: Vec<NumberRange<Pfn>> = Vec::new();
         for extent in self.extents.iter().filter(|e| !matches!(e.kind, FrameKind::BalloonedOut | FrameKind::Broken)) {
             match ranges.last_mut() {
-                Some(last) if last.end == extent.pfns.start => last.end = extent.pfns.end,
-                _ => ranges.push(extent.pfns.clone()),
+                Some(last) if last.end() == extent.pfns.start() => {
+                    *last = NumberRange::checked(last.start(), extent.pfns.end());
+                }
+                _ => ranges.push(extent.pfns),
             }
         }
         ranges
@@ -142,56 +145,57 @@ impl Guest {
     }
 }
 
-/// A map in the making, to which frames are added in any order.
+/// A map in the making, to which frames are added in any order: by the first frame, the one after the last, and the kind.
 #[derive(Debug, Default)]
-pub(super) struct Extents(BTreeMap<u64, Extent>);
+pub(super) struct Extents(BTreeMap<u64, (u64, FrameKind)>);
 
 impl Extents {
-    /// Adds frames that no extent has yet.
-    pub(super) fn add(&mut self, mut pfns: Range<u64>, kind: FrameKind) {
-        if let Some((&start, before)) = self.0.range(..pfns.start).next_back()
-            && (before.pfns.end, before.kind) == (pfns.start, kind)
+    /// Adds frames that no extent has yet. Their numbers are valid.
+    pub(super) fn add(&mut self, pfns: Range<u64>, kind: FrameKind) {
+        let Range { mut start, mut end } = pfns;
+        if let Some((&first, &before)) = self.0.range(..start).next_back()
+            && before == (start, kind)
         {
-            self.0.remove(&start);
-            pfns.start = start;
+            start = first;
         }
-        if let Some(behind) = self.0.get(&pfns.end).filter(|behind| behind.kind == kind) {
-            let end = behind.pfns.end;
-            self.0.remove(&pfns.end);
-            pfns.end = end;
+        if let Some(&(last, after)) = self.0.get(&end)
+            && after == kind
+        {
+            self.0.remove(&end);
+            end = last;
         }
-        self.0.insert(pfns.start, Extent { pfns, kind });
+        self.0.insert(start, (end, kind));
     }
 
     /// Whether an extent has the frame.
     pub(super) fn has(&self, pfn: u64) -> bool {
-        self.0.range(..=pfn).next_back().is_some_and(|(_, extent)| extent.pfns.contains(&pfn))
+        self.0.range(..=pfn).next_back().is_some_and(|(_, &(end, _))| pfn < end)
     }
 
     /// The parts of some ranges that no extent covers.
-    pub(super) fn missing_of(&self, ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    pub(super) fn missing_of(&self, ranges: Vec<Range<u64>>) -> Vec<NumberRange<Pfn>> {
         let mut missing = Vec::new();
         for mut pfns in ranges {
             let before = self.0.range(..pfns.start).next_back();
-            for (_, extent) in before.into_iter().chain(self.0.range(pfns.clone())) {
-                let Range { start, end } = extent.pfns;
+            for (&start, &(end, _)) in before.into_iter().chain(self.0.range(pfns.clone())) {
                 if end <= pfns.start {
                     continue;
                 }
                 if start > pfns.start {
-                    missing.push(pfns.start..start);
+                    missing.push(NumberRange::checked(pfns.start, start));
                 }
                 pfns.start = end;
             }
             if !pfns.is_empty() {
-                missing.push(pfns);
+                missing.push(NumberRange::checked(pfns.start, pfns.end));
             }
         }
         missing
     }
 
     pub(super) fn into_map(self, not_found: u64) -> RamMap {
-        RamMap { extents: self.0.into_values().collect(), not_found }
+        let extent = |(start, (end, kind))| Extent { pfns: NumberRange::checked(start, end), kind };
+        RamMap { extents: self.0.into_iter().map(extent).collect(), not_found }
     }
 }
 

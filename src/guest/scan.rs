@@ -9,7 +9,7 @@ use super::{Guest, arm_layout};
 use crate::abi;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::handle::DomainState;
-use crate::types::{Architecture, Gfn, GuestKind, HostKind, Protection};
+use crate::types::{Architecture, Gfn, GuestKind, HostKind, NumberRange, Pfn, Protection};
 
 /// Frames of a step: Xen tells about so many with one call.
 const WINDOW: u64 = 1024;
@@ -137,7 +137,7 @@ impl RamScan {
             return Err(Error::P2m { domid: self.guest.domid, reason });
         }
         let asks = self.asks_xen && self.missing.is_none();
-        let gfns = if pv || asks { self.guest.gfns(window.pfns.clone())? } else { self.unknown(window)? };
+        let gfns = if pv || asks { self.guest.gfns(window.pfns.clone().try_into()?)? } else { self.unknown(window)? };
         let kinds = self.classify(&gfns)?.into_iter();
         Ok(kinds.map(|kind| kind.or(pv.then_some(FrameKind::BalloonedOut))).collect())
     }
@@ -170,7 +170,7 @@ impl RamScan {
 
     /// The frame numbers that are still to be looked at, in ascending order; none once the search is over.
     #[must_use]
-    pub fn not_searched(&self) -> Vec<Range<u64>> {
+    pub fn not_searched(&self) -> Vec<NumberRange<Pfn>> {
         if self.ended { Vec::new() } else { self.extents.missing_of(self.route.ranges_left()) }
     }
 

@@ -5,27 +5,26 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 
 use super::domain::{MockDomain, frames_in};
 use crate::abi;
-use crate::types::{FRAME_SIZE, Gfn};
+use crate::types::{FRAME_SIZE, Gfn, NumberRange, Pfn};
 
 /// How the kernel of a simulated PV guest is made, and what it has no RAM for.
 ///
 /// ```
 /// use xenmap::mock::{MockHost, PvHole, PvKernel};
-/// use xenmap::{Guest, GuestKind};
+/// use xenmap::{Guest, GuestKind, Pfn};
 ///
 /// let host = MockHost::new();
 /// let domain = host.create_domain(GuestKind::Pv, 64);
 /// let mut kernel = PvKernel::default();
-/// kernel.holes.push((8..16, PvHole::BalloonedOut));
+/// kernel.holes.push((Pfn::new(8)?.range(8)?, PvHole::BalloonedOut));
 /// domain.start_kernel(&kernel);
 ///
 /// let memory = host.open()?;
 /// Guest::open(&memory, domain.domid())?.write(0x10_000, b"behind the hole")?;
-/// assert_eq!(domain.read(domain.mfn(0x10).unwrap(), 0, 15), b"behind the hole");
+/// assert_eq!(domain.read(domain.mfn(Pfn::new(0x10)?).unwrap(), 0, 15), b"behind the hole");
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,7 +37,7 @@ pub struct PvKernel {
     /// Whether it keeps its table in its virtual memory, in one piece (`p2m_vaddr`).
     pub has_linear: bool,
     /// Its frame numbers that have no RAM of its own. The RAM has the numbers between.
-    pub holes: Vec<(Range<u64>, PvHole)>,
+    pub holes: Vec<(NumberRange<Pfn>, PvHole)>,
 }
 
 impl Default for PvKernel {
@@ -91,13 +90,13 @@ impl PvKernel {
     /// Whether a frame of its table tells of nothing but invalid entries.
     fn is_empty(&self, p2m: &BTreeMap<u64, Gfn>, page: u64) -> bool {
         let pfns = page * self.entries()..(page + 1) * self.entries();
-        let overlaps = |hole: &Range<u64>| hole.start < pfns.end && pfns.start < hole.end;
+        let overlaps = |hole: &NumberRange<Pfn>| hole.start() < pfns.end && pfns.start < hole.end();
         let mut holes = self.holes.iter().filter(|(_, kind)| *kind != PvHole::BalloonedOut);
         !holes.any(|(hole, _)| overlaps(hole)) && p2m.range(pfns.clone()).next().is_none()
     }
 
     fn hole(&self, pfn: u64) -> Option<PvHole> {
-        self.holes.iter().find(|(pfns, _)| pfns.contains(&pfn)).map(|(_, hole)| *hole)
+        self.holes.iter().find(|(pfns, _)| pfns.numbers().contains(&pfn)).map(|(_, hole)| *hole)
     }
 
     fn invalid(&self) -> u64 {
@@ -129,7 +128,7 @@ impl MockDomain {
         let mut p2m: BTreeMap<u64, Gfn> = pfns.zip(chunks).collect();
 
         let behind_ram = p2m.keys().next_back().map_or(0, |last| last + 1);
-        let first = kernel.holes.iter().map(|(pfns, _)| pfns.end).fold(behind_ram, u64::max);
+        let first = kernel.holes.iter().map(|(pfns, _)| pfns.end()).fold(behind_ram, u64::max);
         // They take entries themselves.
         let mut count = 0;
         while kernel.frames_for(&p2m, first, count) > count {
@@ -153,9 +152,9 @@ impl MockDomain {
     ///
     /// If it has been destroyed.
     #[must_use]
-    pub fn mfn(&self, pfn: u64) -> Option<Gfn> {
+    pub fn mfn(&self, pfn: Pfn) -> Option<Gfn> {
         let owner = Some(self.domid().get());
-        let has = |page: &super::state::Page| page.owner == owner && page.allocated && page.pfn == Some(pfn);
+        let has = |page: &super::state::Page| page.owner == owner && page.allocated && page.pfn == Some(pfn.get());
         self.with(|pages, _| pages.iter().position(has)).map(super::host::machine_frame)
     }
 
@@ -178,7 +177,7 @@ impl MockDomain {
         let (mut next, mut count) = (0, 0);
         let ranges = frames_in(file)?;
         for frames in &ranges {
-            kernel.holes.push((next..frames.start, PvHole::BalloonedOut));
+            kernel.holes.push((NumberRange::checked(next, frames.start), PvHole::BalloonedOut));
             next = frames.end;
             count += frames.end - frames.start;
         }

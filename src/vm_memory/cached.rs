@@ -14,10 +14,10 @@ use vm_memory::{
 };
 
 use super::dirty::{DirtyBitmap, DirtySlice};
-use super::{FRAME, RamRegion, in_order};
+use super::{RamRegion, in_order};
 use crate::cache::{MapCache, Piece, Pin, RawPin};
-use crate::error::{Error, Result};
-use crate::types::{Gfn, Protection};
+use crate::error::Error;
+use crate::types::{NumberRange, Pfn, Protection};
 
 /// A guest's RAM through a [`MapCache`]: only what devices use is mapped.
 ///
@@ -37,7 +37,7 @@ use crate::types::{Gfn, Protection};
 /// let guest = Guest::open(&memory, domain.domid())?;
 /// let ram = guest.ram_map()?.ranges();
 /// let cache = Arc::new(MapCache::new(guest));
-/// let space = CachedMemory::new(Arc::clone(&cache), &ram)?;
+/// let space = CachedMemory::new(Arc::clone(&cache), &ram);
 ///
 /// let request = space.memory();
 /// request.write_slice(b"across two buckets", GuestAddress(0xF_FFF8))?;
@@ -57,17 +57,10 @@ pub struct CachedMemory {
 impl CachedMemory {
     /// The RAM at these pfns, such as those of [`RamMap::ranges`](crate::RamMap::ranges). Nothing is mapped yet, and
     /// nothing outside of them ever is.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidNumber`] if they reach beyond the last frame number.
-    pub fn new(cache: Arc<MapCache>, pfns: &[Range<u64>]) -> Result<CachedMemory> {
-        let pfns = in_order(pfns);
-        if let Some(last) = pfns.last() {
-            Gfn::new(last.end - 1)?;
-        }
-        let ram = pfns.into_iter().map(|pfns| pfns.start * FRAME..pfns.end * FRAME).collect();
-        Ok(CachedMemory { cache, ram })
+    #[must_use]
+    pub fn new(cache: Arc<MapCache>, pfns: &[NumberRange<Pfn>]) -> CachedMemory {
+        let ram = in_order(pfns).iter().map(NumberRange::addresses).collect();
+        CachedMemory { cache, ram }
     }
 
     /// The cache, for example to [invalidate](MapCache::invalidate) what the guest has given back.

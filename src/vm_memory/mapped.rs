@@ -14,7 +14,7 @@ use super::{FRAME, in_order};
 use crate::error::{Error, FrameErrors, Result};
 use crate::guest::Guest;
 use crate::mapping::ForeignMapping;
-use crate::types::Protection;
+use crate::types::{NumberRange, Pfn, Protection};
 
 /// Consecutive frames of a guest, all of them mapped for reading and writing.
 ///
@@ -107,11 +107,11 @@ impl Guest {
     ///
     /// [`Error::Frames`] (the index of a frame counts from its range's start) or [`Error::Empty`] if no frame at all can
     /// be mapped; else those of [`Guest::map_partial`].
-    pub fn map_ram(&self, pfns: &[Range<u64>]) -> Result<GuestRegionCollection<RamRegion>> {
+    pub fn map_ram(&self, pfns: &[NumberRange<Pfn>]) -> Result<GuestRegionCollection<RamRegion>> {
         let mut regions = Vec::new();
         let mut failed = Vec::new();
         for pfns in in_order(pfns) {
-            let first = pfns.start;
+            let first = pfns.start();
             let mapping = Arc::new(self.map_partial(Protection::ReadWrite, pfns)?);
             failed.extend_from_slice(mapping.failed());
             regions.extend(mapping.mapped_ranges().map(|bytes| {

@@ -38,24 +38,22 @@ mod cached;
 mod dirty;
 mod mapped;
 
-use std::ops::Range;
-
 pub use cached::{CachedMemory, PinnedMemory};
 pub use dirty::{DirtyBitmap, DirtySlice};
 pub use mapped::RamRegion;
 
-use crate::types::FRAME_SIZE;
+use crate::types::{FRAME_SIZE, NumberRange, Pfn};
 
 const FRAME: u64 = FRAME_SIZE as u64;
 
 /// Ranges in ascending order; those that overlap or touch are one, and empty ones are gone.
-fn in_order(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut ranges: Vec<Range<u64>> = ranges.iter().filter(|range| !range.is_empty()).cloned().collect();
-    ranges.sort_by_key(|range| range.start);
+fn in_order(ranges: &[NumberRange<Pfn>]) -> Vec<NumberRange<Pfn>> {
+    let mut ranges: Vec<NumberRange<Pfn>> = ranges.iter().filter(|range| !range.is_empty()).copied().collect();
+    ranges.sort_by_key(NumberRange::start);
     ranges.dedup_by(|next, last| {
-        let touches = next.start <= last.end;
+        let touches = next.start() <= last.end();
         if touches {
-            last.end = last.end.max(next.end);
+            *last = NumberRange::checked(last.start(), last.end().max(next.end()));
         }
         touches
     });

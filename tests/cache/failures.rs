@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use crate::buckets::{BUCKET, cache, get};
-use crate::common::{FRAME, MOCKS, ReadOnly, ReadWrite, leaks, mock, mock_with, mock_with_pages};
+use crate::common::{FRAME, MOCKS, ReadOnly, ReadWrite, leaks, mock, mock_with, mock_with_pages, pfn, pfns};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Access, Error, GuestKind, MapCache};
 
@@ -208,10 +208,10 @@ fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
 fn pv_guest(host: &MockHost) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pv, 512);
     let mut kernel = PvKernel::default();
-    kernel.holes.push((22..23, PvHole::BalloonedOut));
+    kernel.holes.push((pfns(22..23), PvHole::BalloonedOut));
     guest.start_kernel(&kernel);
-    for pfn in (0..64).filter(|pfn| *pfn != 22) {
-        guest.write(guest.mfn(pfn).unwrap(), 0, &pfn.to_ne_bytes());
+    for pfn in pfns(0..64).into_iter().filter(|pfn| pfn.get() != 22) {
+        guest.write(guest.mfn(pfn).unwrap(), 0, &pfn.get().to_ne_bytes());
     }
     guest
 }
@@ -241,7 +241,7 @@ fn page_table_of_a_pv_guest_is_tried_again_by_every_writer() {
     let guest = pv_guest(&host);
     let memory = host.open().unwrap();
     let cache = cache(&memory, guest.domid(), 4);
-    let table = guest.mfn(9).unwrap();
+    let table = guest.mfn(pfn(9)).unwrap();
     guest.pin_page_table(table).unwrap();
 
     get(&cache, ReadWrite, 8).unwrap();

@@ -8,7 +8,7 @@ mod ram;
 #[path = "../../examples/soak/soak.rs"]
 mod steps;
 
-use crate::common::{Host, ReadOnly, on_each_host};
+use crate::common::{Host, ReadOnly, on_each_host, pfns};
 use ram::Ram;
 use steps::{Done, Soak};
 use xenmap::mock::{Dom0, PvKernel};
@@ -72,7 +72,7 @@ fn page_tables_are_refused_and_nothing_else_is() {
         let Host::Mock(mock) = &host else { unreachable!() };
         let guest = mock.create_domain(GuestKind::Pv, 2048);
         guest.start_kernel(&PvKernel::default());
-        for pfn in (0..1900).step_by(100) {
+        for pfn in pfns(0..1900).into_iter().step_by(100) {
             guest.pin_page_table(guest.mfn(pfn).unwrap()).unwrap();
         }
 

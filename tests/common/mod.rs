@@ -17,7 +17,9 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
-use xenmap::{Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, Protection, Result};
+use xenmap::{
+    Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, NumberRange, Pfn, Protection, Result,
+};
 
 pub use Protection::{ReadOnly, ReadWrite};
 
@@ -300,6 +302,14 @@ impl Drop for Guest {
 
 fn map_one(domid: Domid, protection: Protection, gfn: Gfn) -> ForeignMapping {
     ForeignMemory::open().unwrap().map_foreign_batch(domid, protection, &[gfn]).unwrap()
+}
+
+pub fn pfn(number: u64) -> Pfn {
+    Pfn::new(number).unwrap()
+}
+
+pub fn pfns(numbers: Range<u64>) -> NumberRange<Pfn> {
+    numbers.try_into().unwrap()
 }
 
 /// Writes into each frame its place in the mapping.

@@ -4,10 +4,10 @@
 
 use std::os::unix::fs::FileExt;
 
-use crate::common::{ReadOnly, ReadWrite, mock, mock_with, on_each_host_with_pv_guests};
+use crate::common::{ReadOnly, ReadWrite, mock, mock_with, on_each_host_with_pv_guests, pfn, pfns};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
-use xenmap::{Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, InvalidNumber, RamMap};
+use xenmap::{Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, InvalidNumber, NumberRange, Pfn, RamMap};
 
 /// Where `shared_info` has them, for a 64-bit guest (xen/include/public/arch-x86/xen.h).
 const MAX_PFN: usize = 3088;
@@ -25,9 +25,9 @@ fn kernel(is_64_bit: bool, has_list: bool, has_linear: bool) -> PvKernel {
 /// A guest of 3000 frames with holes of each kind.
 fn start(host: &MockHost, mut kernel: PvKernel) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pv, 3000);
-    kernel.holes.push((160..256, PvHole::Identity));
-    kernel.holes.push((1500..1600, PvHole::BalloonedOut));
-    kernel.holes.push((1600..1601, PvHole::Foreign));
+    kernel.holes.push((pfns(160..256), PvHole::Identity));
+    kernel.holes.push((pfns(1500..1600), PvHole::BalloonedOut));
+    kernel.holes.push((pfns(1600..1601), PvHole::Foreign));
     guest.start_kernel(&kernel);
     guest
 }
@@ -46,7 +46,7 @@ fn frame(number: u64) -> Gfn {
 
 /// What the guest's table should say, up to a few frames behind its end.
 fn expected(guest: &MockDomain) -> Vec<Option<Gfn>> {
-    (0..4000).map(|pfn| guest.mfn(pfn)).collect()
+    pfns(0..4000).into_iter().map(|pfn| guest.mfn(pfn)).collect()
 }
 
 /// The page table of the lowest level that leads to the first frame of a 64-bit guest's linear table, and where in it.
@@ -93,8 +93,12 @@ fn frames_are_where_the_guests_table_has_them() {
             let guest = start(&host, kernel(is_64_bit, has_list, has_linear));
             let memory = host.open().unwrap();
             let guest_by_pfn = Guest::open(&memory, guest.domid()).unwrap();
-            assert_eq!(guest_by_pfn.gfns(0..4000).unwrap(), expected(&guest), "{is_64_bit} {has_list} {has_linear}");
-            assert_eq!(guest_by_pfn.gfns(1599..1602).unwrap(), [None, None, guest.mfn(1601)]);
+            assert_eq!(
+                guest_by_pfn.gfns(pfns(0..4000)).unwrap(),
+                expected(&guest),
+                "{is_64_bit} {has_list} {has_linear}"
+            );
+            assert_eq!(guest_by_pfn.gfns(pfns(1599..1602)).unwrap(), [None, None, guest.mfn(pfn(1601))]);
             assert_eq!(host.references(guest.domid()), 0, "nothing stays mapped");
         }
     }
@@ -108,8 +112,8 @@ fn read_and_write_take_the_guests_own_addresses() {
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     // Frames 7 and 8 do not follow each other in the machine.
     guest.write(8 * 4096 - 6, b"across a border").unwrap();
-    assert_eq!(domain.read(domain.mfn(7).unwrap(), 4090, 6), b"across");
-    assert_eq!(domain.read(domain.mfn(8).unwrap(), 0, 9), b" a border");
+    assert_eq!(domain.read(domain.mfn(pfn(7)).unwrap(), 4090, 6), b"across");
+    assert_eq!(domain.read(domain.mfn(pfn(8)).unwrap(), 0, 9), b" a border");
     let mut text = [0; 15];
     guest.read(8 * 4096 - 6, &mut text).unwrap();
     assert_eq!(&text, b"across a border");
@@ -125,7 +129,7 @@ fn access_to_a_frame_without_ram_names_its_address() {
         let result = guest.read(1499 * 4096, &mut [0; 8192]);
         let Err(Error::GuestAddress { address, errno, .. }) = result else { panic!("no such error: {result:?}") };
         assert_eq!((address, errno), (1500 * 4096, libc::EINVAL));
-        let mapping = guest.map_partial(ReadOnly, 1499..1602).unwrap();
+        let mapping = guest.map_partial(ReadOnly, pfns(1499..1602)).unwrap();
         assert_eq!(mapping.failed().iter().map(|e| e.index).collect::<Vec<usize>>(), (1..102).collect::<Vec<usize>>());
     }
 }
@@ -137,9 +141,9 @@ fn page_tables_can_be_read_and_not_written() {
     let (table, _) = lowest_page_table(&domain);
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    let pfn = (0..4000).find(|&pfn| domain.mfn(pfn) == Some(table)).unwrap();
-    guest.map(ReadOnly, pfn..pfn + 1).unwrap();
-    assert_eq!(guest.map(ReadWrite, pfn..pfn + 1).unwrap_err().errno(), libc::EBUSY);
+    let table = pfns(0..4000).into_iter().find(|&pfn| domain.mfn(pfn) == Some(table)).unwrap().range(1).unwrap();
+    guest.map(ReadOnly, table).unwrap();
+    assert_eq!(guest.map(ReadWrite, table).unwrap_err().errno(), libc::EBUSY);
 }
 
 #[test]
@@ -148,15 +152,15 @@ fn table_that_has_moved_is_found_again() {
     let domain = start(&host, kernel(true, false, true));
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    assert_eq!(guest.gfns(0..1).unwrap(), [domain.mfn(0)]);
+    assert_eq!(guest.gfns(pfns(0..1)).unwrap(), [domain.mfn(pfn(0))]);
 
     // The guest has the first frame of its table elsewhere, where the first entry is another.
-    let new = domain.mfn(2999).unwrap();
-    domain.write(new, 0, &domain.mfn(5).unwrap().get().to_ne_bytes());
+    let new = domain.mfn(pfn(2999)).unwrap();
+    domain.write(new, 0, &domain.mfn(pfn(5)).unwrap().get().to_ne_bytes());
     let (table, index) = lowest_page_table(&domain);
     domain.write(table, 8 * index, &(new.get() << 12 | 0x63).to_ne_bytes());
     set(&domain, P2M_GENERATION, 2);
-    assert_eq!(guest.gfns(0..1).unwrap(), [domain.mfn(5)]);
+    assert_eq!(guest.gfns(pfns(0..1)).unwrap(), [domain.mfn(pfn(5))]);
 }
 
 #[test]
@@ -166,10 +170,10 @@ fn table_that_is_being_changed_all_the_time_is_an_error() {
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     set(&domain, P2M_GENERATION, 7);
-    let message = p2m_error(guest.gfns(0..1));
+    let message = p2m_error(guest.gfns(pfns(0..1)));
     assert!(message.ends_with("pause the guest"), "{message}");
     set(&domain, P2M_GENERATION, 8);
-    assert_eq!(guest.gfns(0..1).unwrap(), [domain.mfn(0)]);
+    assert_eq!(guest.gfns(pfns(0..1)).unwrap(), [domain.mfn(pfn(0))]);
 }
 
 #[test]
@@ -181,7 +185,7 @@ fn list_is_used_where_the_linear_table_cannot_be() {
         let before = domain.read(domain.shared_info(), offset, 8);
         set(&domain, offset, value);
         let guest = Guest::open(&memory, domain.domid()).unwrap();
-        assert_eq!(guest.gfns(0..4000).unwrap(), expected(&domain));
+        assert_eq!(guest.gfns(pfns(0..4000)).unwrap(), expected(&domain));
         domain.write(domain.shared_info(), offset, &before);
     }
 }
@@ -195,7 +199,7 @@ fn frames_above_4_gib_of_a_32_bit_guest_are_named_by_a_folded_cr3() {
     let cr3 = u32::from_ne_bytes(domain.read(domain.shared_info(), 2328, 4).try_into().unwrap());
     domain.write(domain.shared_info(), 2328, &(cr3 | 1).to_ne_bytes());
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    let message = p2m_error(guest.gfns(0..1));
+    let message = p2m_error(guest.gfns(pfns(0..1)));
     assert!(message.ends_with("it leads to frames that are not the guest's"), "{message}");
 }
 
@@ -237,9 +241,9 @@ fn guest_that_died_is_an_error() {
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    guest.gfns(0..1).unwrap();
+    guest.gfns(pfns(0..1)).unwrap();
     domain.destroy();
-    assert_eq!(guest.gfns(0..1).unwrap_err().errno(), libc::ESRCH);
+    assert_eq!(guest.gfns(pfns(0..1)).unwrap_err().errno(), libc::ESRCH);
 }
 
 #[test]
@@ -248,9 +252,9 @@ fn looking_up_costs_one_small_mapping() {
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    guest.gfns(0..1024).unwrap();
+    guest.gfns(pfns(0..1024)).unwrap();
     let before = host.hypercalls();
-    guest.gfns(1024..2048).unwrap();
+    guest.gfns(pfns(1024..2048)).unwrap();
     let after = host.hypercalls();
     assert_eq!(after.mmu_update - before.mmu_update, 1);
     assert_eq!(after.pte_writes - before.pte_writes, 3, "shared_info, and two frames of the table");
@@ -268,8 +272,8 @@ fn threads_look_up_side_by_side() {
             let (guest, expected) = (&guest, &expected);
             scope.spawn(move || {
                 for _ in 0..20 {
-                    let pfns = u64::from(first)..u64::from(first) + 500;
-                    assert_eq!(guest.gfns(pfns).unwrap(), expected[first.into()..][..500]);
+                    let found = guest.gfns(pfns(u64::from(first)..u64::from(first) + 500));
+                    assert_eq!(found.unwrap(), expected[first.into()..][..500]);
                 }
             });
         }
@@ -304,11 +308,12 @@ fn table_without_end_is_looked_through_only_where_a_guest_may_have_frames() {
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     assert!(guest.scan(xenmap::Search::default()).unwrap().untried() <= (1 << 27) + 4000);
-    assert_eq!(guest.gfns(0..1).unwrap(), [domain.mfn(0)]);
-    assert!(guest.gfns((1 << 40) - 3..1 << 40).is_ok_and(|gfns| gfns == [None; 3]));
-    for pfns in [(1 << 40) - 3..(1 << 40) + 1, u64::MAX - 3..u64::MAX] {
-        assert!(matches!(guest.gfns(pfns), Err(Error::InvalidNumber(InvalidNumber::Frame { .. }))));
+    assert_eq!(guest.gfns(pfns(0..1)).unwrap(), [domain.mfn(pfn(0))]);
+    assert!(guest.gfns(pfns((1 << 40) - 3..1 << 40)).is_ok_and(|gfns| gfns == [None; 3]));
+    for numbers in [(1 << 40) - 3..(1 << 40) + 1, u64::MAX - 3..u64::MAX] {
+        assert!(matches!(NumberRange::<Pfn>::try_from(numbers), Err(InvalidNumber::Frame { .. })));
     }
+    assert!(matches!(guest.gfns(pfns(0..1 << 40)), Err(Error::TooManyFrames { .. })));
 }
 
 #[test]
@@ -316,14 +321,14 @@ fn page_tables_in_a_circle_lead_nowhere() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, kernel(true, false, true));
     // Each entry of the highest table is that table.
-    let top = domain.mfn(1).unwrap();
+    let top = domain.mfn(pfn(1)).unwrap();
     domain.write(top, 0, &(top.get() << 12 | 0x63).to_ne_bytes().repeat(512));
     set(&domain, P2M_CR3, top.get() << 12);
     set(&domain, MAX_PFN, u64::MAX);
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     // The entries are page-table entries, which name no frame that there is.
-    let found = guest.gfns(0..2000).unwrap();
+    let found = guest.gfns(pfns(0..2000)).unwrap();
     assert!(found.iter().flatten().all(|&gfn| gfn.get() == (top.get() << 12 | 0x63)));
     assert!(guest.read(0, &mut [0; 8]).is_err());
 }
@@ -345,15 +350,15 @@ proptest! {
         let mut kernel = kernel(is_64_bit, has_list, has_linear);
         for (first, len, kind) in holes {
             let kind = [PvHole::BalloonedOut, PvHole::Foreign, PvHole::Identity][kind];
-            kernel.holes.push((first..first + len, kind));
+            kernel.holes.push((pfns(first..first + len), kind));
         }
         domain.start_kernel(&kernel);
         let memory = host.open().unwrap();
         let guest = Guest::open(&memory, domain.domid()).unwrap();
-        let expected: Vec<Option<Gfn>> = (start..start + len).map(|pfn| domain.mfn(pfn)).collect();
-        prop_assert_eq!(guest.gfns(start..start + len).unwrap(), expected);
+        let expected: Vec<Option<Gfn>> = pfns(start..start + len).into_iter().map(|pfn| domain.mfn(pfn)).collect();
+        prop_assert_eq!(guest.gfns(pfns(start..start + len)).unwrap(), expected);
         let map = guest.ram_map().unwrap();
-        let ram: u64 = map.ranges().iter().map(|range| range.end - range.start).sum();
+        let ram: u64 = map.ranges().iter().map(|range| range.len() as u64).sum();
         prop_assert_eq!(ram, memory.current_reservation(domain.domid()).unwrap());
     }
 
@@ -390,7 +395,7 @@ proptest! {
             }
         }
         for first in [0, 512, 1 << 18, (1 << 27) - 1, 1 << 39] {
-            if let Ok(gfns) = guest.gfns(first..first + 600) {
+            if let Ok(gfns) = guest.gfns(pfns(first..first + 600)) {
                 prop_assert_eq!(gfns.len(), 600);
             }
             let _ = guest.read(first * 4096, &mut [0; 64]);

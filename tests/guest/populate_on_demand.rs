@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::common::{Host, ReadOnly, ReadWrite, mock, on_each_host};
+use crate::common::{Host, ReadOnly, ReadWrite, mock, on_each_host, pfns};
 use xenmap::mock::Dom0;
 use xenmap::{Access, DomainState, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, Search};
 
@@ -94,13 +94,13 @@ fn memory_of_frames_that_are_given_back_is_set_aside_for_others() {
 fn mapping_populates_until_the_pool_is_empty_and_then_crashes_the_guest() {
     with_guest(8, |domain, memory| {
         let guest = Guest::open(memory, domain.domid()).unwrap();
-        let mapping = guest.map(ReadWrite, 16..24).unwrap();
+        let mapping = guest.map(ReadWrite, pfns(16..24)).unwrap();
         crate::common::number(&mapping);
         mapping.view().write(0, u64::MAX).unwrap(); // was 0
         assert_eq!(unpopulated_and_pool(memory, &guest), (56, 0));
         assert!(guest.check_populated().is_err());
         assert_ne!(state(memory, &guest), DomainState::Shutdown);
-        assert!(guest.map(ReadOnly, 24..25).is_err());
+        assert!(guest.map(ReadOnly, pfns(24..25)).is_err());
         assert_eq!(state(memory, &guest), DomainState::Shutdown);
     });
 }

@@ -4,10 +4,12 @@
 
 use std::ops::Range;
 
-use crate::common::{Host, ReadOnly, lay_out, mock, mock_with, on_each_host};
+use crate::common::{Host, ReadOnly, lay_out, mock, mock_with, on_each_host, pfns};
 use proptest::prelude::*;
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost, PvHole, PvKernel};
-use xenmap::{Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, InvalidNumber, RamMap, Search};
+use xenmap::{
+    Domid, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, InvalidNumber, NumberRange, Pfn, RamMap, Search,
+};
 
 fn gfns(pfns: Range<u64>) -> Vec<Gfn> {
     pfns.map(|pfn| Gfn::new(pfn).unwrap()).collect()
@@ -25,7 +27,7 @@ fn every_frame_of(memory: &ForeignMemory, domid: Domid) -> RamMap {
 }
 
 fn extents(map: &RamMap) -> Vec<(Range<u64>, FrameKind)> {
-    map.into_iter().map(|extent| (extent.pfns.clone(), extent.kind)).collect()
+    map.into_iter().map(|extent| (extent.pfns.numbers(), extent.kind)).collect()
 }
 
 fn sum(cost: Hypercalls) -> u64 {
@@ -256,7 +258,7 @@ fn frames_that_have_no_place_in_the_map_are_counted() {
             guest.balloon_out(gfn);
         }
         let map = map_of(&memory, guest.domid());
-        assert_eq!((map.ranges(), map.not_found()), (vec![0..10, 13..64], 3));
+        assert_eq!((map.ranges(), map.not_found()), (vec![pfns(0..10), pfns(13..64)], 3));
     });
 }
 
@@ -275,8 +277,8 @@ fn more_frames_than_can_be_are_an_error() {
     let guest = host.create_domain(GuestKind::Hvm, 1);
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, guest.domid()).unwrap();
-    assert!(matches!(guest.map(ReadOnly, 0..1 << 38), Err(Error::TooManyFrames { .. })));
-    assert!(matches!(guest.map(ReadOnly, 0..u64::MAX), Err(Error::InvalidNumber(InvalidNumber::Frame { .. }))));
+    assert!(matches!(guest.map(ReadOnly, pfns(0..1 << 38)), Err(Error::TooManyFrames { .. })));
+    assert!(matches!(NumberRange::<Pfn>::try_from(0..u64::MAX), Err(InvalidNumber::Frame { .. })));
 }
 
 #[test]
@@ -351,9 +353,9 @@ fn pv_guests_ram_is_where_its_own_table_has_it() {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Pv, 2000);
         let mut kernel = PvKernel::default();
-        kernel.holes.push((160..256, PvHole::Identity));
-        kernel.holes.push((1000..1010, PvHole::BalloonedOut));
-        kernel.holes.push((1010..1012, PvHole::Foreign));
+        kernel.holes.push((pfns(160..256), PvHole::Identity));
+        kernel.holes.push((pfns(1000..1010), PvHole::BalloonedOut));
+        kernel.holes.push((pfns(1010..1012), PvHole::Foreign));
         guest.start_kernel(&kernel);
         let memory = host.open().unwrap();
         let map = map_of(&memory, guest.domid());
@@ -366,7 +368,7 @@ fn pv_guests_ram_is_where_its_own_table_has_it() {
         );
         let owned = memory.current_reservation(guest.domid()).unwrap();
         assert_eq!(map.count(FrameKind::Ram) + tables, owned);
-        assert_eq!(map.ranges().last().unwrap().end, owned + 96 + 12);
+        assert_eq!(map.ranges().last().unwrap().end(), owned + 96 + 12);
     }
 }
 
@@ -375,7 +377,7 @@ fn pv_guest_that_names_its_frames_again_and_again_is_an_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Pv, 2000);
     let mut kernel = PvKernel::default();
-    kernel.holes.push((100_000..200_000, PvHole::BalloonedOut));
+    kernel.holes.push((pfns(100_000..200_000), PvHole::BalloonedOut));
     kernel.has_linear = false;
     guest.start_kernel(&kernel);
     // Each of the list's entries leads to the same frame of the table.

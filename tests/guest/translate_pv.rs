@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
-use crate::common::{FRAME, mock};
+use crate::common::{FRAME, mock, pfn, pfns};
 use xenmap::mock::{Dom0, MockDomain, MockHost, PvKernel, Vcpu};
 use xenmap::{Error, Gfn, Guest, GuestKind, PageTables, PagingMode};
 
@@ -20,8 +20,8 @@ fn with_each_pv_guest(test: impl Fn(&MockHost, &MockDomain, PagingMode)) {
     }
 }
 
-fn mfns(domain: &MockDomain, pfns: &[u64]) -> Vec<Gfn> {
-    pfns.iter().map(|&pfn| domain.mfn(pfn).unwrap()).collect()
+fn mfns(domain: &MockDomain, numbers: &[u64]) -> Vec<Gfn> {
+    numbers.iter().map(|&number| domain.mfn(pfn(number)).unwrap()).collect()
 }
 
 /// Makes four of the guest's frames page tables that map these machine frames from address 0 on, for its vcpu.
@@ -53,8 +53,8 @@ fn addresses_lead_through_machine_frames_to_pfns() {
         assert_eq!(guest.translate(&tables, 0x1FFF).unwrap(), 14 * FRAME as u64 + 0xFFF);
 
         guest.write_virtual(&tables, 0xFFE, b"four").unwrap();
-        assert_eq!(domain.read(domain.mfn(19).unwrap(), 0xFFE, 2), b"fo");
-        assert_eq!(domain.read(domain.mfn(14).unwrap(), 0, 2), b"ur");
+        assert_eq!(domain.read(domain.mfn(pfn(19)).unwrap(), 0xFFE, 2), b"fo");
+        assert_eq!(domain.read(domain.mfn(pfn(14)).unwrap(), 0, 2), b"ur");
         let mut read = [0; 4];
         guest.read_virtual(&tables, 0xFFE, &mut read).unwrap();
         assert_eq!(&read, b"four");
@@ -66,7 +66,7 @@ fn addresses_lead_through_machine_frames_to_pfns() {
 fn frame_that_is_not_the_guests_own_is_an_error() {
     with_each_pv_guest(|host, domain, mode| {
         let other = host.create_domain(GuestKind::Pv, 1).frames()[0];
-        let forged = domain.mfn(20).unwrap();
+        let forged = domain.mfn(pfn(20)).unwrap();
         domain.set_pfn(forged, 21);
         map_at_zero(domain, mode, &[other, forged, Gfn::new(1).unwrap()]);
         let memory = host.open().unwrap();
@@ -111,6 +111,6 @@ fn kernels_p2m_can_be_read_where_the_kernel_sees_it() {
     let mut entries = [0; 64 * 8];
     Guest::open(&memory, domain.domid()).unwrap().read_virtual(&tables, word(8), &mut entries).unwrap();
     let entries: Vec<u64> = entries.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap())).collect();
-    let expected: Vec<u64> = (0..64).map(|pfn| domain.mfn(pfn).unwrap().get()).collect();
+    let expected: Vec<u64> = pfns(0..64).into_iter().map(|pfn| domain.mfn(pfn).unwrap().get()).collect();
     assert_eq!(entries, expected);
 }

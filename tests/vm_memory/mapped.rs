@@ -4,14 +4,14 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::common::{FRAME, Guest as TestGuest, Host, mock, on_each_host};
+use crate::common::{FRAME, Guest as TestGuest, Host, mock, on_each_host, pfns};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection,
     MemoryRegionAddress,
 };
 use xenmap::mock::Dom0;
 use xenmap::vm_memory::RamRegion;
-use xenmap::{Error, Gfn, Guest, GuestKind};
+use xenmap::{Error, Gfn, Guest, GuestKind, NumberRange, Pfn};
 
 /// Where a hole is in the guests of these tests.
 const HOLE: u64 = 5;
@@ -33,7 +33,7 @@ fn with_a_hole(host: &Host) -> TestGuest {
 }
 
 fn map_all(host: &Host, guest: &TestGuest) -> GuestRegionCollection<RamRegion> {
-    Guest::open(&host.open(), guest.domid()).unwrap().map_ram(&[0..8, 8..16]).unwrap()
+    Guest::open(&host.open(), guest.domid()).unwrap().map_ram(&[0..8, 8..16].map(pfns)).unwrap()
 }
 
 fn regions(ram: &GuestRegionCollection<RamRegion>) -> Vec<(u64, u64)> {
@@ -121,7 +121,7 @@ fn ranges_are_taken_in_any_order() {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
         let guest = Guest::open(&memory, guest.domid()).unwrap();
-        let ram = guest.map_ram(&[8..12, 3..3, 0..2, 10..14, 2..3]).unwrap();
+        let ram = guest.map_ram(&[8..12, 3..3, 0..2, 10..14, 2..3].map(pfns)).unwrap();
         assert_eq!(regions(&ram), [(0, 3), (8, 6)]);
     });
 }
@@ -133,12 +133,17 @@ fn no_ram_at_all_is_an_error() {
         let memory = host.open();
         let guest = Guest::open(&memory, test_guest.domid()).unwrap();
         assert!(matches!(guest.map_ram(&[]), Err(Error::Empty)));
-        assert!(matches!(guest.map_ram(&[4..4, 9..9]), Err(Error::Empty)));
-        assert!(matches!(guest.map_ram(&[100..102, 104..105]), Err(Error::Frames(e)) if e.failed().len() == 3));
-        assert!(guest.map_ram(&[0..1, u64::MAX - 1..u64::MAX]).is_err());
-        assert!(guest.map_ram(&[0..u64::MAX, 0..1]).is_err());
+        assert!(matches!(guest.map_ram(&[4..4, 9..9].map(pfns)), Err(Error::Empty)));
+        assert!(
+            matches!(guest.map_ram(&[100..102, 104..105].map(pfns)), Err(Error::Frames(e)) if e.failed().len() == 3)
+        );
+        assert!(guest.map_ram(&[0..1, (1 << 40) - 1..1 << 40].map(pfns)).is_ok(), "no frame at the other end");
+        assert!(matches!(guest.map_ram(&[0..1 << 40, 0..1].map(pfns)), Err(Error::TooManyFrames { .. })));
+        for numbers in [u64::MAX - 1..u64::MAX, 0..u64::MAX] {
+            assert!(NumberRange::<Pfn>::try_from(numbers).is_err());
+        }
         drop(test_guest);
-        assert_eq!(guest.map_ram(&[0..8, 8..16]).unwrap_err().errno(), libc::ESRCH);
+        assert_eq!(guest.map_ram(&[0..8, 8..16].map(pfns)).unwrap_err().errno(), libc::ESRCH);
     });
 }
 
@@ -163,7 +168,7 @@ fn an_access_is_no_hypercall() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 16);
     let memory = host.open().unwrap();
-    let ram = Guest::open(&memory, domain.domid()).unwrap().map_ram(&[0..8, 8..16]).unwrap();
+    let ram = Guest::open(&memory, domain.domid()).unwrap().map_ram(&[0..8, 8..16].map(pfns)).unwrap();
     let before = host.hypercalls();
     for i in 0..1000 {
         ram.write_obj(i, at(i % 15, FRAME - 4)).unwrap();

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, RamMap};
+use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, NumberRange, RamMap};
 
 use crate::Result;
 use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
@@ -111,8 +111,9 @@ impl Dump<'_> {
     /// Writes what a map has; tells what became of its frames, and how many bytes were written.
     pub(crate) fn write(&self, map: &RamMap) -> Result<(Tally, u64)> {
         let broken = map.extents().iter().filter(|extent| extent.kind == FrameKind::Broken);
-        let broken = broken.map(|extent| Lost { pfns: extent.pfns.clone(), errno: libc::EHWPOISON });
-        self.write_frames(&map.ranges(), Tally { lost: broken.collect(), ..Tally::default() })
+        let broken = broken.map(|extent| Lost { pfns: extent.pfns.numbers(), errno: libc::EHWPOISON });
+        let ranges: Vec<Range<u64>> = map.ranges().iter().map(NumberRange::numbers).collect();
+        self.write_frames(&ranges, Tally { lost: broken.collect(), ..Tally::default() })
     }
 
     /// Writes these frames; `lost` are others that should be RAM.

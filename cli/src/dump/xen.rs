@@ -107,7 +107,7 @@ pub(super) fn write_frame_numbers(guest: &Guest, layout: &Layout, tally: &Tally,
             let mut table = Vec::new();
             let entry = |pfn: u64| if tally.is_lost(pfn) { INVALID } else { pfn };
             if guest.kind() == GuestKind::Pv {
-                for (pfn, gfn) in pfns.clone().zip(guest.gfns(pfns.clone())?) {
+                for (pfn, gfn) in pfns.clone().zip(guest.gfns(pfns.clone().try_into()?)?) {
                     let pfn = entry(pfn);
                     let mfn = gfn.filter(|_| pfn != INVALID).map_or(INVALID, xenmap::Gfn::get);
                     table.extend([pfn, mfn].map(u64::to_le_bytes).concat());

@@ -147,7 +147,7 @@ impl Guest {
         // It is a machine address, and its neighbours in a larger page may be anywhere.
         let foreign =
             Error::Translation { address, reason: "it leads to a frame that is not the guest's own, by its p2m" };
-        let first = self.pfn_of(Gfn::containing(found.start)?)?.ok_or(foreign)? * FRAME;
+        let first = self.pfn_of(Gfn::containing(found.start)?)?.ok_or(foreign)?.address();
         Ok(first + found.start % FRAME..first + FRAME)
     }
 }

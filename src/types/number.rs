@@ -1,17 +1,12 @@
-//! The words of the field: domains, frames, protection.
+//! Numbers of domains and frames, each of its own type.
 
 use std::error::Error;
 use std::fmt;
-use std::iter::FusedIterator;
+use std::ops::Range;
 use std::str::FromStr;
 
+use super::{FRAME_SIZE, NumberRange};
 use crate::abi;
-
-/// Bytes of a Xen frame: 4096 on every host, whatever the page size of the kernel.
-pub const FRAME_SIZE: usize = 4096;
-
-/// The most frames of one mapping: as many as 2^47 bytes of addresses hold, which is what a process has.
-pub(crate) const MAX_FRAMES: usize = (1 << 47) / FRAME_SIZE;
 
 /// The highest number of a frame.
 const HIGHEST_FRAME: u64 = (1 << 40) - 1;
@@ -69,7 +64,7 @@ fn parse(text: &str) -> Result<u64, InvalidNumber> {
     number.ok_or(InvalidNumber::Text)
 }
 
-/// What each type of number has, whatever it numbers: it needs `TryFrom<u64>`.
+/// What each type of number has, whatever it numbers: it needs `TryFrom<u64>`, and `check_up_to`.
 macro_rules! number {
     ($name:ident, $inner:ty) => {
         impl $name {
@@ -77,6 +72,29 @@ macro_rules! number {
             #[must_use]
             pub const fn get(self) -> $inner {
                 self.0
+            }
+
+            /// `count` consecutive numbers from this one on.
+            ///
+            /// # Errors
+            ///
+            /// [`InvalidNumber`] if one of them is not valid.
+            pub fn range(self, count: usize) -> Result<NumberRange<$name>, InvalidNumber> {
+                let start = u64::from(self);
+                // A count that does not fit u64 does not exist: the crate is for 64-bit Linux.
+                (start..start.saturating_add(count as u64)).try_into()
+            }
+        }
+
+        impl TryFrom<Range<u64>> for NumberRange<$name> {
+            type Error = InvalidNumber;
+
+            fn try_from(Range { start, end }: Range<u64>) -> Result<NumberRange<$name>, InvalidNumber> {
+                if start >= end {
+                    return Ok(NumberRange::checked(start, start));
+                }
+                $name::try_from(start)?.check_up_to(end - 1)?;
+                Ok(NumberRange::checked(start, end))
             }
         }
 
@@ -141,24 +159,15 @@ macro_rules! frame_number {
                 $name::new(address / FRAME_SIZE as u64)
             }
 
-            /// `count` consecutive frames from this one on.
-            ///
-            /// # Errors
-            ///
-            /// [`InvalidNumber::Frame`] if the last is above [`Self::MAX`].
-            pub fn range(
-                self,
-                count: usize,
-            ) -> Result<
-                impl ExactSizeIterator<Item = $name> + DoubleEndedIterator + FusedIterator + Clone,
-                InvalidNumber,
-            > {
-                if let Some(further) = count.checked_sub(1) {
-                    // A count that does not fit u64 does not exist: the crate is for 64-bit Linux.
-                    $name::new(self.0.saturating_add(further as u64))?;
-                }
-                let first = self.0;
-                Ok((0..count).map(move |i| $name(first + i as u64)))
+            /// Checks that all numbers from this one to `last` are valid.
+            fn check_up_to(self, last: u64) -> Result<(), InvalidNumber> {
+                $name::new(last).map(|_| ())
+            }
+
+            /// The address of the frame's first byte.
+            #[must_use]
+            pub const fn address(self) -> u64 {
+                self.0 * FRAME_SIZE as u64
             }
         }
 
@@ -221,6 +230,15 @@ impl Domid {
         }
     }
 
+    /// Checks that all numbers from this one to `last` are valid.
+    fn check_up_to(self, last: u64) -> Result<(), InvalidNumber> {
+        // Domid::XEN has no neighbours.
+        if last == u64::from(self) || last < abi::FIRST_RESERVED_DOMID.into() {
+            return Ok(());
+        }
+        Err(InvalidNumber::Domid { number: abi::FIRST_RESERVED_DOMID.max(self.0.saturating_add(1)).into() })
+    }
+
     /// Any number, those included that Xen keeps for itself: for callers who speak C and know what they do.
     pub(crate) const fn as_given(domid: u16) -> Domid {
         Domid(domid)
@@ -260,48 +278,23 @@ frame_number! {
     Gfn
 }
 
-/// What may be done through a mapping: nothing else ever, so matches on it can name both.
-///
-/// Map read-only unless you write: a PV guest's page tables can be mapped in no other way, and in a PV dom0 a
-/// writable mapping keeps a PV guest from using the frame as a page table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protection {
-    /// Reading.
-    ReadOnly,
-    /// Reading and writing.
-    ReadWrite,
-}
-
-/// How this domain's own memory is managed, which decides what a mapping costs and what a failed frame is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum HostKind {
-    /// A PV domain: mapping writes its page tables through the hypervisor.
-    Pv,
-    /// A PVH, HVM or Arm domain: Xen translates its physical addresses, and a mapping enters its physmap.
-    AutoTranslated,
-    /// It could not be learned; the stricter rules, those of an auto-translated domain, are followed.
-    Unknown,
-}
-
-/// How a guest's memory is managed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum GuestKind {
-    /// A PV guest, whose frames are named by machine frame number.
-    Pv,
-    /// An HVM guest, whose frames are named by its own physical frame number; also a PVH guest where Xen does not tell
-    /// which of the two it is.
-    Hvm,
-    /// A PVH guest: the same without emulated devices. On Arm every guest is one, and so is dom0.
-    Pvh,
-}
-
-/// The architecture of a host, and so of its guests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Architecture {
-    X86,
-    Arm64,
+frame_number! {
+    /// The number of a frame of a guest, as the guest itself counts its memory: a guest physical address divided by
+    /// [`FRAME_SIZE`].
+    ///
+    /// Of a PV guest it is the pseudo-physical frame. Which machine frame that is ([`Gfn`]) is in the guest's own table.
+    /// Of any other guest both are the same number, but not the same type: what maps frames of a guest
+    /// ([`Guest::map`](crate::Guest::map)) takes pfns and looks them up, what maps frames of a domain
+    /// ([`ForeignMemory::map_foreign_batch`](crate::ForeignMemory::map_foreign_batch)) takes gfns.
+    ///
+    /// ```
+    /// use xenmap::Pfn;
+    ///
+    /// assert_eq!(Pfn::containing(0x1234_5678)?, Pfn::new(0x12345)?);
+    /// assert_eq!(Pfn::new(2)?.address(), 8192);
+    /// # Ok::<(), xenmap::InvalidNumber>(())
+    /// ```
+    Pfn
 }
 
 #[cfg(test)]
@@ -348,22 +341,5 @@ mod tests {
         assert_eq!(highest, format!("0x10000000000 is no frame number: the highest is {}", Gfn::MAX));
         let domid = InvalidNumber::Domid { number: 70_000 }.to_string();
         assert!(domid.ends_with("give 0 to 32751"), "{domid}");
-    }
-
-    #[test]
-    fn gfn_range_past_the_end_is_refused() {
-        assert_eq!(Gfn::MAX.range(1).unwrap().next(), Some(Gfn::MAX));
-        assert!(Gfn::MAX.range(2).is_err());
-        assert!(Gfn::MAX.range(usize::MAX).is_err());
-        assert_eq!(Gfn::MAX.range(0).unwrap().len(), 0);
-    }
-
-    #[test]
-    fn gfn_range_goes_either_way() {
-        let numbers = |range: &mut dyn Iterator<Item = Gfn>| range.map(Gfn::get).collect::<Vec<_>>();
-        let range = Gfn::new(5).unwrap().range(3).unwrap();
-        assert_eq!(range.len(), 3);
-        assert_eq!(numbers(&mut range.clone()), [5, 6, 7]);
-        assert_eq!(numbers(&mut range.rev()), [7, 6, 5]);
     }
 }
