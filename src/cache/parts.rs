@@ -41,21 +41,15 @@ impl<'p> Parts<'p> {
         };
         bucket.view(self.protection, at, (self.bucket_size - at).min(self.len.saturating_sub(offset)))
     }
-
-    #[inline]
-    fn check_bounds(self, offset: usize, len: usize) -> Result<()> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(()),
-            _ => Err(Error::OutOfBounds { offset, len, size: self.len }),
-        }
-    }
 }
 
 // SAFETY: what is pinned has no holes (`MapCache` has looked for them, or found none in the whole bucket), its buckets
 // are mapped for its protection, and it is divided into what lies in one bucket each.
 unsafe impl<'p> Pieces<'p> for Parts<'p> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
-        self.check_bounds(offset, len)?;
+        if offset.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Error::OutOfBounds { offset, len, size: self.len });
+        }
         match (protection, self.protection) {
             (Protection::ReadWrite, Protection::ReadOnly) => Err(Error::ReadOnly { offset }),
             _ => Ok(()),
