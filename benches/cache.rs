@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use xenmap::mock::MockHost;
-use xenmap::{FRAME_SIZE, Guest, GuestKind, MapCache, Protection};
+use xenmap::{Access, FRAME_SIZE, Guest, GuestKind, MapCache, Protection};
 
 const BUCKET: u64 = 1 << 20;
 /// Buckets of the guest, all mapped.

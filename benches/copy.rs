@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use vm_memory::VolatileSlice;
 use xenmap::mock::MockHost;
-use xenmap::{FRAME_SIZE, GuestKind, Protection, View};
+use xenmap::{Access, FRAME_SIZE, GuestKind, Protection, View};
 
 #[derive(Clone, Copy)]
 struct Sample {
@@ -160,7 +160,7 @@ impl Bench<'_> {
                 assert_eq!(bytes, vec![i; len], "{len} bytes read");
                 self.view.fill(at, len, 0).expect("it is inside");
                 copy(Direction::Write, &self.view, at, bytes);
-                assert!(self.view.compare(at, bytes).expect("it is inside"), "{len} bytes written");
+                assert!(self.view.eq_bytes(at, bytes).expect("it is inside"), "{len} bytes written");
             }
         }
     }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 
 use xenmap::mock::MockHost;
-use xenmap::{Domid, ForeignMemory, Guest, NumberRange, Protection};
+use xenmap::{Access, Domid, ForeignMemory, Guest, NumberRange, Protection};
 
 const USAGE: &str = "usage: guest_ram [--mock FILE | DOMID] map | read ADDRESS LEN | dump OUT";
 

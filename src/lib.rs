@@ -12,6 +12,8 @@ mod handle;
 mod mapping;
 #[cfg(feature = "mock")]
 pub mod mock;
+#[doc(hidden)]
+pub mod raw;
 mod types;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
@@ -22,5 +24,5 @@ pub use guest::{Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap
 pub use handle::{
     DomainInfo, DomainState, ForeignMemory, HypercallBuffer, PopulateOnDemand, Resource, ResourceMapping, XenVersion,
 };
-pub use mapping::{ForeignMapping, View, Word, leaked_mappings};
+pub use mapping::{Access, ForeignMapping, View, Word, leaked_mappings};
 pub use types::{Domid, FRAME_SIZE, Gfn, GuestKind, HostKind, InvalidNumber, NumberRange, Numbers, Pfn, Protection};

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules of the library, a layer each, the lowest first: CONTRIBUTING.md says what they are for.
-const LAYERS: [&str; 10] =
-    ["abi", "types", "error", "backend", "mapping", "handle", "guest", "cache", "vm_memory", "mock"];
+const LAYERS: [&str; 11] =
+    ["abi", "types", "error", "backend", "mapping", "handle", "raw", "guest", "cache", "vm_memory", "mock"];
 
 /// What stands above all layers: it only says what is public.
 const TOP: &str = "lib";

@@ -6,10 +6,10 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use super::xentool::{ActiveHandle, Logger, XentoollogLogger};
-use super::{Errno, answer};
-use crate::error::Error;
-use crate::handle::ForeignMemory;
+use xenmap::{Error, ForeignMemory, raw};
+
+use crate::xentool::{ActiveHandle, Logger, XentoollogLogger};
+use crate::{Errno, answer};
 
 /// An open handle, which any number of threads may use.
 #[repr(C)]
@@ -76,13 +76,13 @@ impl Handle {
     }
 
     pub(super) fn restrict(&self, domid: u16) -> Result<(), Errno> {
-        self.memory()?.restrict(crate::Domid::as_given(domid)).map_err(|error| self.errno_of(&error))
+        self.memory()?.restrict(raw::domid(domid)).map_err(|error| self.errno_of(&error))
     }
 
     /// What C is told of an error. The logger is told more, unless it is only that frames cannot be mapped.
     pub(super) fn errno_of(&self, error: &Error) -> Errno {
         if !matches!(error, Error::Frames(_)) {
-            self.log(&error.to_string());
+            self.log(&chain(error));
         }
         error.errno()
     }
@@ -102,11 +102,17 @@ impl Handle {
         let is_missing = match errno {
             libc::ENOTTY => true,
             // Before Linux 4.11 an unknown ioctl is EINVAL, which an argument may be as well.
-            libc::EINVAL => self.memory.get().is_some_and(|memory| memory.device().unimplemented_errno() == errno),
+            libc::EINVAL => self.memory.get().is_some_and(|memory| raw::unimplemented_errno(memory) == errno),
             _ => false,
         };
         if is_missing { libc::EOPNOTSUPP } else { errno }
     }
+}
+
+/// An error with its causes: `what: why`.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Called by `xentoolcore_restrict_all`, on any thread.
@@ -123,7 +129,7 @@ unsafe extern "C" fn restrict(active: *mut ActiveHandle, domid: u16) -> c_int {
 
 fn open_memory() -> Result<ForeignMemory, Error> {
     #[cfg(feature = "mock")]
-    if let Some(host) = super::simulated::host()? {
+    if let Some(host) = crate::simulated::host()? {
         return host.open();
     }
     ForeignMemory::open()

@@ -5,15 +5,38 @@
 use std::ffi::{c_int, c_ulong, c_void};
 use std::ptr::NonNull;
 
-use super::Errno;
-use super::handle::Handle;
-use crate::error::Error;
-use crate::backend::Place;
-use crate::mapping::region::{Region, Reservation};
-use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
+use xenmap::{Error, FRAME_SIZE, ForeignMemory, Gfn, Protection, raw};
+
+use crate::Errno;
+use crate::handle::Handle;
 
 /// What of mmap(2)'s flags a mapping of a resource may have. It is shared in any case.
 const RESOURCE_FLAGS: c_int = libc::MAP_SHARED | libc::MAP_PRIVATE;
+
+/// Where a mapping goes: `addr` and `flags` of mmap(2). By default where the kernel wants.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Place {
+    pub(super) addr: usize,
+    pub(super) flags: c_int,
+}
+
+impl Place {
+    /// As a caller of mmap(2) asks for it: with both flags `MAP_FIXED_NOREPLACE` counts, and Linux before 4.17, which
+    /// does not know that one, is not told of `MAP_FIXED` then.
+    pub(super) fn requested(addr: usize, flags: c_int) -> Place {
+        let drop = if flags & libc::MAP_FIXED_NOREPLACE != 0 { libc::MAP_FIXED } else { 0 };
+        Place { addr, flags: flags & !drop }
+    }
+
+    fn is_over(self) -> bool {
+        self.flags & libc::MAP_FIXED != 0
+    }
+
+    /// Whether it is to be at address 0 and nowhere else, where memory of Rust's cannot be.
+    fn is_nowhere(self) -> bool {
+        self.addr == 0 && self.flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0
+    }
+}
 
 /// The arguments of `xenforeignmemory_map2`.
 pub(super) struct Request {
@@ -32,7 +55,7 @@ pub(super) struct Request {
 /// As `xenforeignmemory_map2` says.
 pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_void, Errno> {
     let &Request { place, pages, arr, err, .. } = request;
-    let domid = u16::try_from(request.dom).map(Domid::as_given).map_err(|_| libc::EINVAL)?;
+    let domid = u16::try_from(request.dom).map(raw::domid).map_err(|_| libc::EINVAL)?;
     let protection = protection(request.prot)?;
     check_pages(pages)?;
     if arr.is_null() || place.is_nowhere() || place.flags & libc::MAP_ANONYMOUS != 0 {
@@ -51,30 +74,30 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
     }));
     let memory = handle.memory()?;
     // SAFETY: the caller's promise.
-    let mapped = unsafe { memory.map_at(place, domid, protection, &gfns, !err.is_null()) };
-    let mapping = mapped.map_err(|error| failed(handle, place, memory.device().mapped_bytes(pages), &error))?;
+    let mapped = unsafe { raw::map_at(memory, (place.addr, place.flags), domid, protection, &gfns, !err.is_null()) };
+    let (addr, failed) = mapped.map_err(|error| errno_of_failure(handle, memory, request, &error))?;
     if !err.is_null() {
         // SAFETY: the caller's promise.
         unsafe { err.write_bytes(0, pages) };
-        for frame in mapping.failed() {
+        for frame in failed {
             // SAFETY: the index is that of a frame of the request.
             let entry = unsafe { err.add(frame.index) };
             // SAFETY: the caller's promise.
             unsafe { entry.write(-frame.errno) };
         }
     }
-    Ok(mapping.into_region().release().as_ptr().cast())
+    Ok(addr.as_ptr().cast())
 }
 
 /// What C is told of a mapping that failed.
-fn failed(handle: &Handle, place: Place, len: usize, error: &Error) -> Errno {
+fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, error: &Error) -> Errno {
+    let &Request { place, pages, .. } = request;
     // What it was to go over is reserved already, or nobody's, if the kernel ran out of memory after it had unmapped
     // what was there: then it must not become somebody else's while the caller believes that it is its own. Whatever
     // else mmap(2) minds, it finds before it unmaps anything.
     let may_be_gone = place.is_over() && matches!(error, Error::Reserve { .. }) && error.errno() == libc::ENOMEM;
     let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr)).filter(|_| may_be_gone);
-    match addr.map(|addr| Reservation::at(addr, len)) {
-        Some(Ok(reservation)) => reservation.keep(),
+    match addr.map(|addr| raw::reserve_at(memory, addr, pages)) {
         Some(Err(e)) if e.raw_os_error() != Some(libc::EEXIST) => {
             handle.log(&format!("{error}; nor can its addresses be reserved: {e}"));
             return error.errno();
@@ -92,9 +115,9 @@ fn failed(handle: &Handle, place: Place, len: usize, error: &Error) -> Errno {
 pub(super) unsafe fn unmap(handle: &Handle, addr: *mut c_void, pages: usize) -> Result<(), Errno> {
     check_pages(pages)?;
     let addr = NonNull::new(addr).ok_or(libc::EINVAL)?;
-    let device = handle.memory()?.device();
+    let memory = handle.memory()?;
     // SAFETY: the caller's promise.
-    unsafe { device.unmapper().munmap(addr.cast(), device.mapped_bytes(pages)) }.map_err(|e| errno(&e))
+    unsafe { raw::unmap(memory, addr.cast(), pages) }.map_err(|e| e.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// `xenforeignmemory_resource_handle`.
@@ -134,14 +157,15 @@ pub(super) fn map_resource(
     if hint.flags & !RESOURCE_FLAGS != 0 {
         return Err(libc::EINVAL);
     }
-    let mapped = handle.memory()?.map_resource_near(hint.addr, Domid::as_given(domid), protection, name, first, pages);
-    let base = mapped.map(Region::release).map_err(|error| handle.errno_of_resource(&error))?;
+    let memory = handle.memory()?;
+    let mapped = raw::map_resource(memory, hint.addr, raw::domid(domid), protection, name, first, pages);
+    let base = mapped.map_err(|error| handle.errno_of_resource(&error))?;
     Ok(MappedResource { base, pages })
 }
 
 /// The size of a resource in bytes.
 pub(super) fn resource_size(handle: &Handle, domid: u16, name: (u32, u32)) -> Result<usize, Errno> {
-    let size = handle.memory()?.resource_size_of(Domid::as_given(domid), name);
+    let size = raw::resource_size(handle.memory()?, raw::domid(domid), name);
     let frames = size.map_err(|error| handle.errno_of_resource_size(&error))?;
     usize::try_from(frames).ok().and_then(|frames| frames.checked_mul(FRAME_SIZE)).ok_or(libc::EOVERFLOW)
 }
@@ -159,8 +183,4 @@ fn protection(prot: c_int) -> Result<Protection, Errno> {
         _ if prot & !(libc::PROT_READ | libc::PROT_WRITE) == 0 && prot != libc::PROT_NONE => Ok(Protection::ReadWrite),
         _ => Err(libc::EINVAL),
     }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().unwrap_or(libc::EIO)
 }

@@ -11,10 +11,8 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use crate::error::{Error, Result};
-use crate::mock::{Dom0, HostConfig, MockHost};
-use crate::handle::resource::Resource;
-use crate::types::{GuestKind, Protection};
+use xenmap::mock::{Dom0, HostConfig, MockHost};
+use xenmap::{Access, Error, FRAME_SIZE, GuestKind, Protection, Resource, Result};
 
 const VARIABLE: &CStr = c"XENMAP_MOCK";
 const RAM_FRAMES: usize = 64;
@@ -47,7 +45,9 @@ fn unusable(source: io::Error) -> Error {
 }
 
 fn make_host(dom0: Dom0) -> Result<MockHost> {
-    let host = MockHost::with_config(HostConfig { dom0, ..HostConfig::default() });
+    let mut config = HostConfig::default();
+    config.dom0 = dom0;
+    let host = MockHost::with_config(config);
     let domain = host.create_domain(GuestKind::Hvm, RAM_FRAMES);
     for gfn in domain.frames() {
         domain.write(gfn, 0, &gfn.get().to_le_bytes());
@@ -56,7 +56,7 @@ fn make_host(dom0: Dom0) -> Result<MockHost> {
     let memory = host.open()?;
     let grants = memory.map_resource(domain.domid(), Protection::ReadWrite, Resource::GrantTable, 0, 2)?;
     for frame in 0..2_u16 {
-        grants.view().write(usize::from(frame) * crate::FRAME_SIZE, GRANTS + u64::from(frame))?;
+        grants.view().write(usize::from(frame) * FRAME_SIZE, GRANTS + u64::from(frame))?;
     }
     if dom0 == Dom0::Pv {
         for (gfn, asks) in domain.add_frames(2).into_iter().zip([ASKS, u32::MAX]) {

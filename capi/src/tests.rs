@@ -1,29 +1,31 @@
-//! What needs the simulated host's faults; the rest is tested from C (tests/capi.rs).
+//! What needs the simulated host's faults; the rest is tested from C (tests/debian.rs).
 
-#![cfg(feature = "mock")]
-
+pub(crate) mod doubles;
 mod places;
 
-use std::ffi::{CStr, c_char, c_int, c_ulong, c_void};
+use std::ffi::{c_int, c_ulong, c_void};
 use std::io;
 use std::ptr::{self, NonNull};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
-use nix::sys::mman::MapFlags;
+use xenmap::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
+use xenmap::{FRAME_SIZE, GuestKind, Resource};
 
 use super::handle::Handle;
-use super::map::{self, Request};
-use super::xentool::Logger;
+use super::map::{self, Place, Request};
+use super::xentool::{ActiveHandle, Logger};
 use super::{answer, xenforeignmemory_map2};
-use crate::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost};
-use crate::backend::Place;
-use crate::mapping::region::reserve;
-use crate::handle::resource::Resource;
-use crate::types::{FRAME_SIZE, GuestKind};
+use doubles::{Messages, is_active, xentoolcore_restrict_all};
+
+fn config(change: impl FnOnce(&mut HostConfig)) -> HostConfig {
+    let mut config = HostConfig::default();
+    change(&mut config);
+    config
+}
 
 fn host_of(dom0: Dom0, kernel: (u16, u16)) -> (MockHost, MockDomain, Handle) {
-    host_with(HostConfig { dom0, kernel, ..HostConfig::default() })
+    host_with(config(|config| (config.dom0, config.kernel) = (dom0, kernel)))
 }
 
 fn host_with(config: HostConfig) -> (MockHost, MockDomain, Handle) {
@@ -35,71 +37,19 @@ fn host_with(config: HostConfig) -> (MockHost, MockDomain, Handle) {
 fn host_that_logs(config: HostConfig) -> (MockHost, MockDomain, Handle, &'static Messages) {
     let host = MockHost::with_config(config);
     let guest = host.create_domain(GuestKind::Hvm, 16);
-    let log: &'static Messages = Box::leak(Box::new(Messages::new()));
+    let log: &'static Messages = Box::leak(Box::default());
     // SAFETY: it stays for good.
-    let logger = unsafe { Logger::new(ptr::from_ref(log).cast_mut().cast()) }.unwrap();
+    let logger = unsafe { Logger::new(log.as_logger()) }.unwrap();
     let handle = Handle::new(logger, OnceLock::from(host.open().unwrap()));
     (host, guest, handle, log)
 }
 
-unsafe extern "C" {
-    /// Its last argument, a `va_list`, is passed by its address.
-    fn vsnprintf(to: *mut c_char, size: usize, format: *const c_char, arguments: *mut c_void) -> c_int;
-}
-
-/// A `xentoollog_logger`, which is a table of functions, that keeps messages.
-#[repr(C)]
-struct Messages {
-    message: unsafe extern "C" fn(*const Messages, c_int, c_int, *const c_char, *const c_char, *mut c_void),
-    progress: unsafe extern "C" fn(*const Messages, *const c_char, *const c_char, c_int, c_ulong, c_ulong),
-    destroy: unsafe extern "C" fn(*const Messages),
-    texts: Mutex<Vec<String>>,
-}
-
-impl Messages {
-    fn new() -> Messages {
-        Messages { message: keep, progress: ignore_progress, destroy: never, texts: Mutex::default() }
-    }
-
-    fn all(&self) -> Vec<String> {
-        self.texts.lock().unwrap().clone()
-    }
-}
-
-unsafe extern "C" fn keep(
-    log: *const Messages,
-    _level: c_int,
-    _errno: c_int,
-    _context: *const c_char,
-    format: *const c_char,
-    arguments: *mut c_void,
-) {
-    let mut text = [0_u8; 1024];
-    // SAFETY: libxentoollog's format and its arguments.
-    unsafe { vsnprintf(text.as_mut_ptr().cast(), text.len(), format, arguments) };
-    let text = CStr::from_bytes_until_nul(&text).unwrap().to_str().unwrap().to_owned();
-    // SAFETY: libxentoollog gives back what it was given.
-    unsafe { &*log }.texts.lock().unwrap().push(text);
-}
-
-unsafe extern "C" fn ignore_progress(
-    _log: *const Messages,
-    _context: *const c_char,
-    _what: *const c_char,
-    _percent: c_int,
-    _done: c_ulong,
-    _total: c_ulong,
-) {
-}
-
-/// A handle does not destroy its caller's logger.
-unsafe extern "C" fn never(_log: *const Messages) {
-    std::process::abort();
-}
-
 fn reserved(pages: usize) -> NonNull<u8> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: the kernel picks the place.
-    unsafe { reserve(None, pages * FRAME_SIZE, MapFlags::empty()) }.unwrap()
+    let addr = unsafe { libc::mmap(ptr::null_mut(), pages * FRAME_SIZE, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(addr, libc::MAP_FAILED);
+    NonNull::new(addr.cast()).unwrap()
 }
 
 /// What is logged when mmap(2) cannot map two frames.
@@ -126,7 +76,8 @@ fn inode(listed: &str) -> u64 {
 /// Maps frames 0, 1… over a range, all or none.
 fn map_over(handle: &Handle, addr: NonNull<u8>, gfns: &[u64]) -> Result<*mut c_void, c_int> {
     let (prot, err) = (libc::PROT_READ | libc::PROT_WRITE, ptr::null_mut());
-    let request = Request { dom: 1, place: Place::over(addr), prot, pages: gfns.len(), arr: gfns.as_ptr(), err };
+    let place = Place { addr: addr.as_ptr().expose_provenance(), flags: libc::MAP_FIXED };
+    let request = Request { dom: 1, place, prot, pages: gfns.len(), arr: gfns.as_ptr(), err };
     // SAFETY: the range is reserved or mapped by the test, which does not use it.
     unsafe { map::map(handle, &request) }
 }
@@ -151,7 +102,7 @@ fn mapping_over_a_range_that_fails_leaves_it_reserved() {
 
 #[test]
 fn larger_pages_are_reserved_and_unmapped_whole() {
-    let config = HostConfig { dom0: Dom0::Arm, page_size: 4 * FRAME_SIZE, ..HostConfig::default() };
+    let config = config(|config| (config.dom0, config.page_size) = (Dom0::Arm, 4 * FRAME_SIZE));
     let (host, guest, handle) = host_with(config);
     let addr = reserved(8);
 
@@ -187,7 +138,7 @@ fn batch_call_that_fails_leaves_the_range_reserved() {
 #[test]
 fn frames_that_fail_over_a_range_are_not_logged() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
-        let (_host, _guest, handle, log) = host_that_logs(HostConfig { dom0, ..HostConfig::default() });
+        let (_host, _guest, handle, log) = host_that_logs(config(|config| config.dom0 = dom0));
 
         assert_eq!(map_over(&handle, reserved(2), &[0, 99]), Err(libc::EINVAL));
 
@@ -280,7 +231,7 @@ fn nothing_replaces_what_is_there_unless_it_was_asked_to() {
 #[test]
 fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
     for kernel in [(4, 9), (4, 14)] {
-        let (_host, guest, handle, log) = host_that_logs(HostConfig { kernel, ..HostConfig::default() });
+        let (_host, guest, handle, log) = host_that_logs(config(|config| config.kernel = kernel));
         let domid = guest.domid().get();
 
         let size = map::resource_size(&handle, domid, (1, 0));
@@ -295,7 +246,7 @@ fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
 #[test]
 fn xen_that_gives_one_size_for_all_resources_is_not_supported() {
     for (xen, expected) in [((4, 14), Err(libc::EOPNOTSUPP)), ((4, 15), Ok(2 * FRAME_SIZE))] {
-        let (_host, guest, handle, log) = host_that_logs(HostConfig { xen, ..HostConfig::default() });
+        let (_host, guest, handle, log) = host_that_logs(config(|config| config.xen = xen));
         guest.add_resource(Resource::GrantTable, 2);
         handle.restrict(guest.domid().get()).unwrap();
 
@@ -308,12 +259,33 @@ fn xen_that_gives_one_size_for_all_resources_is_not_supported() {
 #[test]
 fn size_of_a_resource_that_xen_does_not_know_is_an_error() {
     for (xen, errno) in [((4, 17), libc::EOPNOTSUPP), ((4, 20), libc::EINVAL)] {
-        let (_host, guest, handle, log) = host_that_logs(HostConfig { xen, ..HostConfig::default() });
+        let (_host, guest, handle, log) = host_that_logs(config(|config| config.xen = xen));
 
         assert_eq!(map::resource_size(&handle, guest.domid().get(), (77, 0)), Err(errno), "xen {xen:?}");
 
         assert_eq!(log.all(), [""; 0], "xen {xen:?}");
     }
+}
+
+#[test]
+fn restricting_all_handles_restricts_one_that_is_open() {
+    let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
+    let other = host.create_domain(GuestKind::Hvm, 1);
+    let handle = NonNull::from(Box::leak(Box::new(handle)));
+    let active: NonNull<ActiveHandle> = handle.cast();
+    // SAFETY: boxed, and closed below.
+    unsafe { ActiveHandle::register(active) };
+
+    // SAFETY: no other test has registered any.
+    assert_eq!(unsafe { xentoolcore_restrict_all(other.domid().get()) }, 0);
+
+    // SAFETY: not closed yet.
+    let mapped = map_over(unsafe { handle.as_ref() }, reserved(1), &[0]);
+    assert_eq!(mapped, Err(libc::EPERM));
+    assert_eq!(host.references(guest.domid()), 0);
+    // SAFETY: boxed and registered as `Handle::open` does, and not used any more.
+    unsafe { Handle::close(handle) };
+    assert!(!is_active(active.as_ptr()));
 }
 
 #[test]

@@ -1,12 +1,16 @@
-//! What is used of the libraries beside ours: libxentoolcore, which knows all handles of a process, and libxentoollog.
+//! What is used of libxentoolcore, which knows all handles of a process, and of libxentoollog.
+//!
+//! `install` links with both. The unit tests have doubles of them, so that they run where Xen's libraries are not.
 
 #![expect(unsafe_code, reason = "calls C")]
 
 use std::cell::UnsafeCell;
-use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::NonNull;
 
-use super::Errno;
+use crate::Errno;
+#[cfg(test)]
+use crate::tests::doubles as libraries;
 
 /// `xentoollog_logger`, of which only pointers are known here.
 #[repr(C)]
@@ -18,7 +22,7 @@ pub(super) struct XentoollogLogger(UnsafeCell<[u8; 0]>);
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct ActiveHandle {
-    restrict: unsafe extern "C" fn(*mut ActiveHandle, u16) -> c_int,
+    pub(super) restrict: unsafe extern "C" fn(*mut ActiveHandle, u16) -> c_int,
     links: UnsafeCell<[*mut c_void; 2]>,
 }
 
@@ -27,24 +31,30 @@ const XTL_PROGRESS: c_int = 4;
 /// `XTL_ERROR`.
 const XTL_ERROR: c_int = 8;
 
-#[link(name = "xentoolcore")]
-unsafe extern "C" {
-    fn xentoolcore__register_active_handle(handle: *mut ActiveHandle);
-    fn xentoolcore__deregister_active_handle(handle: *mut ActiveHandle);
-}
+#[cfg(not(test))]
+mod libraries {
+    use std::ffi::{c_char, c_int, c_uint};
 
-#[link(name = "xentoollog")]
-unsafe extern "C" {
-    fn xtl_createlogger_stdiostream(file: *mut libc::FILE, min: c_int, flags: c_uint) -> *mut XentoollogLogger;
-    fn xtl_logger_destroy(logger: *mut XentoollogLogger);
-    fn xtl_log(
-        logger: *mut XentoollogLogger,
-        level: c_int,
-        errno: c_int,
-        context: *const c_char,
-        format: *const c_char,
-        ...
-    );
+    use super::{ActiveHandle, XentoollogLogger};
+
+    unsafe extern "C" {
+        pub(super) fn xentoolcore__register_active_handle(handle: *mut ActiveHandle);
+        pub(super) fn xentoolcore__deregister_active_handle(handle: *mut ActiveHandle);
+        pub(super) fn xtl_createlogger_stdiostream(
+            file: *mut libc::FILE,
+            min: c_int,
+            flags: c_uint,
+        ) -> *mut XentoollogLogger;
+        pub(super) fn xtl_logger_destroy(logger: *mut XentoollogLogger);
+        pub(super) fn xtl_log(
+            logger: *mut XentoollogLogger,
+            level: c_int,
+            errno: c_int,
+            context: *const c_char,
+            format: *const c_char,
+            ...
+        );
+    }
 }
 
 unsafe extern "C" {
@@ -66,7 +76,7 @@ impl ActiveHandle {
     /// It is not in the list, and neither moves nor goes before `deregister`.
     pub(super) unsafe fn register(handle: NonNull<ActiveHandle>) {
         // SAFETY: the caller's promise.
-        unsafe { xentoolcore__register_active_handle(handle.as_ptr()) }
+        unsafe { libraries::xentoolcore__register_active_handle(handle.as_ptr()) }
     }
 
     /// # Safety
@@ -74,7 +84,7 @@ impl ActiveHandle {
     /// It is in the list.
     pub(super) unsafe fn deregister(handle: NonNull<ActiveHandle>) {
         // SAFETY: the caller's promise.
-        unsafe { xentoolcore__deregister_active_handle(handle.as_ptr()) }
+        unsafe { libraries::xentoolcore__deregister_active_handle(handle.as_ptr()) }
     }
 }
 
@@ -102,7 +112,7 @@ impl Logger {
         // SAFETY: a program that assigns to stderr sees to it that no other thread uses it meanwhile.
         let file = unsafe { stderr };
         // SAFETY: an open stream.
-        let logger = NonNull::new(unsafe { xtl_createlogger_stdiostream(file, XTL_PROGRESS, 0) });
+        let logger = NonNull::new(unsafe { libraries::xtl_createlogger_stdiostream(file, XTL_PROGRESS, 0) });
         Ok(Logger { logger: logger.ok_or(libc::ENOMEM)?, is_ours: true })
     }
 
@@ -113,7 +123,14 @@ impl Logger {
         let no_errno = -1;
         // SAFETY: the logger is alive, and the format takes one string.
         unsafe {
-            xtl_log(self.logger.as_ptr(), XTL_ERROR, no_errno, context.as_ptr(), c"%s".as_ptr(), message.as_ptr());
+            libraries::xtl_log(
+                self.logger.as_ptr(),
+                XTL_ERROR,
+                no_errno,
+                context.as_ptr(),
+                c"%s".as_ptr(),
+                message.as_ptr(),
+            );
         }
     }
 }
@@ -122,7 +139,7 @@ impl Drop for Logger {
     fn drop(&mut self) {
         if self.is_ours {
             // SAFETY: made by `new`, and not used any more.
-            unsafe { xtl_logger_destroy(self.logger.as_ptr()) }
+            unsafe { libraries::xtl_logger_destroy(self.logger.as_ptr()) }
         }
     }
 }

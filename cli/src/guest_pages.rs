@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use xenmap::{FRAME_SIZE, Guest};
+use xenmap::{Access, FRAME_SIZE, Guest};
 
 use crate::Result;
 use crate::image::Page;

@@ -13,6 +13,7 @@
 mod args;
 mod called;
 mod canvas;
+mod chain;
 mod diff;
 mod domains;
 mod dump;
@@ -37,6 +38,7 @@ use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
 use args::{Args, Command, SearchArgs};
+use chain::chain;
 use clap::{CommandFactory, Parser};
 use image::Making;
 use pattern::Pattern;
@@ -55,7 +57,7 @@ const INCOMPLETE: u8 = 3;
 
 fn main() -> ExitCode {
     if let Err(error) = dump::interrupt::survive_size_limits() {
-        return fail(&error.to_string());
+        return fail(&chain(&*error));
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -68,7 +70,7 @@ fn main() -> ExitCode {
             Command::Diff { .. } => DIFFERENT.into(),
             _ => ExitCode::SUCCESS,
         },
-        Err(error) => fail(&error.to_string()),
+        Err(error) => fail(&chain(&*error)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use xenmap::{FRAME_SIZE, FrameKind, Guest, View};
+use xenmap::{Access, FRAME_SIZE, FrameKind, Guest, View};
 
 use crate::args::SearchArgs;
 use crate::map::scan;

@@ -8,6 +8,7 @@ use xenmap::{Domid, Error, ForeignMemory, Guest};
 use crate::Result;
 use crate::args::{MockKind, Source};
 use crate::called::Called;
+use crate::chain::chain;
 use crate::image;
 
 const NO_GUEST: &str = "which guest? give --domain DOMAIN or --mock FILE, before the command";
@@ -23,7 +24,7 @@ impl Host {
     pub(crate) fn open(source: &Source) -> Result<Host> {
         if let Some(file) = &source.mock {
             let simulated = simulate(file, source.mock_kind, source.mock_raw);
-            let (memory, domid) = simulated.map_err(|e| format!("cannot use {}: {e}", file.display()))?;
+            let (memory, domid) = simulated.map_err(|e| format!("cannot use {}: {}", file.display(), chain(&*e)))?;
             return Ok(Host { memory, domid: Some(domid), pod_populate: source.pod_populate });
         }
         let called = source.domain.as_deref().map(Called::from_argument).transpose()?;

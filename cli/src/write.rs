@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use xenmap::{DomainState, Error, FRAME_SIZE, Guest, Pfn, Protection};
+use xenmap::{Access, DomainState, Error, FRAME_SIZE, Guest, Pfn, Protection};
 
 use crate::Result;
 use crate::space::{self, Space};

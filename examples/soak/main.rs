@@ -38,10 +38,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to be told if this fails.
-            let _ = writeln!(std::io::stderr(), "soak: {error}");
+            let _ = writeln!(std::io::stderr(), "soak: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes: `what: why`.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -63,7 +69,7 @@ fn run(args: &Args) -> Result<()> {
     let mut soak = Soak::new(&cache, &mut ram, 4 * BUCKET, seed);
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(args.seconds) {
-        soak.step().map_err(|e| format!("seed {seed}, operation {}: {e}", soak.done().operations))?;
+        soak.step().map_err(|e| format!("seed {seed}, operation {}: {}", soak.done().operations, chain(&*e)))?;
     }
     let (time, done) = (start.elapsed(), soak.done());
     drop(soak);

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::ops::Range;
 
-use xenmap::{FRAME_SIZE, ForeignMapping, FrameKind, Gfn, Guest, GuestKind, NumberRange, Pfn, Protection};
+use xenmap::{Access, FRAME_SIZE, ForeignMapping, FrameKind, Gfn, Guest, GuestKind, NumberRange, Pfn, Protection};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 

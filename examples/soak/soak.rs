@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use xenmap::{Error, MapCache, Pinned, Protection};
+use xenmap::{Access, Error, MapCache, Pinned, Protection};
 
 use super::ram::{Ram, Result, Stretch, same};
 

@@ -59,7 +59,6 @@ pub(crate) const CAPABILITIES_BYTES: usize = 1024;
 pub(crate) const MULTICALL_ENTRY_BYTES: usize = 64;
 
 /// A number that no kernel has given to anything.
-#[cfg(feature = "capi")]
 pub(crate) const IOCTL_PRIVCMD_UNIMPLEMENTED: u32 = 0x50FF;
 
 // The numbers as every Linux since 3.8 (MMAPBATCH_V2), 4.11 (RESTRICT) and 4.18 (MMAP_RESOURCE) has them. They hold

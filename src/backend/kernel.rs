@@ -63,7 +63,6 @@ impl Backend for KernelDevice {
             Ioctl::MmapResource(resource) => (abi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
             Ioctl::Restrict(domid) => (abi::IOCTL_PRIVCMD_RESTRICT, (&raw mut *domid).cast()),
             Ioctl::Hypercall(hypercall) => (abi::IOCTL_PRIVCMD_HYPERCALL, (&raw mut *hypercall).cast()),
-            #[cfg(feature = "capi")]
             Ioctl::Unimplemented => (abi::IOCTL_PRIVCMD_UNIMPLEMENTED, std::ptr::null_mut()),
         };
         let argument: *mut libc::c_void = argument;

@@ -43,22 +43,8 @@ impl Place {
         Place { addr: addr.as_ptr().expose_provenance(), flags: libc::MAP_FIXED }
     }
 
-    /// As a caller of mmap(2) asks for it: with both flags `MAP_FIXED_NOREPLACE` counts, and Linux before 4.17, which
-    /// does not know that one, is not told of `MAP_FIXED` then.
-    #[cfg(feature = "capi")]
-    pub(crate) fn requested(addr: usize, flags: libc::c_int) -> Place {
-        let drop = if flags & libc::MAP_FIXED_NOREPLACE != 0 { libc::MAP_FIXED } else { 0 };
-        Place { addr, flags: flags & !drop }
-    }
-
     pub(crate) fn is_over(self) -> bool {
         self.flags & libc::MAP_FIXED != 0
-    }
-
-    /// Whether it is to be at address 0 and nowhere else, where memory of Rust's cannot be.
-    #[cfg(feature = "capi")]
-    pub(crate) fn is_nowhere(self) -> bool {
-        self.addr == 0 && self.flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0
     }
 }
 
@@ -70,7 +56,6 @@ pub(crate) enum Ioctl<'a> {
     Restrict(&'a mut u16),
     Hypercall(&'a mut abi::Hypercall),
     /// One that no kernel has.
-    #[cfg(feature = "capi")]
     Unimplemented,
 }
 
@@ -163,7 +148,6 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     }
 
     /// What this kernel answers to an ioctl that it does not have: ENOTTY since Linux 4.11, EINVAL before.
-    #[cfg(feature = "capi")]
     fn unimplemented_errno(&self) -> i32 {
         // SAFETY: it has no argument.
         let refused = unsafe { self.ioctl(Ioctl::Unimplemented) }.err();

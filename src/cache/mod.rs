@@ -38,7 +38,7 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 ///
 /// ```
 /// use xenmap::mock::MockHost;
-/// use xenmap::{Guest, GuestKind, MapCache, Protection};
+/// use xenmap::{Access, Guest, GuestKind, MapCache, Protection};
 ///
 /// let host = MockHost::new();
 /// let domain = host.create_domain(GuestKind::Hvm, 1024);
@@ -107,7 +107,7 @@ pub(crate) type RawPin = u32;
 /// config.budget = 64 << 20;
 /// assert_eq!(config.bucket_size, 1 << 20);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct CacheConfig {
     /// How many bytes are mapped at a time: a power of two, from [`FRAME_SIZE`] to 1 GiB (by default 1 MiB).
@@ -127,7 +127,7 @@ impl Default for CacheConfig {
 }
 
 /// What a [`MapCache`] has done, and has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct CacheStatistics {
     /// How often a bucket that was asked for was mapped already.

@@ -1,9 +1,11 @@
 //! A pinned range, bucket by bucket.
 
+#![expect(unsafe_code, reason = "answers for what is pinned")]
+
 use super::{Bucket, Pin};
-use crate::error::Result;
-use crate::mapping::View;
-use crate::mapping::copy::Word;
+use crate::error::{Error, Result};
+use crate::mapping::pieces::Pieces;
+use crate::mapping::{Access, View};
 use crate::types::Protection;
 
 /// Where a pinned range is.
@@ -31,7 +33,8 @@ impl<'p> Parts<'p> {
     pub(super) fn view(self, offset: usize) -> Result<View<'p>> {
         // It is inside an address space.
         let at = self.start + offset;
-        let (n, at) = (at / self.bucket_size, at % self.bucket_size);
+        // A bucket's size is a power of two.
+        let (n, at) = (at >> self.bucket_size.trailing_zeros(), at & (self.bucket_size - 1));
         let bucket = match n {
             0 => self.first,
             n => self.between.get(n - 1).map(Pin::bucket).or(self.last).unwrap_or(self.first),
@@ -39,8 +42,27 @@ impl<'p> Parts<'p> {
         bucket.view(self.protection, at, (self.bucket_size - at).min(self.len.saturating_sub(offset)))
     }
 
-    /// A part of it, which is inside, bucket by bucket.
-    pub(super) fn views(self, offset: usize, len: usize) -> impl Iterator<Item = View<'p>> {
+    #[inline]
+    fn check_bounds(self, offset: usize, len: usize) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(()),
+            _ => Err(Error::OutOfBounds { offset, len, size: self.len }),
+        }
+    }
+}
+
+// SAFETY: what is pinned has no holes (`MapCache` has looked for them, or found none in the whole bucket), its buckets
+// are mapped for its protection, and it is divided into what lies in one bucket each.
+unsafe impl<'p> Pieces<'p> for Parts<'p> {
+    fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
+        self.check_bounds(offset, len)?;
+        match (protection, self.protection) {
+            (Protection::ReadWrite, Protection::ReadOnly) => Err(Error::ReadOnly { offset }),
+            _ => Ok(()),
+        }
+    }
+
+    fn of(self, offset: usize, len: usize) -> impl Iterator<Item = View<'p>> {
         let mut done = 0;
         std::iter::from_fn(move || {
             if done == len {
@@ -51,46 +73,5 @@ impl<'p> Parts<'p> {
             done += view.as_ref().map_or(0, View::len);
             view.ok()
         })
-    }
-
-    pub(super) fn read_bytes(self, offset: usize, to: &mut [u8]) -> Result<()> {
-        let mut rest = to;
-        for view in self.views(offset, rest.len()) {
-            let (to, more) = rest.split_at_mut(view.len());
-            view.read_bytes(0, to)?;
-            rest = more;
-        }
-        Ok(())
-    }
-
-    /// Reads an integer, which may lie in two buckets.
-    pub(super) fn read<T: Word>(self, offset: usize) -> Result<T> {
-        let view = self.view(offset)?;
-        if view.len() >= size_of::<T>() {
-            return view.read(0);
-        }
-        let mut bytes = [0; size_of::<u64>()];
-        let bytes = &mut bytes[..size_of::<T>()];
-        self.read_bytes(offset, bytes)?;
-        Ok(T::from_bytes(bytes))
-    }
-
-    /// Writes an integer, which may lie in two buckets.
-    pub(super) fn write<T: Word>(self, offset: usize, value: T) -> Result<()> {
-        let view = self.view(offset)?;
-        if view.len() >= size_of::<T>() {
-            return view.write(0, value);
-        }
-        self.write_bytes(offset, value.to_bytes().as_ref())
-    }
-
-    pub(super) fn write_bytes(self, offset: usize, from: &[u8]) -> Result<()> {
-        let mut rest = from;
-        for view in self.views(offset, rest.len()) {
-            let (from, more) = rest.split_at(view.len());
-            view.write_bytes(0, from)?;
-            rest = more;
-        }
-        Ok(())
     }
 }

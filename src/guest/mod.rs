@@ -20,7 +20,7 @@ pub use scan::RamScan;
 
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::handle::{ForeignMemory, check_frames};
-use crate::mapping::ForeignMapping;
+use crate::mapping::{Access, ForeignMapping};
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, InvalidNumber, NumberRange, Pfn, Protection};
 use p2m::P2m;
 

@@ -19,7 +19,7 @@ use crate::abi;
 use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
 use crate::handle::domctl::{u32_at, u64_at};
-use crate::mapping::ForeignMapping;
+use crate::mapping::{Access, ForeignMapping};
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
 
 /// How often a table is looked for while the guest changes it, and the time between.

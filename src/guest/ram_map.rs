@@ -27,7 +27,7 @@ pub enum FrameKind {
 }
 
 /// Consecutive frames of one kind.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Extent {
     /// Their pfns.
@@ -37,7 +37,7 @@ pub struct Extent {
 }
 
 /// How to look for RAM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Search {
     /// Asks Xen about frames, from the top and the bottom, until as many were found as Xen counts. Some frames
@@ -55,7 +55,7 @@ pub enum Search {
 /// Where a guest's RAM is: its frames in ascending order. What lies in no extent is no RAM.
 ///
 /// It takes some 100 bytes for each extent while it is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RamMap {
     extents: Vec<Extent>,
     not_found: u64,

@@ -34,6 +34,23 @@ impl ForeignMemory {
     /// A frame may be given more than once. Frames that are paged out are asked for until the
     /// [timeout](ForeignMemory::with_paged_out_timeout).
     ///
+    /// # Which call to use
+    ///
+    /// The calls of a handle take the numbers by which Xen maps frames ([`Gfn`]): of a PV guest machine frames, which the
+    /// caller must know. Those of a [`Guest`](crate::Guest) take pfns, the guest's own count of its frames, which they
+    /// look up if it is a PV guest. And a frame that cannot be mapped either fails the call or becomes a hole:
+    ///
+    /// | | all or none | what can be mapped |
+    /// |---|---|---|
+    /// | any frames, by gfn | `map_foreign_batch` | [`map_foreign_batch_partial`] |
+    /// | consecutive gfns | [`map_foreign_range`] | |
+    /// | consecutive pfns | [`Guest::map`] | [`Guest::map_partial`] |
+    ///
+    /// [`map_foreign_batch_partial`]: ForeignMemory::map_foreign_batch_partial
+    /// [`map_foreign_range`]: ForeignMemory::map_foreign_range
+    /// [`Guest::map`]: crate::Guest::map
+    /// [`Guest::map_partial`]: crate::Guest::map_partial
+    ///
     /// # Errors
     ///
     /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
@@ -119,7 +136,6 @@ impl ForeignMemory {
     /// # Safety
     ///
     /// If the mapping goes over something, that is the caller's own, and nothing uses it.
-    #[cfg(feature = "capi")]
     pub(crate) unsafe fn map_at(
         &self,
         place: Place,

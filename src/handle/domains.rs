@@ -27,7 +27,7 @@ pub enum DomainState {
 
 /// What is known of a domain. What only the toolstack's interface tells is `None` where that is not understood
 /// ([`ForeignMemory::domctl_version`]).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct DomainInfo {
     /// Its number.

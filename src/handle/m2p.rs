@@ -8,6 +8,7 @@ use super::ForeignMemory;
 use super::domctl::u64_at;
 use crate::abi::{self, MachphysMfnList};
 use crate::error::Result;
+use crate::mapping::Access;
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
 
 const ENTRY_BYTES: usize = size_of::<u64>();

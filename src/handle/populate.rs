@@ -16,7 +16,7 @@ use crate::types::{Architecture, Domid};
 /// first touched, by the guest or by whoever maps it or asks Xen what it is. The guest is expected to start a balloon
 /// driver, which gives back the frames that it was never meant to use. Until then it has more frames than Xen has memory
 /// for, and Xen crashes it once the memory is used up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PopulateOnDemand {
     /// Frames that have no memory yet.

@@ -1,13 +1,17 @@
 //! A mapping of foreign frames, which owns them and gives them back.
 
 use std::ops::Range;
+use std::ptr::NonNull;
 
+mod access;
 pub(crate) mod copy;
 pub(crate) mod dirty;
+pub(crate) mod pieces;
 pub(crate) mod region;
 mod transfer;
 mod view;
 
+pub use access::Access;
 pub use copy::Word;
 pub use region::leaked_mappings;
 pub use view::View;
@@ -66,10 +70,9 @@ impl ForeignMapping {
         ForeignMapping { region, frames, domid, protection, failed }
     }
 
-    /// What it owns.
-    #[cfg(feature = "capi")]
-    pub(crate) fn into_region(self) -> Region {
-        self.region
+    /// Where it is, and which frames failed; somebody else unmaps it.
+    pub(crate) fn release(self) -> (NonNull<u8>, Vec<FrameError>) {
+        (self.region.release(), self.failed)
     }
 
     /// The domain whose frames these are.

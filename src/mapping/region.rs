@@ -75,7 +75,6 @@ impl Region {
     }
 
     /// Unmaps nothing when it is dropped: somebody else does.
-    #[cfg(feature = "capi")]
     pub(crate) fn release(mut self) -> NonNull<u8> {
         self.truncate(0);
         self.base
@@ -200,5 +199,70 @@ impl Drop for Reservation {
         if let Err(e) = unsafe { munmap(self.base, self.len) } {
             log::warn!("cannot give back {} reserved bytes: {e}", self.len);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::ptr;
+
+    use super::*;
+    use crate::types::FRAME_SIZE;
+
+    /// An address where nothing is, far from where the kernel puts what may be anywhere.
+    const FREE: usize = 0x1000_0000_0000;
+    const BYTES: usize = 3 * FRAME_SIZE;
+
+    /// Runs a test in a process of its own, in which no other test maps or unmaps anything.
+    fn alone(name: &str, test: impl FnOnce()) {
+        const VARIABLE: &str = "XENMAP_TEST_ALONE";
+        if std::env::var_os(VARIABLE).is_some() {
+            return test();
+        }
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name = format!("mapping::region::tests::{name}");
+        let output = command.args(["--exact", &name, "--nocapture"]).env(VARIABLE, "1").output().unwrap();
+        let shown = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && shown.contains("1 passed"), "{}: {shown}", output.status);
+    }
+
+    /// The access rights at an address, unless nothing is there.
+    fn access_at(addr: usize) -> Option<String> {
+        std::fs::read_to_string("/proc/self/maps").unwrap().lines().find_map(|line| {
+            let (range, rest) = line.split_once(' ')?;
+            let (start, end) = range.split_once('-')?;
+            let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
+            range.contains(&addr).then(|| rest[..4].to_owned())
+        })
+    }
+
+    /// Frees what the test has at an address.
+    fn free(range: NonNull<u8>) {
+        // SAFETY: the test's own memory, or nothing: no other test runs in this process.
+        unsafe { munmap(range, BYTES) }.unwrap();
+    }
+
+    #[test]
+    fn range_that_is_free_after_a_failed_retry_stays_reserved_and_is_no_leak() {
+        alone("range_that_is_free_after_a_failed_retry_stays_reserved_and_is_no_leak", || {
+            for is_callers in [true, false] {
+                let range = NonNull::new(ptr::with_exposed_provenance_mut(FREE)).unwrap();
+                Reservation::at(range, BYTES).unwrap().keep();
+                // SAFETY: the test's own memory, which nobody else unmaps but `free`.
+                let mut region = unsafe { Region::new(range, BYTES, BYTES, Unmapper::default()) };
+                if is_callers {
+                    region.keep_addresses();
+                }
+                // As a kernel leaves it that ran out of memory after it had unmapped what was to be replaced.
+                free(range);
+
+                region.abandon(0);
+
+                assert_eq!(access_at(FREE).as_deref(), is_callers.then_some("---p"));
+                assert_eq!(leaked_mappings(), 0);
+                free(range);
+            }
+        });
     }
 }

@@ -29,7 +29,7 @@ pub enum Dom0 {
 /// assert_eq!(MockHost::with_config(config).open()?.host_kind(), HostKind::AutoTranslated);
 /// # Ok::<(), xenmap::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct HostConfig {
     /// The kind of domain.

@@ -94,7 +94,6 @@ impl Backend for MockDevice {
                 // SAFETY: the caller's promise.
                 unsafe { self.host.hypercall(hypercall) }
             }
-            #[cfg(feature = "capi")]
             Ioctl::Unimplemented => {
                 Err(errno(if self.host.config.kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }))
             }

@@ -7,7 +7,7 @@ use crate::types::FRAME_SIZE;
 /// Something that goes wrong once, at the next call that it can happen to.
 ///
 /// Errors are numbers of Linux, such as `libc::ENOMEM`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
     /// Opening the device fails.

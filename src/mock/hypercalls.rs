@@ -15,7 +15,7 @@ use crate::types::{Architecture, GuestKind};
 ///
 /// Counted by what Linux 6.1 on Xen 4.17 was seen to do, without what depends on where in the address space a mapping
 /// lies (page tables).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Hypercalls {
     /// `mmu_update`: a PV dom0 maps 16 frames with one, and takes one more after each failed frame.

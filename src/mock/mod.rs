@@ -2,7 +2,7 @@
 //!
 //! ```
 //! use xenmap::mock::MockHost;
-//! use xenmap::{GuestKind, Protection};
+//! use xenmap::{Access, GuestKind, Protection};
 //!
 //! let host = MockHost::new();
 //! let guest = host.create_domain(GuestKind::Hvm, 8);

@@ -27,7 +27,7 @@ use crate::types::{FRAME_SIZE, Gfn, NumberRange, Pfn};
 /// assert_eq!(domain.read(domain.mfn(Pfn::new(0x10)?).unwrap(), 0, 15), b"behind the hole");
 /// # Ok::<(), xenmap::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PvKernel {
     /// Whether it is a 64-bit kernel.
@@ -47,7 +47,7 @@ impl Default for PvKernel {
 }
 
 /// Why a PV guest has no RAM of its own at a frame number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PvHole {
     /// It has given it back to Xen, or never had it.

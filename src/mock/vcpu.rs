@@ -12,7 +12,8 @@ impl MockDomain {
     /// # Panics
     ///
     /// If it has been destroyed.
-    pub fn set_vcpu(&self, number: usize, vcpu: Vcpu) {
+    pub fn set_vcpu(&self, number: u32, vcpu: Vcpu) {
+        let number = number as usize;
         self.with(|_, domain| {
             let count = domain.vcpus.len().max(number + 1);
             domain.vcpus.resize(count, Vcpu::default());

@@ -240,7 +240,6 @@ impl Domid {
     }
 
     /// Any number, those included that Xen keeps for itself: for callers who speak C and know what they do.
-    #[cfg(feature = "capi")]
     pub(crate) const fn as_given(domid: u16) -> Domid {
         Domid(domid)
     }

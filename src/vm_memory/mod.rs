@@ -8,6 +8,11 @@
 //! - [`CachedMemory`] maps what is used, through a [`MapCache`](crate::MapCache), which is told of ballooning, has a
 //!   budget, and records writes for migration.
 //!
+//! # Versions
+//!
+//! The traits are those of `vm-memory` 0.18, and a type of another version does not fit. A release of this crate that
+//! moves to another incompatible version of `vm-memory` is an incompatible release itself.
+//!
 //! # What is weaker than a view
 //!
 //! A [`VolatileSlice`](::vm_memory::VolatileSlice) can be written by safe code, whatever it was asked for. So all memory
@@ -27,7 +32,7 @@
 //! - In your own threads, never access the same bytes at the same time by atomics and by copies, or by atomics of
 //!   different sizes.
 //! - For accesses that are sound, use the view of [`RamRegion::mapping`], or a [`Pinned`](crate::Pinned) of the cache:
-//!   their [`read`](crate::View::read), [`write`](crate::View::write) and atomic operations lend nothing.
+//!   their [`read`](crate::Access::read), [`write`](crate::Access::write) and atomic operations lend nothing.
 
 mod cached;
 mod dirty;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, ReadWrite, ThenChild, alone, in_child, on_each_host};
-use xenmap::{Error, GuestKind, Pinned, Result};
+use xenmap::{Access, Error, GuestKind, Pinned, Result};
 
 /// A guard of all but the first 8 and the last 8 bytes of four buckets, and its guest.
 fn with_guard(test: impl Fn(&Pinned<'_>, &crate::common::Guest)) {
@@ -73,12 +73,12 @@ fn fill_and_compare_reach_every_byte_of_the_range_and_no_other() {
         for (offset, len) in [(BORDER + 1, 2 * BUCKET), (0, 1), (LEN - 9, 9), (7, 0)] {
             pinned.fill(offset, len, 0xFE).unwrap();
             expected[offset..offset + len].fill(0xFE);
-            assert!(pinned.compare(0, &expected).unwrap(), "{offset:#x} {len:#x}");
+            assert!(pinned.eq_bytes(0, &expected).unwrap(), "{offset:#x} {len:#x}");
         }
         for at in [0, BORDER + 7, BORDER + 8, LEN - 1] {
             expected[at] ^= 1;
-            assert!(!pinned.compare(0, &expected).unwrap(), "{at:#x}");
-            assert!(pinned.compare(at + 1, &expected[at + 1..]).unwrap(), "{at:#x}");
+            assert!(!pinned.eq_bytes(0, &expected).unwrap(), "{at:#x}");
+            assert!(pinned.eq_bytes(at + 1, &expected[at + 1..]).unwrap(), "{at:#x}");
             expected[at] ^= 1;
         }
     });
@@ -141,7 +141,7 @@ fn what_is_not_all_inside_is_refused_and_nothing_is_written() {
                 pinned.read_bytes(at, &mut [0; 8]),
                 pinned.load::<u64>(at, Ordering::Relaxed).map(drop),
                 pinned.is_zero(at, 8).map(drop),
-                pinned.compare(at, &[0; 8]).map(drop),
+                pinned.eq_bytes(at, &[0; 8]).map(drop),
                 pinned.fill(at, 8, 1),
                 pinned.write_to(at, 8, &source),
                 pinned.write(at, u64::MAX),

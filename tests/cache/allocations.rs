@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use crate::buckets::{BUCKET, cache};
 use crate::common::{ReadOnly, ReadWrite, on_each_host};
-use xenmap::GuestKind;
+use xenmap::{Access, GuestKind};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::buckets::{BUCKET, FRAMES, cache, get, mapped_buckets, refused};
 use crate::common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
-use xenmap::{CacheConfig, Error, ForeignMemory, Guest, GuestKind, InvalidNumber, MapCache, Pinned};
+use xenmap::{Access, CacheConfig, Error, ForeignMemory, Guest, GuestKind, InvalidNumber, MapCache, Pinned};
 
 fn hvm_guest(host: &Host, frames: usize) -> (ForeignMemory, crate::common::Guest) {
     (host.open(), host.create(GuestKind::Hvm, frames))
@@ -47,8 +47,8 @@ fn range_across_buckets_is_one_piece_to_its_user() {
         pinned.write(border, 0x0102_0304_0506_0708_u64).unwrap();
         assert_eq!(pinned.read::<u64>(border).unwrap(), 0x0102_0304_0506_0708);
         pinned.fill(border, BUCKET + 6, 7).unwrap();
-        assert!(pinned.compare(border - 1, &[&text[border - 1..border], &vec![7; BUCKET + 6]].concat()).unwrap());
-        assert!(!pinned.compare(border, &vec![7; BUCKET + 7]).unwrap());
+        assert!(pinned.eq_bytes(border - 1, &[&text[border - 1..border], &vec![7; BUCKET + 6]].concat()).unwrap());
+        assert!(!pinned.eq_bytes(border, &vec![7; BUCKET + 7]).unwrap());
     });
 }
 

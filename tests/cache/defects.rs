@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, ReadOnly, ReadWrite, mock, on_each_host};
 use xenmap::mock::{Dom0, Fault};
-use xenmap::{Gfn, GuestKind};
+use xenmap::{Access, Gfn, GuestKind};
 
 /// Where a bucket begins.
 fn bucket(number: usize) -> u64 {

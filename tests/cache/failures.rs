@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::buckets::{BUCKET, cache, get};
 use crate::common::{FRAME, MOCKS, ReadOnly, ReadWrite, leaks, mock, mock_with, mock_with_pages, pfn, pfns};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
-use xenmap::{Error, GuestKind, MapCache};
+use xenmap::{Access, Error, GuestKind, MapCache};
 
 /// A guest whose frames hold their number.
 fn guest(host: &MockHost, frames: usize) -> MockDomain {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::buckets::{BUCKET, FRAMES, cache, get, mapped_buckets, refused};
 use crate::common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
-use xenmap::{ForeignMemory, Gfn, GuestKind};
+use xenmap::{Access, ForeignMemory, Gfn, GuestKind};
 
 fn hvm_guest(host: &Host, frames: usize) -> (ForeignMemory, crate::common::Guest) {
     (host.open(), host.create(GuestKind::Hvm, frames))

@@ -8,7 +8,7 @@ use crate::common::{FRAME, ReadOnly, ReadWrite, mock_with_pages};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use xenmap::mock::{Dom0, MockDomain, MockHost};
-use xenmap::{CacheConfig, Error, Guest, GuestKind, MapCache, Pinned, View};
+use xenmap::{Access, CacheConfig, Error, Guest, GuestKind, MapCache, Pinned, View};
 
 const FRAMES: usize = 24;
 /// The frames of a bucket.

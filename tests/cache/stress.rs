@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, ReadOnly, ReadWrite, mock, mock_with_pages};
 use xenmap::mock::{Dom0, MockDomain, MockHost};
-use xenmap::{GuestKind, MapCache, Pinned};
+use xenmap::{Access, GuestKind, MapCache, Pinned};
 
 const FRAMES: usize = 64;
 /// From this one on the guest exchanges its frames.

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
-use xenmap::{ForeignMemory, GuestKind, MapCache, Pinned, Result};
+use xenmap::{Access, ForeignMemory, GuestKind, MapCache, Pinned, Result};
 
 /// A cache with room for two buckets of four frames.
 fn with_cache(test: impl Fn(&MapCache)) {
@@ -104,7 +104,7 @@ fn what_writes_nothing_is_not_noted() {
         pinned.load::<u64>(0, Ordering::Acquire).unwrap();
         pinned.read_bytes(0, &mut [0; 5000]).unwrap();
         assert!(pinned.is_zero(0, BUCKET).unwrap());
-        assert!(pinned.compare(0, &[0; 5000]).unwrap());
+        assert!(pinned.eq_bytes(0, &[0; 5000]).unwrap());
         pinned.write_to(0, 100, std::fs::File::options().write(true).open("/dev/null").unwrap()).unwrap();
         assert_eq!(pinned.compare_exchange(0, 1_u8, 2).unwrap(), Err(0));
         pinned.write_bytes(5, &[]).unwrap();

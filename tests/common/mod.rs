@@ -17,7 +17,9 @@ use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
-use xenmap::{Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, NumberRange, Pfn, Protection, Result};
+use xenmap::{
+    Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, NumberRange, Pfn, Protection, Result,
+};
 
 pub use Protection::{ReadOnly, ReadWrite};
 
@@ -46,6 +48,12 @@ pub struct Guest {
 enum Inner {
     Mock(MockHost, MockDomain),
     Xen(xen::Domain),
+}
+
+/// An error with its causes: `what: why`.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn xen_dom0() -> Option<String> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use crate::common::{Host, ReadOnly, ReadWrite, mock, on_each_host, pfns};
 use xenmap::mock::Dom0;
-use xenmap::{DomainState, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, Search};
+use xenmap::{Access, DomainState, Error, ForeignMemory, FrameKind, Gfn, Guest, GuestKind, Search};
 
 fn gfns(pfns: Range<u64>) -> Vec<Gfn> {
     pfns.map(|pfn| Gfn::new(pfn).unwrap()).collect()

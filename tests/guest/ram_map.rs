@@ -27,7 +27,7 @@ fn every_frame_of(memory: &ForeignMemory, domid: Domid) -> RamMap {
 }
 
 fn extents(map: &RamMap) -> Vec<(Range<u64>, FrameKind)> {
-    map.extents().iter().map(|extent| (extent.pfns.numbers(), extent.kind)).collect()
+    map.into_iter().map(|extent| (extent.pfns.numbers(), extent.kind)).collect()
 }
 
 fn sum(cost: Hypercalls) -> u64 {

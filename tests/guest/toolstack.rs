@@ -1,6 +1,6 @@
 //! Releases of Xen, of which each understands one version of the toolstack's interfaces.
 
-use crate::common::{ReadOnly, mock_with};
+use crate::common::{ReadOnly, chain, mock_with};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockHost};
 use xenmap::{DomainInfo, DomainState, Domid, Guest, GuestKind};
 
@@ -71,9 +71,9 @@ fn unknown_release_cannot_pause() {
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     assert_eq!(
-        guest.pause().unwrap_err().to_string(),
-        "XEN_DOMCTL_pausedomain for domain 1 failed: Permission denied (os error 13) (this xen's toolstack interface is of \
-         a version that is not known here, or its policy forbids it)"
+        chain(&guest.pause().unwrap_err()),
+        "XEN_DOMCTL_pausedomain for domain 1 failed (this xen's toolstack interface is of a version that is not known \
+         here, or its policy forbids it): Permission denied (os error 13)"
     );
     assert!(!domain.is_paused());
 }

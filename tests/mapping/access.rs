@@ -1,24 +1,17 @@
-//! Reading and writing through a view.
+//! Reading and writing, through a view and through a guard of the map cache.
 
 #![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
-use xenmap::{Error, GuestKind, View};
-
-fn on_two_frames(test: impl Fn(View<'_>)) {
-    on_each_host(|host| {
-        let guest = host.create(GuestKind::Hvm, 2);
-        let mapping = host.open().map_foreign_batch(guest.domid(), ReadWrite, &guest.gfns()).unwrap();
-        test(mapping.view());
-    });
-}
+use crate::common::{FRAME, ReadOnly, ReadWrite, with_each_guest};
+use crate::memory::{on_each_memory, with_views};
+use xenmap::{Access, Error, GuestKind};
 
 #[test]
 fn bytes_are_copied_at_any_offset_and_length() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         let pattern: Vec<u8> = (0..=250).cycle().take(2 * FRAME).collect();
         view.write_bytes(0, &pattern).unwrap();
         for (offset, len) in [(0, 2 * FRAME), (1, 1), (7, 9), (FRAME - 3, 6), (FRAME - 1, FRAME), (2 * FRAME, 0)] {
@@ -31,7 +24,7 @@ fn bytes_are_copied_at_any_offset_and_length() {
 
 #[test]
 fn integers_are_read_and_written_at_any_offset() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         for offset in [0, 1, 2, 3, 5, 8, FRAME - 1, FRAME - 4, 2 * FRAME - 8] {
             view.write(offset, 0x1122_3344_5566_7788_u64).unwrap();
             assert_eq!(view.read::<u64>(offset).unwrap(), 0x1122_3344_5566_7788);
@@ -50,7 +43,7 @@ fn integers_are_read_and_written_at_any_offset() {
 
 #[test]
 fn zeros_are_told_from_what_is_not() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         assert!(view.is_zero(0, 2 * FRAME).unwrap());
         assert!(view.is_zero(2 * FRAME, 0).unwrap(), "no bytes at all");
         view.write(FRAME + 77, 1_u8).unwrap();
@@ -63,7 +56,7 @@ fn zeros_are_told_from_what_is_not() {
 
 #[test]
 fn fill_sets_the_bytes_and_no_other() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         view.fill(FRAME - 10, 20, 0xAB).unwrap();
         view.fill(2 * FRAME, 0, 0xFF).unwrap();
         let mut bytes = [0; 22];
@@ -77,21 +70,21 @@ fn fill_sets_the_bytes_and_no_other() {
 
 #[test]
 fn bytes_are_compared_where_they_are() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         let pattern: Vec<u8> = (0..=250).cycle().take(FRAME).collect();
         view.write_bytes(77, &pattern).unwrap();
-        assert!(view.compare(77, &pattern).unwrap());
-        assert!(view.compare(2 * FRAME, &[]).unwrap(), "no bytes at all");
-        assert!(!view.compare(78, &pattern).unwrap());
+        assert!(view.eq_bytes(77, &pattern).unwrap());
+        assert!(view.eq_bytes(2 * FRAME, &[]).unwrap(), "no bytes at all");
+        assert!(!view.eq_bytes(78, &pattern).unwrap());
         view.write(77 + FRAME - 1, !pattern[FRAME - 1]).unwrap();
-        assert!(!view.compare(77, &pattern).unwrap(), "the last byte differs");
-        assert!(view.compare(77, &pattern[..FRAME - 1]).unwrap());
+        assert!(!view.eq_bytes(77, &pattern).unwrap(), "the last byte differs");
+        assert!(view.eq_bytes(77, &pattern[..FRAME - 1]).unwrap());
     });
 }
 
 #[test]
 fn atomic_operations_are_those_of_the_standard_library() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         view.store(8, 5_u32, Ordering::Release).unwrap();
         assert_eq!(view.load::<u32>(8, Ordering::Acquire).unwrap(), 5);
         assert_eq!(view.swap(8, 6_u32).unwrap(), 5);
@@ -115,7 +108,7 @@ fn atomic_operations_are_those_of_the_standard_library() {
 ///
 /// A store to `far`, which fits into no cache, takes long, and the stores after it wait: so a load has time to overtake
 /// them.
-fn both_read_first(view: View<'_>, far: &[AtomicU64]) -> (usize, usize) {
+fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, usize) {
     const DISTANCE: usize = 1_000_003; // a prime, so that all of `far` is used in turn
     const WORDS: [usize; 2] = [0, FRAME + 512];
     let end = Instant::now() + Duration::from_millis(25);
@@ -171,7 +164,7 @@ fn load_does_not_overtake_a_sequentially_consistent_store() {
     const ATTEMPTS: usize = 10;
     const MOST_ATTEMPTS: usize = 400;
     let far: Vec<AtomicU64> = (0..8 << 20).map(AtomicU64::new).collect();
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         let attempts = std::iter::repeat_with(|| both_read_first(view, &far)).take(MOST_ATTEMPTS);
         let met = attempts.filter(|&(_, rounds)| rounds > 0).take(ATTEMPTS);
         let both: Vec<usize> = met.map(|(both, _)| both).collect();
@@ -181,7 +174,7 @@ fn load_does_not_overtake_a_sequentially_consistent_store() {
 
 #[test]
 fn misaligned_atomic_access_is_refused() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         let misaligned = |result| matches!(result, Err(Error::Misaligned { offset: 6, align: 4 }));
         assert!(misaligned(view.load::<u32>(6, Ordering::Relaxed).map(drop)));
         assert!(misaligned(view.store(6, 0_u32, Ordering::Relaxed)));
@@ -189,14 +182,20 @@ fn misaligned_atomic_access_is_refused() {
         assert!(misaligned(view.compare_exchange(6, 0_u32, 1).map(drop)));
         assert!(misaligned(view.fetch_add(6, 0_u32).map(drop)));
         assert!(misaligned(view.fetch_or(6, 0_u32).map(drop)));
-        // What counts is the address, wherever the view begins.
+        assert!(misaligned(view.fetch_and(6, 0_u32).map(drop)));
+    });
+}
+
+#[test]
+fn alignment_is_that_of_the_address_wherever_the_view_begins() {
+    with_views(ReadWrite, |view| {
         assert_eq!(view.slice(2, 16).unwrap().load::<u32>(6, Ordering::Relaxed).unwrap(), 0);
     });
 }
 
 #[test]
 fn access_past_the_end_is_refused() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         let end = 2 * FRAME;
         let refused = |result: xenmap::Result<()>| matches!(result, Err(Error::OutOfBounds { .. }));
         assert!(refused(view.read::<u8>(end).map(drop)));
@@ -207,9 +206,26 @@ fn access_past_the_end_is_refused() {
         assert!(refused(view.write_bytes(usize::MAX, &[0; 2])));
         assert!(refused(view.fill(end - 1, 2, 0)));
         assert!(refused(view.fill(1, usize::MAX, 0)));
-        assert!(refused(view.compare(end - 1, &[0; 2]).map(drop)));
+        assert!(refused(view.eq_bytes(end - 1, &[0; 2]).map(drop)));
         assert!(refused(view.load::<u64>(end, Ordering::Relaxed).map(drop)));
         assert!(refused(view.store(usize::MAX - 7, 0_u64, Ordering::Relaxed)));
+        assert!(refused(view.swap(end, 0_u64).map(drop)));
+        assert!(refused(view.compare_exchange(end, 0_u64, 1).map(drop)));
+        assert!(refused(view.fetch_add(end, 1_u64).map(drop)));
+        assert!(refused(view.fetch_or(end, 1_u64).map(drop)));
+        assert!(refused(view.fetch_and(end, 1_u64).map(drop)));
+        assert!(refused(view.write_to(end - 1, 2, std::io::stdout())));
+        assert!(refused(view.read_from(end - 1, 2, std::fs::File::open("/dev/zero").unwrap())));
+        assert_eq!((view.len(), view.is_empty()), (end, false));
+        assert!(view.is_zero(0, end).unwrap(), "nothing was written");
+    });
+}
+
+#[test]
+fn view_does_not_reach_past_its_own_end() {
+    with_views(ReadWrite, |view| {
+        let end = 2 * FRAME;
+        let refused = |result: xenmap::Result<()>| matches!(result, Err(Error::OutOfBounds { .. }));
         assert!(refused(view.slice(end, 1).map(drop)));
         assert!(refused(view.slice(1, usize::MAX).map(drop)));
         let narrow = view.slice(100, 8).unwrap();
@@ -235,6 +251,49 @@ fn writing_a_read_only_mapping_is_refused() {
         assert!(refused(view.fetch_or(0, 1_u32).map(drop)));
         assert!(refused(view.read_from(0, 1, std::fs::File::open("/dev/zero").unwrap())));
         assert_eq!(view.read::<u32>(0).unwrap(), 0);
+    });
+}
+
+#[test]
+fn writing_what_is_read_only_is_refused() {
+    on_each_memory!(ReadOnly, |memory| {
+        for at in [0, FRAME, 2 * FRAME - 8] {
+            let refused: [xenmap::Result<()>; 9] = [
+                memory.write(at, 1_u8),
+                memory.write_bytes(at, &[1]),
+                memory.fill(at, 1, 1),
+                memory.store(at, 1_u32, Ordering::Relaxed),
+                memory.swap(at, 1_u32).map(drop),
+                memory.compare_exchange(at, 0_u32, 1).map(drop),
+                memory.fetch_add(at, 1_u32).map(drop),
+                memory.fetch_and(at, 1_u32).map(drop),
+                memory.read_from(at, 1, std::fs::File::open("/dev/zero").unwrap()),
+            ];
+            assert!(
+                refused.iter().all(|r| matches!(r, Err(Error::ReadOnly { offset }) if *offset == at)),
+                "{refused:?}"
+            );
+        }
+        assert!(memory.is_zero(0, 2 * FRAME).unwrap());
+    });
+}
+
+#[test]
+fn file_is_read_and_written_from_its_current_position() {
+    on_each_memory!(ReadWrite, |memory| {
+        let mut file = tempfile();
+        let content: Vec<u8> = (0..=250).cycle().take(FRAME + 20).collect();
+        std::io::Write::write_all(&mut file, &content).unwrap();
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(5)).unwrap();
+        memory.read_from(FRAME - 10, FRAME, &file).unwrap();
+        assert!(memory.eq_bytes(FRAME - 10, &content[5..FRAME + 5]).unwrap());
+        assert!(memory.is_zero(0, FRAME - 10).unwrap() && memory.is_zero(2 * FRAME - 10, 10).unwrap());
+        memory.write_to(FRAME - 3, 6, &file).unwrap();
+        let mut whole = Vec::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        std::io::Read::read_to_end(&mut file, &mut whole).unwrap();
+        assert_eq!(whole.len(), content.len());
+        assert_eq!(whole[FRAME + 5..][..6], content[12..18]);
     });
 }
 
@@ -275,13 +334,13 @@ fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
             view.fill(0, len, 0x5A).unwrap();
             let mut bytes = vec![0; len];
             view.read_bytes(0, &mut bytes).unwrap();
-            assert!(bytes.iter().all(|&byte| byte == 0x5A) && view.compare(0, &bytes).unwrap());
+            assert!(bytes.iter().all(|&byte| byte == 0x5A) && view.eq_bytes(0, &bytes).unwrap());
             let file = tempfile();
             view.write_to(0, len, &file).unwrap();
             std::io::Seek::rewind(&mut &file).unwrap();
             view.fill(0, len, 0).unwrap();
             view.read_from(0, len, &file).unwrap();
-            assert!(view.compare(0, &bytes).unwrap(), "{frames} frames");
+            assert!(view.eq_bytes(0, &bytes).unwrap(), "{frames} frames");
         }
     });
 }
@@ -296,7 +355,7 @@ fn tempfile() -> std::fs::File {
 
 #[test]
 fn transfer_that_stops_says_how_far_it_came() {
-    on_two_frames(|view| {
+    on_each_memory!(ReadWrite, |view| {
         let (reader, writer) = std::io::pipe().unwrap();
         std::io::Write::write_all(&mut &writer, b"12345").unwrap();
         drop(writer);

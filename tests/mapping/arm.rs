@@ -10,7 +10,7 @@ use crate::common::{
     FRAME, ReadOnly, ReadWrite, in_a_process_of_its_own, its_task, mock_with, mock_with_pages, number, numbers,
 };
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost};
-use xenmap::{ForeignMapping, Gfn, GuestKind, Protection, Resource};
+use xenmap::{Access, ForeignMapping, Gfn, GuestKind, Protection, Resource};
 
 const PAGE_SIZES: [usize; 3] = [FRAME, 4 * FRAME, 16 * FRAME];
 

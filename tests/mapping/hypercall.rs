@@ -1,6 +1,6 @@
 //! Hypercalls and their buffers.
 
-use crate::common::{ReadOnly, mock_with, on_each_host, on_each_host_with_pv_guests, with_each_guest};
+use crate::common::{ReadOnly, chain, mock_with, on_each_host, on_each_host_with_pv_guests, with_each_guest};
 use xenmap::mock::{Dom0, Fault, HostConfig};
 use xenmap::{Error, Gfn, GuestKind, HostKind};
 
@@ -12,9 +12,9 @@ fn current_reservation_counts_frames_until_the_domain_is_gone() {
         guest.destroy();
         let error = memory.current_reservation(guest.domid()).unwrap_err();
         assert_eq!(
-            error.to_string(),
+            chain(&error),
             format!(
-                "XENMEM_current_reservation for domain {} failed: No such process (os error 3) (no such domain)",
+                "XENMEM_current_reservation for domain {} failed (no such domain): No such process (os error 3)",
                 guest.domid()
             )
         );

@@ -3,9 +3,15 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../cache/buckets.rs"]
+mod buckets;
+mod memory;
+
 mod access;
 mod arm;
 mod failures;
+mod handle;
 mod hypercall;
 mod map_batch;
 mod map_partial;
@@ -15,4 +21,6 @@ mod paged_out;
 mod prior_art;
 mod resource;
 mod restrict;
+#[cfg(feature = "zerocopy")]
+mod structures;
 mod unmap;

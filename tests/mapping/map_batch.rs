@@ -4,7 +4,7 @@ use crate::common::{
     FRAME, Guest, Host, ReadOnly, ReadWrite, failures, number, numbers, on_each_host, on_each_host_with_pv_guests,
     with_each_guest,
 };
-use xenmap::{Domid, Error, ForeignMapping, Gfn, GuestKind, HostKind, InvalidNumber};
+use xenmap::{Access, Domid, Error, ForeignMapping, Gfn, GuestKind, HostKind, InvalidNumber};
 
 #[test]
 fn frames_are_mapped_in_the_order_given() {

@@ -10,7 +10,7 @@ use crate::common::expected::HoleRead;
 use crate::common::{
     FRAME, Guest, Host, ReadOnly, ReadWrite, in_a_process_of_its_own, its_task, on_each_host, with_each_guest,
 };
-use xenmap::{Error, ForeignMapping, GuestKind};
+use xenmap::{Access, Error, ForeignMapping, GuestKind};
 
 /// Frames 0 to 7, of which 2, 3 and 6 are holes.
 fn with_holes(host: &Host, guest: &Guest) -> ForeignMapping {
@@ -51,7 +51,7 @@ fn access_that_touches_a_hole_is_an_error_that_names_it() {
         assert_eq!(hole(view.write(4 * FRAME - 1, 0_u16)), (4 * FRAME - 1, 3));
         assert_eq!(hole(view.read_bytes(0, &mut vec![0; 8 * FRAME])), (0, 2));
         assert_eq!(hole(view.fill(FRAME, 2 * FRAME, 0)), (FRAME, 2));
-        assert_eq!(hole(view.compare(FRAME, &vec![0; 2 * FRAME]).map(drop)), (FRAME, 2));
+        assert_eq!(hole(view.eq_bytes(FRAME, &vec![0; 2 * FRAME]).map(drop)), (FRAME, 2));
         assert_eq!(hole(view.write_bytes(6 * FRAME + 100, &[1])), (6 * FRAME + 100, 6));
         assert_eq!(hole(view.fetch_add(6 * FRAME, 1_u32).map(drop)), (6 * FRAME, 6));
         // A narrower view knows the holes by their place in the mapping.

@@ -7,7 +7,7 @@ use crate::common::{
     FRAME, ReadOnly, ReadWrite, ThenChild, alone, in_child, mock, mock_with, on_each_host, with_each_guest,
 };
 use xenmap::mock::{Dom0, MockDomain, MockHost};
-use xenmap::{Domid, ForeignMapping, Gfn, GuestKind};
+use xenmap::{Access, Domid, ForeignMapping, Gfn, GuestKind};
 
 fn mapped(dom0: Dom0, frames: usize) -> (MockHost, MockDomain, std::mem::ManuallyDrop<ForeignMapping>) {
     let host = mock(dom0);

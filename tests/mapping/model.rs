@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::common::{FRAME, Guest, Host, ReadOnly, ReadWrite, on_each_host};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use xenmap::{ForeignMapping, Protection};
+use xenmap::{Access, ForeignMapping, Protection};
 
 const FRAMES: usize = 12;
 

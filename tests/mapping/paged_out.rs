@@ -5,8 +5,8 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{ReadOnly, failures, mock_with, mock_with_pages, numbers};
-use xenmap::GuestKind;
 use xenmap::mock::{Dom0, Fault, HostConfig, Hypercalls, MockDomain, MockHost};
+use xenmap::{Access, GuestKind};
 
 fn host(dom0: Dom0, kernel: (u16, u16)) -> MockHost {
     let mut config = HostConfig::default();

@@ -8,7 +8,7 @@ use crate::common::{
 };
 use xenmap::mock::{Dom0, Fault};
 use xenmap::{
-    Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HypercallBuffer, InvalidNumber, Resource,
+    Access, Domid, Error, ForeignMapping, ForeignMemory, Gfn, GuestKind, HypercallBuffer, InvalidNumber, Resource,
     ResourceMapping, View, leaked_mappings,
 };
 

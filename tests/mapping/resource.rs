@@ -4,7 +4,7 @@
 
 use crate::common::{FRAME, Guest, Host, ReadOnly, ReadWrite, mock_with, with_each_guest};
 use xenmap::mock::HostConfig;
-use xenmap::{Error, GuestKind, Resource};
+use xenmap::{Access, Error, GuestKind, Resource};
 
 /// Gives a guest of the mock what every guest of Xen has.
 fn with_grant_table(test: impl Fn(&Host, Guest)) {

@@ -2,7 +2,7 @@
 
 use crate::common::{ReadOnly, failures, mock_with, with_each_guest};
 use xenmap::mock::HostConfig;
-use xenmap::{Error, Guest, GuestKind, Resource};
+use xenmap::{Access, Error, Guest, GuestKind, Resource};
 
 #[test]
 fn restricted_handle_maps_its_own_domain_only() {

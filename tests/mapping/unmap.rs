@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "system calls behind the library's back")]
 
 use crate::common::{FRAME, ReadOnly, ReadWrite, ThenChild, alone, in_child, numbers, on_each_host, with_each_guest};
-use xenmap::GuestKind;
+use xenmap::{Access, GuestKind};
 
 #[test]
 fn drop_gives_the_references_back() {

@@ -41,7 +41,7 @@ prepare_capi() {
     (cd "$overlay" && sha256sum "$library") >"$overlay/lab/library.sha256"
     write_probes >"$overlay/lab/probes"
     build_stub "$overlay/lab/stub"
-    for source in "$root"/tests/capi/xen_*.c; do compile "$source" "$overlay/tests/$(basename "$source" .c)"; done
+    for source in "$root"/capi/tests/xen_*.c; do compile "$source" "$overlay/tests/$(basename "$source" .c)"; done
 }
 
 # For the kernel's uprobe_events: probes on the returns of what opens and what maps, with what it returned.

@@ -4,8 +4,6 @@ use std::process::Command;
 
 use super::super::{xenforeignmemory_map_resource, xenforeignmemory_unmap, xenforeignmemory_unmap_resource};
 use super::*;
-use crate::backend::Unmapper;
-use crate::mapping::region::{Region, Reservation, leaked_mappings};
 
 /// An address where nothing is, far from where the kernel puts what may be anywhere.
 const FREE: usize = 0x1000_0000_0000;
@@ -93,7 +91,7 @@ fn alone(name: &str, test: impl FnOnce()) {
         return test();
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let name = format!("capi::tests::places::{name}");
+    let name = format!("tests::places::{name}");
     let output = command.args(["--exact", &name, "--nocapture"]).env(VARIABLE, "1").output().unwrap();
     let shown = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success() && shown.contains("1 passed"), "{}: {shown}", output.status);
@@ -277,7 +275,7 @@ fn resource_is_mapped_near_any_address_by_posix_flags_only() {
 fn nothing_is_asked_of_the_kernel_to_map_at_null() {
     let (_host, _guest, handle, log) = host_that_logs(HostConfig::default());
     for mode in [Mode::Over, Mode::NotOver, Mode::Both] {
-        let place = crate::backend::Place::requested(0, mode.flags());
+        let place = map::Place::requested(0, mode.flags());
         let request =
             Request { dom: 1, place, prot: libc::PROT_READ, pages: 1, arr: [1].as_ptr(), err: ptr::null_mut() };
 
@@ -286,27 +284,4 @@ fn nothing_is_asked_of_the_kernel_to_map_at_null() {
 
         assert_eq!(log.all(), [""; 0], "{mode:?}");
     }
-}
-
-#[test]
-fn range_that_is_free_after_a_failed_retry_stays_reserved_and_is_no_leak() {
-    alone("range_that_is_free_after_a_failed_retry_stays_reserved_and_is_no_leak", || {
-        for is_callers in [true, false] {
-            let range = NonNull::new(ptr::with_exposed_provenance_mut(FREE)).unwrap();
-            Reservation::at(range, PAGES * FRAME_SIZE).unwrap().keep();
-            // SAFETY: the test's own memory, which nobody else unmaps but `free`.
-            let mut region = unsafe { Region::new(range, PAGES * FRAME_SIZE, PAGES * FRAME_SIZE, Unmapper::Kernel) };
-            if is_callers {
-                region.keep_addresses();
-            }
-            // As a kernel leaves it that ran out of memory after it had unmapped what was to be replaced.
-            free(FREE);
-
-            region.abandon(0);
-
-            assert_eq!(Maps::now().access_at(FREE), is_callers.then_some("---p"));
-            assert_eq!(leaked_mappings(), 0);
-            free(FREE);
-        }
-    });
 }

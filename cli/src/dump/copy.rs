@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use xenmap::{FRAME_SIZE, ForeignMapping, Guest};
+use xenmap::{Access, FRAME_SIZE, ForeignMapping, Guest};
 
 use super::layout::{FRAME, Part, check_range};
 use super::sink::Sink;

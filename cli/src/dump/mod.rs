@@ -24,6 +24,7 @@ use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, NumberRang
 
 use crate::Result;
 use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
+use crate::chain::chain;
 use crate::map::scan;
 use crate::progress::Progress;
 use copy::{Lost, Tally, copy_part};
@@ -53,7 +54,7 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<bo
         }
     };
     let (tally, written, complete) =
-        interrupts.unless_one_comes(|| dump.write_all().map_err(|e| e.to_string()), undo)??;
+        interrupts.unless_one_comes(|| dump.write_all().map_err(|e| chain(&*e)), undo)??;
     drop(paused);
     if let Some(output) = output {
         output.finish()?;
@@ -197,7 +198,7 @@ impl Dump<'_> {
             let file = OpenOptions::new().write(true).open(&file)?;
             copy_all(self.guest, &parts, find_notes, &mut SparseFile { file, name }, copied, drop)
         };
-        Ok(parallel::copy_shares(layout, |parts| copy_share(parts).map_err(|e| e.to_string()))?)
+        Ok(parallel::copy_shares(layout, |parts| copy_share(parts).map_err(|e| chain(&*e)))?)
     }
 
     fn copy_alone(&self, layout: &Layout, sink: &mut dyn Sink, copied: impl Fn(&Tally)) -> Result<Tally> {

@@ -5,10 +5,11 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use xenmap::View;
+use xenmap::{Access, View};
 use zstd::stream::write::Encoder;
 
 use crate::Result;
+use crate::chain::chain;
 
 /// Takes the bytes of a dump; those that it is not given are zero.
 pub(crate) trait Sink {
@@ -191,6 +192,6 @@ fn file_size_limit() -> io::Result<Option<u64>> {
     Ok(line.and_then(|line| line.split_whitespace().next()?.parse().ok()))
 }
 
-fn cannot_write(name: &str, error: &dyn std::error::Error) -> String {
-    format!("cannot write {name}: {error}")
+fn cannot_write(name: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    format!("cannot write {name}: {}", chain(error))
 }

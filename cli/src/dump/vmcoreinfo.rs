@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
-use xenmap::{FRAME_SIZE, Guest, PageTables, View};
+use xenmap::{Access, FRAME_SIZE, Guest, PageTables, View};
 
 /// Header and name: three words, "VMCOREINFO" with its NUL, and a byte to align what follows.
 const HEADER: usize = 24;

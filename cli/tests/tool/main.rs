@@ -11,6 +11,8 @@ mod called;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/canvas.rs"]
 mod canvas;
+#[path = "../../src/chain.rs"]
+mod chain;
 #[path = "../../src/domains.rs"]
 mod domains;
 #[expect(dead_code, reason = "parts of it are used")]

@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::Guest;
 use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
+use crate::mapping::Access;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
 pub use x86::PagingMode;
 
@@ -17,7 +18,7 @@ const ENTRY_BYTES: u64 = 8;
 const NO_SUCH_PAGE: &str = "an entry says that it is a page, but there are none of that size";
 
 /// The page tables of an address space of a guest, by what the registers of its processor hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PageTables {
     /// Those of an x86 guest.

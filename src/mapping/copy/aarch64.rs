@@ -168,7 +168,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
 
 /// The suffix of the instruction says how many bytes it accesses, and the modifier which half of a register it uses.
 ///
-/// The barrier behind each atomic operation keeps later loads behind it, since `View::load` is a plain one.
+/// The barrier behind each atomic operation keeps later loads behind it, since `Access::load` is a plain one.
 macro_rules! word {
     ($type:ty, $suffix:literal, $modifier:literal) => {
         impl crate::mapping::copy::sealed::Word for $type {

@@ -33,16 +33,6 @@ macro_rules! bits {
             }
             Self::from_ne_bytes(bytes)
         }
-
-        fn from_bytes(bytes: &[u8]) -> Self {
-            let mut all = [0; size_of::<Self>()];
-            all.copy_from_slice(bytes);
-            Self::from_ne_bytes(all)
-        }
-
-        fn to_bytes(self) -> impl AsRef<[u8]> {
-            self.to_ne_bytes()
-        }
     };
 }
 
@@ -144,11 +134,5 @@ pub(crate) mod sealed {
 
         /// The low bits of a number.
         fn from_bits(bits: u64) -> Self;
-
-        /// In native byte order; `bytes` are as many as it has.
-        fn from_bytes(bytes: &[u8]) -> Self;
-
-        /// In native byte order.
-        fn to_bytes(self) -> impl AsRef<[u8]>;
     }
 }

@@ -331,7 +331,8 @@ fn bad_input_is_told_in_one_line() {
 fn domain_that_cannot_be_had_is_told_in_one_line() {
     let devices = ["/dev/xen/privcmd", "/proc/xen/privcmd"];
     let is_xen = devices.iter().any(|path| Path::new(path).exists());
-    let expected = "privcmd: No such file or directory (os error 2) (not on xen";
+    let expected =
+        "privcmd (not on xen, or the module xen-privcmd is not loaded): No such file or directory (os error 2)";
     // The second is no number, so it may be larger than a domain's.
     for domain in ["31000", "name:70000"] {
         let output = run(["--domain", domain, "info"]);

@@ -1,10 +1,14 @@
 //! What can go wrong, and what the person can do about it.
 
-use std::fmt;
+mod frames;
+mod text;
+
 use std::io;
 use std::path::PathBuf;
 
-use crate::types::{Domid, Gfn, InvalidNumber, MAX_FRAMES};
+pub use frames::{FrameError, FrameErrors};
+
+use crate::types::{Domid, InvalidNumber};
 
 /// [`std::result::Result`] with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -208,98 +212,6 @@ pub enum Error {
     },
 }
 
-/// One frame that could not be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct FrameError {
-    /// Its place in the batch.
-    pub index: usize,
-    /// Its number.
-    pub gfn: Gfn,
-    /// Why, as an errno of Linux (positive).
-    pub errno: i32,
-}
-
-impl FrameError {
-    /// What became of a frame: its place in a batch, its number, and an errno of Linux (positive).
-    #[must_use]
-    pub const fn new(index: usize, gfn: Gfn, errno: i32) -> FrameError {
-        FrameError { index, gfn, errno }
-    }
-
-    /// What the errno means for a frame.
-    #[must_use]
-    pub fn reason(&self) -> String {
-        reason(self.errno)
-    }
-}
-
-/// What an errno means for a frame, as Linux's privcmd.c has it from Xen's `mod_l1_entry` (PV) and `p2m_add_foreign`
-/// (auto-translated).
-fn reason(errno: i32) -> String {
-    let reason = match errno {
-        libc::EINVAL => "no RAM there",
-        libc::ENOENT => "paged out, and not back in time",
-        libc::EPERM => "not the domain's own frame, or no privilege over the domain",
-        libc::EBUSY => "owned by another domain, or in use as a page table: map it read-only",
-        libc::ESRCH => "no such domain",
-        errno => return io::Error::from_raw_os_error(errno).to_string(),
-    };
-    reason.to_owned()
-}
-
-impl fmt::Display for FrameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "frame {} (index {}): {}", self.gfn, self.index, self.reason())
-    }
-}
-
-impl std::error::Error for FrameError {}
-
-/// The frames of a batch that could not be mapped, in the order of the batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrameErrors {
-    pub(crate) domid: Domid,
-    pub(crate) requested: usize,
-    pub(crate) failed: Vec<FrameError>,
-}
-
-impl FrameErrors {
-    /// The domain.
-    #[must_use]
-    pub fn domid(&self) -> Domid {
-        self.domid
-    }
-
-    /// How many frames the batch had.
-    #[must_use]
-    pub fn requested(&self) -> usize {
-        self.requested
-    }
-
-    /// The frames that failed: at least one.
-    #[must_use]
-    pub fn failed(&self) -> &[FrameError] {
-        &self.failed
-    }
-}
-
-impl fmt::Display for FrameErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (failed, of) = (self.failed.len(), self.requested);
-        if failed == of && self.failed.iter().all(|e| e.errno == libc::ESRCH) {
-            return write!(f, "no such domain: {}", self.domid);
-        }
-        write!(f, "{failed} of {of} frames of domain {} cannot be mapped", self.domid)?;
-        if let Some(first) = self.failed.first() {
-            write!(f, ", the first: {first}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for FrameErrors {}
-
 impl Error {
     /// The errno of Linux (positive) that says best what happened, for callers that speak C.
     #[must_use]
@@ -332,170 +244,6 @@ impl Error {
             | Error::Transfer { source, .. } => Some(source),
             _ => None,
         }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Open { path, source } => write!(f, "cannot open {}{}", path.display(), open_hint(source)),
-            Error::Restrict { domid, source } => {
-                write!(f, "cannot restrict the handle to domain {domid}{}", restrict_hint(source))
-            }
-            Error::Reserve { bytes, source } => {
-                write!(f, "no address range of {bytes} bytes for a mapping{}", reserve_hint(source))
-            }
-            Error::MapBatch { domid, frames, source } => {
-                write!(f, "cannot map {frames} frames of domain {domid}{}", map_batch_hint(source))
-            }
-            Error::Frames(errors) => errors.fmt(f),
-            Error::Resource { domid, source } => {
-                write!(f, "cannot map the resource of domain {domid}{}", resource_hint(source))
-            }
-            Error::ResourceSize { domid, source } => {
-                write!(f, "cannot learn the size of the resource of domain {domid}{}", resource_size_hint(source))
-            }
-            Error::Hypercall { name, domid, source } => {
-                write!(f, "{name}")?;
-                if let Some(domid) = domid {
-                    write!(f, " for domain {domid}")?;
-                }
-                write!(f, " failed{}", hypercall_hint(name, source))
-            }
-            Error::HypercallBuffer { bytes, .. } => write!(f, "cannot get {bytes} bytes of memory for a hypercall"),
-            Error::GuestAddress { domid, address, errno } => {
-                write!(f, "cannot access domain {domid} at {address:#x}: {}", reason(*errno))
-            }
-            Error::Translation { address, reason } => write!(f, "virtual address {address:#x}: {reason}"),
-            Error::Paging { domid, vcpu, reason } => {
-                write!(f, "no page tables of vcpu {vcpu} of domain {domid}: {reason}")
-            }
-            Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
-            Error::PopulateOnDemand { domid, unpopulated, pool } => write!(
-                f,
-                "domain {domid} is populated on demand, and touching all of its memory would crash it ({unpopulated} \
-                 frames have no memory yet, and {pool} are set aside): wait until its balloon driver has started"
-            ),
-            Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
-            Error::AmbiguousName { name, domids } => {
-                write!(f, "{} domains are called {name:?}: {}", domids.len(), numbers(domids))?;
-                f.write_str("; choose one by its number")
-            }
-            Error::InvalidNumber(number) => number.fmt(f),
-            Error::XenIsReadOnly => f.write_str("frames of xen itself can only be mapped read-only"),
-            Error::Empty => f.write_str("a mapping has at least one frame"),
-            Error::TooManyFrames { frames } => {
-                write!(f, "{frames} frames do not fit into one mapping: the most is {MAX_FRAMES}")
-            }
-            Error::ResourceFrames { frames, page_size } => write!(
-                f,
-                "{frames} frames of a resource cannot be mapped by a kernel with pages of {page_size} bytes: \
-                 map them one by one"
-            ),
-            Error::OutOfBounds { offset, len, size } => {
-                write!(f, "{len} bytes at offset {offset:#x} reach past the end ({size} bytes)")
-            }
-            Error::Misaligned { offset, align } => {
-                write!(f, "an atomic access of {align} bytes cannot be at offset {offset:#x}: align it")
-            }
-            Error::ReadOnly { offset } => {
-                write!(f, "cannot write at offset {offset:#x}: map with Protection::ReadWrite")
-            }
-            Error::Hole { offset, .. } => write!(f, "access at offset {offset:#x} reaches what is not mapped"),
-            Error::Transfer { done, source } => write!(f, "stopped after {done} bytes{}", transfer_hint(source)),
-        }
-    }
-}
-
-fn numbers(domids: &[Domid]) -> String {
-    let numbers: Vec<String> = domids.iter().map(Domid::to_string).collect();
-    numbers.join(", ")
-}
-
-fn open_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOENT) => " (not on xen, or the module xen-privcmd is not loaded)",
-        Some(libc::ENODEV | libc::ENXIO) => " (not on xen)",
-        Some(libc::EACCES | libc::EPERM) => " (only root may by default: see the device's mode)",
-        _ => "",
-    }
-}
-
-fn restrict_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EINVAL) => " (it is restricted to another domain already, or this is older than linux 4.11)",
-        Some(libc::ENOTTY) => " (needs linux 4.11)",
-        _ => "",
-    }
-}
-
-fn reserve_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOMEM) => " (see vm.max_map_count and ulimit -v)",
-        Some(libc::EACCES) => " (the device was opened read-only)",
-        _ => "",
-    }
-}
-
-fn map_batch_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EINVAL) => " (is linux older than 3.8?)",
-        Some(libc::ENOTTY) => " (this is no privcmd device)",
-        _ => hint(source),
-    }
-}
-
-fn transfer_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EFAULT) => " (a mapping cannot be used with O_DIRECT)",
-        _ => "",
-    }
-}
-
-fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
-    let is_about_a_vcpu = matches!(name, "XEN_DOMCTL_getvcpucontext" | "XEN_DOMCTL_gethvmcontext_partial");
-    match source.raw_os_error() {
-        Some(libc::ESRCH) => " (no such domain)",
-        Some(libc::EPERM) if name == "XENMEM_get_pod_target" => {
-            " (only a control domain may ask, through a handle that is not restricted; scan_populating does not ask)"
-        }
-        Some(libc::EPERM) => " (no privilege, or the handle is restricted)",
-        Some(libc::EACCES) if name.starts_with("XEN_DOMCTL_") || name.starts_with("XEN_SYSCTL_") => {
-            " (this xen's toolstack interface is of a version that is not known here, or its policy forbids it)"
-        }
-        Some(libc::ENOENT | libc::EINVAL | libc::ENODATA) if is_about_a_vcpu => " (no such vcpu, or it is not up)",
-        _ => "",
-    }
-}
-
-fn resource_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOTTY) => " (needs linux 4.18)",
-        Some(libc::EINVAL) => " (no such resource, or not so many frames in it)",
-        Some(libc::ESRCH) => " (no such domain)",
-        Some(libc::EOPNOTSUPP) => " (this xen does not have it)",
-        _ => hint(source),
-    }
-}
-
-fn resource_size_hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::ENOTTY) => " (needs linux 5.12)",
-        Some(libc::EINVAL) => " (no such resource, or this is older than linux 5.12)",
-        Some(libc::EOPNOTSUPP) => " (needs xen 4.15, or this xen does not have the resource)",
-        _ => resource_hint(source),
-    }
-}
-
-/// What to do about an errno that any mapping call may give.
-fn hint(source: &io::Error) -> &'static str {
-    match source.raw_os_error() {
-        Some(libc::EPERM) => " (the handle is restricted to another domain, or no privilege)",
-        Some(libc::ENOMEM) => {
-            " (out of memory, this domain's or Xen's, of addresses or mappings; each mapped frame may take a page of \
-             this domain's: map less at a time)"
-        }
-        _ => "",
     }
 }
 
@@ -536,6 +284,16 @@ impl From<Error> for io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::Gfn;
+
+    #[test]
+    fn errors_go_to_other_threads() {
+        fn can_be_sent<T: std::error::Error + Send + Sync + 'static>(_: T) {}
+
+        can_be_sent(Error::Empty);
+        can_be_sent(InvalidNumber::Text);
+        can_be_sent(FrameError::new(0, Gfn::MAX, libc::EINVAL));
+    }
 
     #[test]
     fn io_error_has_the_kind_of_the_source_or_of_the_errno() {

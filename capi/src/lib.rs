@@ -1,8 +1,8 @@
-//! The C interface of libxenforeignmemory 1.4, so that programs made for it run on this crate.
+//! The C interface of libxenforeignmemory 1.4, so that programs made for it run on xenmap.
 //!
 //! What the functions do, their arguments, results and errno are those of xenforeignmemory.h. Where that library cuts
 //! numbers off, waits for ever, or leaves a hole, these do not: the README says where. `capi/install` makes the
-//! library.
+//! library: what is in libxentoolcore and libxentoollog is linked only then.
 //!
 //! Nothing here unwinds into C, or from C: a panic, which would be a bug, is an error with errno `ENOTRECOVERABLE`,
 //! and a thread is not cancelled in the middle of a call.
@@ -21,9 +21,8 @@ use std::ffi::{c_int, c_uint, c_ulong, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 
-use crate::backend::Place;
 use handle::Handle;
-use map::{MappedResource, Request};
+use map::{MappedResource, Place, Request};
 use xentool::XentoollogLogger;
 
 /// A number of Linux, which C finds in errno.
