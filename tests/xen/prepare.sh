@@ -23,12 +23,13 @@ build_programs() {
         return
     fi
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    cargo_build build --release --target "$triple" -p xenmap -p xenmap-cli --bin xenmap --example soak
+    # With all features, as the tests below are: so the library is built once.
+    cargo_build build --release --target "$triple" --all-features -p xenmap -p xenmap-cli --bin xenmap --example soak
     for file in xenmap examples/soak; do
         "${cross}strip" -o "$work/overlay/tests/${file##*/}" "$lab/cargo/$triple/release/$file"
     done
     [[ $lane == contract ]] || return 0
-    cargo_build test --no-run --release --target "$triple" --tests --features vm-memory
+    cargo_build test --no-run --release --target "$triple" --tests --all-features
     # Cargo's own list of what it has built: no leftovers of older builds.
     mkdir -p "$work/suite"
     while read -r file binary; do
