@@ -347,10 +347,7 @@ fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
 
 /// A file that nobody else has.
 fn tempfile() -> std::fs::File {
-    let name = std::env::temp_dir().join(format!("xenmap-access-{}", std::process::id()));
-    let file = std::fs::OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&name).unwrap();
-    std::fs::remove_file(name).unwrap();
-    file
+    nix::sys::memfd::memfd_create(c"xenmap-test", nix::sys::memfd::MFdFlags::empty()).unwrap().into()
 }
 
 #[test]
