@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use xenmap::{Error, FRAME_SIZE, ForeignMemory, Gfn, Protection, raw};
 
 use crate::Errno;
-use crate::handle::Handle;
+use crate::handle::{Handle, chain};
 
 /// What of mmap(2)'s flags a mapping of a resource may have. It is shared in any case.
 const RESOURCE_FLAGS: c_int = libc::MAP_SHARED | libc::MAP_PRIVATE;
@@ -99,7 +99,7 @@ fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, 
     let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr)).filter(|_| may_be_gone);
     match addr.map(|addr| raw::reserve_at(memory, addr, pages)) {
         Some(Err(e)) if e.raw_os_error() != Some(libc::EEXIST) => {
-            handle.log(&format!("{error}; nor can its addresses be reserved: {e}"));
+            handle.log(&format!("{}; nor can its addresses be reserved: {e}", chain(error)));
             return error.errno();
         }
         _ => {}

@@ -53,8 +53,8 @@ fn reserved(pages: usize) -> NonNull<u8> {
 }
 
 /// What is logged when mmap(2) cannot map two frames.
-const NO_ADDRESSES: &str = "no address range of 8192 bytes for a mapping: Cannot allocate memory (os error 12) (see \
-                            vm.max_map_count and ulimit -v)";
+const NO_ADDRESSES: &str = "no address range of 8192 bytes for a mapping (see vm.max_map_count and ulimit -v): Cannot \
+                            allocate memory (os error 12)";
 
 /// How the kernel lists what is at an address: the permissions, and the file.
 fn listed(addr: NonNull<u8>) -> Option<String> {
@@ -155,7 +155,7 @@ fn range_that_cannot_be_reserved_is_a_part_of_the_one_message() {
     assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
 
     let [message] = &log.all()[..] else { panic!("{:?}", log.all()) };
-    assert!(message.starts_with("no address range of 8192 bytes for a mapping: Cannot allocate memory"), "{message}");
+    assert!(message.starts_with(NO_ADDRESSES), "{message}");
     assert!(message.contains("; nor can its addresses be reserved: Cannot allocate memory"), "{message}");
 }
 
