@@ -6,34 +6,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::common::{FRAME, Guest as TestGuest, Host, MOCKS, ReadOnly, mock, mock_with_pages, on_each_host, pfns};
+use crate::common::{FRAME, MOCKS, ReadOnly, mock, mock_with_pages, on_each_host, pfns};
+use crate::hole::{HOLE, at, gfn, with_a_hole};
 use proptest::prelude::*;
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryError, Permissions, VolatileSlice};
 use xenmap::mock::{Dom0, Fault, MockDomain, MockHost};
 use xenmap::vm_memory::{CachedMemory, DirtySlice, PinnedMemory};
-use xenmap::{
-    CacheConfig, Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, InvalidNumber, MapCache, NumberRange, Pfn,
-};
-
-/// Where a hole is in the guests of these tests.
-const HOLE: u64 = 5;
-
-fn gfn(number: u64) -> Gfn {
-    Gfn::new(number).unwrap()
-}
-
-fn at(frame: u64, offset: usize) -> GuestAddress {
-    GuestAddress(frame * FRAME as u64 + offset as u64)
-}
-
-/// A guest of 16 frames, of which one is ballooned out.
-fn with_a_hole(host: &Host) -> TestGuest {
-    let guest = host.create(GuestKind::Hvm, 16);
-    guest.number_frames();
-    guest.balloon_out(gfn(HOLE));
-    guest
-}
+use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Guest, GuestKind, InvalidNumber, MapCache, NumberRange, Pfn};
 
 /// RAM of 16 frames through a cache with so many frames in a bucket, and a budget of so many buckets.
 fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -> CachedMemory {

@@ -4,5 +4,6 @@
 mod common;
 
 mod cached;
+mod hole;
 mod mapped;
 mod virtio_queue;

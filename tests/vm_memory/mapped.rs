@@ -5,32 +5,13 @@
 use std::sync::atomic::Ordering;
 
 use crate::common::{FRAME, Guest as TestGuest, Host, mock, on_each_host, pfns};
+use crate::hole::{at, gfn, with_a_hole};
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection,
-    MemoryRegionAddress,
+    Bytes, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, GuestRegionCollection, MemoryRegionAddress,
 };
 use xenmap::mock::Dom0;
 use xenmap::vm_memory::RamRegion;
-use xenmap::{Error, Gfn, Guest, GuestKind, NumberRange, Pfn};
-
-/// Where a hole is in the guests of these tests.
-const HOLE: u64 = 5;
-
-fn gfn(number: u64) -> Gfn {
-    Gfn::new(number).unwrap()
-}
-
-fn at(frame: u64, offset: usize) -> GuestAddress {
-    GuestAddress(frame * FRAME as u64 + offset as u64)
-}
-
-/// A guest of 16 frames, of which one is ballooned out.
-fn with_a_hole(host: &Host) -> TestGuest {
-    let guest = host.create(GuestKind::Hvm, 16);
-    guest.number_frames();
-    guest.balloon_out(gfn(HOLE));
-    guest
-}
+use xenmap::{Error, Guest, GuestKind, NumberRange, Pfn};
 
 fn map_all(host: &Host, guest: &TestGuest) -> GuestRegionCollection<RamRegion> {
     Guest::open(&host.open(), guest.domid()).unwrap().map_ram(&[0..8, 8..16].map(pfns)).unwrap()
