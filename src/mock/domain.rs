@@ -5,12 +5,15 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-use super::host::{MockHost, machine_frame};
+use super::config::Dom0;
+use super::machine::{Host, machine_frame};
 use super::state::{DOMID_COW, Domain, Frame, OWNER_OF_RESOURCES, State};
+use crate::abi;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
 
 /// A guest of a [`MockHost`].
@@ -22,12 +25,31 @@ use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
 /// wrong then.
 #[derive(Clone, Debug)]
 pub struct MockDomain {
-    pub(super) host: MockHost,
+    pub(super) host: Arc<Host>,
     domid: Domid,
 }
 
 impl MockDomain {
-    pub(super) fn new(host: MockHost, domid: Domid) -> MockDomain {
+    /// Creates a guest with the lowest free number and so many frames.
+    pub(super) fn create(host: &Arc<Host>, kind: GuestKind, frames: usize) -> MockDomain {
+        assert!(kind != GuestKind::Pv || host.config.dom0 != Dom0::Arm, "there are no PV guests on Arm");
+        let mut state = host.lock();
+        host.reclaim(&mut state);
+        let free = (1..abi::FIRST_RESERVED_DOMID).find(|id| !state.domains.contains_key(id));
+        let Some(domid) = free else { panic!("the mock has as many domains as there are numbers") };
+        let mut domain = Domain::new(kind);
+        if kind == GuestKind::Pv {
+            domain.shared_info = Some(host.lend(&mut state, domid));
+        }
+        state.domains.insert(domid, domain);
+        drop(state);
+        let Ok(domid) = Domid::new(domid) else { unreachable!("only unreserved numbers were tried") };
+        let guest = MockDomain::new(Arc::clone(host), domid);
+        guest.add_frames(frames);
+        guest
+    }
+
+    pub(super) fn new(host: Arc<Host>, domid: Domid) -> MockDomain {
         MockDomain { host, domid }
     }
 
@@ -54,8 +76,8 @@ impl MockDomain {
     /// As [`MockHost::references`].
     #[must_use]
     pub fn owned_frames(&self) -> Option<usize> {
-        let state = &mut self.host.0.lock();
-        self.host.0.reclaim(state);
+        let state = &mut self.host.lock();
+        self.host.reclaim(state);
         let owned = usize::try_from(state.owned_by(self.domid.get())).unwrap_or(usize::MAX);
         state.domains.contains_key(&self.domid.get()).then_some(owned)
     }
@@ -69,7 +91,7 @@ impl MockDomain {
     ///
     /// If it is gone.
     pub fn set_name(&self, name: &str) {
-        match self.host.0.lock().domains.get_mut(&self.domid.get()) {
+        match self.host.lock().domains.get_mut(&self.domid.get()) {
             Some(domain) => domain.name = Some(name.to_owned()),
             None => panic!("domain {} is gone", self.domid),
         }
@@ -123,8 +145,8 @@ impl MockDomain {
     pub fn add_frames(&self, count: usize) -> Vec<Gfn> {
         let pv_pages = self.with(|_, domain| domain.kind == GuestKind::Pv);
         if pv_pages {
-            let mut state = self.host.0.lock();
-            let pages = self.host.0.grow(&mut state, |state| state.allocate(self.domid.get(), count));
+            let mut state = self.host.lock();
+            let pages = self.host.grow(&mut state, |state| state.allocate(self.domid.get(), count));
             let domain = domain_in(&mut state, self.domid);
             let gfns = pages.into_iter().map(|page| {
                 let gfn = machine_frame(page);
@@ -145,8 +167,8 @@ impl MockDomain {
     ///
     /// If it has been destroyed, is a PV guest, has one of them already, or there is no memory.
     pub fn populate(&self, gfns: &[Gfn]) {
-        let mut state = self.host.0.lock();
-        let pages = self.host.0.grow(&mut state, |state| state.allocate(self.domid.get(), gfns.len()));
+        let mut state = self.host.lock();
+        let pages = self.host.grow(&mut state, |state| state.allocate(self.domid.get(), gfns.len()));
         let domain = domain_in(&mut state, self.domid);
         assert_ne!(domain.kind, GuestKind::Pv, "the frames of a PV guest are Xen's choice: use add_frames");
         for (gfn, page) in gfns.iter().zip(pages) {
@@ -164,7 +186,7 @@ impl MockDomain {
     pub fn balloon_out(&self, gfn: Gfn) {
         let is_untouched = |domain: &Domain| domain.frames.get(&gfn.get()).is_some_and(Frame::is_untouched);
         let page = if self.with(|_, domain| is_untouched(domain)) { None } else { Some(self.page(gfn)) };
-        let state = &mut self.host.0.lock();
+        let state = &mut self.host.lock();
         let State { pages, domains, .. } = &mut **state;
         let domain = alive(domains, self.domid);
         domain.frames.remove(&gfn.get());
@@ -173,7 +195,7 @@ impl MockDomain {
             // Xen keeps the memory, zeroed, while there are frames that may need it (`p2m_pod_decrease_reservation`).
             Some(page) if domain.pool.len() < unpopulated => {
                 domain.pool.push(page);
-                let cleared = self.host.0.ram.write(page * FRAME_SIZE, &[0; FRAME_SIZE]);
+                let cleared = self.host.ram.write(page * FRAME_SIZE, &[0; FRAME_SIZE]);
                 cleared.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
             }
             Some(page) if pages[page].owner == Some(DOMID_COW) => state.release_unused_shares(),
@@ -199,16 +221,16 @@ impl MockDomain {
     pub fn page_out(&self, gfn: Gfn, asks: u32) -> io::Result<()> {
         let page = self.page(gfn);
         let mut content = vec![0; FRAME_SIZE];
-        self.host.0.ram.read(page * FRAME_SIZE, &mut content)?;
-        let state = &mut self.host.0.lock();
-        if self.host.0.reclaim(state).of(page) != 0 {
+        self.host.ram.read(page * FRAME_SIZE, &mut content)?;
+        let state = &mut self.host.lock();
+        if self.host.reclaim(state).of(page) != 0 {
             return Err(io::Error::from_raw_os_error(libc::EBUSY));
         }
         let domain = domain_in(state, self.domid);
         assert_ne!(domain.kind, GuestKind::Pv, "frames of PV guests are not paged out");
         domain.frames.insert(gfn.get(), Frame::PagedOut(content, asks));
         state.pages[page].allocated = false;
-        self.host.0.reclaim(state);
+        self.host.reclaim(state);
         Ok(())
     }
 
@@ -229,8 +251,8 @@ impl MockDomain {
     ///
     /// If it has been destroyed, is a PV guest, or there is no memory.
     pub fn lend(&self, gfn: Gfn) {
-        let mut state = self.host.0.lock();
-        let page = self.host.0.lend(&mut state, self.domid.get());
+        let mut state = self.host.lock();
+        let page = self.host.lend(&mut state, self.domid.get());
         let State { pages, domains, .. } = &mut *state;
         let domain = alive(domains, self.domid);
         assert_ne!(domain.kind, GuestKind::Pv, "frames of Xen's are not among those of a PV guest");
@@ -251,10 +273,10 @@ impl MockDomain {
     /// If it does not have the frame, or is no PV guest.
     pub fn pin_page_table(&self, gfn: Gfn) -> io::Result<()> {
         let page = self.page(gfn);
-        let state = &mut self.host.0.lock();
+        let state = &mut self.host.lock();
         assert_eq!(domain_in(state, self.domid).kind, GuestKind::Pv, "only a PV guest pins page tables");
-        let references = self.host.0.reclaim(state);
-        if self.host.0.config.dom0 == super::Dom0::Pv && references.writable(page) != 0 {
+        let references = self.host.reclaim(state);
+        if self.host.config.dom0 == Dom0::Pv && references.writable(page) != 0 {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         state.pages[page].pinned = true;
@@ -268,7 +290,7 @@ impl MockDomain {
     /// If it does not have the frame.
     pub fn unpin_page_table(&self, gfn: Gfn) {
         let page = self.page(gfn);
-        self.host.0.lock().pages[page].pinned = false;
+        self.host.lock().pages[page].pinned = false;
     }
 
     /// Gives it a resource of so many frames, all zero, and forgets what was there before.
@@ -277,8 +299,8 @@ impl MockDomain {
     ///
     /// If it has been destroyed, or there is no memory.
     pub fn add_resource(&self, resource: crate::handle::Resource, frames: usize) {
-        let mut state = self.host.0.lock();
-        let pages = self.host.0.grow(&mut state, |state| state.allocate(OWNER_OF_RESOURCES, frames));
+        let mut state = self.host.lock();
+        let pages = self.host.grow(&mut state, |state| state.allocate(OWNER_OF_RESOURCES, frames));
         let before = domain_in(&mut state, self.domid).resources.insert(resource.type_and_id(), pages);
         for page in before.into_iter().flatten() {
             state.pages[page].allocated = false;
@@ -291,7 +313,7 @@ impl MockDomain {
     ///
     /// If it has been destroyed already.
     pub fn destroy(&self) {
-        let state = &mut self.host.0.lock();
+        let state = &mut self.host.lock();
         let domain = domain_in(state, self.domid);
         domain.dying = true;
         domain.name = None;
@@ -303,7 +325,7 @@ impl MockDomain {
             state.pages[page].allocated = false;
         }
         state.release_unused_shares();
-        self.host.0.reclaim(state);
+        self.host.reclaim(state);
     }
 
     /// Writes as the guest does, from an offset into a frame on, into that frame and those that follow it.
@@ -315,8 +337,8 @@ impl MockDomain {
         let mut rest = bytes;
         for (at, len) in pieces(gfn, offset, bytes.len()) {
             let (piece, more) = rest.split_at(len);
-            self.host.touch(self, at.0, true);
-            let written = self.host.0.ram.write(self.page(at.0) * FRAME_SIZE + at.1, piece);
+            self.touch(at.0, true);
+            let written = self.host.ram.write(self.page(at.0) * FRAME_SIZE + at.1, piece);
             written.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
             rest = more;
         }
@@ -333,7 +355,7 @@ impl MockDomain {
         let mut rest = bytes.as_mut_slice();
         for (at, len) in pieces(gfn, offset, len) {
             let (piece, more) = rest.split_at_mut(len);
-            let read = self.host.0.ram.read(self.page(at.0) * FRAME_SIZE + at.1, piece);
+            let read = self.host.ram.read(self.page(at.0) * FRAME_SIZE + at.1, piece);
             read.unwrap_or_else(|e| panic!("the mock cannot read its memory: {e}"));
             rest = more;
         }
@@ -363,13 +385,13 @@ impl MockDomain {
     }
 
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut [super::state::Page], &mut Domain) -> T) -> T {
-        let State { pages, domains, .. } = &mut *self.host.0.lock();
+        let State { pages, domains, .. } = &mut *self.host.lock();
         f(pages, alive(domains, self.domid))
     }
 
     /// The page of a frame that it has and that is not paged out.
     pub(super) fn page(&self, gfn: Gfn) -> usize {
-        self.host.touch(self, gfn, false);
+        self.touch(gfn, false);
         let page = self.with(|_, domain| match domain.frames.get(&gfn.get()) {
             Some(Frame::Ram(page)) => Ok(*page),
             Some(Frame::PagedOut(..)) => Err("is paged out"),

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::config::Dom0;
 use super::fatal;
 use super::fault::{Fault, leave_numbers, without_page_table};
-use super::host::Host;
+use super::machine::Host;
 use super::memory::{MemoryFile, unmap};
 use super::pages::address;
 use super::state::{Frame, Pte, State, Vma};

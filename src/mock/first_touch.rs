@@ -2,7 +2,7 @@
 
 use super::config::Dom0;
 use super::domain::MockDomain;
-use super::host::{Host, MockHost};
+use super::machine::Host;
 use super::state::{DOMID_COW, Domain, Frame, State};
 use crate::types::{FRAME_SIZE, Gfn, GuestKind};
 
@@ -33,9 +33,9 @@ impl MockDomain {
     /// If it has been destroyed, is a PV guest, has one of the frames already, or there is no memory; or if the host is
     /// an Arm one.
     pub fn populate_on_demand(&self, gfns: &[Gfn], pool: usize) {
-        assert_ne!(self.host.dom0(), Dom0::Arm, "Xen has no populate-on-demand guests on Arm");
-        let mut state = self.host.0.lock();
-        let pages = self.host.0.grow(&mut state, |state| state.allocate(self.domid().get(), pool));
+        assert_ne!(self.host.config.dom0, Dom0::Arm, "Xen has no populate-on-demand guests on Arm");
+        let mut state = self.host.lock();
+        let pages = self.host.grow(&mut state, |state| state.allocate(self.domid().get(), pool));
         drop(state);
         self.with(|_, domain| {
             assert_ne!(domain.kind, GuestKind::Pv, "a PV guest is never populated on demand");
@@ -82,11 +82,11 @@ impl MockDomain {
     /// If it has been destroyed or is a PV guest, or there is no number left; or if the host is an Arm one.
     #[must_use]
     pub fn fork(&self) -> MockDomain {
-        assert_ne!(self.host.dom0(), Dom0::Arm, "Xen does not fork guests on Arm");
+        assert_ne!(self.host.config.dom0, Dom0::Arm, "Xen does not fork guests on Arm");
         let (kind, highest, gfns) =
             self.with(|_, domain| (domain.kind, domain.highest, domain.frames.keys().copied().collect::<Vec<u64>>()));
         assert_ne!(kind, GuestKind::Pv, "PV guests are not forked");
-        let fork = self.host.create_domain(kind, 0);
+        let fork = MockDomain::create(&self.host, kind, 0);
         fork.pause();
         fork.with(|_, domain| {
             (domain.highest, domain.is_lazy) = (highest, true);
@@ -95,13 +95,10 @@ impl MockDomain {
         });
         fork
     }
-}
 
-impl MockHost {
-    /// Fills in a frame of a guest that is used for the first time, as Xen does.
-    pub(super) fn touch(&self, domain: &MockDomain, gfn: Gfn, writes: bool) {
-        let state = &mut self.0.lock();
-        self.0.touch(state, domain.domid().get(), gfn.get(), writes);
+    /// Fills in a frame that is used for the first time, as Xen does.
+    pub(super) fn touch(&self, gfn: Gfn, writes: bool) {
+        self.host.touch(&mut self.host.lock(), self.domid().get(), gfn.get(), writes);
     }
 }
 

@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
-use super::host::Host;
 use super::hypercalls::{buffer, give};
+use super::machine::Host;
 use super::state::{Domain, Frame, Page, State};
 use crate::abi;
 

@@ -2,21 +2,18 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::config::{Dom0, HostConfig};
+use super::counts::Hypercalls;
 use super::domain::MockDomain;
 use super::driver::MockDevice;
 use super::fault::Fault;
-use super::hypercalls::Hypercalls;
-use super::memory::MemoryFile;
-use super::references::References;
-use super::state::{DOM0, Domain, FIRST_MFN, Frame, State};
-use crate::abi;
-use crate::backend::ProcessId;
+use super::machine::{Host, machine_frame};
+use super::state::DOM0;
 use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
-use crate::types::{Architecture, Domid, Gfn, GuestKind, HostKind, Protection};
+use crate::types::{Domid, Gfn, GuestKind, Protection};
 
 /// Frames that Xen shows read-only under `DOMID_XEN`.
 const XEN_FRAMES: usize = 4;
@@ -28,18 +25,6 @@ const DOM0_FRAMES: usize = 4;
 /// Clones are the same host. It goes when the last clone, handle, mapping and domain of it has gone.
 #[derive(Clone, Debug)]
 pub struct MockHost(pub(super) Arc<Host>);
-
-#[derive(Debug)]
-pub(super) struct Host {
-    pub(super) config: HostConfig,
-    pub(super) ram: MemoryFile,
-    pub(super) empty: MemoryFile,
-    pub(super) junk: MemoryFile,
-    pub(super) fatal: MemoryFile,
-    /// The process that made it.
-    home: ProcessId,
-    state: Mutex<State>,
-}
 
 impl Default for MockHost {
     fn default() -> MockHost {
@@ -76,16 +61,7 @@ impl MockHost {
         if config.dom0 == Dom0::Arm {
             super::fatal::watch();
         }
-        let file = |made: io::Result<MemoryFile>| made.unwrap_or_else(|e| panic!("the mock needs memory files: {e}"));
-        let host = Host {
-            config,
-            ram: file(MemoryFile::ram()),
-            empty: file(MemoryFile::empty()),
-            junk: file(MemoryFile::junk()),
-            fatal: file(MemoryFile::fatal()),
-            home: ProcessId::current(),
-            state: Mutex::default(),
-        };
+        let host = Host::new(config);
         // On Arm Xen shows nothing of its own.
         let xen_frames = if host.config.dom0 == Dom0::Arm { 0 } else { XEN_FRAMES };
         host.grow(&mut host.lock(), |state| state.add_xen(xen_frames));
@@ -145,21 +121,7 @@ impl MockHost {
     /// If there is no memory left, or no number; or for a PV guest, if the host is an Arm one.
     #[must_use]
     pub fn create_domain(&self, kind: GuestKind, frames: usize) -> MockDomain {
-        assert!(kind != GuestKind::Pv || self.dom0() != Dom0::Arm, "there are no PV guests on Arm");
-        let mut state = self.0.lock();
-        self.0.reclaim(&mut state);
-        let free = (1..abi::FIRST_RESERVED_DOMID).find(|id| !state.domains.contains_key(id));
-        let Some(domid) = free else { panic!("the mock has as many domains as there are numbers") };
-        let mut domain = Domain::new(kind);
-        if kind == GuestKind::Pv {
-            domain.shared_info = Some(self.0.lend(&mut state, domid));
-        }
-        state.domains.insert(domid, domain);
-        drop(state);
-        let Ok(domid) = Domid::new(domid) else { unreachable!("only unreserved numbers were tried") };
-        let guest = MockDomain::new(self.clone(), domid);
-        guest.add_frames(frames);
-        guest
+        MockDomain::create(&self.0, kind, frames)
     }
 
     /// The guest with this number, unless it has been destroyed.
@@ -167,7 +129,7 @@ impl MockHost {
     pub fn domain(&self, domid: Domid) -> Option<MockDomain> {
         let state = self.0.lock();
         let alive = state.domains.get(&domid.get()).is_some_and(|domain| !domain.dying);
-        (alive && domid != Domid::XEN && domid.get() != DOM0).then(|| MockDomain::new(self.clone(), domid))
+        (alive && domid != Domid::XEN && domid.get() != DOM0).then(|| MockDomain::new(Arc::clone(&self.0), domid))
     }
 
     /// Creates a PVH guest whose RAM is what a file holds, from frame 0 on. A hole of a sparse file that covers a
@@ -253,116 +215,5 @@ impl MockHost {
     /// The same, after so many calls that go well.
     pub fn inject_after(&self, calls: usize, fault: Fault) {
         self.0.lock().faults.push(calls, fault);
-    }
-}
-
-/// The machine frame number of a page.
-pub(super) fn machine_frame(page: usize) -> Gfn {
-    let Ok(gfn) = Gfn::new(FIRST_MFN + page as u64) else { unreachable!("a file has fewer pages") };
-    gfn
-}
-
-impl State {
-    /// How many frames a domain owns, those included that only mappings keep.
-    pub(super) fn owned_by(&self, domid: u16) -> u64 {
-        self.pages.iter().filter(|page| page.owner == Some(domid) && !page.lent).count() as u64
-    }
-
-    /// The pages of a domain, with what Xen lends to it.
-    pub(super) fn pages_of(&self, domid: Domid) -> impl Iterator<Item = usize> {
-        let pages = self.pages.iter().enumerate();
-        pages.filter(move |(_, page)| page.owner == Some(domid.get())).map(|(i, _)| i)
-    }
-}
-
-impl Host {
-    /// The state, if need be as a new child has them: without its parent's mappings, which it has not inherited.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let process = Some(ProcessId::current());
-        if state.process != process {
-            state.process = process;
-            state.vmas.clear();
-            state.leaks.clear();
-            state.strangers.clear();
-            state.buffers.clear();
-        }
-        state
-    }
-
-    /// Whether this is the process that made the host, and not a child with a copy of its state.
-    fn is_at_home(&self) -> bool {
-        self.home == ProcessId::current()
-    }
-
-    pub(super) fn host_kind(&self) -> HostKind {
-        match self.config.dom0 {
-            _ if !self.config.sysfs => HostKind::Unknown,
-            Dom0::Pv => HostKind::Pv,
-            Dom0::Pvh | Dom0::Arm => HostKind::AutoTranslated,
-        }
-    }
-
-    pub(super) fn architecture(&self) -> Architecture {
-        match self.config.dom0 {
-            Dom0::Pv | Dom0::Pvh => Architecture::X86,
-            Dom0::Arm => Architecture::Arm64,
-        }
-    }
-
-    /// Takes pages, and makes the file large enough for them.
-    ///
-    /// # Panics
-    ///
-    /// In a child of the process that made the host: its state are a copy, and the memory is not.
-    pub(super) fn grow<T>(&self, state: &mut State, take: impl FnOnce(&mut State) -> T) -> T {
-        assert!(self.is_at_home(), "only the process that made the mock gives its domains memory");
-        let before = state.pages.len();
-        let taken = take(state);
-        if state.pages.len() > before
-            && let Err(e) = self.ram.resize(state.pages.len())
-        {
-            panic!("the mock has no memory for {} frames: {e}", state.pages.len());
-        }
-        taken
-    }
-
-    /// Counts the references that there are, and frees what nobody has any more: pages that their owner has given up,
-    /// and dying domains without pages.
-    pub(super) fn reclaim(&self, state: &mut State) -> References {
-        let references = References::count(self, state);
-        // A child does not see all references, so it frees nothing.
-        if !self.is_at_home() {
-            return references;
-        }
-        for (number, page) in state.pages.iter_mut().enumerate() {
-            if page.owner.is_some() && !page.allocated && references.of(number) == 0 {
-                page.owner = None;
-                if let Err(e) = self.ram.scrub(number) {
-                    panic!("the mock cannot scrub a free frame: {e}");
-                }
-            }
-        }
-        let owners: std::collections::BTreeSet<u16> = state.pages.iter().filter_map(|page| page.owner).collect();
-        state.domains.retain(|domid, domain| !domain.dying || owners.contains(domid));
-        references
-    }
-
-    /// Takes a page for Xen itself, which a domain may use.
-    pub(super) fn lend(&self, state: &mut State, domid: u16) -> usize {
-        let page = self.grow(state, |state| state.allocate(domid, 1))[0];
-        state.pages[page].lent = true;
-        page
-    }
-
-    /// Brings a paged-out frame back.
-    pub(super) fn page_in(&self, state: &mut State, domid: u16, gfn: u64) {
-        let page = self.grow(state, |state| state.allocate(domid, 1))[0];
-        let Some(domain) = state.domains.get_mut(&domid) else { return };
-        if let Some(Frame::PagedOut(content, _)) = domain.frames.insert(gfn, Frame::Ram(page))
-            && let Err(e) = self.ram.write(page * crate::types::FRAME_SIZE, &content)
-        {
-            panic!("the mock cannot bring a frame back: {e}");
-        }
     }
 }

@@ -5,8 +5,8 @@
 use std::mem::offset_of;
 
 use super::config::Dom0;
-use super::host::{Host, machine_frame};
 use super::hypercalls::{give, take};
+use super::machine::{Host, machine_frame};
 use super::state::{FIRST_MFN, Page, State};
 use crate::abi::{self, MachphysMfnList};
 use crate::types::FRAME_SIZE;

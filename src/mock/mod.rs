@@ -52,6 +52,7 @@
 //! - Page tables of this process are not counted among the hypercalls, and neither is the death of a process.
 
 mod config;
+mod counts;
 mod domain;
 mod driver;
 mod fatal;
@@ -61,6 +62,7 @@ mod frame_info;
 mod host;
 mod hypercalls;
 mod m2p;
+mod machine;
 mod memory;
 mod pages;
 mod pv_guest;
@@ -72,9 +74,9 @@ mod toolstack;
 mod vcpu;
 
 pub use config::{Dom0, HostConfig};
+pub use counts::Hypercalls;
 pub use domain::MockDomain;
 pub use fault::Fault;
 pub use host::MockHost;
-pub use hypercalls::Hypercalls;
 pub use pv_guest::{PvHole, PvKernel};
 pub use state::Vcpu;

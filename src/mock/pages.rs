@@ -5,7 +5,7 @@
 use std::io;
 use std::ptr::NonNull;
 
-use super::host::Host;
+use super::machine::Host;
 use super::memory::{JUNK_BYTES, unmap};
 use super::state::{Pte, State, Vma};
 use crate::backend::Place;

@@ -155,7 +155,7 @@ impl MockDomain {
     pub fn mfn(&self, pfn: Pfn) -> Option<Gfn> {
         let owner = Some(self.domid().get());
         let has = |page: &super::state::Page| page.owner == owner && page.allocated && page.pfn == Some(pfn.get());
-        self.with(|pages, _| pages.iter().position(has)).map(super::host::machine_frame)
+        self.with(|pages, _| pages.iter().position(has)).map(super::machine::machine_frame)
     }
 
     /// The frame of Xen's that it shares with a PV guest (`struct shared_info`). It can be read and written as the
@@ -168,7 +168,7 @@ impl MockDomain {
     pub fn shared_info(&self) -> Gfn {
         let page = self.with(|_, domain| domain.shared_info);
         let Some(page) = page else { panic!("domain {} is no pv guest", self.domid()) };
-        super::host::machine_frame(page)
+        super::machine::machine_frame(page)
     }
 
     /// Starts a kernel in a guest without frames, with those that a file holds data for, and that data.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use super::config::Dom0;
-use super::host::Host;
+use super::machine::Host;
 use super::memory::MemoryFile;
 use super::state::{Pte, State, Vma};
 use crate::types::{FRAME_SIZE, Protection};
@@ -230,6 +230,27 @@ impl Segment<'_> {
 }
 
 impl Host {
+    /// Counts the references that there are, and frees what nobody has any more: pages that their owner has given up,
+    /// and dying domains without pages.
+    pub(super) fn reclaim(&self, state: &mut State) -> References {
+        let references = References::count(self, state);
+        // A child does not see all references, so it frees nothing.
+        if !self.is_at_home() {
+            return references;
+        }
+        for (number, page) in state.pages.iter_mut().enumerate() {
+            if page.owner.is_some() && !page.allocated && references.of(number) == 0 {
+                page.owner = None;
+                if let Err(e) = self.ram.scrub(number) {
+                    panic!("the mock cannot scrub a free frame: {e}");
+                }
+            }
+        }
+        let owners: std::collections::BTreeSet<u16> = state.pages.iter().filter_map(|page| page.owner).collect();
+        state.domains.retain(|domid, domain| !domain.dying || owners.contains(domid));
+        references
+    }
+
     /// Notes what the unmapping of a mapping costs on Xen.
     pub(super) fn account_unmap(&self, state: &mut State, vma: &Vma) {
         if !vma.populated {

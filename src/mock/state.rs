@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::config::Dom0;
+use super::counts::Hypercalls;
 use super::fault::Faults;
-use super::hypercalls::Hypercalls;
 use crate::abi;
 use crate::backend::ProcessId;
-use crate::types::{GuestKind, Protection};
+use crate::types::{Domid, GuestKind, Protection};
 
 /// The machine frame number of page 0 of the RAM file: below it is no RAM.
 pub(super) const FIRST_MFN: u64 = 0x1_0000;
@@ -306,5 +306,18 @@ impl State {
         let name = Some("Domain-0".to_owned());
         self.domains.insert(DOM0, Domain { name, vcpus: vec![Vcpu::default()], ..Domain::new(kind) });
         self.allocate(DOM0, frames)
+    }
+}
+
+impl State {
+    /// How many frames a domain owns, those included that only mappings keep.
+    pub(super) fn owned_by(&self, domid: u16) -> u64 {
+        self.pages.iter().filter(|page| page.owner == Some(domid) && !page.lent).count() as u64
+    }
+
+    /// The pages of a domain, with what Xen lends to it.
+    pub(super) fn pages_of(&self, domid: Domid) -> impl Iterator<Item = usize> {
+        let pages = self.pages.iter().enumerate();
+        pages.filter(move |(_, page)| page.owner == Some(domid.get())).map(|(i, _)| i)
     }
 }

@@ -3,8 +3,8 @@
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
 use super::frame_info::page_frame_info;
-use super::host::Host;
 use super::hypercalls::{give, take};
+use super::machine::Host;
 use super::state::{DOM0, Domain, Frame, State};
 use crate::abi;
 use crate::handle::domctl::u32_at;
@@ -205,7 +205,7 @@ impl Host {
             GuestKind::Hvm => EMULATED_FOR_HVM,
         };
         let paged_out = domain.frames.values().filter(|frame| matches!(frame, Frame::PagedOut(..))).count();
-        let shared_info = domain.shared_info.map_or(u64::MAX, |page| super::host::machine_frame(page).get());
+        let shared_info = domain.shared_info.map_or(u64::MAX, |page| super::machine::machine_frame(page).get());
         let vcpus = u32::try_from(domain.vcpus.len()).unwrap_or(u32::MAX);
 
         let mut info = Vec::new();

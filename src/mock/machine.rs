@@ -1,0 +1,116 @@
+//! The simulated machine: its memory, and the state of hypervisor, kernel and guests.
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::config::{Dom0, HostConfig};
+use super::memory::MemoryFile;
+use super::state::{FIRST_MFN, Frame, State};
+use crate::backend::ProcessId;
+use crate::types::{Architecture, FRAME_SIZE, Gfn, HostKind};
+
+/// What all handles, domains and mappings of a [`MockHost`](super::MockHost) share.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub(super) config: HostConfig,
+    pub(super) ram: MemoryFile,
+    pub(super) empty: MemoryFile,
+    pub(super) junk: MemoryFile,
+    pub(super) fatal: MemoryFile,
+    /// The process that made it.
+    home: ProcessId,
+    state: Mutex<State>,
+}
+
+/// The machine frame number of a page.
+pub(super) fn machine_frame(page: usize) -> Gfn {
+    let Ok(gfn) = Gfn::new(FIRST_MFN + page as u64) else { unreachable!("a file has fewer pages") };
+    gfn
+}
+
+impl Host {
+    /// # Panics
+    ///
+    /// If this system has no memory files.
+    pub(super) fn new(config: HostConfig) -> Host {
+        let file = |made: io::Result<MemoryFile>| made.unwrap_or_else(|e| panic!("the mock needs memory files: {e}"));
+        Host {
+            config,
+            ram: file(MemoryFile::ram()),
+            empty: file(MemoryFile::empty()),
+            junk: file(MemoryFile::junk()),
+            fatal: file(MemoryFile::fatal()),
+            home: ProcessId::current(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The state, if need be as a new child has them: without its parent's mappings, which it has not inherited.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let process = Some(ProcessId::current());
+        if state.process != process {
+            state.process = process;
+            state.vmas.clear();
+            state.leaks.clear();
+            state.strangers.clear();
+            state.buffers.clear();
+        }
+        state
+    }
+
+    /// Whether this is the process that made the host, and not a child with a copy of its state.
+    pub(super) fn is_at_home(&self) -> bool {
+        self.home == ProcessId::current()
+    }
+
+    pub(super) fn host_kind(&self) -> HostKind {
+        match self.config.dom0 {
+            _ if !self.config.sysfs => HostKind::Unknown,
+            Dom0::Pv => HostKind::Pv,
+            Dom0::Pvh | Dom0::Arm => HostKind::AutoTranslated,
+        }
+    }
+
+    pub(super) fn architecture(&self) -> Architecture {
+        match self.config.dom0 {
+            Dom0::Pv | Dom0::Pvh => Architecture::X86,
+            Dom0::Arm => Architecture::Arm64,
+        }
+    }
+
+    /// Takes pages, and makes the file large enough for them.
+    ///
+    /// # Panics
+    ///
+    /// In a child of the process that made the host: its state are a copy, and the memory is not.
+    pub(super) fn grow<T>(&self, state: &mut State, take: impl FnOnce(&mut State) -> T) -> T {
+        assert!(self.is_at_home(), "only the process that made the mock gives its domains memory");
+        let before = state.pages.len();
+        let taken = take(state);
+        if state.pages.len() > before
+            && let Err(e) = self.ram.resize(state.pages.len())
+        {
+            panic!("the mock has no memory for {} frames: {e}", state.pages.len());
+        }
+        taken
+    }
+
+    /// Takes a page for Xen itself, which a domain may use.
+    pub(super) fn lend(&self, state: &mut State, domid: u16) -> usize {
+        let page = self.grow(state, |state| state.allocate(domid, 1))[0];
+        state.pages[page].lent = true;
+        page
+    }
+
+    /// Brings a paged-out frame back.
+    pub(super) fn page_in(&self, state: &mut State, domid: u16, gfn: u64) {
+        let page = self.grow(state, |state| state.allocate(domid, 1))[0];
+        let Some(domain) = state.domains.get_mut(&domid) else { return };
+        if let Some(Frame::PagedOut(content, _)) = domain.frames.insert(gfn, Frame::Ram(page))
+            && let Err(e) = self.ram.write(page * FRAME_SIZE, &content)
+        {
+            panic!("the mock cannot bring a frame back: {e}");
+        }
+    }
+}
