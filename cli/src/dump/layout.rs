@@ -3,18 +3,11 @@
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use xenmap::{FRAME_SIZE, Gfn, Guest};
+use xenmap::{FRAME_SIZE, Gfn};
 
-use super::copy::Tally;
-use super::sink::Sink;
-use super::{elf, xen};
-use crate::Result;
 use crate::args::Format;
 
 pub(crate) const FRAME: u64 = FRAME_SIZE as u64;
-
-/// Bytes in front of each extent of a `LiME` dump.
-const LIME_HEADER: u64 = 32;
 
 /// A dump. What is in none of its parts is zero.
 #[derive(Debug)]
@@ -40,19 +33,6 @@ pub(crate) struct Part {
 }
 
 impl Layout {
-    /// A dump of the guest's RAM, which is in these ranges; `is_stream` if nothing can be written but at the end.
-    pub(crate) fn new(format: Format, guest: &Guest, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
-        if ranges.last().is_some_and(|last| last.end - 1 > Gfn::MAX.get()) {
-            return Err("the guest has RAM beyond the last address".into());
-        }
-        match format {
-            Format::Raw => Ok(raw(ranges)),
-            Format::Lime => Ok(lime(ranges)),
-            Format::Elf => elf::layout(ranges, is_stream),
-            Format::Xen => xen::layout(guest, ranges),
-        }
-    }
-
     /// Whether it is to have the kernel's note.
     pub(crate) fn has_notes(&self) -> bool {
         self.format == Format::Elf
@@ -60,23 +40,6 @@ impl Layout {
 
     pub(crate) fn frames(&self) -> u64 {
         self.parts.iter().map(Part::frames).sum()
-    }
-
-    /// Writes what stands in front of a part.
-    pub(crate) fn write_header(&self, part: &Part, sink: &mut dyn Sink) -> Result<()> {
-        if self.format == Format::Lime {
-            sink.bytes(part.offset - LIME_HEADER, &lime_header(part))?;
-        }
-        Ok(())
-    }
-
-    /// Writes what could not be known before the frames were copied.
-    pub(crate) fn write_late(&self, guest: &Guest, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
-        match self.format {
-            Format::Raw | Format::Lime => Ok(()),
-            Format::Elf => sink.bytes(self.late, &elf::notes(guest, tally)),
-            Format::Xen => xen::write_frame_numbers(guest, self, tally, sink),
-        }
     }
 
     /// The parts, cut so that each share has so many frames at most.
@@ -104,7 +67,7 @@ struct UncheckedPart {
 impl TryFrom<UncheckedPart> for Part {
     type Error = String;
 
-    fn try_from(UncheckedPart { pfns, offset }: UncheckedPart) -> std::result::Result<Part, String> {
+    fn try_from(UncheckedPart { pfns, offset }: UncheckedPart) -> Result<Part, String> {
         check_range(&pfns)?;
         let end = offset.checked_add((pfns.end - pfns.start) * FRAME);
         if end.is_none_or(|end| i64::try_from(end).is_err()) {
@@ -115,7 +78,7 @@ impl TryFrom<UncheckedPart> for Part {
 }
 
 /// That frames have numbers that there are, and the first does not follow the last.
-pub(crate) fn check_range(pfns: &Range<u64>) -> std::result::Result<(), String> {
+pub(crate) fn check_range(pfns: &Range<u64>) -> Result<(), String> {
     if pfns.start > pfns.end || pfns.end > Gfn::MAX.get() + 1 {
         return Err(format!("{:#x} to {:#x} is no range of frames", pfns.start, pfns.end));
     }
@@ -146,23 +109,4 @@ pub(crate) fn in_a_row(ranges: &[Range<u64>], start: u64, header: u64) -> (Vec<P
         part
     };
     (ranges.iter().map(part).collect(), end)
-}
-
-/// Each frame at its address.
-fn raw(ranges: &[Range<u64>]) -> Layout {
-    let part = |pfns: &Range<u64>| Part { pfns: pfns.clone(), offset: pfns.start * FRAME };
-    let len = ranges.last().map_or(0, |last| last.end * FRAME);
-    Layout { format: Format::Raw, head: Vec::new(), parts: ranges.iter().map(part).collect(), late: len, len }
-}
-
-fn lime(ranges: &[Range<u64>]) -> Layout {
-    let (parts, len) = in_a_row(ranges, 0, LIME_HEADER);
-    Layout { format: Format::Lime, head: Vec::new(), parts, late: len, len }
-}
-
-/// As `lime.h` of `LiME` has it: magic, version, first and last address, and 8 bytes for later.
-fn lime_header(part: &Part) -> Vec<u8> {
-    const MAGIC_AND_VERSION: u64 = 1 << 32 | 0x4C69_4D45;
-    let words = [MAGIC_AND_VERSION, part.pfns.start * FRAME, part.pfns.end * FRAME - 1, 0];
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod copy;
 mod elf;
+mod format;
 pub(crate) mod interrupt;
 pub(crate) mod layout;
 pub(crate) mod output;

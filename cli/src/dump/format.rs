@@ -1,0 +1,66 @@
+//! The formats of dumps.
+
+use std::ops::Range;
+
+use xenmap::{Gfn, Guest};
+
+use super::copy::Tally;
+use super::layout::{FRAME, Layout, Part, in_a_row};
+use super::sink::Sink;
+use super::{elf, xen};
+use crate::Result;
+use crate::args::Format;
+
+/// Bytes in front of each extent of a `LiME` dump.
+const LIME_HEADER: u64 = 32;
+
+impl Layout {
+    /// A dump of the guest's RAM, which is in these ranges; `is_stream` if nothing can be written but at the end.
+    pub(crate) fn new(format: Format, guest: &Guest, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+        if ranges.last().is_some_and(|last| last.end - 1 > Gfn::MAX.get()) {
+            return Err("the guest has RAM beyond the last address".into());
+        }
+        match format {
+            Format::Raw => Ok(raw(ranges)),
+            Format::Lime => Ok(lime(ranges)),
+            Format::Elf => elf::layout(ranges, is_stream),
+            Format::Xen => xen::layout(guest, ranges),
+        }
+    }
+
+    /// Writes what stands in front of a part.
+    pub(crate) fn write_header(&self, part: &Part, sink: &mut dyn Sink) -> Result<()> {
+        if self.format == Format::Lime {
+            sink.bytes(part.offset - LIME_HEADER, &lime_header(part))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what could not be known before the frames were copied.
+    pub(crate) fn write_late(&self, guest: &Guest, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
+        match self.format {
+            Format::Raw | Format::Lime => Ok(()),
+            Format::Elf => sink.bytes(self.late, &elf::notes(guest, tally)),
+            Format::Xen => xen::write_frame_numbers(guest, self, tally, sink),
+        }
+    }
+}
+
+/// Each frame at its address.
+fn raw(ranges: &[Range<u64>]) -> Layout {
+    let part = |pfns: &Range<u64>| Part { pfns: pfns.clone(), offset: pfns.start * FRAME };
+    let len = ranges.last().map_or(0, |last| last.end * FRAME);
+    Layout { format: Format::Raw, head: Vec::new(), parts: ranges.iter().map(part).collect(), late: len, len }
+}
+
+fn lime(ranges: &[Range<u64>]) -> Layout {
+    let (parts, len) = in_a_row(ranges, 0, LIME_HEADER);
+    Layout { format: Format::Lime, head: Vec::new(), parts, late: len, len }
+}
+
+/// As `lime.h` of `LiME` has it: magic, version, first and last address, and 8 bytes for later.
+fn lime_header(part: &Part) -> Vec<u8> {
+    const MAGIC_AND_VERSION: u64 = 1 << 32 | 0x4C69_4D45;
+    let words = [MAGIC_AND_VERSION, part.pfns.start * FRAME, part.pfns.end * FRAME - 1, 0];
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
