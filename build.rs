@@ -1,5 +1,5 @@
-//! Does nothing, unless the compiler is given `--cfg xenmap_bindgen`: then it makes the bindings anew from the installed
-//! headers (linux-libc-dev, libxen-dev), and the library uses those. `tests/bindings` calls it so.
+//! Does nothing, unless the compiler is given `--cfg xenmap_bindgen`: then it makes the bindings anew from the
+//! installed headers (linux-libc-dev, libxen-dev), and the library uses those. `tests/bindings` calls it so.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -163,7 +163,7 @@ fn compare() {
         );
         println!("|---|---|---|---|---|---|---|");
         for (frames, rounds, limit) in SIZES {
-            // Not frame 0, which takes a system call more if it is alone (src/populated.rs).
+            // Not frame 0, which takes a system call more if it is alone (src/handle/populated.rs).
             let gfns = &gfns[1..=frames as usize];
             // The first round of a size is for warming up. They take turns, and begin in turn, so that what else goes on
             // meets all of them, even if it comes back once a round.

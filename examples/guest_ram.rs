@@ -13,6 +13,7 @@ use std::env;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
+use std::iter;
 use std::ops::Range;
 use std::process::ExitCode;
 
@@ -39,10 +40,16 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("guest_ram: {error}");
+            eprintln!("guest_ram: {}", chain(&*error));
             ExitCode::from(2)
         }
     }
+}
+
+/// An error with its causes: the text of one does not repeat that of the next.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes = iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn run() -> Result<()> {
@@ -54,7 +61,7 @@ fn run() -> Result<()> {
     match args.as_slice() {
         ["--mock", file, command @ ..] => {
             let command = command_of(command)?;
-            let (memory, domid) = simulate(file).map_err(|e| format!("cannot use {file:?}: {e}"))?;
+            let (memory, domid) = simulate(file).map_err(|e| format!("cannot use {file:?}: {}", chain(&*e)))?;
             carry_out(&command, &memory, domid)
         }
         [domid, command @ ..] => {
@@ -146,7 +153,7 @@ fn dump(guest: &Guest, out: &str) -> Result<()> {
     dump_to(guest, file).map_err(|e| {
         // Half a dump looks like a whole one.
         let _ = fs::remove_file(out);
-        format!("cannot dump to {out:?}: {e}").into()
+        format!("cannot dump to {out:?}: {}", chain(&*e)).into()
     })
 }
 

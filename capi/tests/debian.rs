@@ -1,5 +1,5 @@
-//! The C library that `install` makes, compared with Debian's libxenforeignmemory: the C programs beside this file run on
-//! both as they are. Needs gcc, binutils and libxen-dev.
+//! The C library that `install` makes, compared with Debian's libxenforeignmemory: the C programs in this folder run
+//! on both as they are. Needs gcc, binutils and libxen-dev.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 #![expect(clippy::print_stdout, reason = "shows the table of differences")]

@@ -101,7 +101,7 @@ fn neighbours_of_a_frame_that_failed_can_be_had() {
     }
 
     assert_eq!(cache.statistics().misses, 1);
-    assert_eq!(number(&cache, 1), 1, "is tried again by who wants it");
+    assert_eq!(number(&cache, 1), 1, "is tried again by whoever asks");
     assert_eq!((cache.statistics().misses, cache.statistics().mapped_bytes), (2, BUCKET));
 }
 

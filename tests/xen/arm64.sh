@@ -7,7 +7,7 @@ triple=aarch64-unknown-linux-gnu
 cross=aarch64-linux-gnu-
 library=lib/aarch64-linux-gnu/libxenforeignmemory.so.1
 excuses+=("$here/x86-only.txt")
-library_tests=copy:: # by assembly
+library_tests=mapping::copy:: # by assembly
 needed=(qemu-system-aarch64:qemu-system-arm aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu cpio:cpio
         /usr/aarch64-linux-gnu/include/stdio.h:libc6-dev-arm64-cross gdb-multiarch:gdb-multiarch
         /usr/include/xenforeignmemory.h:libxen-dev xz:xz-utils)
@@ -151,8 +151,8 @@ prepare_guests() {
 # Xen finds dom0's kernel and initramfs in the machine's memory, where guest-loader puts them, by the device tree that it
 # is given with them. Dom0's own begins at 3 GiB, as Xen's log says.
 qemu_command() {
-    # Without single atomic instructions (LSE), and with them: src/copy/aarch64.rs knows both. The former has no pages of
-    # 16 KiB.
+    # Without single atomic instructions (LSE), and with them: src/mapping/copy/aarch64.rs knows both. The former has no
+    # pages of 16 KiB.
     local processor=cortex-a57
     [[ $kernel == 4k ]] || processor=neoverse-n1
     qemu=(qemu-system-aarch64 -machine 'virt,gic-version=3,virtualization=on' -cpu "$processor" -smp "$cpus" -m 5120)

@@ -1,4 +1,4 @@
-//! Which frames guards have written, for who migrates the guest.
+//! Which frames guards have written, for whoever migrates the guest.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 #![expect(clippy::single_range_in_vec_init, reason = "ranges of pfns, of which there may be one")]
@@ -24,7 +24,7 @@ fn write(cache: &MapCache, frame: usize) {
 }
 
 #[test]
-fn nothing_is_noted_unless_somebody_wants_to_know() {
+fn nothing_is_dirty_unless_it_is_tracked() {
     with_cache(|cache| {
         write(cache, 1);
         cache.track_dirty(true);
@@ -37,7 +37,7 @@ fn nothing_is_noted_unless_somebody_wants_to_know() {
 }
 
 #[test]
-fn guard_that_is_older_than_the_wish_notes_too() {
+fn guard_from_before_tracking_began_is_tracked_too() {
     with_cache(|cache| {
         let pinned = cache.get(ReadWrite, 0, FRAME).unwrap();
         let view = pinned.view(0).unwrap();
