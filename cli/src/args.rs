@@ -13,7 +13,7 @@ should be there (stderr lists them; in a raw or LiME dump they are zeros), or if
 /// Looks at a guest's RAM, on Xen or on a simulated host
 // The last setting: without a command there is an error in one line, not the whole help.
 #[derive(Debug, Parser)]
-#[command(name = "xenmap", arg_required_else_help = false, after_help = EXIT_CODES)]
+#[command(name = "xenmap", version, arg_required_else_help = false, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) source: Source,

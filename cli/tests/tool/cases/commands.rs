@@ -342,6 +342,13 @@ fn domain_that_cannot_be_had_is_told_in_one_line() {
 }
 
 #[test]
+fn version_is_that_of_the_crate() {
+    let output = run(["--version"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+    assert_eq!(text(&output.stdout), concat!("xenmap ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
 fn help_is_no_error() {
     let output = run(["--help"]);
     assert!(text(&output.stdout).contains("Usage: xenmap [OPTIONS] <COMMAND>"));
