@@ -2,8 +2,8 @@
 //!
 //! - A **hit** takes no lock: the [`Index`] tells a slot, the slot's state takes a pin, and what is pinned is looked at
 //!   to see whether it is the bucket that was wanted. It stays until the pin is given back.
-//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Who wants the same bucket
-//!   meanwhile waits for it; who wants another one does not.
+//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Whoever wants the same bucket
+//!   meanwhile waits for it; whoever wants another one does not.
 //! - A bucket **goes** when its slot is made gone under the lock, so that nobody gets a new pin. It is taken out of the
 //!   slot at once, or by whoever gives back the last pin, and dropped without the lock.
 //!
@@ -58,7 +58,7 @@ const FIRST_CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
 
 /// Mapped buckets.
 ///
-/// A hit reads it and writes only to a slot. So that it does not wait for who writes next to it in memory, this has
+/// A hit reads it and writes only to a slot. So that it does not wait for whoever writes next to it in memory, this has
 /// cache lines of its own, and so has what a miss writes.
 #[derive(Debug)]
 #[repr(align(128))]

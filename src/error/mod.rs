@@ -168,7 +168,7 @@ pub enum Error {
         frames: usize,
     },
     /// Several frames of a resource were to be mapped by a kernel whose pages are larger than a frame: it would take them
-    /// for so many pages, and write page-table entries behind the mapping (`privcmd_ioctl_mmap_resource`).
+    /// for so many pages, and write page-table entries past its end (`privcmd_ioctl_mmap_resource`).
     ResourceFrames {
         /// How many.
         frames: usize,

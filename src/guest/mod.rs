@@ -56,7 +56,7 @@ const WINDOW: u64 = 1024;
 /// let mut text = [0; 15];
 /// guest.read(0x1FFE, &mut text)?;
 /// assert_eq!(&text, b"across a border");
-/// assert!(guest.read(0x10000, &mut text).is_err()); // behind its RAM
+/// assert!(guest.read(0x10000, &mut text).is_err()); // past its RAM
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Clone, Debug)]

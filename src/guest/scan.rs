@@ -16,7 +16,7 @@ const WINDOW: u64 = 1024;
 /// The same for a PV guest, whose table has 512 of them in a frame, of which a PV dom0 maps 16 with one call.
 const PV_WINDOW: u64 = 15 * 512;
 
-/// The longest run of frames beside RAM that is tried by mapping, and how many frames are in all. A frame of Xen's that
+/// The longest run of frames next to RAM that is tried by mapping, and how many frames are in all. A frame of Xen's that
 /// took the place of RAM, as the shared info page does, is in a short run. But a guest that has given RAM back has such
 /// runs everywhere, and in a PVH dom0 each frame costs two hypercalls.
 const SHORT_RUN: usize = 16;
@@ -124,7 +124,7 @@ impl RamScan {
             }
         }
         let innermost = if window.at_top { kinds.first() } else { kinds.last() };
-        self.in_run = !window.ends_stretch && innermost.is_some_and(Option::is_some);
+        self.in_run = !window.ends_range && innermost.is_some_and(Option::is_some);
         Ok(true)
     }
 
@@ -193,7 +193,7 @@ impl RamScan {
         self.found == self.counted && self.route.has_seen_bottom()
     }
 
-    /// Has the blocks looked at of which one frame is RAM, and those beside them.
+    /// Has the blocks looked at of which one frame is RAM, and those next to them.
     fn look_around(&mut self, window: &Window, kinds: &[Option<FrameKind>]) {
         let mut around: Vec<Range<u64>> = Vec::new();
         for (pfn, _) in window.tried().zip(kinds).filter(|(_, kind)| kind.is_some()) {

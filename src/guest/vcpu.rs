@@ -5,8 +5,7 @@
 use super::{Guest, PageTables, PagingMode};
 use crate::abi;
 use crate::error::{Error, Result};
-use crate::handle::ForeignMemory;
-use crate::handle::HypercallBuffer;
+use crate::handle::{ForeignMemory, HypercallBuffer};
 use crate::handle::domctl::{ARGUMENTS, ARM_REGISTERS_WIDENED, u32_at, u64_at};
 use crate::types::{Architecture, Domid, GuestKind};
 

@@ -227,7 +227,7 @@ impl<'a> Batch<'a> {
                 reservation.give_up(len);
             }
             mapped.map_err(Self::reserve_error(len))?;
-            // SAFETY: just mapped by the device, behind the last one; all but the last are `VMA_FRAMES` long.
+            // SAFETY: just mapped by the device, after the last one; all but the last are `VMA_FRAMES` long.
             unsafe { region.grow(len) };
             self.populate(&mut region, first * FRAME_SIZE, chunk, first)?;
         }

@@ -5,9 +5,9 @@
 use std::mem::offset_of;
 
 use super::ForeignMemory;
+use super::domctl::u64_at;
 use crate::abi::{self, PodTarget};
 use crate::error::{Error, Result};
-use crate::handle::domctl::u64_at;
 use crate::types::{Architecture, Domid};
 
 /// How far a guest is populated on demand; all zero for one that is not.

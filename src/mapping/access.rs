@@ -289,7 +289,7 @@ pub trait Access: Memory {
         let word = self.pieces().word::<T>(ReadOnly, offset)?;
         // SAFETY: `word` found the bytes mapped and aligned.
         let value = unsafe { T::load(word.as_ptr().cast()) };
-        // `store` waits behind a SeqCst store, so that a load need not.
+        // A SeqCst `store` ends with a full fence, so that a load need not begin with one.
         // x86 processors keep this order and that of a release by themselves, and the compiler moves no assembly: there,
         // these two fences are no instructions, and no test fails without them. Arm64 needs them.
         if order != Ordering::Relaxed {

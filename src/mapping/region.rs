@@ -38,10 +38,11 @@ pub(crate) struct Region {
     process: ProcessId,
 }
 
-// SAFETY: a range of addresses means the same on every thread, and whoever reaches the memory does so through the
-// copying of copy.rs, which any number of threads may do at once.
+// SAFETY: a range of addresses means the same on every thread. Of a mapping, the memory is accessed by the functions of
+// mapping/copy and by system calls, which any number of threads may make at once; of a hypercall buffer, by references
+// that borrow its owner. An `Unmapper` is Send.
 unsafe impl Send for Region {}
-// SAFETY: as above; no method changes anything but `grow`, which takes `&mut`.
+// SAFETY: as above, and what changes a region takes `&mut self` or `self`. An `Unmapper` is Sync.
 unsafe impl Sync for Region {}
 
 impl Region {
@@ -59,7 +60,7 @@ impl Region {
         self.base
     }
 
-    /// Takes over the `len` bytes behind the last one.
+    /// Takes over the `len` bytes after the last one.
     ///
     /// # Safety
     ///
@@ -80,7 +81,7 @@ impl Region {
         self.base
     }
 
-    /// Forgets what is behind the first `len` bytes: it is not ours to unmap any more.
+    /// Forgets what is past the first `len` bytes: it is not ours to unmap any more.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }

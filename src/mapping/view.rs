@@ -54,13 +54,13 @@ pub struct View<'a> {
     protection: Protection,
     /// In the order of their index, which counts from the start of the mapping.
     failed: &'a [FrameError],
-    /// Where it is noted which frames are written.
+    /// Where it is noted which frames are written, unless nobody could ask.
     dirty: Option<&'a Dirty>,
     mapping: PhantomData<&'a Region>,
 }
 
-// SAFETY: a view is a shared borrow of a `Region`, which is Sync, and its accesses are those of copy.rs, which any
-// number of threads may make at once.
+// SAFETY: a view is a shared borrow of a `Region`, of `FrameError`s and of a `Dirty`, all of which are Sync, and its
+// accesses are those of mapping/copy and system calls, which any number of threads may make at once.
 unsafe impl Send for View<'_> {}
 // SAFETY: as above; no method changes the view itself.
 unsafe impl Sync for View<'_> {}
@@ -74,7 +74,7 @@ impl<'a> View<'a> {
 
     /// The same, and it is noted which frames are written.
     #[inline]
-    pub(crate) fn recorded(self, dirty: &'a Dirty) -> View<'a> {
+    pub(crate) fn tracked(self, dirty: &'a Dirty) -> View<'a> {
         View { dirty: Some(dirty), ..self }
     }
 
@@ -120,7 +120,7 @@ impl<'a> View<'a> {
 
     /// Whether it is noted which frames are written.
     #[inline]
-    pub(crate) fn is_recorded(&self) -> bool {
+    pub(crate) fn is_tracked(&self) -> bool {
         self.dirty.is_some()
     }
 

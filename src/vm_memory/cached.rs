@@ -142,7 +142,7 @@ impl PinnedMemory {
         let bucket: &'a _ = unsafe { bucket.as_ref() };
         let dirty = DirtySlice::new(bucket.dirty(), piece.offset, piece.len);
         // SAFETY: `slice` found the bytes inside the bucket, and `MapCache::pin` that they are mapped read-write; they
-        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (copy.rs). That the
+        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (mapping/copy). That the
         // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
         Ok(unsafe { VolatileSlice::with_bitmap(at, piece.len, dirty, None) })
     }

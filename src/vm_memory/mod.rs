@@ -4,9 +4,10 @@
 //! either:
 //!
 //! - [`Guest::map_ram`](crate::Guest::map_ram) maps all of it, once. Nothing is simpler or faster to use; but all of the
-//!   guest's RAM is mapped, ballooning goes unnoticed, and what is written is not recorded.
+//!   guest's RAM is mapped, ballooning goes unnoticed, and dirty frames are not tracked.
 //! - [`CachedMemory`] maps what is used, through a [`MapCache`](crate::MapCache), which is told of ballooning, has a
-//!   budget, and records writes for migration.
+//!   budget, and tracks dirty frames for migration: its slices have a [`DirtySlice`] for a bitmap, which
+//!   [`DirtyBitmap`] stands for in [`GuestMemory::Bitmap`](::vm_memory::GuestMemory::Bitmap).
 //!
 //! # Versions
 //!
