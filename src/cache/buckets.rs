@@ -2,8 +2,8 @@
 //!
 //! - A **hit** takes no lock: the [`Index`] tells a slot, the slot's state takes a pin, and what is pinned is looked at
 //!   to see whether it is the bucket that was wanted. It stays until the pin is given back.
-//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Whoever wants the same bucket
-//!   meanwhile waits for it; whoever wants another one does not.
+//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Whoever wants the same
+//!   bucket meanwhile waits for it; whoever wants another one does not.
 //! - A bucket **goes** when its slot is made gone under the lock, so that nobody gets a new pin. It is taken out of the
 //!   slot at once, or by whoever gives back the last pin, and dropped without the lock.
 //!
@@ -24,8 +24,7 @@ use crate::error::Result;
 
 /// What is cached, and where it comes from.
 ///
-/// `B` is a mapped bucket; dropping it unmaps it. (It is no associated type, so that a `Buckets<S, B>` can stand for one
-/// of a shorter lifetime.)
+/// `B` is a mapped bucket; dropping it unmaps it.
 pub(crate) trait Source<B> {
     /// What somebody wants of a bucket.
     type Want: Copy;

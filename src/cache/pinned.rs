@@ -159,7 +159,8 @@ impl Access for Pinned<'_> {
     }
 }
 
-// SAFETY: `quick` gives bytes that a view of the first bucket answers for.
+// SAFETY: `quick` gives bytes of the first bucket that are in the range, and the view has checked the rest: that the
+// bucket has no hole, and that the guard is for writing if that is asked for.
 unsafe impl Memory for Pinned<'_> {
     #[inline(always)]
     fn quick(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>> {

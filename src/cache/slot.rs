@@ -19,9 +19,9 @@ const FULL: u64 = 1 << 63;
 
 /// A slot, which is not freed as long as the cache lives, so that a late reader finds a state at least.
 ///
-/// The state says who may touch the bucket in it: whoever holds a pin reads it; whoever has made it [`GONE`] while it had
-/// no pin, or has dropped the last pin after it was gone, has it alone. Two cache lines, since a processor fetches its
-/// neighbour with each.
+/// The state says who may touch the bucket in it: whoever holds a pin reads it; whoever has made it [`GONE`] while it
+/// had no pin, or has dropped the last pin after it was gone, has it alone. Two cache lines, since a processor fetches
+/// its neighbour with each.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Slot<B> {

@@ -18,8 +18,8 @@ const SYSCTL_VERSIONS: RangeInclusive<u32> = 0x11..=0x16;
 /// The version of either, that of Xen 4.16, since which `arch_config` of `struct xen_domctl_getdomaininfo` lies where
 /// the bindings have it; before, `gpaddr_bits` was not in front of it.
 pub(crate) const ARCH_CONFIG_MOVED: u32 = 0x14;
-/// The version, that of Xen 4.16, since which `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context` have 64 bits;
-/// before, what follows them lies 8 bytes lower.
+/// The version, that of Xen 4.16, since which `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context` have 64
+/// bits; before, what follows them lies 8 bytes lower.
 pub(crate) const ARM_REGISTERS_WIDENED: u32 = 0x14;
 
 /// Bytes of what both structures begin with: command and version, and for a domctl the domain.
@@ -67,7 +67,8 @@ impl ForeignMemory {
             let (op, command) = (abi::HYPERVISOR_SYSCTL, abi::XEN_SYSCTL_GETDOMAININFOLIST);
             let call =
                 Call { name: "XEN_SYSCTL_getdomaininfolist", op, command, domid: None, arguments: [0; ARGUMENTS] };
-            // SAFETY: it only answers. The arguments are all 0, the number of domains to write to the address among them.
+            // SAFETY: it only answers. The arguments are all 0, the number of domains to write to the address among
+            // them.
             unsafe { self.understood(SYSCTL_VERSIONS, &call) }
         })
     }
@@ -160,8 +161,8 @@ impl ForeignMemory {
         }
         bytes[header..].copy_from_slice(&call.arguments);
         let arg = [buffer.address(), 0, 0, 0, 0];
-        // SAFETY: it reads and writes one structure, for which the buffer is large enough; what it does, and with what its
-        // arguments point to, is the caller's promise.
+        // SAFETY: it reads and writes one structure, for which the buffer is large enough; what it does, and with what
+        // its arguments point to, is the caller's promise.
         let called = unsafe { self.backend().hypercall(call.op.into(), arg) };
         called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
         let mut arguments = [0; ARGUMENTS];

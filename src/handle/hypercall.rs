@@ -40,7 +40,8 @@ impl HypercallBuffer {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `len` mapped bytes of our own, initialised (the kernel zeroes them). Only we and, while a hypercall
-        // is made, Xen know of them; whoever makes one has promised that no borrow is live (`ForeignMemory::hypercall`).
+        // is made, Xen know of them; whoever makes one has promised that no borrow is live
+        // (`ForeignMemory::hypercall`).
         unsafe { NonNull::slice_from_raw_parts(self.region.base(), self.len).as_ref() }
     }
 
@@ -235,8 +236,8 @@ impl ForeignMemory {
 
     /// A memory operation that takes at most a domid, and returns a number.
     ///
-    /// As a multicall, since an ioctl gives back only an int of what a hypercall returns (Linux, `vfs_ioctl`), and frame
-    /// numbers may be larger. Up to Xen 4.15 a PVH dom0 has no multicalls.
+    /// As a multicall, since an ioctl gives back only an int of what a hypercall returns (Linux, `vfs_ioctl`), and
+    /// frame numbers may be larger. Up to Xen 4.15 a PVH dom0 has no multicalls.
     fn memory_op(&self, name: &'static str, command: u32, domid: Option<Domid>) -> Result<u64> {
         let mut buffer = self.hypercall_buffer(abi::MULTICALL_ENTRY_BYTES + size_of::<u16>())?;
         let (list, argument) = (buffer.address(), buffer.address() + abi::MULTICALL_ENTRY_BYTES as u64);

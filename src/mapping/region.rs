@@ -18,6 +18,7 @@ static LEAKED: AtomicU64 = AtomicU64::new(0);
 /// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
 /// do when out of memory. It also counts a mapping that mmap(2) failed to replace, to ask again for frames that are
 /// paged out, even though that mapping may be gone. Each case is logged as an error.
+#[must_use]
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }

@@ -133,8 +133,8 @@ impl<'a> View<'a> {
     }
 
     /// Whether the `len` bytes at `offset` are all inside, of a mapping without holes. This is the usual case: what
-    /// must be done in others is kept out of the way of short copies, which take no longer than that would. It only saves
-    /// time: no test fails if this is always false.
+    /// must be done in others is kept out of the way of short copies, which take no longer than that would. It only
+    /// saves time: no test fails if this is always false.
     #[inline]
     fn is_whole(&self, offset: usize, len: usize) -> bool {
         self.failed.is_empty() && self.len.checked_sub(offset).is_some_and(|rest| len <= rest)
@@ -194,7 +194,8 @@ unsafe impl Memory for View<'_> {
     }
 }
 
-// SAFETY: `check` looks at bounds, holes and protection, and a view is a single piece.
+// SAFETY: `check` looks at bounds, holes and protection, and a view is a single piece, the addresses of which follow
+// each other.
 unsafe impl<'a> Pieces<'a> for View<'a> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
         self.check_bounds(offset, len)?;

@@ -53,7 +53,9 @@ impl MockDevice {
     }
 }
 
-impl Backend for MockDevice {
+// SAFETY: both map pages of a file by mmap(2), a buffer for reading and writing. The host knows them only to show other
+// pages at a mapping's addresses when it is populated; its `Unmap` is all that unmaps them.
+unsafe impl Backend for MockDevice {
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
         assert!(
@@ -304,7 +306,7 @@ impl MockDevice {
         let mut ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
         assert!(
             self.page_size() == FRAME_SIZE || ptes.len() == 1,
-            "a kernel with larger pages takes the frames of a resource for so many pages, and writes past its end"
+            "a kernel with larger pages takes the frames of a resource for so many pages, and writes past the mapping"
         );
         self.host.check_memory(state, addr)?;
         let Some(mut vma) = state.vmas.remove(&addr) else { return Err(errno(libc::EINVAL)) };

@@ -105,8 +105,8 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Frames`] (the index of a frame counts from its range's start) or [`Error::Empty`] if no frame at all can
-    /// be mapped; else those of [`Guest::map_partial`].
+    /// [`Error::Frames`] (the index of a frame counts from its range's start) or [`Error::Empty`] if no frame at all
+    /// can be mapped; else those of [`Guest::map_partial`].
     pub fn map_ram(&self, pfns: &[NumberRange<Pfn>]) -> Result<GuestRegionCollection<RamRegion>> {
         let mut regions = Vec::new();
         let mut failed = Vec::new();
