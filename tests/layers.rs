@@ -78,8 +78,17 @@ fn modules_use_only_the_layers_below() {
 
 #[test]
 fn every_way_to_name_a_module_is_found() {
-    let text = "//! crate::mock\nuse crate::cache::MapCache;\nlet x: crate::guest::Guest;\npub(crate) use crate::raw as r;\n\
-        use crate::{abi, mock};\nuse super::super::vm_memory::RamRegion;\nuse super::handle;\nmod tests {\ncrate::types";
+    let text = "
+//! crate::mock
+use crate::cache::MapCache;
+let x: crate::guest::Guest;
+pub(crate) use crate::raw as r;
+use crate::{abi, mock};
+use super::super::vm_memory::RamRegion;
+use super::handle;
+mod tests {
+    use crate::types;
+}";
     assert_eq!(uses(text, 2), ["cache", "guest", "raw", "vm_memory", "{"].map(str::to_owned).into());
     assert!(uses(text, 1).contains("handle"));
 }

@@ -161,7 +161,8 @@ impl Guests {
     }
 }
 
-impl Source<Bucket> for Guests {
+impl Source for Guests {
+    type Bucket = Bucket;
     type Want = Want;
 
     fn map(&self, number: u64, want: Want) -> Result<Bucket> {

@@ -90,11 +90,11 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// [`take_dirty`](MapCache::take_dirty) tells them, for `XEN_DMOP_modified_memory`.
 #[derive(Debug)]
 pub struct MapCache {
-    buckets: Buckets<Guests, Bucket>,
+    buckets: Buckets<Guests>,
 }
 
 /// A bucket that is kept mapped for somebody.
-pub(crate) type Pin<'c> = buckets::Pin<'c, Guests, Bucket>;
+pub(crate) type Pin<'c> = buckets::Pin<'c, Guests>;
 
 /// A pin that somebody must give back; it is the same for the same mapping.
 #[cfg(feature = "vm-memory")]

@@ -107,7 +107,8 @@ fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
             let holder = known.range(..=at).next_back().filter(|&(_, &end)| at < end);
             let Some((_, &end)) = holder else {
                 panic!(
-                    "foreign frames are mapped at {at:#x}, where none were: a mapping was moved (mremap), which on xen loses its frames"
+                    "foreign frames are mapped at {at:#x}, where none were: a mapping was moved (mremap), which on \
+                     xen loses its frames"
                 );
             };
             at = end;
@@ -140,7 +141,8 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
             let next = segments.get(segments.partition_point(|segment| segment.end <= at));
             let Some(segment) = next.filter(|segment| segment.start <= at) else {
                 panic!(
-                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on xen that frees frames twice, or is refused"
+                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on xen that frees frames twice, or \
+                     is refused"
                 );
             };
             let found = segment.offset + (at - segment.start);
@@ -148,13 +150,15 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
                 || offset.is_some_and(|offset| found != offset + (at - start - first * FRAME_SIZE))
             {
                 panic!(
-                    "the mapping at {start:#x} has something else at {at:#x}: it was moved (mremap), or replaced in part"
+                    "the mapping at {start:#x} has something else at {at:#x}: it was moved (mremap), or replaced in \
+                     part"
                 );
             }
             let permissions = segment.permissions;
             assert!(
                 permissions.starts_with(access) && permissions.ends_with(shared),
-                "the mapping at {start:#x} is {permissions} and was made {access}-{shared}: mprotect of foreign frames is undefined on xen"
+                "the mapping at {start:#x} is {permissions} and was made {access}-{shared}: mprotect of foreign \
+                 frames is undefined on xen"
             );
             at = segment.end.min(end);
         }

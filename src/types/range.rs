@@ -9,10 +9,10 @@ use super::{FRAME_SIZE, Pfn};
 
 /// Consecutive numbers of one kind: of a guest's frames, of frames to map, or of domains.
 ///
-/// It is made by the `range` method of a number ([`Pfn::range`], [`Gfn::range`](crate::Gfn::range),
-/// [`Domid::range`](crate::Domid::range)) or from a range of integers, and fails with
-/// [`InvalidNumber`](crate::InvalidNumber) if a number in it is not valid. It iterates as a `Range` of integers does,
-/// and can be copied.
+/// The `range` method of a number makes one ([`Pfn::range`], [`Gfn::range`](crate::Gfn::range),
+/// [`Domid::range`](crate::Domid::range)), and so does `try_from` of a range of integers. Both fail with
+/// [`InvalidNumber`](crate::InvalidNumber) if a number in it is not valid. It can be copied, and iterates as a `Range` of
+/// integers does.
 ///
 /// ```
 /// use xenmap::{NumberRange, Pfn};

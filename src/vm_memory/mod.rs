@@ -6,8 +6,8 @@
 //! - [`Guest::map_ram`](crate::Guest::map_ram) maps all of it, once. Nothing is simpler or faster to use; but all of
 //!   the guest's RAM is mapped, ballooning goes unnoticed, and dirty frames are not tracked.
 //! - [`CachedMemory`] maps what is used, through a [`MapCache`](crate::MapCache), which is told of ballooning, has a
-//!   budget, and tracks dirty frames for migration: its slices have a [`DirtySlice`] for a bitmap, which
-//!   [`DirtyBitmap`] stands for in [`GuestMemory::Bitmap`](::vm_memory::GuestMemory::Bitmap).
+//!   budget, and tracks dirty frames for migration: each slice has a [`DirtySlice`], which marks what is written
+//!   ([`DirtyBitmap`] is only there to name that type).
 //!
 //! # Versions
 //!
