@@ -27,15 +27,23 @@ fn files(path: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| files(&path)).filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
 }
 
-/// The modules that a file names by `crate::NAME`, outside of comments and of `mod tests`.
-fn uses(file: &Path) -> BTreeSet<String> {
-    let text = fs::read_to_string(file).unwrap();
+/// How deep in the crate the module of a file is: 1 for those that are layers.
+fn depth(file: &Path) -> usize {
+    let path = file.strip_prefix(source()).unwrap().with_extension("");
+    path.components().filter(|part| part.as_os_str() != "mod").count()
+}
+
+/// The modules that code of this depth names from the crate's root, by `crate::NAME` or by as many `super::`, outside
+/// of comments and of `mod tests`. A group in braces is named as well, by what it begins with: write one `use` a layer.
+fn uses(text: &str, depth: usize) -> BTreeSet<String> {
     let code = text.split("\nmod tests {").next().unwrap();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let root = "super::".repeat(depth);
     let mut found = BTreeSet::new();
     for line in lines {
-        for rest in line.split("crate::").skip(1) {
-            found.insert(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned());
+        for rest in line.split("crate::").skip(1).chain(line.split(&root).skip(1)) {
+            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            found.insert(rest[..end.max(1).min(rest.len())].to_owned());
         }
     }
     found
@@ -58,7 +66,7 @@ fn modules_use_only_the_layers_below() {
         let folder = source().join(layer);
         let module = if folder.is_dir() { folder } else { source().join(format!("{layer}.rs")) };
         for file in files(&module) {
-            for used in uses(&file) {
+            for used in uses(&fs::read_to_string(&file).unwrap(), depth(&file)) {
                 if used != *layer && !LAYERS[..level].contains(&used.as_str()) {
                     wrong.push(format!("{} uses crate::{used}", file.display()));
                 }
@@ -69,14 +77,26 @@ fn modules_use_only_the_layers_below() {
 }
 
 #[test]
-fn a_use_of_a_higher_layer_is_found() {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("uses.rs");
-    fs::write(
-        &file,
-        "//! crate::mock\nuse crate::cache::MapCache;\nlet x: crate::guest::Guest;\nmod tests {\ncrate::vm_memory",
-    )
-    .unwrap();
-    assert_eq!(uses(&file), ["cache", "guest"].map(str::to_owned).into());
+fn every_way_to_name_a_module_is_found() {
+    let text = "
+//! crate::mock
+use crate::cache::MapCache;
+let x: crate::guest::Guest;
+pub(crate) use crate::raw as r;
+use crate::{abi, mock};
+use super::super::vm_memory::RamRegion;
+use super::handle;
+mod tests {
+    use crate::types;
+}";
+    assert_eq!(uses(text, 2), ["cache", "guest", "raw", "vm_memory", "{"].map(str::to_owned).into());
+    assert!(uses(text, 1).contains("handle"));
+}
+
+#[test]
+fn depth_of_a_file_is_that_of_its_module() {
+    let depths = ["raw.rs", "guest/mod.rs", "guest/scan.rs", "guest/page_tables/mod.rs", "guest/page_tables/x86.rs"];
+    assert_eq!(depths.map(|file| depth(&source().join(file))), [1, 1, 2, 2, 3]);
 }
 
 #[test]

@@ -50,7 +50,8 @@ impl KernelDevice {
     }
 }
 
-impl Backend for KernelDevice {
+// SAFETY: both map by mmap(2), a buffer for reading and writing, and keep nothing of it; munmap(2) is all that unmaps.
+unsafe impl Backend for KernelDevice {
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         // SAFETY: the caller promises that the range is its own and unused.
         unsafe { map(place, len, protection, &self.fd) }

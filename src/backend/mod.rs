@@ -60,7 +60,13 @@ pub(crate) enum Ioctl<'a> {
 }
 
 /// An open /dev/xen/privcmd, real or simulated.
-pub(crate) trait Backend: fmt::Debug + Send + Sync {
+///
+/// # Safety
+///
+/// What `mmap_at` and `map_hypercall_buffer` return is the beginning of a new mapping of `len` bytes, which nobody else
+/// knows of and which stays until the caller replaces it or has `unmapper` unmap it. The memory of a hypercall buffer
+/// can be read and written.
+pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// Maps `len` bytes of the device, unpopulated: every access is a SIGBUS until a batch or resource is mapped there.
     ///
     /// # Safety

@@ -8,9 +8,8 @@ use super::Piece;
 use super::buckets::{CannotMap, Source};
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::guest::Guest;
-use crate::mapping::ForeignMapping;
-use crate::mapping::View;
 use crate::mapping::dirty::Dirty;
+use crate::mapping::{ForeignMapping, View};
 use crate::types::{FRAME_SIZE, NumberRange, Pfn, Protection};
 
 /// A mapped part of a guest.
@@ -68,7 +67,7 @@ impl Bucket {
         let view = self.mapping.view().slice(offset, len)?;
         Ok(match protection {
             Protection::ReadOnly => view.read_only(),
-            Protection::ReadWrite => view.recorded(&self.dirty),
+            Protection::ReadWrite => view.tracked(&self.dirty),
         })
     }
 
@@ -162,7 +161,8 @@ impl Guests {
     }
 }
 
-impl Source<Bucket> for Guests {
+impl Source for Guests {
+    type Bucket = Bucket;
     type Want = Want;
 
     fn map(&self, number: u64, want: Want) -> Result<Bucket> {

@@ -2,8 +2,8 @@
 //!
 //! - A **hit** takes no lock: the [`Index`] tells a slot, the slot's state takes a pin, and what is pinned is looked at
 //!   to see whether it is the bucket that was wanted. It stays until the pin is given back.
-//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Who wants the same bucket
-//!   meanwhile waits for it; who wants another one does not.
+//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Whoever wants the same
+//!   bucket meanwhile waits for it; whoever wants another one does not.
 //! - A bucket **goes** when its slot is made gone under the lock, so that nobody gets a new pin. It is taken out of the
 //!   slot at once, or by whoever gives back the last pin, and dropped without the lock.
 //!
@@ -23,27 +23,27 @@ use super::sync::{Condvar, Mutex, MutexGuard};
 use crate::error::Result;
 
 /// What is cached, and where it comes from.
-///
-/// `B` is a mapped bucket; dropping it unmaps it. (It is no associated type, so that a `Buckets<S, B>` can stand for one
-/// of a shorter lifetime.)
-pub(crate) trait Source<B> {
+pub(crate) trait Source {
+    /// A mapped bucket; dropping it unmaps it.
+    type Bucket: Debug;
+
     /// What somebody wants of a bucket.
     type Want: Copy;
 
     /// Maps one. No lock is held.
-    fn map(&self, bucket: u64, want: Self::Want) -> Result<B>;
+    fn map(&self, bucket: u64, want: Self::Want) -> Result<Self::Bucket>;
 
     /// The error for a cache that is closed, or has no place left.
     fn cannot_map(&self, bucket: u64, why: CannotMap) -> crate::error::Error;
 
     /// Whether it is this bucket, and to map it anew would not serve better.
-    fn serves(&self, mapped: &B, bucket: u64, want: Self::Want) -> bool;
+    fn serves(&self, mapped: &Self::Bucket, bucket: u64, want: Self::Want) -> bool;
 
     /// Its number, and the address of its first byte in this process.
-    fn place(&self, mapped: &B) -> (u64, usize);
+    fn place(&self, mapped: &Self::Bucket) -> (u64, usize);
 
     /// It goes. The lock is held.
-    fn goes(&self, mapped: &B);
+    fn goes(&self, mapped: &Self::Bucket);
 }
 
 /// Why a bucket is not mapped, although nobody has tried.
@@ -56,19 +56,22 @@ pub(crate) enum CannotMap {
 /// Slots of the first chunk; each further one has twice as many as the one before.
 const FIRST_CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
 
+/// Slots, made when the first of them is needed.
+type Chunk<B> = OnceLock<Box<[Slot<B>]>>;
+
 /// Mapped buckets.
 ///
-/// A hit reads it and writes only to a slot. So that it does not wait for who writes next to it in memory, this has
+/// A hit reads it and writes only to a slot. So that it does not wait for whoever writes next to it in memory, this has
 /// cache lines of its own, and so has what a miss writes.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(crate) struct Buckets<S, B> {
+pub(crate) struct Buckets<S: Source> {
     source: S,
     bucket_size: usize,
     budget: usize,
     index: Index,
     /// They never move and are never freed, so that a reader needs no lock.
-    chunks: [OnceLock<Box<[Slot<B>]>>; 24],
+    chunks: [Chunk<S::Bucket>; 24],
     misses: Misses,
 }
 
@@ -115,13 +118,13 @@ pub(super) struct Counts {
 }
 
 /// A bucket that stays until this is dropped.
-pub(crate) struct Pin<'c, S: Source<B>, B> {
-    buckets: &'c Buckets<S, B>,
-    slot: &'c Slot<B>,
+pub(crate) struct Pin<'c, S: Source> {
+    buckets: &'c Buckets<S>,
+    slot: &'c Slot<S::Bucket>,
 }
 
-impl<S: Source<B>, B> Buckets<S, B> {
-    pub(super) fn new(source: S, bucket_size: usize, budget: usize) -> Buckets<S, B> {
+impl<S: Source> Buckets<S> {
+    pub(super) fn new(source: S, bucket_size: usize, budget: usize) -> Buckets<S> {
         Buckets {
             source,
             bucket_size,
@@ -143,25 +146,25 @@ impl<S: Source<B>, B> Buckets<S, B> {
 
     /// Pins a bucket; maps it if it must. It may still not serve.
     #[inline]
-    pub(super) fn pin(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S, B>> {
+    pub(super) fn pin(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S>> {
         self.find(bucket, |b| self.source.serves(b, bucket, want)).map_or_else(|| self.pin_slowly(bucket, want), Ok)
     }
 
     /// Pins a bucket, if it is known to be mapped and is good enough.
     #[inline]
-    pub(super) fn find(&self, bucket: u64, is_good: impl FnOnce(&B) -> bool) -> Option<Pin<'_, S, B>> {
+    pub(super) fn find(&self, bucket: u64, is_good: impl FnOnce(&S::Bucket) -> bool) -> Option<Pin<'_, S>> {
         self.try_pin(self.index.find(bucket)?, is_good)
     }
 
     #[inline]
-    fn slot(&self, number: u32) -> Option<&Slot<B>> {
+    fn slot(&self, number: u32) -> Option<&Slot<S::Bucket>> {
         let place = number as usize + FIRST_CHUNK;
         let chunk = (place / FIRST_CHUNK).ilog2();
         self.chunks[chunk as usize].get()?.get(place - (FIRST_CHUNK << chunk))
     }
 
     #[inline]
-    fn try_pin(&self, number: u32, is_good: impl FnOnce(&B) -> bool) -> Option<Pin<'_, S, B>> {
+    fn try_pin(&self, number: u32, is_good: impl FnOnce(&S::Bucket) -> bool) -> Option<Pin<'_, S>> {
         let slot = self.slot(number)?;
         if !slot.pin() {
             return None;
@@ -178,7 +181,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     #[cold]
-    fn pin_slowly(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S, B>> {
+    fn pin_slowly(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S>> {
         let mut state = self.lock();
         loop {
             if state.is_closed {
@@ -242,7 +245,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
         }
     }
 
-    fn free_slot(&self, state: &mut State) -> Option<(u32, &Slot<B>)> {
+    fn free_slot(&self, state: &mut State) -> Option<(u32, &Slot<S::Bucket>)> {
         let number = match state.free.pop() {
             Some(number) => number,
             None if state.slots == MAX_SLOTS => return None,
@@ -274,7 +277,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     /// Unmaps what was taken out of its slot. The lock is not held.
-    fn unmap(&self, taken: impl IntoIterator<Item = B>) {
+    fn unmap(&self, taken: impl IntoIterator<Item = S::Bucket>) {
         let count = taken.into_iter().map(drop).count() as u64;
         if count != 0 {
             self.lock().unmapped += count;
@@ -283,7 +286,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     /// Evicts what was not asked for lately, until a budget is kept or all is pinned.
-    fn make_room(&self, state: &mut State, budget: usize) -> Vec<B> {
+    fn make_room(&self, state: &mut State, budget: usize) -> Vec<S::Bucket> {
         let mut evicted = Vec::new();
         // Twice around: what is spared at first is taken then, unless it was asked for in between.
         let mut visits = 2 * u64::from(state.slots);
@@ -300,14 +303,14 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     /// Makes a bucket go, if it is mapped; returns it if nobody has it pinned.
-    fn retire(&self, state: &mut State, bucket: u64) -> Option<B> {
+    fn retire(&self, state: &mut State, bucket: u64) -> Option<S::Bucket> {
         let number = state.buckets.remove(&bucket)?;
         self.index.forget(bucket);
         if self.slot(number)?.retire() { self.clear(state, number) } else { None }
     }
 
     /// Empties a slot that nobody else reaches any more.
-    fn clear(&self, state: &mut State, number: u32) -> Option<B> {
+    fn clear(&self, state: &mut State, number: u32) -> Option<S::Bucket> {
         // SAFETY: `retire`, `visit` or `unpin` has said that it is ours alone, and the lock keeps those away who look
         // at all slots.
         let (mapped, hits) = unsafe { self.slot(number)?.empty() };
@@ -344,7 +347,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
             *was_invalidated = true;
         }
         let mapped: Vec<u64> = state.buckets.range(range).map(|(&bucket, _)| bucket).collect();
-        let unmapped: Vec<B> = mapped.into_iter().filter_map(|b| self.retire(&mut state, b)).collect();
+        let unmapped: Vec<S::Bucket> = mapped.into_iter().filter_map(|b| self.retire(&mut state, b)).collect();
         drop(state);
         self.unmap(unmapped);
     }
@@ -356,7 +359,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     /// The bucket that has the byte at an address of this process, and the byte's place in it.
-    pub(super) fn find_address<R>(&self, at: usize, f: impl FnOnce(&B, usize) -> R) -> Option<R> {
+    pub(super) fn find_address<R>(&self, at: usize, f: impl FnOnce(&S::Bucket, usize) -> R) -> Option<R> {
         let state = self.lock();
         let (&start, &number) = state.addresses.range(..=at).next_back()?;
         if at - start >= self.bucket_size {
@@ -368,7 +371,7 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 
     /// Looks at all that is mapped.
-    pub(super) fn for_each(&self, mut f: impl FnMut(&B)) {
+    pub(super) fn for_each(&self, mut f: impl FnMut(&S::Bucket)) {
         let state = self.lock();
         for &number in state.addresses.values() {
             if let Some(slot) = self.slot(number) {
@@ -408,9 +411,9 @@ impl<S: Source<B>, B> Buckets<S, B> {
     }
 }
 
-impl<S: Source<B>, B> Pin<'_, S, B> {
+impl<S: Source> Pin<'_, S> {
     #[inline]
-    pub(crate) fn bucket(&self) -> &B {
+    pub(crate) fn bucket(&self) -> &S::Bucket {
         // SAFETY: the slot was filled before anybody could pin it, and we have it pinned.
         unsafe { self.slot.bucket() }
     }
@@ -427,13 +430,13 @@ impl<S: Source<B>, B> Pin<'_, S, B> {
     }
 }
 
-impl<S: Source<B>, B> Debug for Pin<'_, S, B> {
+impl<S: Source> Debug for Pin<'_, S> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pin").field("slot", &self.slot.number()).finish_non_exhaustive()
     }
 }
 
-impl<S: Source<B>, B> Drop for Pin<'_, S, B> {
+impl<S: Source> Drop for Pin<'_, S> {
     #[inline]
     fn drop(&mut self) {
         if self.slot.unpin() {
@@ -443,13 +446,13 @@ impl<S: Source<B>, B> Drop for Pin<'_, S, B> {
 }
 
 /// Says that a bucket is being mapped, also when that panics.
-struct Pending<'c, S: Source<B>, B> {
-    buckets: &'c Buckets<S, B>,
+struct Pending<'c, S: Source> {
+    buckets: &'c Buckets<S>,
     bucket: u64,
 }
 
-impl<'c, S: Source<B>, B> Pending<'c, S, B> {
-    fn begins(buckets: &'c Buckets<S, B>, bucket: u64, state: &mut State) -> Pending<'c, S, B> {
+impl<'c, S: Source> Pending<'c, S> {
+    fn begins(buckets: &'c Buckets<S>, bucket: u64, state: &mut State) -> Pending<'c, S> {
         state.pending.insert(bucket, false);
         state.mapped_bytes += buckets.bucket_size;
         Pending { buckets, bucket }
@@ -467,7 +470,7 @@ impl<'c, S: Source<B>, B> Pending<'c, S, B> {
     }
 }
 
-impl<S: Source<B>, B> Drop for Pending<'_, S, B> {
+impl<S: Source> Drop for Pending<'_, S> {
     fn drop(&mut self) {
         self.is_over(&mut self.buckets.lock());
     }

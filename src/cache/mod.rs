@@ -65,7 +65,7 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// in use is unmapped at once, the rest with its last guard, and whoever asks afterwards gets what is there then.
 ///
 /// A frame where there is no RAM (EINVAL, EPERM) is remembered as a hole until then, so that asking again costs
-/// nothing. Xen tells when frames go, not when they come back: who expects RAM where there was a hole invalidates
+/// nothing. Xen tells when frames go, not when they come back: whoever expects RAM where there was a hole invalidates
 /// that range, and asks again. What failed in another way (paged out, in use as a page table, no memory) is tried
 /// again when it is asked for again; and where nothing at all could be mapped, nothing is remembered.
 ///
@@ -78,7 +78,7 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 ///
 /// While a frame is mapped, Xen keeps the domain, as a zombie. Call [`close`](MapCache::close) when the domain is
 /// gone (its device model is told, or sees its xenstore entries go): all is unmapped that is not in use, the rest with
-/// its last guard, and nothing is mapped any more. Who wants to look at a dead guest's memory does not call it: what
+/// its last guard, and nothing is mapped any more. To look at a dead guest's memory, do not call it: what
 /// is mapped can be read as before, and the domain is a zombie until the cache is dropped.
 ///
 /// In a forked child, neither the cache nor its guards may be used: what they have mapped does not exist there.
@@ -90,11 +90,11 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// [`take_dirty`](MapCache::take_dirty) tells them, for `XEN_DMOP_modified_memory`.
 #[derive(Debug)]
 pub struct MapCache {
-    buckets: Buckets<Guests, Bucket>,
+    buckets: Buckets<Guests>,
 }
 
 /// A bucket that is kept mapped for somebody.
-pub(crate) type Pin<'c> = buckets::Pin<'c, Guests, Bucket>;
+pub(crate) type Pin<'c> = buckets::Pin<'c, Guests>;
 
 /// A pin that somebody must give back; it is the same for the same mapping.
 #[cfg(feature = "vm-memory")]
@@ -186,8 +186,8 @@ impl MapCache {
     /// read-only is mapped anew when somebody wants to write. A PV guest cannot make a page table of what a PV dom0 has
     /// mapped for writing, so there use small buckets, and write only where the guest asks for it.
     ///
-    /// For a frame that is paged out, this waits up to the [timeout](crate::ForeignMemory::with_paged_out_timeout); who
-    /// wants the same bucket meanwhile waits too.
+    /// For a frame that is paged out, this waits up to the [timeout](crate::ForeignMemory::with_paged_out_timeout), and
+    /// so does whoever wants the same bucket meanwhile.
     ///
     /// # Errors
     ///
@@ -279,7 +279,7 @@ impl MapCache {
         self.buckets.source().track_dirty().store(on, Ordering::SeqCst);
     }
 
-    /// The pfns of the frames that guards have written since the last call, while writes were recorded; in ascending
+    /// The pfns of the frames that guards have written since the last call, while tracking was on; in ascending
     /// order, neighbours as one range.
     ///
     /// A write is noted when it is done. One through a pointer is not noted, unless

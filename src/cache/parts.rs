@@ -43,8 +43,11 @@ impl<'p> Parts<'p> {
     }
 }
 
-// SAFETY: what is pinned has no holes (`MapCache` has looked for them, or found none in the whole bucket), its buckets
-// are mapped for its protection, and it is divided into what lies in one bucket each.
+// SAFETY: each bucket of a `Pinned` was pinned by `MapCache::get`, where `Bucket::has` found it mapped for the
+// protection and without a hole in the range's piece, or by `MapCache::pin`, which gets it mapped for the protection
+// (`Source::serves`, or just mapped so) and looks for holes itself. A bucket stays as it is while it is pinned. The
+// pieces that `of` gives are in the range and in one bucket each (`view`); a bucket begins at a page and is whole
+// pages, so an aligned integer does not reach from one into the next.
 unsafe impl<'p> Pieces<'p> for Parts<'p> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {

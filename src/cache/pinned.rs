@@ -14,7 +14,9 @@ use crate::types::Protection;
 
 /// Bytes of a guest, which stay mapped as long as this lives.
 ///
-/// It is read and written as a [`View`] is, by the methods of [`Access`], and has no holes. Offsets are in bytes from the address that was asked for.
+/// It is read and written as a [`View`] is, by the methods of [`Access`], and has no holes. Offsets are in bytes from
+/// the address that was asked for.
+///
 /// If the guest gives frames back meanwhile, or the range is invalidated, the guard still has what was there before.
 ///
 /// A range within two buckets takes no memory of its own; a longer one takes some.
@@ -27,7 +29,7 @@ pub struct Pinned<'c> {
     rest: Rest<'c>,
 }
 
-/// The buckets of a range behind the first one. Most often there are none.
+/// The buckets of a range after the first one. Most often there are none.
 #[derive(Debug, Default)]
 struct Rest<'c> {
     between: Between<'c>,
@@ -157,7 +159,8 @@ impl Access for Pinned<'_> {
     }
 }
 
-// SAFETY: `quick` gives bytes that a view of the first bucket answers for.
+// SAFETY: `quick` gives bytes of the first bucket that are in the range, and the view has checked the rest: that the
+// bucket has no hole, and that the guard is for writing if that is asked for.
 unsafe impl Memory for Pinned<'_> {
     #[inline(always)]
     fn quick(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>> {

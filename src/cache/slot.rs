@@ -19,9 +19,9 @@ const FULL: u64 = 1 << 63;
 
 /// A slot, which is not freed as long as the cache lives, so that a late reader finds a state at least.
 ///
-/// The state says who may touch the bucket in it: whoever holds a pin reads it; who has made it [`GONE`] while it had
-/// no pin, or has dropped the last pin after it was gone, has it alone. Two cache lines, since a processor fetches its
-/// neighbour with each.
+/// The state says who may touch the bucket in it: whoever holds a pin reads it; whoever has made it [`GONE`] while it
+/// had no pin, or has dropped the last pin after it was gone, has it alone. Two cache lines, since a processor fetches
+/// its neighbour with each.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Slot<B> {
@@ -149,7 +149,7 @@ impl<B> Slot<B> {
     #[inline]
     pub(super) unsafe fn bucket(&self) -> &B {
         self.bucket.with(|bucket| {
-            // SAFETY: it is only written when nobody has it pinned, and by who has it alone.
+            // SAFETY: it is only written when nobody has it pinned, and by whoever has it alone.
             let bucket = unsafe { &*bucket };
             // SAFETY: the caller says that it is filled.
             unsafe { bucket.as_ref().unwrap_unchecked() }

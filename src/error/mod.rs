@@ -167,8 +167,8 @@ pub enum Error {
         /// How many.
         frames: usize,
     },
-    /// Several frames of a resource were to be mapped by a kernel whose pages are larger than a frame: it would take them
-    /// for so many pages, and write page-table entries behind the mapping (`privcmd_ioctl_mmap_resource`).
+    /// Several frames of a resource were to be mapped by a kernel whose pages are larger than a frame: it would take
+    /// them for so many pages, and write page-table entries past the mapping's end (`privcmd_ioctl_mmap_resource`).
     ResourceFrames {
         /// How many.
         frames: usize,
@@ -269,8 +269,8 @@ impl From<FrameErrors> for Error {
     }
 }
 
-/// Keeps the kind, which the standard library makes of an errno, and the error itself: an [`io::Error`] holds a number of
-/// the system's or an error, not both. [`Error::errno`] has the number.
+/// Keeps the kind, which the standard library makes of an errno, and the error itself: an [`io::Error`] holds a number
+/// of the system's or an error, not both. [`Error::errno`] has the number.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         let kind = match error.io_error() {

@@ -63,7 +63,7 @@ mod tests {
                 assert_eq!(guest.translate(&tables, 0x123).unwrap(), frames[6].get() << 12 | 0x123);
                 guest.write_virtual(&tables, 0xFFE, b"ab").unwrap();
                 assert_eq!(domain.read(frames[6], 0xFFE, 2), b"ab");
-                // The frame behind it is another matter.
+                // The frame after it is another matter.
                 assert!(matches!(guest.read_virtual(&tables, 0xFFE, &mut [0; 3]), Err(Error::Translation { .. })));
             }
         });
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn machine_frame_that_does_not_exist_is_an_error() {
         with_identical_guest(|guest, domain| {
-            // Where there is no RAM, behind the last RAM, and the last that an entry can name.
+            // Where there is no RAM, past the last RAM, and the last that an entry can name.
             for mfn in [0, 1, 0xFFFF, 0x1_0000_0000, Gfn::MAX.get()] {
                 let tables = map_at_zero(domain, PagingMode::FourLevels, Gfn::new(mfn).unwrap());
                 let error = guest.translate(&tables, 0).unwrap_err();

@@ -33,9 +33,10 @@ const WINDOW: u64 = 1024;
 /// (its p2m). So the same addresses lead to the same bytes that the guest's kernel sees there, whatever kind it is. A
 /// pfn here is such an address divided by [`FRAME_SIZE`].
 ///
-/// A guest whose `maxmem` is larger than its `memory` is [populated on demand](crate::PopulateOnDemand). Mapping, reading or
-/// writing a frame that it has not used yet gives memory to that frame, and Xen crashes the guest when it has none left.
-/// Looking for its RAM is refused for that reason; for all else there is [`check_populated`](Guest::check_populated).
+/// A guest whose `maxmem` is larger than its `memory` is [populated on demand](crate::PopulateOnDemand). Mapping,
+/// reading or writing a frame that it has not used yet gives memory to that frame, and Xen crashes the guest when it
+/// has none left. Looking for its RAM is refused for that reason; for all else there is
+/// [`check_populated`](Guest::check_populated).
 ///
 /// A PV guest can name in its table whatever Xen maps for it. That is not its own memory only: a stub domain can show
 /// that of the guest that it serves, and a guest with a device of its own the device's registers, which may act when
@@ -56,7 +57,7 @@ const WINDOW: u64 = 1024;
 /// let mut text = [0; 15];
 /// guest.read(0x1FFE, &mut text)?;
 /// assert_eq!(&text, b"across a border");
-/// assert!(guest.read(0x10000, &mut text).is_err()); // behind its RAM
+/// assert!(guest.read(0x10000, &mut text).is_err()); // past its RAM
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -69,7 +70,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The guest with this number, through a clone of the handle.
+    /// The guest with this number. It keeps a clone of the handle.
     ///
     /// # Errors
     ///
@@ -119,7 +120,7 @@ impl Guest {
         // Before there are very many to make.
         check_frames(pfns.len())?;
         if let Some(p2m) = self.p2m()? {
-            return p2m.lookup(&self.memory, pfns.numbers());
+            return p2m.lookup(&self.memory, pfns);
         }
         let mut gfns = Vec::new();
         gfns.try_reserve_exact(pfns.len()).map_err(|_| Error::TooManyFrames { frames: pfns.len() })?;
@@ -175,7 +176,8 @@ impl Guest {
     /// # Errors
     ///
     /// [`Error::GuestAddress`] names the first address that is no RAM; nothing is said of what was copied before.
-    /// Else those of [`Guest::map`].
+    /// [`Error::InvalidNumber`] if the range reaches past the last frame that has a number. Else those of
+    /// [`Guest::map`].
     pub fn read(&self, address: u64, to: &mut [u8]) -> Result<()> {
         let mut rest = to;
         self.each_window(Protection::ReadOnly, address, rest.len(), |mapping, offset, len| {
@@ -190,7 +192,7 @@ impl Guest {
     /// # Errors
     ///
     /// [`Error::GuestAddress`] names the first address that cannot be written; more than 4 MiB may have been written in
-    /// part then. Else those of [`Guest::map`].
+    /// part then. Else as for [`Guest::read`].
     pub fn write(&self, address: u64, from: &[u8]) -> Result<()> {
         let mut rest = from;
         self.each_window(Protection::ReadWrite, address, rest.len(), |mapping, offset, len| {

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
 use crate::handle::domctl::{u32_at, u64_at};
 use crate::mapping::{Access, ForeignMapping};
-use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
+use crate::types::{Domid, FRAME_SIZE, Gfn, NumberRange, Pfn, Protection};
 
 /// How often a table is looked for while the guest changes it, and the time between.
 const ATTEMPTS: u32 = 20;
@@ -201,14 +201,11 @@ impl P2m {
     }
 
     /// The machine frame of each pfn, `None` where the guest has no RAM of its own.
-    pub(super) fn lookup(&self, memory: &ForeignMemory, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
-        if let Some(last) = pfns.clone().next_back() {
-            Gfn::new(last)?;
-        }
+    pub(super) fn lookup(&self, memory: &ForeignMemory, pfns: NumberRange<Pfn>) -> Result<Vec<Option<Gfn>>> {
         let mut gfns = Vec::new();
-        let mut next = pfns.start;
-        while next < pfns.end {
-            let found = self.lookup_part(memory, next..pfns.end)?;
+        let Range { start: mut next, end } = pfns.numbers();
+        while next < end {
+            let found = self.lookup_part(memory, next..end)?;
             next += found.len() as u64;
             gfns.extend(found);
         }

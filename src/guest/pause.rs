@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "makes hypercalls")]
 
+use std::error::Error as _;
+
 use super::Guest;
 use crate::abi;
 use crate::backend::ProcessId;
@@ -63,7 +65,10 @@ impl Drop for Paused {
             Ok(_) => {}
             // Destroyed meanwhile.
             Err(e) if e.errno() == libc::ESRCH => {}
-            Err(e) => log::error!("domain {domid} stays paused: {e}"),
+            Err(e) => {
+                let cause = e.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                log::error!("domain {domid} stays paused: {e}{cause}");
+            }
         }
     }
 }

@@ -41,9 +41,9 @@ pub struct Extent {
 #[non_exhaustive]
 pub enum Search {
     /// Asks Xen about frames, from the top and the bottom, until as many were found as Xen counts. Some frames
-    /// beside RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are. On Arm, where
-    /// it cannot, RAM above 1 TiB, where the toolstack puts none, is found if it fills some block of 2 MiB.
-    /// A guest that owns a frame that cannot be found, shares frames, or gets more RAM during the search makes it look
+    /// next to RAM of which it says nothing are tried by mapping them; where Xen cannot be asked, all are. On Arm,
+    /// where it cannot, RAM above 1 TiB, where the toolstack puts none, is found if it fills some block of 2 MiB. A
+    /// guest that owns a frame that cannot be found, shares frames, or gets more RAM during the search makes it look
     /// everywhere.
     #[default]
     UntilAllFound,
@@ -145,7 +145,8 @@ impl Guest {
     }
 }
 
-/// A map in the making, to which frames are added in any order: by the first frame, the one after the last, and the kind.
+/// A map in the making, to which frames are added in any order: by the first frame, the one after the last, and the
+/// kind.
 #[derive(Debug, Default)]
 pub(super) struct Extents(BTreeMap<u64, (u64, FrameKind)>);
 

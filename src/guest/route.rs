@@ -33,7 +33,7 @@ pub(super) struct Window {
     /// Whether it lies at the upper end of what is left of its range, so that its first frame is the innermost.
     pub(super) at_top: bool,
     /// Whether nothing is left of its range.
-    pub(super) ends_stretch: bool,
+    pub(super) ends_range: bool,
 }
 
 impl Window {
@@ -66,9 +66,9 @@ impl Route {
         let size = (end - start).min(self.window.saturating_mul(range.step));
         let pfns = if self.at_top { end - size..end } else { start..start + size };
         range.pfns = if self.at_top { start..pfns.start } else { pfns.end..end };
-        let window = Window { pfns, step: range.step, at_top: self.at_top, ends_stretch: range.pfns.is_empty() };
-        self.has_seen_bottom |= !window.at_top || window.ends_stretch;
-        if window.ends_stretch {
+        let window = Window { pfns, step: range.step, at_top: self.at_top, ends_range: range.pfns.is_empty() };
+        self.has_seen_bottom |= !window.at_top || window.ends_range;
+        if window.ends_range {
             self.ranges.pop_front();
         }
         Some(window)

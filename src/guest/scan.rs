@@ -16,19 +16,19 @@ const WINDOW: u64 = 1024;
 /// The same for a PV guest, whose table has 512 of them in a frame, of which a PV dom0 maps 16 with one call.
 const PV_WINDOW: u64 = 15 * 512;
 
-/// The longest run of frames beside RAM that is tried by mapping, and how many frames are in all. A frame of Xen's that
-/// took the place of RAM, as the shared info page does, is in a short run. But a guest that has given RAM back has such
-/// runs everywhere, and in a PVH dom0 each frame costs two hypercalls.
+/// The longest run of frames next to RAM that is tried by mapping, and how many frames are in all. A frame of Xen's
+/// that took the place of RAM, as the shared info page does, is in a short run. But a guest that has given RAM back has
+/// such runs everywhere, and in a PVH dom0 each frame costs two hypercalls.
 const SHORT_RUN: usize = 16;
 const MAX_TRIES: usize = 256;
 
 /// A search for a guest's RAM, step by step, for callers that show progress or set a limit.
 ///
-/// No call tells where a guest's RAM is. On x86 it has most of it at the bottom, often some at the top, and a large hole
-/// in between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other end. It
-/// is over when as many frames were found as Xen counts for the domain, but never within a run, since what Xen lends is
-/// not counted. If more frames are found than Xen counts, it cannot tell when it has found all of them, and goes
-/// through every frame number. So it does with a PV guest's table, and where Xen cannot be asked what a frame is.
+/// No call tells where a guest's RAM is. On x86 it has most of it at the bottom, often some at the top, and a large
+/// hole in between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other
+/// end. It is over when as many frames were found as Xen counts for the domain, but never within a run, since what Xen
+/// lends is not counted. If more frames are found than Xen counts, it cannot tell when it has found all of them, and
+/// goes through every frame number. So it does with a PV guest's table, and where Xen cannot be asked what a frame is.
 ///
 /// On Arm Xen cannot be asked, so each frame is tried by mapping it, which costs two hypercalls. But it is known where
 /// the toolstack puts RAM: in two banks, which begin at 1 and 8 GiB. It looks elsewhere only if less was found than
@@ -124,7 +124,7 @@ impl RamScan {
             }
         }
         let innermost = if window.at_top { kinds.first() } else { kinds.last() };
-        self.in_run = !window.ends_stretch && innermost.is_some_and(Option::is_some);
+        self.in_run = !window.ends_range && innermost.is_some_and(Option::is_some);
         Ok(true)
     }
 
@@ -161,8 +161,8 @@ impl RamScan {
         self.route.left()
     }
 
-    /// How long the steps have taken that found no RAM. This is the only part of a search that a guest can prolong without
-    /// owning more memory.
+    /// How long the steps have taken that found no RAM. This is the only part of a search that a guest can prolong
+    /// without owning more memory.
     #[must_use]
     pub fn idle_time(&self) -> Duration {
         self.idle
@@ -193,7 +193,7 @@ impl RamScan {
         self.found == self.counted && self.route.has_seen_bottom()
     }
 
-    /// Has the blocks looked at of which one frame is RAM, and those beside them.
+    /// Has the blocks looked at of which one frame is RAM, and those next to them.
     fn look_around(&mut self, window: &Window, kinds: &[Option<FrameKind>]) {
         let mut around: Vec<Range<u64>> = Vec::new();
         for (pfn, _) in window.tried().zip(kinds).filter(|(_, kind)| kind.is_some()) {
@@ -329,8 +329,8 @@ impl RamScan {
 impl Guest {
     /// Begins a search for the guest's RAM. It touches every frame of the guest.
     ///
-    /// It checks first that this does no harm ([`check_populated`](Guest::check_populated)). Only a control domain may ask
-    /// Xen about that: a device model's own domain uses [`scan_populating`](Guest::scan_populating).
+    /// It checks first that this does no harm ([`check_populated`](Guest::check_populated)). Only a control domain may
+    /// ask Xen about that: a device model's own domain uses [`scan_populating`](Guest::scan_populating).
     ///
     /// # Errors
     ///
@@ -341,8 +341,8 @@ impl Guest {
         self.scan_populating(search)
     }
 
-    /// Begins a search that does not spare a [populate-on-demand](crate::PopulateOnDemand) guest: each of its frames gets
-    /// memory, and Xen crashes the guest when that is used up.
+    /// Begins a search that does not spare a [populate-on-demand](crate::PopulateOnDemand) guest: each of its frames
+    /// gets memory, and Xen crashes the guest when that is used up.
     ///
     /// # Errors
     ///
@@ -388,8 +388,8 @@ impl Guest {
         Ok((info.pages.saturating_add(shared), shared > 0))
     }
 
-    /// In which order to look at the frames below `end`. Without `counts_add_up`, all of them are looked at: Xen counts a
-    /// fork's frames only once they were touched, and what it lends can be told from RAM only where it can be asked.
+    /// In which order to look at the frames below `end`. Without `counts_add_up`, all of them are looked at: Xen counts
+    /// a fork's frames only once they were touched, and what it lends can be told from RAM only where it can be asked.
     fn route(&self, search: Search, end: u64, counts_add_up: bool) -> Result<Route> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         let whole = |needed| SearchRange { pfns: 0..end, step: 1, needed };

@@ -5,9 +5,8 @@
 use super::{Guest, PageTables, PagingMode};
 use crate::abi;
 use crate::error::{Error, Result};
-use crate::handle::ForeignMemory;
-use crate::handle::HypercallBuffer;
 use crate::handle::domctl::{ARGUMENTS, ARM_REGISTERS_WIDENED, u32_at, u64_at};
+use crate::handle::{ForeignMemory, HypercallBuffer};
 use crate::types::{Architecture, Domid, GuestKind};
 
 /// Bits of the registers (Intel's manual, volume 3, "Control Registers" and "Extended Feature Enable Register").
@@ -134,8 +133,8 @@ fn check_arm64(cpsr: u64, sctlr: u64, tcr: u64) -> std::result::Result<(), &'sta
     if sctlr & SCTLR_M == 0 {
         return Err("its paging is off");
     }
-    // A 64-bit kernel may be running a 32-bit program. A 32-bit kernel leaves the upper half of this register at zero, but
-    // for new features.
+    // A 64-bit kernel may be running a 32-bit program. A 32-bit kernel leaves the upper half of this register at zero,
+    // but for new features.
     let runs_program = cpsr & CPSR_MODE == CPSR_USER;
     if cpsr & CPSR_AARCH32 != 0 && !(runs_program && tcr >> 32 != 0) {
         return Err("its kernel is a 32-bit one, whose tables are not known here");

@@ -12,8 +12,8 @@ use crate::mapping::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
 
 /// Frames of one device mapping: 64 MiB. The kernel holds the lock of the whole address space while it populates one,
-/// and populates it by one call only; larger batches are cut, so that no thread waits for long. It is whole pages of any
-/// kernel, so that the next one begins where it ends.
+/// and populates it by one call only; larger batches are cut, so that no thread waits for long. It is whole pages of
+/// any kernel, so that the next one begins where it ends.
 const VMA_FRAMES: usize = 16 * 1024;
 
 /// The shortest and the longest pause before a paged-out frame is asked for again.
@@ -36,9 +36,9 @@ impl ForeignMemory {
     ///
     /// # Which call to use
     ///
-    /// The calls of a handle take the numbers by which Xen maps frames ([`Gfn`]): of a PV guest machine frames, which the
-    /// caller must know. Those of a [`Guest`](crate::Guest) take pfns, the guest's own count of its frames, which they
-    /// look up if it is a PV guest. And a frame that cannot be mapped either fails the call or becomes a hole:
+    /// The calls of a handle take the numbers by which Xen maps frames ([`Gfn`]): of a PV guest machine frames, which
+    /// the caller must know. Those of a [`Guest`](crate::Guest) take pfns, the guest's own count of its frames, which
+    /// they look up if it is a PV guest. And a frame that cannot be mapped either fails the call or becomes a hole:
     ///
     /// | | all or none | what can be mapped |
     /// |---|---|---|
@@ -55,8 +55,8 @@ impl ForeignMemory {
     ///
     /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
     /// - [`Error::Empty`], [`Error::TooManyFrames`], [`Error::XenIsReadOnly`] if the request makes no sense.
-    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole; the latter with `ENOMEM`, too, if it
-    ///   ran out of memory for page tables part-way, which it does not report.
+    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole; the latter with `ENOMEM`, too, if
+    ///   it ran out of memory for page tables part-way, which it does not report.
     #[doc(alias = "IOCTL_PRIVCMD_MMAPBATCH_V2")]
     #[doc(alias = "xenforeignmemory_map")]
     pub fn map_foreign_batch(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {
@@ -84,8 +84,8 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidNumber`] if the last frame is
-    /// above [`Gfn::MAX`].
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), and [`Error::InvalidNumber`] if the last frame
+    /// is above [`Gfn::MAX`].
     #[doc(alias = "xc_map_foreign_range")]
     pub fn map_foreign_range(
         &self,
@@ -227,7 +227,7 @@ impl<'a> Batch<'a> {
                 reservation.give_up(len);
             }
             mapped.map_err(Self::reserve_error(len))?;
-            // SAFETY: just mapped by the device, behind the last one; all but the last are `VMA_FRAMES` long.
+            // SAFETY: just mapped by the device, after the last one; all but the last are `VMA_FRAMES` long.
             unsafe { region.grow(len) };
             self.populate(&mut region, first * FRAME_SIZE, chunk, first)?;
         }

@@ -18,8 +18,8 @@ const SYSCTL_VERSIONS: RangeInclusive<u32> = 0x11..=0x16;
 /// The version of either, that of Xen 4.16, since which `arch_config` of `struct xen_domctl_getdomaininfo` lies where
 /// the bindings have it; before, `gpaddr_bits` was not in front of it.
 pub(crate) const ARCH_CONFIG_MOVED: u32 = 0x14;
-/// The version, that of Xen 4.16, since which `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context` have 64 bits;
-/// before, what comes behind them lies 8 bytes further in front.
+/// The version, that of Xen 4.16, since which `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context` have 64
+/// bits; before, what follows them lies 8 bytes lower.
 pub(crate) const ARM_REGISTERS_WIDENED: u32 = 0x14;
 
 /// Bytes of what both structures begin with: command and version, and for a domctl the domain.
@@ -67,7 +67,8 @@ impl ForeignMemory {
             let (op, command) = (abi::HYPERVISOR_SYSCTL, abi::XEN_SYSCTL_GETDOMAININFOLIST);
             let call =
                 Call { name: "XEN_SYSCTL_getdomaininfolist", op, command, domid: None, arguments: [0; ARGUMENTS] };
-            // SAFETY: it only answers. The arguments are all 0, the number of domains to write to the address among them.
+            // SAFETY: it only answers. The arguments are all 0, the number of domains to write to the address among
+            // them.
             unsafe { self.understood(SYSCTL_VERSIONS, &call) }
         })
     }
@@ -96,7 +97,7 @@ impl ForeignMemory {
     ///
     /// # Safety
     ///
-    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's behind its 16th byte.
+    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's after its 16th byte.
     pub(crate) unsafe fn domctl(
         &self,
         name: &'static str,
@@ -114,7 +115,7 @@ impl ForeignMemory {
     ///
     /// # Safety
     ///
-    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's behind its 8th byte.
+    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's after its 8th byte.
     pub(crate) unsafe fn sysctl(&self, name: &'static str, command: u32, arguments: Arguments) -> Result<Arguments> {
         let call = Call { name, op: abi::HYPERVISOR_SYSCTL, command, domid: None, arguments };
         let version = self.usable_sysctl_version().map_err(|errno| call.error(errno))?;
@@ -160,8 +161,8 @@ impl ForeignMemory {
         }
         bytes[header..].copy_from_slice(&call.arguments);
         let arg = [buffer.address(), 0, 0, 0, 0];
-        // SAFETY: it reads and writes one structure, for which the buffer is large enough; what it does, and with what its
-        // arguments point to, is the caller's promise.
+        // SAFETY: it reads and writes one structure, for which the buffer is large enough; what it does, and with what
+        // its arguments point to, is the caller's promise.
         let called = unsafe { self.backend().hypercall(call.op.into(), arg) };
         called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
         let mut arguments = [0; ARGUMENTS];
@@ -199,7 +200,7 @@ impl Call {
     }
 }
 
-/// An integer of a structure that Xen has written; 0 behind its end, where no structure of ours has one.
+/// An integer of a structure that Xen has written; 0 past its end, where no structure of ours has one.
 pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_ne_bytes(*word))
 }

@@ -9,7 +9,6 @@ use std::ptr::NonNull;
 use super::ForeignMemory;
 use super::domctl::u64_at;
 use crate::abi;
-use crate::backend::Unmapper;
 use crate::error::{Error, Result};
 use crate::mapping::region::Region;
 use crate::types::{Architecture, Domid, FRAME_SIZE, GuestKind, HostKind};
@@ -41,7 +40,8 @@ impl HypercallBuffer {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `len` mapped bytes of our own, initialised (the kernel zeroes them). Only we and, while a hypercall
-        // is made, Xen know of them; who makes one has promised that no borrow is live (`ForeignMemory::hypercall`).
+        // is made, Xen know of them; whoever makes one has promised that no borrow is live
+        // (`ForeignMemory::hypercall`).
         unsafe { NonNull::slice_from_raw_parts(self.region.base(), self.len).as_ref() }
     }
 
@@ -96,7 +96,7 @@ impl ForeignMemory {
         }
         let mapped = self.backend().mapped_bytes(len.div_ceil(FRAME_SIZE));
         let addr = self.backend().map_hypercall_buffer(mapped).map_err(error)?;
-        let unmapper: Unmapper = self.backend().unmapper();
+        let unmapper = self.backend().unmapper();
         // SAFETY: just mapped, `mapped` bytes in one, and nobody else knows of it.
         let region = unsafe { Region::new(addr, mapped, mapped, unmapper) };
         Ok(HypercallBuffer { region, len })
@@ -236,8 +236,8 @@ impl ForeignMemory {
 
     /// A memory operation that takes at most a domid, and returns a number.
     ///
-    /// As a multicall, since an ioctl gives back only an int of what a hypercall returns (Linux, `vfs_ioctl`), and frame
-    /// numbers may be larger. Up to Xen 4.15 a PVH dom0 has no multicalls.
+    /// As a multicall, since an ioctl gives back only an int of what a hypercall returns (Linux, `vfs_ioctl`), and
+    /// frame numbers may be larger. Up to Xen 4.15 a PVH dom0 has no multicalls.
     fn memory_op(&self, name: &'static str, command: u32, domid: Option<Domid>) -> Result<u64> {
         let mut buffer = self.hypercall_buffer(abi::MULTICALL_ENTRY_BYTES + size_of::<u16>())?;
         let (list, argument) = (buffer.address(), buffer.address() + abi::MULTICALL_ENTRY_BYTES as u64);
@@ -246,7 +246,7 @@ impl ForeignMemory {
         for (word, value) in entry.chunks_exact_mut(8).zip(words) {
             word.copy_from_slice(&u64::to_ne_bytes(value));
         }
-        // Who takes none does not look.
+        // An operation that takes none does not look.
         to.copy_from_slice(&domid.map_or(0, Domid::get).to_ne_bytes());
         // SAFETY: it reads one entry and one domid, and writes to the entry: the buffer has both, and is alive.
         let called = unsafe { self.backend().hypercall(abi::HYPERVISOR_MULTICALL.into(), [list, 1, 0, 0, 0]) };

@@ -145,9 +145,9 @@ impl ForeignMemory {
 /// The open privcmd device: to hand it to a child or to [`ForeignMemory::from_owned_fd`] of another process, or for
 /// ioctls that this crate does not make.
 ///
-/// All copies of it are one open file, so what [restricts](ForeignMemory::restrict) one restricts all. Whoever makes ioctls
-/// or mappings of it keeps off the address ranges of this crate's mappings: nothing may populate, replace or unmap these.
-/// Nothing can be read from it, written to it, or waited for. It is closed on exec.
+/// All copies of it are one open file, so what [restricts](ForeignMemory::restrict) one restricts all. Whoever makes
+/// ioctls or mappings of it keeps off the address ranges of this crate's mappings: nothing may populate, replace or
+/// unmap these. Nothing can be read from it, written to it, or waited for. It is closed on exec.
 ///
 /// The simulated host has no device: there it is an empty file, on which every ioctl of the device fails with ENOTTY.
 impl AsFd for ForeignMemory {

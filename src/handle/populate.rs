@@ -5,17 +5,17 @@
 use std::mem::offset_of;
 
 use super::ForeignMemory;
+use super::domctl::u64_at;
 use crate::abi::{self, PodTarget};
 use crate::error::{Error, Result};
-use crate::handle::domctl::u64_at;
 use crate::types::{Architecture, Domid};
 
 /// How far a guest is populated on demand; all zero for one that is not.
 ///
 /// A guest that is created with more `maxmem` than `memory` has frames without memory. Each gets its memory when it is
 /// first touched, by the guest or by whoever maps it or asks Xen what it is. The guest is expected to start a balloon
-/// driver, which gives back the frames that it was never meant to use. Until then it has more frames than Xen has memory
-/// for, and Xen crashes it once the memory is used up.
+/// driver, which gives back the frames that it was never meant to use. Until then it has more frames than Xen has
+/// memory for, and Xen crashes it once the memory is used up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PopulateOnDemand {

@@ -45,8 +45,8 @@ pub(crate) unsafe fn is_true(addr: NonNull<u8>, page_size: usize, gfns: &[Gfn], 
     })
 }
 
-/// Whether the answer for a block might look good if the kernel has given up: it is the halves of numbers from some place
-/// on, of which these are the last.
+/// Whether the answer for a block might look good if the kernel has given up: it is the halves of numbers from some
+/// place on, of which these are the last.
 fn is_doubtful(addr: usize, page_size: usize, gfns: &[Gfn]) -> bool {
     let last = gfns.len() - 1;
     let negated_lower_half = gfns[last / 2].get().wrapping_neg() & u64::from(u32::MAX);

@@ -56,13 +56,13 @@ use crate::types::Protection::{ReadOnly, ReadWrite};
 ///
 /// # Structures
 ///
-/// With the feature `zerocopy`, `read_as`, `read_into` and `write_as` copy plain structures and arrays of them. They take
-/// the traits of zerocopy 0.8, which is so a part of this crate's interface: a program must derive those of the same
-/// version (0.8, whatever comes after).
+/// With the feature `zerocopy`, `read_as`, `read_into` and `write_as` copy plain structures and arrays of them. They
+/// take the traits of zerocopy 0.8, which is so a part of this crate's interface: a program must derive those of the
+/// same version (0.8, whatever comes after).
 ///
 /// They copy bytes, at any alignment. Nothing of them is atomic, not even an aligned field: a structure that the guest
-/// writes meanwhile may be torn. What it synchronises by (an index, a flag) is to be read by [`load`](Access::load), and
-/// written by [`store`](Access::store).
+/// writes meanwhile may be torn. What it synchronises by (an index, a flag) is to be read by [`load`](Access::load),
+/// and written by [`store`](Access::store).
 pub trait Access: Memory {
     /// The size in bytes.
     #[must_use]
@@ -289,9 +289,9 @@ pub trait Access: Memory {
         let word = self.pieces().word::<T>(ReadOnly, offset)?;
         // SAFETY: `word` found the bytes mapped and aligned.
         let value = unsafe { T::load(word.as_ptr().cast()) };
-        // `store` waits behind a SeqCst store, so that a load need not.
-        // x86 processors keep this order and that of a release by themselves, and the compiler moves no assembly: there,
-        // these two fences are no instructions, and no test fails without them. Arm64 needs them.
+        // A SeqCst `store` ends with a full fence, so that a load need not begin with one.
+        // x86 processors keep this order and that of a release by themselves, and the compiler moves no assembly:
+        // there, these two fences are no instructions, and no test fails without them. Arm64 needs them.
         if order != Ordering::Relaxed {
             fence(Ordering::Acquire);
         }

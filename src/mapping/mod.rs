@@ -33,8 +33,8 @@ use region::Region;
 /// reference; in an auto-translated one the close hook of the privcmd mapping removes each frame from our physmap.
 /// When `drop` returns, the references are gone. A process that dies gives them back in the same way.
 ///
-/// In a forked child the mapping does not exist: `Drop` does nothing there, and it must not be accessed (who forks a
-/// process answers for what the child does with it: something else may be at these addresses).
+/// In a forked child the mapping does not exist: `Drop` does nothing there, and it must not be accessed (whoever forks
+/// a process answers for what the child does with it: something else may be at these addresses).
 ///
 /// # Why there is no `as_slice`
 ///

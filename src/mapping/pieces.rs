@@ -46,8 +46,8 @@ pub unsafe trait Memory {
     /// `from` is valid for reading `len` bytes, which nobody writes.
     #[inline(always)]
     unsafe fn copy_in(&self, offset: usize, from: *const u8, len: usize) -> Result<()> {
-        // What is recorded is kept out of the way, too.
-        let Some(to) = self.quick(ReadWrite, offset, len).filter(|to| !to.is_recorded()) else {
+        // Where writes are tracked, that is kept out of the way, too.
+        let Some(to) = self.quick(ReadWrite, offset, len).filter(|to| !to.is_tracked()) else {
             // SAFETY: the caller's promise.
             return unsafe { self.pieces().copy_in_slowly(offset, from, len) };
         };

@@ -18,6 +18,7 @@ static LEAKED: AtomicU64 = AtomicU64::new(0);
 /// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
 /// do when out of memory. It also counts a mapping that mmap(2) failed to replace, to ask again for frames that are
 /// paged out, even though that mapping may be gone. Each case is logged as an error.
+#[must_use]
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
 }
@@ -38,10 +39,11 @@ pub(crate) struct Region {
     process: ProcessId,
 }
 
-// SAFETY: a range of addresses means the same on every thread, and whoever reaches the memory does so through the
-// copying of copy.rs, which any number of threads may do at once.
+// SAFETY: a range of addresses means the same on every thread. Of a mapping, the memory is accessed by the functions of
+// mapping/copy and by system calls, which any number of threads may make at once; of a hypercall buffer, by references
+// that borrow its owner. An `Unmapper` is Send.
 unsafe impl Send for Region {}
-// SAFETY: as above; no method changes anything but `grow`, which takes `&mut`.
+// SAFETY: as above, and what changes a region takes `&mut self` or `self`. An `Unmapper` is Sync.
 unsafe impl Sync for Region {}
 
 impl Region {
@@ -59,7 +61,7 @@ impl Region {
         self.base
     }
 
-    /// Takes over the `len` bytes behind the last one.
+    /// Takes over the `len` bytes after the last one.
     ///
     /// # Safety
     ///
@@ -80,7 +82,7 @@ impl Region {
         self.base
     }
 
-    /// Forgets what is behind the first `len` bytes: it is not ours to unmap any more.
+    /// Forgets what is past the first `len` bytes: it is not ours to unmap any more.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }

@@ -54,13 +54,13 @@ pub struct View<'a> {
     protection: Protection,
     /// In the order of their index, which counts from the start of the mapping.
     failed: &'a [FrameError],
-    /// Where it is noted which frames are written.
+    /// Where it is noted which frames are written, unless nobody could ask.
     dirty: Option<&'a Dirty>,
     mapping: PhantomData<&'a Region>,
 }
 
-// SAFETY: a view is a shared borrow of a `Region`, which is Sync, and its accesses are those of copy.rs, which any
-// number of threads may make at once.
+// SAFETY: a view is a shared borrow of a `Region`, of `FrameError`s and of a `Dirty`, all of which are Sync, and its
+// accesses are those of mapping/copy and system calls, which any number of threads may make at once.
 unsafe impl Send for View<'_> {}
 // SAFETY: as above; no method changes the view itself.
 unsafe impl Sync for View<'_> {}
@@ -74,7 +74,7 @@ impl<'a> View<'a> {
 
     /// The same, and it is noted which frames are written.
     #[inline]
-    pub(crate) fn recorded(self, dirty: &'a Dirty) -> View<'a> {
+    pub(crate) fn tracked(self, dirty: &'a Dirty) -> View<'a> {
         View { dirty: Some(dirty), ..self }
     }
 
@@ -120,7 +120,7 @@ impl<'a> View<'a> {
 
     /// Whether it is noted which frames are written.
     #[inline]
-    pub(crate) fn is_recorded(&self) -> bool {
+    pub(crate) fn is_tracked(&self) -> bool {
         self.dirty.is_some()
     }
 
@@ -133,8 +133,8 @@ impl<'a> View<'a> {
     }
 
     /// Whether the `len` bytes at `offset` are all inside, of a mapping without holes. This is the usual case: what
-    /// must be done in others is kept out of the way of short copies, which take no longer than that would. It only saves
-    /// time: no test fails if this is always false.
+    /// must be done in others is kept out of the way of short copies, which take no longer than that would. It only
+    /// saves time: no test fails if this is always false.
     #[inline]
     fn is_whole(&self, offset: usize, len: usize) -> bool {
         self.failed.is_empty() && self.len.checked_sub(offset).is_some_and(|rest| len <= rest)
@@ -194,7 +194,8 @@ unsafe impl Memory for View<'_> {
     }
 }
 
-// SAFETY: `check` looks at bounds, holes and protection, and a view is a single piece.
+// SAFETY: `check` looks at bounds, holes and protection, and a view is a single piece, the addresses of which follow
+// each other.
 unsafe impl<'a> Pieces<'a> for View<'a> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
         self.check_bounds(offset, len)?;

@@ -51,8 +51,8 @@ pub struct HostConfig {
     /// Bytes of a page of its kernel: 4096, and on Arm also 16 or 64 KiB. Frames have 4096 bytes all the same.
     pub page_size: usize,
     /// How many frames an auto-translated domain can map at a time, where each takes as much of its own memory (Linux
-    /// without `XEN_UNPOPULATED_ALLOC`, as is Debian's 6.1 on Arm); beyond that mapping fails with ENOMEM. What the last
-    /// page has room for counts, too. `None`: as many as it likes.
+    /// without `XEN_UNPOPULATED_ALLOC`, as is Debian's 6.1 on Arm); beyond that mapping fails with ENOMEM. What the
+    /// last page has room for counts, too. `None`: as many as it likes.
     pub dom0_free_frames: Option<usize>,
 }
 

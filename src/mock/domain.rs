@@ -136,7 +136,7 @@ impl MockDomain {
         self.with(|_, domain| domain.max_pages = frames);
     }
 
-    /// Gives it more frames, behind those that it has, and returns them.
+    /// Gives it more frames, after those that it has, and returns them.
     ///
     /// # Panics
     ///
@@ -442,7 +442,7 @@ pub(super) fn frames_in(file: &File) -> io::Result<Vec<Range<u64>>> {
     Ok(frames)
 }
 
-/// Where the next data or hole begins; `None` behind the last data.
+/// Where the next data or hole begins; `None` past the last data.
 fn seek(file: &File, from: u64, whence: Whence) -> io::Result<Option<u64>> {
     let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
     match lseek(file, from, whence) {

@@ -53,7 +53,9 @@ impl MockDevice {
     }
 }
 
-impl Backend for MockDevice {
+// SAFETY: both map pages of a file by mmap(2), a buffer for reading and writing. The host knows them only to show other
+// pages at a mapping's addresses when it is populated; its `Unmap` is all that unmaps them.
+unsafe impl Backend for MockDevice {
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
         assert!(
@@ -76,7 +78,7 @@ impl Backend for MockDevice {
         // SAFETY: the caller's promise.
         let addr = unsafe { self.host.empty.map_at(place, 0, len, protection) }?;
         let start = addr.as_ptr().addr();
-        // If nothing was to be there, what the state have there has been unmapped behind our back.
+        // If nothing was to be there, what the state has there has been unmapped behind our back.
         self.host.forget(state, start, start + len);
         state.vmas.insert(start, virgin(len, protection));
         Ok(addr)
@@ -304,7 +306,7 @@ impl MockDevice {
         let mut ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
         assert!(
             self.page_size() == FRAME_SIZE || ptes.len() == 1,
-            "a kernel with larger pages takes the frames of a resource for so many pages, and writes behind the mapping"
+            "a kernel with larger pages takes the frames of a resource for so many pages, and writes past the mapping"
         );
         self.host.check_memory(state, addr)?;
         let Some(mut vma) = state.vmas.remove(&addr) else { return Err(errno(libc::EINVAL)) };
@@ -369,7 +371,7 @@ impl Unmap for Host {
 }
 
 impl Host {
-    /// So many frames, and those that the last page has room for behind them.
+    /// So many frames, and those that the last page has room for after them.
     fn in_whole_pages(&self, frames: usize) -> usize {
         frames.next_multiple_of(self.config.page_size / FRAME_SIZE)
     }
@@ -386,10 +388,10 @@ impl Host {
         leave_numbers(&gfns[block.clone()], &mut errors[block.clone()], lost.start - block.start);
     }
 
-    /// Adds what is behind the last frame in its page.
+    /// Adds what follows the last frame in its page.
     fn fill_up(&self, ptes: &mut Vec<Pte>) {
         let frames = ptes.len();
-        ptes.extend((frames..self.in_whole_pages(frames)).map(|index| Pte::Fatal(fatal::page_behind(index))));
+        ptes.extend((frames..self.in_whole_pages(frames)).map(|index| Pte::Fatal(fatal::page_past_end(index))));
     }
 
     /// That the domain we are has enough memory left to populate a mapping.

@@ -17,21 +17,21 @@ use nix::errno::Errno;
 /// The name of the file.
 pub(super) const FILE: &CStr = c"xenmap-fatal";
 
-/// The page of the file that stands for the first frame behind the last of a mapping: no frame number is as large, and
+/// The page of the file that stands for the first frame past the last of a mapping: no frame number is as large, and
 /// a file may be.
-const BEHIND: usize = 1 << 50;
+const PAST_THE_END: usize = 1 << 50;
 
 /// `si_code` of a SIGBUS for a page that its file does not have (`BUS_ADRERR`).
 const NO_SUCH_PAGE: c_int = 2;
 
 /// The page of the file that stands for a frame.
 pub(super) fn page_of(gfn: u64) -> usize {
-    usize::try_from(gfn).map_or(BEHIND - 1, |gfn| gfn.min(BEHIND - 1))
+    usize::try_from(gfn).map_or(PAST_THE_END - 1, |gfn| gfn.min(PAST_THE_END - 1))
 }
 
-/// The page of the file that stands for what is behind a mapping's last frame; `index` is its place in the mapping.
-pub(super) fn page_behind(index: usize) -> usize {
-    BEHIND + index
+/// The page of the file that stands for what is past a mapping's last frame; `index` is its place in the mapping.
+pub(super) fn page_past_end(index: usize) -> usize {
+    PAST_THE_END + index
 }
 
 /// The handler that was there before.
@@ -173,7 +173,7 @@ fn explain(addr: usize, page: usize) {
 
 fn explanation(addr: usize, page: usize) -> Text {
     let mut text = Text { bytes: [0; 320], len: 0 };
-    let what = match page.checked_sub(BEHIND) {
+    let what = match page.checked_sub(PAST_THE_END) {
         None => write!(text, "\nxenmap's mock: frame {page:#x}, which could not be mapped,"),
         Some(index) => write!(text, "\nxenmap's mock: what is behind the last frame of a mapping (index {index})"),
     };
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn explanation_fits() {
-        for page in [BEHIND - 1, BEHIND, usize::MAX] {
+        for page in [PAST_THE_END - 1, PAST_THE_END, usize::MAX] {
             let text = explanation(usize::MAX, page);
             let text = str::from_utf8(&text.bytes[..text.len]).unwrap().to_owned();
             assert!(text.ends_with("does it.\n"), "{text}");

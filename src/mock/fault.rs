@@ -31,9 +31,9 @@ pub enum Fault {
         /// What the kernel writes there.
         error: i32,
     },
-    /// The kernel has no memory for the page table of one frame of the batch. As on Linux the call succeeds all the same:
-    /// that frame, those before it in the same page table and all after it, as far as they are in the same block (512
-    /// frames, if pages have 4 KiB), are not mapped, and have halves of frame numbers in the place of errors.
+    /// The kernel has no memory for the page table of one frame of the batch. As on Linux the call succeeds all the
+    /// same: that frame, those before it in the same page table and all after it, as far as they are in the same block
+    /// (512 frames, if pages have 4 KiB), are not mapped, and have halves of frame numbers in the place of errors.
     PageTable {
         /// Its place in the call, or the last if the call is shorter.
         index: usize,
@@ -85,8 +85,8 @@ impl Faults {
     }
 }
 
-/// The frames of a batch, which is mapped from `addr` on, that are not mapped for want of the page table that the one at
-/// `index` needs. A PV kernel makes hypercalls for `at_once` frames each.
+/// The frames of a batch, which is mapped from `addr` on, that are not mapped for want of the page table that the one
+/// at `index` needs. A PV kernel makes hypercalls for `at_once` frames each.
 pub(super) fn without_page_table(
     index: usize,
     frames: usize,
@@ -103,8 +103,8 @@ pub(super) fn without_page_table(
     start - (start - block_start) % at_once..frames.min(block_start + block)
 }
 
-/// What is in the place of the errors of a block's frames from the one at `start` on, if the kernel did not come to them:
-/// it keeps errors where it has read the frame numbers before.
+/// What is in the place of the errors of a block's frames from the one at `start` on, if the kernel did not come to
+/// them: it keeps errors where it has read the frame numbers before.
 pub(super) fn leave_numbers(gfns: &[u64], errors: &mut [i32], start: usize) {
     for (index, error) in errors.iter_mut().enumerate().skip(start) {
         let halves = [gfns[index / 2] & u64::from(u32::MAX), gfns[index / 2] >> 32];

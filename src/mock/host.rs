@@ -149,7 +149,7 @@ impl MockHost {
     }
 
     /// The same for a PV guest, with a [kernel](super::PvKernel) that has started: what the file holds is at its
-    /// pseudo-physical addresses. Its tables lie behind.
+    /// pseudo-physical addresses. Its tables follow.
     ///
     /// # Errors
     ///

@@ -22,11 +22,11 @@
 //!
 //! # What is real
 //!
-//! The host is a backend at the level of system calls, so the library above it is the one that runs on Xen. A guest's RAM is a memory
-//! file, and a mapping maps pages of it, so two mappings of one frame are the same memory. A frame that a PV dom0
-//! could not map raises a real SIGBUS. References are counted from the kernel's own tables of this process and its
-//! children (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process; nothing
-//! else does.
+//! The host is a backend at the level of system calls, so the library above it is the one that runs on Xen. A guest's
+//! RAM is a memory file, and a mapping maps pages of it, so two mappings of one frame are the same memory. A frame that
+//! a PV dom0 could not map raises a real SIGBUS. References are counted from the kernel's own tables of this process
+//! and its children (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process;
+//! nothing else does.
 //!
 //! What the kernel would get wrong is found: each count compares the mappings with what was made, and panics with an
 //! explanation if one was unmapped in part, had its protection changed, or was moved.
@@ -42,8 +42,8 @@
 //!   `vm.max_map_count` of such frames fails with ENOMEM here.
 //! - A child has its own copy of the host's state, from the moment of the fork, and sees only references of its own
 //!   and of its children. It can map, but it frees nothing, and to give a domain memory there is a panic.
-//! - In an Arm dom0 an access to a failed frame aborts the process, and says why. It is a handler of SIGBUS that does so,
-//!   which the first host of that kind installs: one that is installed later catches the access. On Xen none can.
+//! - In an Arm dom0 an access to a failed frame aborts the process, and says why. It is a handler of SIGBUS that does
+//!   so, which the first host of that kind installs: one that is installed later catches the access. On Xen none can.
 //! - A system call that is handed such a frame fails with EFAULT. On Xen it breaks the kernel, and never returns.
 //! - The pages of an Arm dom0 may be larger than a frame, but its mappings begin at any multiple of 4096.
 //! - [`HostConfig::dom0_free_frames`] is for each process, and there again at once for those that are unmapped.

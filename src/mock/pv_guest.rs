@@ -23,8 +23,8 @@ use crate::types::{FRAME_SIZE, Gfn, NumberRange, Pfn};
 /// domain.start_kernel(&kernel);
 ///
 /// let memory = host.open()?;
-/// Guest::open(&memory, domain.domid())?.write(0x10_000, b"behind the hole")?;
-/// assert_eq!(domain.read(domain.mfn(Pfn::new(0x10)?).unwrap(), 0, 15), b"behind the hole");
+/// Guest::open(&memory, domain.domid())?.write(0x10_000, b"after the hole")?;
+/// assert_eq!(domain.read(domain.mfn(Pfn::new(0x10)?).unwrap(), 0, 14), b"after the hole");
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -127,8 +127,8 @@ impl MockDomain {
         let pfns = (0..).filter(|&pfn| kernel.hole(pfn).is_none());
         let mut p2m: BTreeMap<u64, Gfn> = pfns.zip(chunks).collect();
 
-        let behind_ram = p2m.keys().next_back().map_or(0, |last| last + 1);
-        let first = kernel.holes.iter().map(|(pfns, _)| pfns.end()).fold(behind_ram, u64::max);
+        let after_ram = p2m.keys().next_back().map_or(0, |last| last + 1);
+        let first = kernel.holes.iter().map(|(pfns, _)| pfns.end()).fold(after_ram, u64::max);
         // They take entries themselves.
         let mut count = 0;
         while kernel.frames_for(&p2m, first, count) > count {

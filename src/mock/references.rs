@@ -107,7 +107,8 @@ fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
             let holder = known.range(..=at).next_back().filter(|&(_, &end)| at < end);
             let Some((_, &end)) = holder else {
                 panic!(
-                    "foreign frames are mapped at {at:#x}, where none were: a mapping was moved (mremap), which on xen loses its frames"
+                    "foreign frames are mapped at {at:#x}, where none were: a mapping was moved (mremap), which on \
+                     xen loses its frames"
                 );
             };
             at = end;
@@ -140,7 +141,8 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
             let next = segments.get(segments.partition_point(|segment| segment.end <= at));
             let Some(segment) = next.filter(|segment| segment.start <= at) else {
                 panic!(
-                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on xen that frees frames twice, or is refused"
+                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on xen that frees frames twice, or \
+                     is refused"
                 );
             };
             let found = segment.offset + (at - segment.start);
@@ -148,13 +150,15 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
                 || offset.is_some_and(|offset| found != offset + (at - start - first * FRAME_SIZE))
             {
                 panic!(
-                    "the mapping at {start:#x} has something else at {at:#x}: it was moved (mremap), or replaced in part"
+                    "the mapping at {start:#x} has something else at {at:#x}: it was moved (mremap), or replaced in \
+                     part"
                 );
             }
             let permissions = segment.permissions;
             assert!(
                 permissions.starts_with(access) && permissions.ends_with(shared),
-                "the mapping at {start:#x} is {permissions} and was made {access}-{shared}: mprotect of foreign frames is undefined on xen"
+                "the mapping at {start:#x} is {permissions} and was made {access}-{shared}: mprotect of foreign \
+                 frames is undefined on xen"
             );
             at = segment.end.min(end);
         }
@@ -195,7 +199,7 @@ fn descendants(of: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(process) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // The name in parentheses may hold anything; behind it are the state and the parent.
+        // The name in parentheses may hold anything; after it come the state and the parent.
         let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(1)?.parse().ok());
         if let Some(parent) = parent {

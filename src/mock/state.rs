@@ -155,7 +155,7 @@ pub(super) enum Pte {
     Page(usize),
     /// A frame that failed in an x86 PVH dom0, or that is not a guest's.
     Junk,
-    /// A frame that failed in an Arm dom0, or the end of the last page behind the last frame, as a page of that file.
+    /// A frame that failed in an Arm dom0, or the end of the last page past the last frame, as a page of that file.
     Fatal(usize),
 }
 
@@ -168,7 +168,7 @@ pub(super) struct Vma {
 }
 
 impl Vma {
-    /// The page as an index, and what comes behind its run: a run is consecutive pages of the file, or of one kind.
+    /// The page as an index, and what comes after its run: a run is consecutive pages of the file, or of one kind.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, Pte)> + '_ {
         let mut next = 0;
         std::iter::from_fn(move || {

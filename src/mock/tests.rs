@@ -34,7 +34,7 @@ impl Driver {
         unsafe { self.device.mmap_at(Place::default(), frames * FRAME_SIZE, Protection::ReadWrite) }.unwrap()
     }
 
-    /// The batch call for frames of the guest, `skip` frames behind an address.
+    /// The batch call for frames of the guest, `skip` frames after an address.
     fn map(&self, addr: NonNull<u8>, skip: usize, gfns: &[u64]) -> (Option<i32>, Vec<i32>) {
         self.map_of(self.guest.domid().get(), addr, skip, gfns)
     }

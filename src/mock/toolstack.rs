@@ -129,7 +129,7 @@ impl Host {
         if domid >= abi::FIRST_RESERVED_DOMID {
             return Err(if may_be_next { libc::EINVAL } else { libc::ESRCH });
         }
-        // To count references takes long, so only for who asks how many pages are left.
+        // To count references takes long, so only for whoever asks how many pages are left.
         if command == abi::XEN_DOMCTL_GETDOMAININFO && state.domains.range(domid..=last).next().is_some() {
             self.reclaim(state);
         }

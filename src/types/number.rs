@@ -282,8 +282,8 @@ frame_number! {
     /// The number of a frame of a guest, as the guest itself counts its memory: a guest physical address divided by
     /// [`FRAME_SIZE`].
     ///
-    /// Of a PV guest it is the pseudo-physical frame. Which machine frame that is ([`Gfn`]) is in the guest's own table.
-    /// Of any other guest both are the same number, but not the same type: what maps frames of a guest
+    /// Of a PV guest it is the pseudo-physical frame. Which machine frame that is ([`Gfn`]) is in the guest's own
+    /// table. Of any other guest both are the same number, but not the same type: what maps frames of a guest
     /// ([`Guest::map`](crate::Guest::map)) takes pfns and looks them up, what maps frames of a domain
     /// ([`ForeignMemory::map_foreign_batch`](crate::ForeignMemory::map_foreign_batch)) takes gfns.
     ///

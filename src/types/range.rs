@@ -9,8 +9,10 @@ use super::{FRAME_SIZE, Pfn};
 
 /// Consecutive numbers of one kind: of a guest's frames, of frames to map, or of domains.
 ///
-/// Each type of number makes it by its `range`, or from a range of integers, so all numbers in it are valid. It iterates
-/// as a `Range` of integers does, and can be copied.
+/// The `range` method of a number makes one ([`Pfn::range`], [`Gfn::range`](crate::Gfn::range),
+/// [`Domid::range`](crate::Domid::range)), and so does `try_from` of a range of integers. Both fail with
+/// [`InvalidNumber`](crate::InvalidNumber) if a number in it is not valid. It can be copied, and iterates as a `Range` of
+/// integers does.
 ///
 /// ```
 /// use xenmap::{NumberRange, Pfn};
@@ -79,7 +81,8 @@ impl NumberRange<Pfn> {
     /// The addresses of the frames, in bytes.
     #[must_use]
     pub const fn addresses(&self) -> Range<u64> {
-        self.start * FRAME_SIZE as u64..self.end * FRAME_SIZE as u64
+        // An empty range can be anywhere.
+        self.start.saturating_mul(FRAME_SIZE as u64)..self.end.saturating_mul(FRAME_SIZE as u64)
     }
 }
 
@@ -174,6 +177,12 @@ mod tests {
         let (start, end) = (7, 5);
         let range = NumberRange::<Pfn>::try_from(start..end).unwrap();
         assert_eq!((range.len(), range.is_empty(), range.into_iter().next_back()), (0, true, None));
+    }
+
+    #[test]
+    fn empty_range_beyond_all_frames_has_no_addresses() {
+        let range = NumberRange::<Pfn>::try_from(u64::MAX..u64::MAX).unwrap();
+        assert!(range.is_empty() && range.addresses().is_empty());
     }
 
     #[test]

@@ -132,8 +132,8 @@ impl PinnedMemory {
         let mut pins = self.pins();
         match pins.binary_search(&number) {
             Err(place) => pins.insert(place, number),
-            // SAFETY: the number of the pin just given away. The same bucket stays: we have another pin of it, and while
-            // a bucket is pinned no other gets its number.
+            // SAFETY: the number of the pin just given away. The same bucket stays: we have another pin of it, and
+            // while a bucket is pinned no other gets its number.
             Ok(_) => unsafe { self.space.cache.unpin(number) },
         }
         drop(pins);
@@ -142,8 +142,8 @@ impl PinnedMemory {
         let bucket: &'a _ = unsafe { bucket.as_ref() };
         let dirty = DirtySlice::new(bucket.dirty(), piece.offset, piece.len);
         // SAFETY: `slice` found the bytes inside the bucket, and `MapCache::pin` that they are mapped read-write; they
-        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (copy.rs). That the
-        // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
+        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (mapping/copy). That
+        // the guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
         Ok(unsafe { VolatileSlice::with_bitmap(at, piece.len, dirty, None) })
     }
 

@@ -5,9 +5,9 @@ use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use crate::mapping::dirty::Dirty;
 
 /// Reports to the map cache which frames of a slice are written, while it
-/// [records writes](crate::MapCache::track_dirty).
+/// [tracks dirty frames](crate::MapCache::track_dirty).
 ///
-/// The methods of a `VolatileSlice` do so on their own. Who writes through its pointer calls
+/// The methods of a `VolatileSlice` do so on their own. Whoever writes through its pointer calls
 /// [`mark_dirty`](Bitmap::mark_dirty) afterwards.
 #[derive(Clone, Copy, Debug)]
 pub struct DirtySlice<'a> {

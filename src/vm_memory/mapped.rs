@@ -19,7 +19,7 @@ use crate::types::{NumberRange, Pfn, Protection};
 /// Consecutive frames of a guest, all of them mapped for reading and writing.
 ///
 /// Made by [`Guest::map_ram`]. The frames stay mapped until the last region that was mapped with this one is dropped.
-/// Which frames were written is not recorded.
+/// Which frames are written is not tracked.
 #[derive(Clone, Debug)]
 pub struct RamRegion {
     mapping: Arc<ForeignMapping>,
@@ -70,7 +70,7 @@ impl GuestMemoryRegion for RamRegion {
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> GuestMemoryResult<VolatileSlice<'_>> {
         let at = self.at(offset, count)?;
         // SAFETY: `at` found the `count` bytes inside this region, all of which is mapped read-write (`map_ram`), and
-        // stays so while `self` is borrowed; this crate's own accesses count as volatile ones (copy.rs). That the
+        // stays so while `self` is borrowed; this crate's own accesses count as volatile ones (mapping/copy). That the
         // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
         Ok(unsafe { VolatileSlice::new(at, count) })
     }
@@ -105,8 +105,8 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Frames`] (the index of a frame counts from its range's start) or [`Error::Empty`] if no frame at all can
-    /// be mapped; else those of [`Guest::map_partial`].
+    /// [`Error::Frames`] (the index of a frame counts from its range's start) or [`Error::Empty`] if no frame at all
+    /// can be mapped; else those of [`Guest::map_partial`].
     pub fn map_ram(&self, pfns: &[NumberRange<Pfn>]) -> Result<GuestRegionCollection<RamRegion>> {
         let mut regions = Vec::new();
         let mut failed = Vec::new();

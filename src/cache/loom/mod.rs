@@ -85,7 +85,8 @@ impl Host {
     }
 }
 
-impl Source<Mapped> for Host {
+impl Source for Host {
+    type Bucket = Mapped;
     type Want = Writes;
 
     fn map(&self, number: u64, writable: Writes) -> Result<Mapped> {
@@ -134,10 +135,10 @@ fn error(bucket: u64, errno: i32) -> Error {
     Error::GuestAddress { domid: Domid::XEN, address: bucket, errno }
 }
 
-type Cache = Buckets<Host, Mapped>;
+type Cache = Buckets<Host>;
 
 /// Uses a bucket for as long as the pin lives, and returns the generation that it is of.
-fn use_it(pin: &Pin<'_, Host, Mapped>, number: u64, writes: Writes) -> u64 {
+fn use_it(pin: &Pin<'_, Host>, number: u64, writes: Writes) -> u64 {
     let mapped = pin.bucket();
     assert_eq!(mapped.number, number, "another bucket");
     assert!(mapped.writable || !writes, "only for reading");

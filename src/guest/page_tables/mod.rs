@@ -23,8 +23,8 @@ const NO_SUCH_PAGE: &str = "an entry says that it is a page, but there are none 
 pub enum PageTables {
     /// Those of an x86 guest.
     X86 {
-        /// The top table's address in bytes, as the guest's CR3 holds it (other bits there are ignored); of a PV guest a
-        /// machine address, of a 32-bit one too, whose CR3 holds it rotated.
+        /// The top table's address in bytes, as the guest's CR3 holds it (other bits there are ignored); of a PV guest
+        /// a machine address, of a 32-bit one too, whose CR3 holds it rotated.
         cr3: u64,
         /// How they are made.
         mode: PagingMode,

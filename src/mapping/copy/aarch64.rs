@@ -2,8 +2,8 @@
 //! instructions where the processor has them (LSE, Armv8.1-A), else by exclusive loads and stores.
 //!
 //! Those are tried until nobody has written to the same memory in between, for which a guest that writes all the time
-//! can make us wait. A single instruction comes to an end whatever the guest does. (What `View` makes of it by comparing
-//! and exchanging, to set and clear bits, is tried again where the guest has changed just that word.)
+//! can make us wait. A single instruction comes to an end whatever the guest does. (What `Access` makes of it by
+//! comparing and exchanging, to set and clear bits, is tried again where the guest has changed just that word.)
 
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -168,7 +168,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
 
 /// The suffix of the instruction says how many bytes it accesses, and the modifier which half of a register it uses.
 ///
-/// The barrier behind each atomic operation keeps later loads behind it, since `Access::load` is a plain one.
+/// The barrier after each atomic operation keeps later loads after it, since `Access::load` is a plain one.
 macro_rules! word {
     ($type:ty, $suffix:literal, $modifier:literal) => {
         impl crate::mapping::copy::sealed::Word for $type {

@@ -53,7 +53,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
     })
 }
 
-/// The fence behind each atomic operation keeps later loads behind it, since `Access::load` is a relaxed one.
+/// The fence after each atomic operation keeps later loads after it, since `Access::load` is a relaxed one.
 macro_rules! word {
     ($type:ty, $atomic:ty) => {
         impl crate::mapping::copy::sealed::Word for $type {
