@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::mapping::copy::{self, Word};
+use crate::mapping::dirty::Dirty;
 use crate::mapping::{Access, View};
 use crate::types::Protection::{self, ReadOnly, ReadWrite};
 
@@ -46,15 +47,32 @@ pub unsafe trait Memory {
     /// `from` is valid for reading `len` bytes, which nobody writes.
     #[inline(always)]
     unsafe fn copy_in(&self, offset: usize, from: *const u8, len: usize) -> Result<()> {
-        // Where writes are tracked, that is kept out of the way, too.
-        let Some(to) = self.quick(ReadWrite, offset, len).filter(|to| !to.is_tracked()) else {
+        let Some(to) = self.quick(ReadWrite, offset, len) else {
             // SAFETY: the caller's promise.
             return unsafe { self.pieces().copy_in_slowly(offset, from, len) };
         };
+        if let Some((dirty, start)) = to.tracking() {
+            // SAFETY: `quick` gives what is mapped for writing; of `from` it is the caller's promise.
+            unsafe { copy_in_tracked(dirty, start, to.as_ptr(), from, len) };
+            return Ok(());
+        }
         // SAFETY: `quick` gives what is mapped for writing; of `from` it is the caller's promise.
         unsafe { copy::write(from, to.as_ptr(), len) };
         Ok(())
     }
+}
+
+/// Copies bytes in, and notes that those from `start` on have been written. It is a function of its own, with arguments
+/// that fit into registers, so that a write to a view that nobody tracks does not take longer.
+///
+/// # Safety
+///
+/// `to` is mapped for writing `len` bytes; `from` is valid for reading them, and nobody writes them.
+#[inline(never)]
+unsafe fn copy_in_tracked(dirty: &Dirty, start: usize, to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { copy::write(from, to, len) };
+    dirty.mark(start, len);
 }
 
 /// The pieces of memory, a copy of what is known about them.

@@ -118,10 +118,10 @@ impl<'a> View<'a> {
         self.base.as_ptr()
     }
 
-    /// Whether it is noted which frames are written.
+    /// Where it is noted which frames are written, if it is, and where in that the view begins.
     #[inline]
-    pub(crate) fn is_tracked(&self) -> bool {
-        self.dirty.is_some()
+    pub(crate) fn tracking(&self) -> Option<(&'a Dirty, usize)> {
+        self.dirty.map(|dirty| (dirty, self.start))
     }
 
     /// Notes what has been written, if anybody wants to know.
