@@ -66,8 +66,8 @@ fn run() -> Result<()> {
         }
         [domid, command @ ..] => {
             let command = command_of(command)?;
-            let domid = domid.parse().ok().and_then(|number| Domid::new(number).ok());
-            let domid = domid.ok_or_else(|| format!("{:?} is no number of a domain; {USAGE}", args[0]))?;
+            let domid: Domid =
+                domid.parse().map_err(|e| format!("{domid:?} is no number of a domain: {e}; {USAGE}"))?;
             carry_out(&command, &ForeignMemory::open()?, domid)
         }
         [] => Err(USAGE.into()),

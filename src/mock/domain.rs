@@ -16,7 +16,7 @@ use super::state::{DOMID_COW, Domain, Frame, OWNER_OF_RESOURCES, State};
 use crate::abi;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
 
-/// A guest of a [`MockHost`].
+/// A guest of a [`MockHost`](super::MockHost).
 ///
 /// Dropping it changes nothing: the guest runs until it is [destroyed](MockDomain::destroy). Frames are read and
 /// written here as the guest does it, without a mapping.
@@ -73,7 +73,7 @@ impl MockDomain {
     ///
     /// # Panics
     ///
-    /// As [`MockHost::references`].
+    /// As [`MockHost::references`](super::MockHost::references).
     #[must_use]
     pub fn owned_frames(&self) -> Option<usize> {
         let state = &mut self.host.lock();
@@ -84,8 +84,8 @@ impl MockDomain {
 
     /// Gives it a name, as xenstore has it.
     ///
-    /// Destroying it takes the name away, as toolstacks do. A [zombie](MockHost::zombies) can be given one again: then
-    /// the toolstack was killed before it had cleaned up.
+    /// Destroying it takes the name away, as toolstacks do. A [zombie](super::MockHost::zombies) can be given one again:
+    /// then the toolstack was killed before it had cleaned up.
     ///
     /// # Panics
     ///
@@ -307,7 +307,8 @@ impl MockDomain {
         }
     }
 
-    /// Destroys it. Frames that are mapped keep it alive as a [zombie](MockHost::zombies) until the last is unmapped.
+    /// Destroys it. Frames that are mapped keep it alive as a [zombie](super::MockHost::zombies) until the last is
+    /// unmapped.
     ///
     /// # Panics
     ///

@@ -15,7 +15,7 @@ const WORD: usize = size_of::<u64>();
 ///
 /// # Safety
 ///
-/// As for [`Host::hypercall`](super::host::Host::hypercall).
+/// As for [`Host::hypercall`](super::machine::Host::hypercall).
 pub(super) unsafe fn page_frame_info(
     host: &Host,
     state: &mut State,
