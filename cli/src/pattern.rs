@@ -24,8 +24,8 @@ impl Pattern {
         }
         let is_fixed = |byte: &(u8, u8)| byte.1 == 0xFF;
         let parts = bytes.chunk_by(|a, b| is_fixed(a) == is_fixed(b));
-        let starts = parts.clone().scan(0, |next, part| Some(std::mem::replace(next, *next + part.len())));
-        let fixed_parts = parts.zip(starts).filter(|(part, _)| part.iter().all(is_fixed));
+        let parts = parts.scan(0, |next, part| Some((part, std::mem::replace(next, *next + part.len()))));
+        let fixed_parts = parts.filter(|(part, _)| part.iter().all(is_fixed));
         // If there is none, the empty one is found everywhere.
         let (fixed, fixed_at) = fixed_parts.max_by_key(|(part, _)| part.len()).unwrap_or_default();
         let fixed: Vec<u8> = fixed.iter().map(|(byte, _)| *byte).collect();
