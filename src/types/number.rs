@@ -302,6 +302,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn all_numbers_have_the_same_set() {
+        fn has_it<N>(number: N)
+        where
+            N: Copy + Ord + std::hash::Hash + fmt::Debug + fmt::Display + fmt::LowerHex + fmt::UpperHex,
+            N: TryFrom<u64, Error = InvalidNumber> + FromStr<Err = InvalidNumber> + Into<u64>,
+            NumberRange<N>: TryFrom<Range<u64>, Error = InvalidNumber> + IntoIterator<Item = N>,
+        {
+            let integer: u64 = number.into();
+            assert_eq!(N::try_from(integer), Ok(number));
+            assert_eq!(number.to_string().parse(), Ok(number));
+            assert_eq!(format!("{number:#x}").parse(), Ok(number));
+            let range = NumberRange::<N>::try_from(integer..integer + 2).unwrap();
+            assert!(range.into_iter().is_sorted_by(|a, b| a < b));
+            assert!("x".parse::<N>().is_err() && N::try_from(u64::MAX).is_err());
+        }
+
+        has_it(Domid::new(0x2F).unwrap());
+        has_it(Gfn::new(0x2F).unwrap());
+        has_it(Pfn::new(0x2F).unwrap());
+    }
+
+    #[test]
     fn domid_refuses_every_number_that_xen_keeps_but_its_own() {
         let allowed: Vec<u16> = (0x7FF0..=u16::MAX).filter(|&id| Domid::new(id).is_ok()).collect();
         assert_eq!(allowed, [Domid::XEN.get()]);
