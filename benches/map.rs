@@ -1,7 +1,7 @@
 //! What it costs to map and unmap frames of a guest on the mock, beside the bare system calls that the mock makes for it.
 //!
 //! This is for seeing that the mock stays fast enough to test with. The ratio is **not** what the library costs on Xen:
-//! the mock is the hypervisor and the kernel too, and keeps the books of both (a lock, a look-up of each frame, page
+//! the mock is the hypervisor and the kernel too, and keeps the state of both (a lock, a look-up of each frame, page
 //! tables as a `Vec`), while the bare calls know nothing of frames. For Xen there is `benches/xen_cost.rs`.
 
 #![expect(unsafe_code, reason = "maps memory files")]

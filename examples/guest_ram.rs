@@ -109,7 +109,7 @@ fn simulate(file: &str) -> Result<(ForeignMemory, Domid)> {
 
 fn carry_out(command: &Command, memory: &ForeignMemory, domid: Domid) -> Result<()> {
     let guest = Guest::open(memory, domid)?;
-    // Xen may crash a guest that is populated on demand if somebody else touches frames that it has not used yet.
+    // Xen may crash a populate-on-demand guest when we touch frames that it has not used yet.
     guest.check_populated()?;
     match *command {
         Command::Map => map(&guest),

@@ -78,14 +78,14 @@ fn main() -> Result<()> {
     let mut config = CacheConfig::default();
     config.bucket_size = 64 << 10;
     config.budget = 8 << 20; // of 64 MiB
-    let cache = Arc::new(MapCache::with_config(guest, config)?);
+    let cache = Arc::new(MapCache::with_config(guest.clone(), config)?);
     let memory = CachedMemory::new(Arc::clone(&cache), &ram);
 
     let (to_device, events) = channel();
     let (interrupt, interrupts) = channel();
     let started = Instant::now();
     let (device, driver) = std::thread::scope(|scope| {
-        let device = scope.spawn(move || Device::new(memory)?.run(events, &interrupt));
+        let device = scope.spawn(move || Device::new(guest, memory)?.run(events, &interrupt));
         let driver = Driver::new(&domain, to_device, interrupts).run(args.requests);
         (device.join(), driver)
     });
@@ -94,7 +94,13 @@ fn main() -> Result<()> {
     let bytes_per_us = u128::from(device.bytes) / started.elapsed().as_micros().max(1);
 
     let statistics = cache.statistics();
-    println!("{} requests, {} bytes, {bytes_per_us} MB/s; every answer was right", device.requests, device.bytes);
+    println!(
+        "domain {}: {} requests, {} bytes, {bytes_per_us} MB/s",
+        device.guest.domid(),
+        device.requests,
+        device.bytes
+    );
+    println!("every answer was right");
     println!("{} hits, {} misses, {} evictions", statistics.hits, statistics.misses, statistics.evictions);
     println!("{} invalidations, {} frames written under migration", device.invalidations, device.written.len());
 
@@ -107,8 +113,9 @@ fn main() -> Result<()> {
     if host.zombies().is_empty() { Ok(()) } else { Err("something is still mapped".into()) }
 }
 
-/// The disk, and what it has done.
+/// The disk, and what it has done. It owns all that it needs, so it can live as long as it likes, on any thread.
 struct Device {
+    guest: Guest,
     memory: CachedMemory,
     queue: Queue,
     disk: Vec<u8>,
@@ -120,7 +127,7 @@ struct Device {
 }
 
 impl Device {
-    fn new(memory: CachedMemory) -> Result<Device> {
+    fn new(guest: Guest, memory: CachedMemory) -> Result<Device> {
         // A real driver tells the device where it has put the queue.
         let mut queue = Queue::new(QUEUE_SIZE)?;
         queue.try_set_desc_table_address(GuestAddress(DESCRIPTORS))?;
@@ -131,7 +138,7 @@ impl Device {
             return Err("the queue is not in the guest's RAM".into());
         }
         let written = BTreeSet::new();
-        Ok(Device { memory, queue, disk: vec![0; DISK_SIZE], requests: 0, bytes: 0, invalidations: 0, written })
+        Ok(Device { guest, memory, queue, disk: vec![0; DISK_SIZE], requests: 0, bytes: 0, invalidations: 0, written })
     }
 
     fn run(mut self, events: Receiver<Event>, interrupt: &Sender<()>) -> Result<Device> {

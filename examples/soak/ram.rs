@@ -13,11 +13,11 @@ const WINDOW: usize = 1024;
 
 /// What the guest's RAM held at first, and what it must hold now. The guest is paused, or has nothing that runs.
 pub(crate) struct Ram {
-    pub(crate) stretches: Vec<Stretch>,
+    pub(crate) pieces: Vec<Piece>,
 }
 
 /// Frames of RAM without a hole between them.
-pub(crate) struct Stretch {
+pub(crate) struct Piece {
     pub(crate) address: u64,
     before: Vec<u8>,
     pub(crate) now: Vec<u8>,
@@ -43,7 +43,7 @@ enum Writing {
 impl Ram {
     /// Reads all RAM, but for the frames with these numbers.
     pub(crate) fn read(guest: &Guest, keep_off: &[u64]) -> Result<Ram> {
-        let mut ram = Ram { stretches: Vec::new() };
+        let mut ram = Ram { pieces: Vec::new() };
         for extent in guest.ram_map()?.extents() {
             let is_table = extent.kind == FrameKind::PageTable;
             if !is_table && extent.kind != FrameKind::Ram {
@@ -82,12 +82,12 @@ impl Ram {
     }
 
     fn push(&mut self, address: u64, page: &[u8], frame: Frame) {
-        let is_next = |last: &Stretch| last.address + last.before.len() as u64 == address;
-        if !self.stretches.last().is_some_and(is_next) {
-            let empty = Stretch { address, before: Vec::new(), now: Vec::new(), frames: Vec::new() };
-            self.stretches.push(empty);
+        let is_next = |last: &Piece| last.address + last.before.len() as u64 == address;
+        if !self.pieces.last().is_some_and(is_next) {
+            let empty = Piece { address, before: Vec::new(), now: Vec::new(), frames: Vec::new() };
+            self.pieces.push(empty);
         }
-        if let Some(last) = self.stretches.last_mut() {
+        if let Some(last) = self.pieces.last_mut() {
             last.before.extend(page);
             last.now.extend(page);
             last.frames.push(frame);
@@ -98,13 +98,13 @@ impl Ram {
     /// first or the last.
     fn spare_p2m(&mut self) {
         let mut ends = HashSet::new();
-        for stretch in &self.stretches {
-            let first = stretch.address / FRAME_SIZE as u64;
-            let entries = (first..).zip(&stretch.frames).map(|(pfn, frame)| (pfn % 512, frame.gfn.get().to_ne_bytes()));
+        for piece in &self.pieces {
+            let first = piece.address / FRAME_SIZE as u64;
+            let entries = (first..).zip(&piece.frames).map(|(pfn, frame)| (pfn % 512, frame.gfn.get().to_ne_bytes()));
             ends.extend(entries.filter(|(n, _)| [0, 511].contains(n)));
         }
-        for stretch in &mut self.stretches {
-            for (page, frame) in stretch.now.chunks_exact(FRAME_SIZE).zip(&mut stretch.frames) {
+        for piece in &mut self.pieces {
+            for (page, frame) in piece.now.chunks_exact(FRAME_SIZE).zip(&mut piece.frames) {
                 let is_end = |n, word: Option<&[u8; 8]>| word.is_some_and(|word| ends.contains(&(n, *word)));
                 let is_table = is_end(0, page.first_chunk()) || is_end(511, page.last_chunk());
                 if is_table && frame.writing == Writing::Works {
@@ -116,13 +116,13 @@ impl Ram {
 
     /// How many bytes it has.
     pub(crate) fn len(&self) -> usize {
-        self.stretches.iter().map(|stretch| stretch.now.len()).sum()
+        self.pieces.iter().map(|piece| piece.now.len()).sum()
     }
 
     /// Compares what was changed with what is there now, by mappings that have nothing to do with the cache, puts back
     /// what was there at first, and compares again. Says how many frames were changed.
     pub(crate) fn check_and_restore(&self, guest: &Guest) -> Result<usize> {
-        let changed: Vec<Changed<'_>> = self.stretches.iter().flat_map(Stretch::changed).collect();
+        let changed: Vec<Changed<'_>> = self.pieces.iter().flat_map(Piece::changed).collect();
         for frames in changed.chunks(WINDOW) {
             let gfns: Vec<Gfn> = frames.iter().map(|frame| frame.gfn).collect();
             let map = |protection| guest.memory().map_foreign_batch(guest.domid(), protection, &gfns);
@@ -157,7 +157,7 @@ impl Changed<'_> {
     }
 }
 
-impl Stretch {
+impl Piece {
     /// Where Xen refuses to map bytes for writing at first, and the errno.
     pub(crate) fn refused(&self, offset: usize, len: usize) -> Option<(u64, i32)> {
         frames(offset, len).find_map(|frame| match self.frames[frame].writing {

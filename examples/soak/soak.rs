@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use xenmap::{Access, Error, MapCache, Pinned, Protection};
 
-use super::ram::{Ram, Result, Stretch, same};
+use super::ram::{Piece, Ram, Result, same};
 
 /// How many ranges are held at the same time.
 const HELD: usize = 8;
@@ -22,10 +22,10 @@ pub(crate) struct Soak<'c> {
     done: Done,
 }
 
-/// Where a range begins: in which stretch of the RAM, and how many bytes from its beginning.
+/// Where a range begins: in which piece of the RAM, and how many bytes from its beginning.
 #[derive(Clone, Copy)]
 struct Place {
-    stretch: usize,
+    piece: usize,
     offset: usize,
 }
 
@@ -80,12 +80,12 @@ impl<'c> Soak<'c> {
     /// Pins another range, in the place of one that was held for a while.
     fn get(&mut self) -> Result<()> {
         let range = self.range();
-        let (Place { stretch, offset }, len) = range;
+        let (Place { piece, offset }, len) = range;
         let protection = self.protection();
         let address = self.addresses(range).start;
         let refused = match protection {
             Protection::ReadOnly => None,
-            Protection::ReadWrite => self.ram.stretches[stretch].refused(offset, len),
+            Protection::ReadWrite => self.ram.pieces[piece].refused(offset, len),
         };
         if self.held.len() == HELD {
             self.held.swap_remove(self.random.below(HELD));
@@ -104,8 +104,8 @@ impl<'c> Soak<'c> {
 
     /// Reads or writes a part of a range that is held.
     fn access(&mut self, which: usize) -> Result<()> {
-        let Held { pinned, place: Place { stretch, offset } } = &self.held[which];
-        let stretch = &mut self.ram.stretches[*stretch];
+        let Held { pinned, place: Place { piece, offset } } = &self.held[which];
+        let piece = &mut self.ram.pieces[*piece];
         let start = self.random.below(pinned.len());
         let (mut at, mut len) = (start, 1 + self.random.below(pinned.len() - start));
         let is_word = self.random.below(2) == 0;
@@ -115,20 +115,20 @@ impl<'c> Soak<'c> {
             let aligned = (offset + at).next_multiple_of(len).checked_sub(*offset);
             at = aligned.filter(|&aligned| aligned + len <= pinned.len() && self.random.below(2) == 0).unwrap_or(at);
         }
-        let may_write = pinned.protection() == Protection::ReadWrite && stretch.may_write(offset + at, len);
+        let may_write = pinned.protection() == Protection::ReadWrite && piece.may_write(offset + at, len);
         if may_write && self.random.below(2) == 0 {
             let bytes = self.random.bytes(len);
             write(pinned, at, &bytes, is_word)?;
-            stretch.now[offset + at..][..len].copy_from_slice(&bytes);
+            piece.now[offset + at..][..len].copy_from_slice(&bytes);
             self.done.bytes_written += len;
         } else {
-            check(pinned, at, stretch, offset + at, len, is_word)?;
+            check(pinned, at, piece, offset + at, len, is_word)?;
             self.done.bytes_read += len;
         }
         Ok(())
     }
 
-    /// A range within a stretch, of one byte to the longest; short ones are as frequent as long ones.
+    /// A range within a piece, of one byte to the longest; short ones are as frequent as long ones.
     fn range(&mut self) -> (Place, usize) {
         let place = match self.random.below(2) {
             0 if !self.recent.is_empty() => self.recent[self.random.below(self.recent.len())],
@@ -136,13 +136,13 @@ impl<'c> Soak<'c> {
         };
         let most = 1 << self.random.below(self.longest.ilog2() as usize + 1);
         let len = 1 + self.random.below(most);
-        (place, len.min(self.ram.stretches[place.stretch].now.len() - place.offset))
+        (place, len.min(self.ram.pieces[place.piece].now.len() - place.offset))
     }
 
     fn anywhere(&mut self) -> Place {
-        let mut place = Place { stretch: 0, offset: self.random.below(self.ram.len()) };
-        while let Some(rest) = place.offset.checked_sub(self.ram.stretches[place.stretch].now.len()) {
-            place = Place { stretch: place.stretch + 1, offset: rest };
+        let mut place = Place { piece: 0, offset: self.random.below(self.ram.len()) };
+        while let Some(rest) = place.offset.checked_sub(self.ram.pieces[place.piece].now.len()) {
+            place = Place { piece: place.piece + 1, offset: rest };
         }
         if self.recent.len() == RECENT {
             self.recent.swap_remove(self.random.below(RECENT));
@@ -152,7 +152,7 @@ impl<'c> Soak<'c> {
     }
 
     fn addresses(&self, (place, len): (Place, usize)) -> Range<u64> {
-        let start = self.ram.stretches[place.stretch].address + place.offset as u64;
+        let start = self.ram.pieces[place.piece].address + place.offset as u64;
         start..start + len as u64
     }
 
@@ -176,8 +176,8 @@ fn word<const N: usize>(bytes: &[u8]) -> [u8; N] {
     std::array::from_fn(|i| bytes[i])
 }
 
-/// Reads bytes, or a word, which must be those at `offset` of the stretch.
-fn check(pinned: &Pinned<'_>, at: usize, stretch: &Stretch, offset: usize, len: usize, is_word: bool) -> Result<()> {
+/// Reads bytes, or a word, which must be those at `offset` of the piece.
+fn check(pinned: &Pinned<'_>, at: usize, piece: &Piece, offset: usize, len: usize, is_word: bool) -> Result<()> {
     let mut found = vec![0; len];
     match len {
         1 if is_word => found = pinned.read::<u8>(at)?.to_ne_bytes().to_vec(),
@@ -186,7 +186,7 @@ fn check(pinned: &Pinned<'_>, at: usize, stretch: &Stretch, offset: usize, len: 
         8 if is_word => found = pinned.read::<u64>(at)?.to_ne_bytes().to_vec(),
         _ => pinned.read_bytes(at, &mut found)?,
     }
-    same(stretch.address + offset as u64, &found, &stretch.now[offset..][..len])
+    same(piece.address + offset as u64, &found, &piece.now[offset..][..len])
 }
 
 /// Numbers that look random and are the same each time (`SplitMix64`).

@@ -154,7 +154,7 @@ fn child_that_drops_its_copy_leaves_the_guest_paused() {
                 |wait| {
                     paused.take();
                     wait();
-                    // The mock's books in the child are its own.
+                    // The mock's state in the child is its own.
                     state(host, target.domid()) == Some(DomainState::Paused)
                 },
                 || {
