@@ -252,7 +252,7 @@ fn cc() -> Command {
     cc
 }
 
-/// The compiler's command for a C program of the tests; what it is linked with is still to come.
+/// The compiler's command for a C program of the tests. The caller adds the libraries.
 fn compile(name: &str, program: &Path) -> Command {
     let mut cc = cc();
     cc.arg(source(name)).arg("-o").arg(program);

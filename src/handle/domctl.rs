@@ -149,7 +149,8 @@ impl ForeignMemory {
     ///
     /// # Safety
     ///
-    /// As for [`ForeignMemory::hypercall`], of which `arguments` of the call are those of a domctl or sysctl.
+    /// As for [`ForeignMemory::hypercall`]: any address in the call's `arguments` is that of a buffer which is large
+    /// enough for what Xen reads and writes there.
     unsafe fn toolstack_call(&self, version: u32, call: &Call) -> Result<Arguments> {
         let header = if call.domid.is_some() { DOMCTL_HEADER } else { SYSCTL_HEADER };
         let mut buffer = self.hypercall_buffer(header + ARGUMENTS)?;

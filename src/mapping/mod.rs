@@ -70,7 +70,7 @@ impl ForeignMapping {
         ForeignMapping { region, frames, domid, protection, failed }
     }
 
-    /// Where it is, and which frames failed; somebody else unmaps it.
+    /// Gives the mapping up without unmapping it: its address, and the frames that failed. The caller unmaps it.
     pub(crate) fn release(self) -> (NonNull<u8>, Vec<FrameError>) {
         (self.region.release(), self.failed)
     }

@@ -402,7 +402,7 @@ impl Host {
             taken.map(|(_, vma)| vma.ptes.len()).sum::<usize>() <= limit
         };
         if !is_enough(state) {
-            // What has been unmapped by somebody else is in the state until references are counted.
+            // The state still has what was unmapped past the library, until references are counted.
             self.reclaim(state);
         }
         if is_enough(state) { Ok(()) } else { Err(errno(libc::ENOMEM)) }
