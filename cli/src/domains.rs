@@ -6,6 +6,7 @@ use serde::Serialize;
 use xenmap::{DomainInfo, DomainState, FRAME_SIZE, ForeignMemory, GuestKind};
 
 use crate::Result;
+use crate::palette::palette;
 use crate::printable::{self, printable};
 
 /// What is known of a domain, in the words of this tool.
@@ -70,7 +71,9 @@ pub(crate) fn domains(memory: &ForeignMemory, as_json: bool, out: &mut impl Writ
         writeln!(out, "{}", printable::json(&domains)?)?;
         return Ok(());
     }
-    writeln!(out, "{:>5}  {:4}  {:8}  {:>8}  {:>8}  {:>5}  name", "id", "kind", "state", "MiB", "max MiB", "vcpus")?;
+    let heading = palette().heading;
+    write!(out, "{heading}{:>5}  {:4}  {:8}  {:>8}  ", "id", "kind", "state", "MiB")?;
+    writeln!(out, "{:>8}  {:>5}  name{heading:#}", "max MiB", "vcpus")?;
     for domain in domains {
         let max = or_dash(domain.max_pages.map(mib));
         let (state, vcpus) = (domain.state.unwrap_or("-"), or_dash(domain.vcpus));

@@ -22,6 +22,7 @@ mod hexdump;
 mod image;
 mod info;
 mod map;
+mod palette;
 mod pattern;
 mod picture;
 mod printable;

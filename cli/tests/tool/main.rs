@@ -24,6 +24,8 @@ mod foreign;
 mod info;
 #[path = "../../src/map.rs"]
 mod map;
+#[path = "../../src/palette.rs"]
+mod palette;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/pattern.rs"]
 mod pattern;
