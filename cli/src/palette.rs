@@ -1,4 +1,4 @@
-//! The colours of standard output.
+//! Colours.
 
 use std::io;
 
@@ -38,6 +38,19 @@ const COLOURED: Palette = Palette {
     warning: AnsiColor::Yellow.on_default(),
     bad: AnsiColor::Red.on_default(),
 };
+
+/// The style of the prefix of an error, the same as clap's.
+pub(crate) const ERROR: Style = AnsiColor::Red.on_default().bold();
+
+/// Sets what `--color` says, for all output of this process.
+pub(crate) fn choose(choice: clap::ColorChoice) {
+    let choice = match choice {
+        clap::ColorChoice::Auto => ColorChoice::Auto,
+        clap::ColorChoice::Always => ColorChoice::Always,
+        clap::ColorChoice::Never => ColorChoice::Never,
+    };
+    choice.write_global();
+}
 
 /// Returns the styles for standard output: plain ones in a pipe, under `NO_COLOR`, or if `--color` says so.
 pub(crate) fn palette() -> &'static Palette {

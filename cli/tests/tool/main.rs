@@ -24,6 +24,9 @@ mod foreign;
 mod info;
 #[path = "../../src/map.rs"]
 mod map;
+#[path = "../../src/number.rs"]
+mod number;
+#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/palette.rs"]
 mod palette;
 #[expect(dead_code, reason = "parts of it are used")]

@@ -12,7 +12,7 @@ use crate::harness::*;
 /// Runs a worker with this as its job.
 fn work(folder: &Path, job: &str) -> Output {
     let mut command = tool();
-    command.current_dir(folder).args(["--mock", "ram", "worker"]);
+    command.current_dir(folder).args(["worker", "--mock", "ram"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(job.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
