@@ -11,11 +11,11 @@ use crate::number::number;
 #[derive(Debug, Parser)]
 #[command(name = "xenmap", version, max_term_width = 100)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    pub(crate) source: Source,
     /// When to use colors
     #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: ColorChoice,
+    #[command(flatten)]
+    pub(crate) source: Source,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -30,7 +30,7 @@ pub(crate) struct WorkerArgs {
 
 /// The guest. `usage` checks which of these go together, since clap checks before it propagates global arguments.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Guest")]
+#[command(next_help_heading = "Guest options")]
 pub(crate) struct Source {
     /// Use this domain of the host, by its number or name
     ///
@@ -51,10 +51,10 @@ pub(crate) struct Source {
     /// Set the kind of the simulated guest [default: pvh]
     #[arg(long, global = true, value_name = "KIND")]
     pub(crate) mock_kind: Option<MockKind>,
-    /// Access the memory of a populate-on-demand guest even though Xen may crash the guest
+    /// Access the memory of a populate-on-demand guest even if that may crash the guest
     ///
-    /// Each access to a page that the guest has not used yet takes memory from the guest's pool. Xen crashes the guest
-    /// when the pool is empty.
+    /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages. Xen crashes
+    /// the guest when a page is accessed that there is no memory for. Without this option, xenmap refuses such guests.
     #[arg(long, global = true)]
     pub(crate) pod_populate: bool,
 }
@@ -184,10 +184,10 @@ pub(crate) enum RawDumps {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct SearchArgs {
-    /// Try every frame number; slow, but also finds memory outside the guest's memory map
+    /// Try every frame number; slow, but finds all memory that Xen lends to the guest
     ///
-    /// By default, only frames are tried where Xen says that there may be RAM. With this option, the memory that Xen lends
-    /// to the guest is found too.
+    /// By default, the search for RAM ends when it has found as many pages as the guest owns. The memory that Xen lends to
+    /// the guest, such as its grant table, is then only found where it lies among RAM.
     #[arg(long)]
     pub(crate) thorough: bool,
     /// Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]

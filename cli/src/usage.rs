@@ -6,9 +6,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use crate::args::{self, Args, SearchArgs};
+use crate::args::Args;
 use crate::examples;
 use crate::printable::printable;
+
+/// The ids of the arguments of [`crate::args::Source`].
+const SOURCE: [&str; 5] = ["domain", "mock", "mock_raw", "mock_kind", "pod_populate"];
 
 /// What a command is used on.
 #[derive(Clone, Copy, PartialEq)]
@@ -30,7 +33,7 @@ impl Subject {
         }
     }
 
-    /// Returns whether the argument, if it is one of [`args::Source`], can be used.
+    /// Returns whether an argument can be used; all can but some of [`SOURCE`].
     fn takes(self, argument: &str) -> bool {
         match argument {
             "mock" | "mock_raw" | "mock_kind" => self != Subject::Nothing,
@@ -42,8 +45,7 @@ impl Subject {
 
 /// Returns the command line as clap parses and documents it.
 pub(crate) fn command() -> Command {
-    let mut command = Args::command().after_help(examples::notes(""));
-    command = command.mut_subcommands(|command| {
+    let mut command = Args::command().after_long_help(examples::notes("")).mut_subcommands(|command| {
         let notes = examples::notes(command.get_name());
         command.after_long_help(notes)
     });
@@ -95,71 +97,83 @@ pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Args, c
 fn parse_as_they_are(arguments: &[OsString]) -> Result<Args, clap::Error> {
     let mut command = command();
     let matches = command.try_get_matches_from_mut(arguments)?;
-    let args = Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
-    check(&command, &matches, &args)?;
-    Ok(args)
+    if let Some((name, matches)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        check(command, matches).map_err(|problem| problem.error(command.clone()))?;
+    }
+    Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// Checks the arguments of [`args::Source`] against each other and against the command. clap cannot: it checks what an
+/// What is wrong with a combination of arguments, which are named by their ids.
+enum Problem {
+    NotForCommand(&'static str),
+    Conflict(&'static str, &'static str),
+    Missing(&'static str),
+    MissingGuest(&'static str),
+}
+
+/// Checks the arguments of [`SOURCE`] against each other and against the command. clap cannot: it checks what an
 /// argument requires and excludes before it propagates global arguments.
-fn check(command: &Command, matches: &ArgMatches, args: &Args) -> Result<(), clap::Error> {
-    let Some(name) = matches.subcommand_name() else { return Ok(()) };
-    let subject = Subject::of(name);
-    let mut command = command.find_subcommand(name).cloned().unwrap_or_default();
-    let mut error = |kind, context: &[(ContextKind, &str)]| {
+fn check(command: &Command, matches: &ArgMatches) -> Result<(), Problem> {
+    let subject = Subject::of(command.get_name());
+    let is_given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let Some(id) = SOURCE.into_iter().filter(is_given).find(|id| !subject.takes(id)) {
+        return Err(Problem::NotForCommand(id));
+    }
+    let has_new = subject == Subject::DumpAndGuest && is_given(&"new");
+    let excluded = ["domain", "mock", "thorough", "search_limit"].into_iter().find(|id| has_new && is_given(id));
+    if let Some(id) = excluded {
+        return Err(Problem::Conflict("new", id));
+    }
+    match (is_given(&"domain"), is_given(&"mock")) {
+        (true, true) => Err(Problem::Conflict("mock", "domain")),
+        (_, false) if is_given(&"mock_raw") || is_given(&"mock_kind") => Err(Problem::Missing("mock")),
+        (false, false) if subject == Subject::Guest => Err(Problem::MissingGuest("<--domain <DOMAIN>|--mock <FILE>>")),
+        (false, false) if subject == Subject::DumpAndGuest && !has_new => {
+            Err(Problem::MissingGuest("<NEW|--domain <DOMAIN>|--mock <FILE>>"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Problem {
+    /// Returns the error that clap itself would return.
+    fn error(self, mut command: Command) -> clap::Error {
+        let shown = |id: &str| command.get_arguments().find(|arg| arg.get_id() == id).map(ToString::to_string);
+        let string = |text: Option<String>| ContextValue::String(text.unwrap_or_default());
+        let strings = |text: Option<String>| ContextValue::Strings(text.into_iter().collect());
+        let (kind, context) = match self {
+            Problem::NotForCommand(id) => {
+                let command = (ContextKind::InvalidSubcommand, ContextValue::String(command.get_name().to_owned()));
+                (ErrorKind::ArgumentConflict, vec![command, (ContextKind::PriorArg, string(shown(id)))])
+            }
+            Problem::Conflict(one, other) => {
+                let one = (ContextKind::InvalidArg, string(shown(one)));
+                (ErrorKind::ArgumentConflict, vec![one, (ContextKind::PriorArg, string(shown(other)))])
+            }
+            Problem::Missing(id) => {
+                (ErrorKind::MissingRequiredArgument, vec![(ContextKind::InvalidArg, strings(shown(id)))])
+            }
+            Problem::MissingGuest(arguments) => {
+                let mut tips = vec!["'xenmap domains' lists the domains of this host".into()];
+                let lines = examples::of(command.get_name()).iter().map(|example| example.command);
+                tips.extend(
+                    lines
+                        .filter(|line| line.contains("--domain"))
+                        .take(1)
+                        .map(|line| format!("for example, {line}").into()),
+                );
+                let missing = (ContextKind::InvalidArg, strings(Some(arguments.to_owned())));
+                let tips = (ContextKind::Suggested, ContextValue::StyledStrs(tips));
+                (ErrorKind::MissingRequiredArgument, vec![missing, tips])
+            }
+        };
         let mut error = clap::Error::new(kind).with_cmd(&command);
-        for (kind, text) in context {
-            let text = (*text).to_owned();
-            let missing = error.kind() == ErrorKind::MissingRequiredArgument;
-            error.insert(*kind, if missing { ContextValue::Strings(vec![text]) } else { ContextValue::String(text) });
+        for (kind, value) in context {
+            error.insert(kind, value);
         }
         error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
-        Err(error)
-    };
-    let conflict = |arg, with| [(ContextKind::InvalidArg, arg), (ContextKind::PriorArg, with)];
-
-    for id in matches.ids() {
-        let id = id.as_str();
-        let is_given = matches.value_source(id) == Some(ValueSource::CommandLine);
-        if is_given && !subject.takes(id) {
-            let option = format!("--{}", id.replace('_', "-"));
-            let context = [(ContextKind::InvalidSubcommand, name), (ContextKind::PriorArg, &option)];
-            return error(ErrorKind::ArgumentConflict, &context);
-        }
+        error
     }
-    let source = &args.source;
-    let is_guest_given = source.mock.is_some() || source.domain.is_some();
-    if source.mock.is_some() && source.domain.is_some() {
-        return error(ErrorKind::ArgumentConflict, &conflict("--mock <FILE>", "--domain <DOMAIN>"));
-    }
-    if source.mock.is_none() && (source.mock_raw || source.mock_kind.is_some()) {
-        return error(ErrorKind::MissingRequiredArgument, &[(ContextKind::InvalidArg, "--mock <FILE>")]);
-    }
-    if let args::Command::Diff { new: Some(_), search, .. } = &args.command {
-        let guest = if source.mock.is_some() { "--mock <FILE>" } else { "--domain <DOMAIN>" };
-        let option = if search.thorough { "--thorough" } else { "--search-limit <SECONDS>" };
-        if is_guest_given {
-            return error(ErrorKind::ArgumentConflict, &conflict("[NEW]", guest));
-        }
-        if *search != SearchArgs::default() {
-            return error(ErrorKind::ArgumentConflict, &conflict("[NEW]", option));
-        }
-        return Ok(());
-    }
-    let missing = match subject {
-        Subject::Nothing | Subject::Host => return Ok(()),
-        _ if is_guest_given => return Ok(()),
-        Subject::Guest => "<--domain <DOMAIN>|--mock <FILE>>",
-        Subject::DumpAndGuest => "<NEW|--domain <DOMAIN>|--mock <FILE>>",
-    };
-    error(ErrorKind::MissingRequiredArgument, &[(ContextKind::InvalidArg, missing)]).map_err(
-        |mut error: clap::Error| {
-            let tips = ["'xenmap domains' lists the domains of this host".to_owned()];
-            let example =
-                examples::of(name).iter().map(|example| example.command).find(|line| line.contains("--domain"));
-            let tips = tips.into_iter().chain(example.map(|line| format!("for example: {line}")));
-            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips.map(Into::into).collect()));
-            error
-        },
-    )
 }
