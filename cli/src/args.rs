@@ -8,6 +8,12 @@ use clap_complete::Shell;
 use crate::number::number;
 
 /// Inspect, search, compare and dump the RAM of Xen guests
+///
+/// xenmap runs in dom0 as root, and does not need libxc. With --mock it runs anywhere: a file becomes the RAM of a
+/// simulated guest.
+///
+/// Addresses are the guest's physical addresses; for a PV guest, its pseudo-physical ones. Addresses and sizes are decimal,
+/// hexadecimal (0x1000), or have a binary unit (64K, 1M, 2G, 1T).
 #[derive(Debug, Parser)]
 #[command(name = "xenmap", version, max_term_width = 100)]
 pub(crate) struct Args {
@@ -53,8 +59,8 @@ pub(crate) struct Source {
     pub(crate) mock_kind: Option<MockKind>,
     /// Access the memory of a populate-on-demand guest even if that may crash the guest
     ///
-    /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages. Xen crashes
-    /// the guest when a page is accessed that there is no memory for. Without this option, xenmap refuses such guests.
+    /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages, and accessing
+    /// a page without memory crashes the guest. Without this option, xenmap then refuses to access any.
     #[arg(long, global = true)]
     pub(crate) pod_populate: bool,
 }
@@ -68,18 +74,25 @@ pub(crate) enum MockKind {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the domains of the host
+    ///
+    /// The list includes dom0 and dying domains. A dash stands for a value that is not known.
     Domains {
         /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Show what Xen tells about a guest and its host
+    /// Show information about a guest and its host
+    ///
+    /// A dash stands for a value that is not known.
     Info {
         /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
     /// Show where a guest's RAM is
+    ///
+    /// Each line is a range of addresses of one kind: ram, page table (of a PV guest; it can only be read), paged out, broken
+    /// (it cannot be read), special (it is Xen's, such as the grant table), or ballooned out (of a PV guest, without RAM).
     Map {
         #[command(flatten)]
         search: SearchArgs,
@@ -118,6 +131,8 @@ pub(crate) enum Command {
         yes: bool,
     },
     /// Search a guest's RAM for bytes, and print the address of each match
+    ///
+    /// Matches can overlap, and can cross page borders.
     Search {
         #[command(flatten)]
         bytes: BytesArgs,
@@ -131,6 +146,9 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Write a guest's RAM to a file or to standard output
+    ///
+    /// A guest that is running needs --pause or --live. The file appears when the dump is complete, and only its owner can
+    /// read it. Pages that cannot be read are listed on stderr; in a raw or LiME dump they are zeros.
     Dump(DumpArgs),
     /// Compare two dumps, or a dump and a guest, page by page
     ///

@@ -45,10 +45,13 @@ impl Subject {
 
 /// Returns the command line as clap parses and documents it.
 pub(crate) fn command() -> Command {
-    let mut command = Args::command().after_long_help(examples::notes("")).mut_subcommands(|command| {
-        let notes = examples::notes(command.get_name());
-        command.after_long_help(notes)
-    });
+    let mut command = Args::command()
+        .after_help("'xenmap help <COMMAND>' shows the options of a command, with examples")
+        .after_long_help(examples::notes(""))
+        .mut_subcommands(|command| {
+            let notes = examples::notes(command.get_name());
+            command.after_long_help(notes)
+        });
     // Usage lines need the names, and each command its copies of the global arguments.
     command.build();
     command.mut_subcommands(|command| {
@@ -157,7 +160,7 @@ impl Problem {
             }
             Problem::MissingGuest(arguments) => {
                 let mut tips = vec!["'xenmap domains' lists the domains of this host".into()];
-                let lines = examples::of(command.get_name()).iter().map(|example| example.command);
+                let lines = examples::of(command.get_name()).iter().map(|(line, _)| *line);
                 tips.extend(
                     lines
                         .filter(|line| line.contains("--domain"))

@@ -185,7 +185,7 @@ fn limited_map_lists_what_was_not_searched() {
     assert_eq!(bytes, last - first + 1);
     assert!(first > 0xFFF && last < 0x7FF_FFFF_F000 && bytes > 1 << 30, "{map}");
     assert!(stderr.contains(&format!("{first:#x} to {last:#x}")), "{stderr}");
-    assert_eq!(map["totals"]["ram"], 2 * FRAME_SIZE);
+    assert_eq!(map["total_bytes"]["ram"], 2 * FRAME_SIZE);
 }
 
 #[test]
