@@ -18,7 +18,7 @@ use crate::number::number;
 #[command(name = "xenmap", version, max_term_width = 100)]
 pub(crate) struct Args {
     /// When to use colors
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", display_order = 100)]
     pub(crate) color: ColorChoice,
     #[command(flatten)]
     pub(crate) source: Source,
@@ -40,23 +40,23 @@ pub(crate) struct WorkerArgs {
 pub(crate) struct Source {
     /// Use this domain of the host, by its number or name
     ///
-    /// If the name of a domain is a number, write name:17.
+    /// For a domain whose name is a number, write name:17.
     #[arg(long, global = true, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
     /// Simulate a guest with this file as its RAM; Xen is not needed
     ///
-    /// The file is raw RAM: each byte is at the offset that is its address, and holes of the file are holes of the RAM.
-    /// The file is never changed.
+    /// The file is raw RAM: the offset of a byte is its address, and holes in the file are holes in the RAM. The file is
+    /// never changed.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) mock: Option<PathBuf>,
-    /// Take the --mock file for raw RAM even if it looks like another format
+    /// Treat the --mock file as raw RAM even if it looks like another format
     ///
-    /// Without this option, a file that begins like a dump in another format or a compressed file is refused.
+    /// Without this option, files that look like a dump in another format or like a compressed file are refused.
     #[arg(long, global = true)]
     pub(crate) mock_raw: bool,
-    /// Set the kind of the simulated guest [default: pvh]
-    #[arg(long, global = true, value_name = "KIND")]
-    pub(crate) mock_kind: Option<MockKind>,
+    /// Set the kind of the simulated guest
+    #[arg(long, global = true, value_name = "KIND", default_value = "pvh")]
+    pub(crate) mock_kind: MockKind,
     /// Access the memory of a populate-on-demand guest even if that may crash the guest
     ///
     /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages, and accessing
@@ -164,7 +164,7 @@ pub(crate) enum Command {
         old: PathBuf,
         /// Another dump; without it, OLD is compared with the guest
         new: Option<PathBuf>,
-        /// Take a dump for raw even if it looks like another format
+        /// Treat a dump as raw even if it looks like another format
         #[arg(long, value_name = "WHICH")]
         raw: Option<RawDumps>,
         #[command(flatten)]
@@ -181,7 +181,7 @@ pub(crate) enum Command {
         /// Do not write to the dump or truncate it meanwhile: that can end the command with SIGBUS.
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
-        /// Take the dump for raw even if it looks like another format
+        /// Treat the dump as raw even if it looks like another format
         #[arg(long, requires = "since")]
         raw: bool,
     },
@@ -216,7 +216,7 @@ pub(crate) struct SearchArgs {
 /// The address space of an address.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct SpaceArgs {
-    /// Take the address for a virtual one, and translate it through a vcpu's page tables
+    /// Treat the address as virtual, and translate it with a vcpu's page tables
     #[arg(long)]
     pub(crate) r#virtual: bool,
     /// Use the page tables of this vcpu
@@ -224,8 +224,8 @@ pub(crate) struct SpaceArgs {
     pub(crate) vcpu: u32,
     /// Use this page-table base instead of the vcpu's (CR3; on Arm TTBR0)
     ///
-    /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if it cannot be read, x86 tables are
-    /// taken to have four levels.
+    /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if that cannot be read, x86 tables have
+    /// four levels.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }
@@ -260,7 +260,7 @@ pub(crate) struct DumpArgs {
     pub(crate) pause: bool,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// Choose how to copy to an uncompressed file [default: single, the fastest where it was measured]
+    /// Choose how to copy to an uncompressed file [default: single]
     #[arg(long, value_name = "METHOD")]
     pub(crate) copy_by: Option<CopyBy>,
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use clap::builder::Styles;
+
 /// Returns command lines for a command and their purposes; for the whole tool if it is empty.
 pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
     match command {
@@ -102,11 +104,13 @@ pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str
 
 /// Returns what the help of a command shows at its end.
 pub(crate) fn notes(command: &str) -> String {
-    let mut notes = String::from("Examples:\n");
+    let styles = Styles::styled();
+    let heading = styles.get_header();
+    let mut notes = format!("{heading}Examples:{heading:#}\n");
     for (command, purpose) in of(command) {
         let _ = writeln!(notes, "  # {purpose}\n  {command}");
     }
-    notes.push_str("\nExit codes:\n");
+    let _ = writeln!(notes, "\n{heading}Exit codes:{heading:#}");
     for (code, meaning) in exit_codes(command) {
         let _ = writeln!(notes, "  {code:<5}  {meaning}");
     }

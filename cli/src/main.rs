@@ -91,7 +91,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let host = || Host::open(&args.source);
     let mut code = ExitCode::SUCCESS;
     match &args.command {
-        Command::Domains { json } => domains::domains(&Host::open(&args.source)?.memory, *json, &mut stdout)?,
+        Command::Domains { json } => domains::domains(&host()?.memory, *json, &mut stdout)?,
         Command::Info { json } => info::info(&host()?.guest()?, *json, &mut stdout)?,
         Command::Map { search, json } => {
             if !map::map(&host()?.guest_to_touch()?, *search, *json, &mut stdout)? {
@@ -161,6 +161,8 @@ fn run(args: &Args) -> Result<ExitCode> {
 /// Runs as a process that `dump --copy-by workers` has started.
 fn worker() -> ExitCode {
     let work = || {
+        // The dump that has started this process prints its errors, without the prefix.
+        palette::choose(ColorChoice::Never);
         // The first argument stands for the name of the program.
         let args = WorkerArgs::try_parse_from(env::args_os().skip(1))?;
         dump::worker::begin()?;
@@ -172,15 +174,12 @@ fn worker() -> ExitCode {
     }
 }
 
-/// Looks for --color in a command line that has an error, or asks for help.
+/// Finds --color in a command line that clap returns no arguments of: it has an error, or asks for help.
 fn color_of(arguments: impl Iterator<Item = OsString>) -> ColorChoice {
     let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let values = arguments.iter().zip(arguments.iter().skip(1)).filter_map(|(option, value)| match option.as_str() {
-        "--color" => Some(value.as_str()),
-        _ => None,
-    });
+    let separate = arguments.windows(2).filter(|pair| pair[0] == "--color").map(|pair| pair[1].as_str());
     let joined = arguments.iter().filter_map(|argument| argument.strip_prefix("--color="));
-    values.chain(joined).find_map(|value| ColorChoice::from_str(value, false).ok()).unwrap_or_default()
+    separate.chain(joined).find_map(|value| ColorChoice::from_str(value, false).ok()).unwrap_or_default()
 }
 
 fn fail(message: &str) -> ExitCode {

@@ -21,7 +21,7 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn open(source: &Source) -> Result<Host> {
         if let Some(file) = &source.mock {
-            let simulated = simulate(file, source.mock_kind.unwrap_or(MockKind::Pvh), source.mock_raw);
+            let simulated = simulate(file, source.mock_kind, source.mock_raw);
             let (memory, domid) = simulated.map_err(|e| format!("cannot use {}: {}", file.display(), chain(&*e)))?;
             return Ok(Host { memory, domid: Some(domid), pod_populate: source.pod_populate });
         }

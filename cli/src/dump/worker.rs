@@ -101,7 +101,7 @@ pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMu
         if source.mock_raw {
             command.arg("--mock-raw");
         }
-        if let Some(kind) = source.mock_kind.and_then(|kind| kind.to_possible_value()) {
+        if let Some(kind) = source.mock_kind.to_possible_value() {
             command.args(["--mock-kind", kind.get_name()]);
         }
     } else {

@@ -29,9 +29,9 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_needs_command" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_needs_command" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_needs_command" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_needs_command" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
-complete -c xenmap -n "__fish_xenmap_needs_command" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_needs_command" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_needs_command" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_needs_command" -s V -l version -d 'Print version'
@@ -51,10 +51,10 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l json -d 'Print a JSON object'
-complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l color -d 'When to use colors' -r -f -a "auto\t''
@@ -62,10 +62,10 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l json -d 'Print a JSON object'
-complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
@@ -74,11 +74,11 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l json -d 'Print a JSON object'
-complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l vcpu -d 'Use the page tables of this vcpu' -r
@@ -88,11 +88,11 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
-complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l virtual -d 'Take the address for a virtual one, and translate it through a vcpu\'s page tables'
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l binary -d 'Write the bytes themselves, to a file or a pipe'
-complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l text -d 'The bytes as text' -r
@@ -104,11 +104,11 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
-complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l virtual -d 'Take the address for a virtual one, and translate it through a vcpu\'s page tables'
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l yes -d 'Write without asking, even if the guest is running'
-complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l text -d 'The bytes as text' -r
@@ -120,11 +120,11 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l json -d 'Print a JSON object for each match, one per line'
-complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l format -d 'Choose the file format' -r -f -a "raw\t'Sparse file with each page at the offset that is its address; missing pages look like zeros'
@@ -133,7 +133,7 @@ lime\t'LiME, for volatility3'
 xen\t'The format of `xl dump-core`, without the registers of vcpus'"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l compress -d 'Compress the dump' -r -f -a "zstd\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
-complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l copy-by -d 'Choose how to copy to an uncompressed file [default: single, the fastest where it was measured]' -r -f -a "single\t'In one thread'
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l copy-by -d 'Choose how to copy to an uncompressed file [default: single]' -r -f -a "single\t'In one thread'
 threads\t'In several threads'
 workers\t'In several processes'"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l color -d 'When to use colors' -r -f -a "auto\t''
@@ -141,15 +141,15 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l live -d 'Let the guest run: its pages are copied at different moments'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pause -d 'Pause the guest until the dump is written'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
-complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l raw -d 'Take a dump for raw even if it looks like another format' -r -f -a "old\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l raw -d 'Treat a dump as raw even if it looks like another format' -r -f -a "old\t''
 new\t''
 both\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
@@ -158,10 +158,10 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
-complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
@@ -171,11 +171,11 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
-complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l raw -d 'Take the dump for raw even if it looks like another format'
-complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l raw -d 'Treat the dump as raw even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l color -d 'When to use colors' -r -f -a "auto\t''
@@ -183,9 +183,9 @@ always\t''
 never\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l domain -d 'Use this domain of the host, by its number or name' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
-complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-kind -d 'Set the kind of the simulated guest [default: pvh]' -r -f -a "pv\t''
+complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
-complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-raw -d 'Take the --mock file for raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "domains" -d 'List the domains of the host'
