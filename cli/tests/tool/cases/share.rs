@@ -105,9 +105,9 @@ fn page(command: &Command) -> Vec<u8> {
         entry(&mut roff, code, meaning);
     }
     roff.control("SH", ["ENVIRONMENT"]);
-    for (name, meaning) in ENVIRONMENT {
-        if *name != "TMPDIR" || matches!(name, "xenmap" | "diff" | "picture") {
-            entry(&mut roff, name, meaning);
+    for (variable, meaning) in ENVIRONMENT {
+        if *variable != "TMPDIR" || matches!(name, "xenmap" | "diff" | "picture") {
+            entry(&mut roff, variable, meaning);
         }
     }
     if is_main {
