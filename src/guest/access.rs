@@ -65,42 +65,37 @@ impl Guest {
         &self.memory
     }
 
-    /// Returns the gfn to map for each pfn; `None` where a PV guest's p2m has no frame of the guest's own.
+    /// Copies bytes out of the guest, starting at a guest-physical address.
     ///
-    /// Does not check that there is RAM: for any other kind of guest, each gfn is the pfn's number.
-    ///
-    /// ```
-    /// use xenmap::mock::MockHost;
-    /// use xenmap::{Gfn, Guest, GuestKind};
-    ///
-    /// let host = MockHost::new();
-    /// let domain = host.create_domain(GuestKind::Pvh, 16);
-    /// let memory = host.open()?;
-    /// let guest = Guest::open(&memory, domain.domid())?;
-    /// assert_eq!(guest.gfns((3..5).try_into()?)?, [Some(Gfn::new(3)?), Some(Gfn::new(4)?)]);
-    /// # Ok::<(), xenmap::Error>(())
-    /// ```
+    /// The guest may write at the same time: each byte is one that was there at some moment of the call.
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyFrames`] if the range is longer than a mapping can be. For a PV guest also [`Error::P2m`] if its
-    /// p2m cannot be used, and the errors of reading the p2m: [`Error::Hypercall`] and those of mapping.
-    pub fn gfns(&self, pfns: NumberRange<Pfn>) -> Result<Vec<Option<Gfn>>> {
-        if pfns.is_empty() {
-            return Ok(Vec::new());
-        }
-        // Before the result is allocated.
-        check_frames(pfns.len())?;
-        if let Some(p2m) = self.p2m()? {
-            return p2m.lookup(&self.memory, pfns);
-        }
-        let mut gfns = Vec::new();
-        gfns.try_reserve_exact(pfns.len()).map_err(|_| Error::TooManyFrames { frames: pfns.len() })?;
-        // Xen itself translates this guest's frame numbers.
-        for pfn in pfns {
-            gfns.push(Some(Gfn::new(pfn.get())?));
-        }
-        Ok(gfns)
+    /// [`Error::GuestAddress`] with the first address that cannot be read; `to` may be partly filled then.
+    /// [`Error::InvalidNumber`] if the range reaches past the last valid frame number. Otherwise those of
+    /// [`Guest::map`].
+    pub fn read(&self, address: u64, to: &mut [u8]) -> Result<()> {
+        let mut rest = to;
+        self.each_window(Protection::ReadOnly, address, rest.len(), |mapping, offset, len| {
+            let (part, more) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = more;
+            mapping.view().read_bytes(offset, part)
+        })
+    }
+
+    /// Copies bytes into the guest, starting at a guest-physical address.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GuestAddress`] with the first address that cannot be written; part of a range that spans more than
+    /// 4 MiB may have been written then. Otherwise as for [`Guest::read`].
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<()> {
+        let mut rest = from;
+        self.each_window(Protection::ReadWrite, address, rest.len(), |mapping, offset, len| {
+            let (part, more) = rest.split_at(len);
+            rest = more;
+            mapping.view().write_bytes(offset, part)
+        })
     }
 
     /// Maps consecutive frames of the guest: all of them or none.
@@ -166,37 +161,42 @@ impl Guest {
         self.memory.map_at_once(self.domid, protection, &self.mappable(pfns)?)
     }
 
-    /// Copies bytes out of the guest, starting at a guest-physical address.
+    /// Returns the gfn to map for each pfn; `None` where a PV guest's p2m has no frame of the guest's own.
     ///
-    /// The guest may write at the same time: each byte is one that was there at some moment of the call.
+    /// Does not check that there is RAM: for any other kind of guest, each gfn is the pfn's number.
     ///
-    /// # Errors
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Gfn, Guest, GuestKind};
     ///
-    /// [`Error::GuestAddress`] with the first address that cannot be read; `to` may be partly filled then.
-    /// [`Error::InvalidNumber`] if the range reaches past the last valid frame number. Otherwise those of
-    /// [`Guest::map`].
-    pub fn read(&self, address: u64, to: &mut [u8]) -> Result<()> {
-        let mut rest = to;
-        self.each_window(Protection::ReadOnly, address, rest.len(), |mapping, offset, len| {
-            let (part, more) = std::mem::take(&mut rest).split_at_mut(len);
-            rest = more;
-            mapping.view().read_bytes(offset, part)
-        })
-    }
-
-    /// Copies bytes into the guest, starting at a guest-physical address.
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Pvh, 16);
+    /// let memory = host.open()?;
+    /// let guest = Guest::open(&memory, domain.domid())?;
+    /// assert_eq!(guest.gfns((3..5).try_into()?)?, [Some(Gfn::new(3)?), Some(Gfn::new(4)?)]);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::GuestAddress`] with the first address that cannot be written; part of a range that spans more than
-    /// 4 MiB may have been written then. Otherwise as for [`Guest::read`].
-    pub fn write(&self, address: u64, from: &[u8]) -> Result<()> {
-        let mut rest = from;
-        self.each_window(Protection::ReadWrite, address, rest.len(), |mapping, offset, len| {
-            let (part, more) = rest.split_at(len);
-            rest = more;
-            mapping.view().write_bytes(offset, part)
-        })
+    /// [`Error::TooManyFrames`] if the range is longer than a mapping can be. For a PV guest also [`Error::P2m`] if its
+    /// p2m cannot be used, and the errors of reading the p2m: [`Error::Hypercall`] and those of mapping.
+    pub fn gfns(&self, pfns: NumberRange<Pfn>) -> Result<Vec<Option<Gfn>>> {
+        if pfns.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Before the result is allocated.
+        check_frames(pfns.len())?;
+        if let Some(p2m) = self.p2m()? {
+            return p2m.lookup(&self.memory, pfns);
+        }
+        let mut gfns = Vec::new();
+        gfns.try_reserve_exact(pfns.len()).map_err(|_| Error::TooManyFrames { frames: pfns.len() })?;
+        // Xen itself translates this guest's frame numbers.
+        for pfn in pfns {
+            gfns.push(Some(Gfn::new(pfn.get())?));
+        }
+        Ok(gfns)
     }
 
     /// Maps a range of bytes one window at a time, and passes each mapping to `f`, with the offset and length of the

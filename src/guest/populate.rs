@@ -7,7 +7,7 @@ use crate::types::GuestKind;
 
 impl Guest {
     /// Checks that touching every frame of the guest does not crash it: that Xen has set aside memory for all frames
-    /// that have none yet ([`PopulateOnDemand`](crate::PopulateOnDemand)).
+    /// that have none yet ([`PopulateOnDemand`]).
     ///
     /// The result holds until the toolstack lowers the guest's memory (`xl mem-set`) before its balloon driver has
     /// started.
