@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use xenmap::mock::MockHost;
 use xenmap::{Access, Domid, ForeignMemory, Guest, NumberRange, Protection};
 
-const USAGE: &str = "usage: guest_ram [--mock FILE | DOMID] map | read ADDRESS LEN | dump OUT";
+const USAGE: &str = "usage: guest_ram (--mock FILE | DOMID) (map | read ADDRESS LEN | dump OUT)";
 
 /// Bytes to read at a time, so that a large LEN needs no more memory.
 const CHUNK: u64 = 1 << 20;

@@ -28,7 +28,7 @@ struct Args {
     /// Run for this many seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Do not access this frame, because others use it while the guest is paused (such as its console ring)
+    /// Do not access this frame, because others use it while the guest is paused, such as its console ring (repeatable)
     #[arg(long, value_name = "GFN")]
     keep_off: Vec<u64>,
 }
