@@ -7,8 +7,8 @@
 //! and balloons memory out and in meanwhile. For part of the time the guest is "migrated": the frames that the device
 //! writes are recorded.
 //!
-//! On a real Xen, use [`ForeignMemory::open`](xenmap::ForeignMemory::open) instead of [`MockHost::open`]; each [`Event`]
-//! arrives through an ioreq server (libxendevicemodel).
+//! On a real Xen, use [`ForeignMemory::open`](xenmap::ForeignMemory::open) instead of [`MockHost::open`]; each
+//! [`Event`] arrives through an ioreq server (libxendevicemodel).
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 

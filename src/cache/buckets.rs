@@ -294,8 +294,8 @@ impl<S: Source> Buckets<S> {
         }
     }
 
-    /// Evicts buckets that were not used recently, until the rest fits the budget or is pinned. This approximates LRU by
-    /// the clock algorithm.
+    /// Evicts buckets that were not used recently, until the rest fits the budget or is pinned. This approximates LRU
+    /// by the clock algorithm.
     fn make_room(&self, state: &mut State, budget: usize) -> Vec<S::Bucket> {
         let mut evicted = Vec::new();
         // Two rounds: a bucket that the first one spares is evicted by the second, unless it was used in between.
@@ -321,8 +321,8 @@ impl<S: Source> Buckets<S> {
 
     /// Empties a slot to which the caller has exclusive access.
     fn clear(&self, state: &mut State, number: u32) -> Option<S::Bucket> {
-        // SAFETY: `Slot::retire`, `visit`, `unpin` or `unpin_miss` has given the caller exclusive access among those who
-        // use pins. `find_address` and `for_each` access slots without pins, but hold the lock, which we hold.
+        // SAFETY: `Slot::retire`, `visit`, `unpin` or `unpin_miss` has given the caller exclusive access among those
+        // who use pins. `find_address` and `for_each` access slots without pins, but hold the lock, which we hold.
         let (mapped, hits) = unsafe { self.slot(number)?.empty() };
         let mapped = mapped?;
         state.taken += 1;

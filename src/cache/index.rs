@@ -25,9 +25,9 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Creates an index with room for twice as many buckets, of at most a million.
+    /// Creates an index for the number of buckets that the budget allows. It has room for twice as many.
     pub(super) fn new(buckets: usize) -> Index {
-        // 16 MiB for a million buckets: a huge budget means that the caller wants no limit.
+        // At most a million buckets, which take 16 MiB: a larger budget means that the caller wants no limit.
         let sets = (2 * buckets.clamp(1, 1 << 20)).div_ceil(WAYS).next_power_of_two();
         Index {
             shift: sets.trailing_zeros(),

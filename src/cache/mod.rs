@@ -30,13 +30,13 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 
 /// Keeps parts of a guest's memory mapped, within a budget.
 ///
-/// Each mapping costs at least one hypercall, so a device model maps a guest's memory in buckets, and keeps them mapped.
-/// [`get`](MapCache::get) finds the buckets of a range, or maps them, and returns a guard that pins them. The guard
-/// reads and writes like a [`View`](crate::View). A hit takes no lock and makes no system call.
+/// Each mapping costs at least one hypercall, so a device model maps a guest's memory in buckets, and keeps them
+/// mapped. [`get`](MapCache::get) finds the buckets of a range, or maps them, and returns a guard that pins them. The
+/// guard reads and writes like a [`View`](crate::View). A hit takes no lock and makes no system call.
 ///
-/// When the budget is used up, the least recently used buckets are evicted (approximately: by the clock algorithm).
-/// When the system has no memory for another mapping (in some domains, each mapped frame takes a page of the domain's
-/// own), all buckets are evicted. Pinned buckets are never evicted.
+/// Pinned buckets are never evicted. When the budget is used up, the least recently used of the others are evicted
+/// (approximately: by the clock algorithm). When the system has no memory for another mapping (in some domains, each
+/// mapped frame takes a page of the domain's own), all others are evicted.
 ///
 /// ```
 /// use xenmap::mock::MockHost;
@@ -61,8 +61,8 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// # When a guest changes its memory
 ///
 /// A mapped bucket keeps the frames that the guest had when the bucket was mapped. After the guest has ballooned frames
-/// out and in again, the bucket is stale. Xen informs a device model by an ioreq of type `IOREQ_TYPE_INVALIDATE` ("unmap
-/// all that you have cached"), upon which it calls [`invalidate`](MapCache::invalidate) or
+/// out and in again, the bucket is stale. Xen informs a device model by an ioreq of type `IOREQ_TYPE_INVALIDATE`
+/// ("unmap all that you have cached"), upon which it calls [`invalidate`](MapCache::invalidate) or
 /// [`invalidate_all`](MapCache::invalidate_all); also do so when the guest is reset or has been migrated. Invalidation
 /// unmaps a bucket at once or, if it is pinned, when its last guard is dropped. A later [`get`](MapCache::get) maps the
 /// guest's new frames.
@@ -115,7 +115,7 @@ pub(crate) type RawPin = u32;
 pub struct CacheConfig {
     /// The bytes mapped at a time: a power of two, from [`FRAME_SIZE`] to 1 GiB. Defaults to 1 MiB.
     pub bucket_size: usize,
-    /// The maximum of bytes that stay mapped: at least `bucket_size`. Defaults to 1 GiB.
+    /// The maximum number of bytes that stay mapped: at least `bucket_size`. Defaults to 1 GiB.
     ///
     /// Pinned buckets may exceed the budget. When they are unpinned, the next miss evicts buckets until the budget is
     /// met again.
@@ -235,8 +235,8 @@ impl MapCache {
 
     /// Maps the buckets of a range of guest-physical addresses, in bytes, that are not mapped yet, and pins none.
     ///
-    /// A bucket of which no frame can be mapped is retried on each call. If the range is longer than the budget, its later buckets evict
-    /// the first ones.
+    /// A bucket of which no frame can be mapped is retried on each call. If the range is longer than the budget, its
+    /// later buckets evict the first ones.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -362,7 +362,7 @@ impl MapCache {
         }
     }
 
-    /// Turns on or off that guards record which frames they write. It is off by default.
+    /// Turns dirty tracking on or off: whether guards record the frames that they write. It is off by default.
     ///
     /// Writes that are in progress during the call may be missed: turn tracking on before the guest's memory is copied.
     /// Recorded frames are kept, at a few bytes each, until [`take_dirty`](MapCache::take_dirty) returns them.

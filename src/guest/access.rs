@@ -25,8 +25,9 @@ impl Guest {
     /// Opens the guest with this domain number without asking Xen for its kind: for a
     /// [restricted](ForeignMemory::restrict) handle, which allows no such hypercall.
     ///
-    /// To find a PV guest's p2m, the first use of a PV guest asks Xen, which fails on a restricted handle. For a PV
-    /// guest, call [`open`](Guest::open) and look up some [`gfns`](Guest::gfns) before restricting the handle.
+    /// The first access to a PV guest asks Xen where the guest's p2m is, which a restricted handle does not allow
+    /// either. So for a PV guest, call [`open`](Guest::open), and look up some [`gfns`](Guest::gfns), before
+    /// restricting the handle.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -67,7 +68,8 @@ impl Guest {
 
     /// Copies bytes out of the guest, starting at a guest-physical address.
     ///
-    /// The guest may write at the same time: each byte is one that was there at some moment of the call.
+    /// The guest may write at the same time: each byte is one that was there at some moment of the call. For an
+    /// example, see [`Guest`].
     ///
     /// # Errors
     ///

@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::types::{Gfn, Pfn};
 
 impl Guest {
-    /// Returns the pfn of a PV guest's machine frame; `None` if the guest's p2m has another frame there.
+    /// Returns the pfn of a PV guest's machine frame; `None` if it has none, or the guest's p2m has another frame
+    /// there.
     ///
     /// Costs two hypercalls, a mapping, and a p2m lookup.
     pub(super) fn pfn_of(&self, mfn: Gfn) -> Result<Option<Pfn>> {

@@ -37,8 +37,8 @@ use p2m::P2m;
 ///
 /// A guest whose `maxmem` is larger than its `memory` is [populated on demand](crate::PopulateOnDemand). Mapping,
 /// reading or writing a frame that it has not used yet allocates memory for that frame, and Xen crashes the guest when
-/// its pool is empty. [`ram_map`](Guest::ram_map) and [`scan`](Guest::scan) check for this; before anything else, call
-/// [`check_populated`](Guest::check_populated).
+/// it has no memory left for it. [`ram_map`](Guest::ram_map) and [`scan`](Guest::scan) check for this themselves; for
+/// all other accesses, call [`check_populated`](Guest::check_populated) first.
 ///
 /// A PV guest can put any frame into its p2m that Xen lets it map, not only its own memory. A stub domain can name
 /// memory of the guest it serves; a guest with a passed-through device can name that device's registers, where a read

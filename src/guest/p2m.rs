@@ -294,7 +294,7 @@ impl P2m {
             gfns.extend(self.width.values(&page).map(|entry| self.width.machine_frame(entry)));
             next_mapped += 1;
         }
-        // Read last: if the generation is still the same, so was everything read before.
+        // Read last: if the generation still matches, nothing that was read before has changed.
         let anchor = Anchor::new(self.width, &read_page(&mapping, 0)?);
         for (gfn, pfn) in gfns.iter_mut().zip(first_entry..) {
             if pfn >= anchor.max_pfn {

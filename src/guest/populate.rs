@@ -9,8 +9,8 @@ impl Guest {
     /// Checks that touching every frame of the guest does not crash it: that Xen has set aside memory for all frames
     /// that have none yet ([`PopulateOnDemand`]).
     ///
-    /// The result holds until the toolstack lowers the guest's memory (`xl mem-set`) before its balloon driver has
-    /// started.
+    /// The result holds unless the toolstack lowers the guest's memory (`xl mem-set`) before the guest's balloon driver
+    /// has started.
     ///
     /// Call this before touching frames that the guest may not have used yet. [`ram_map`](Guest::ram_map) and
     /// [`scan`](Guest::scan) call it themselves; mapping, reading and writing do not, since the caller may know that

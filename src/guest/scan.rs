@@ -36,9 +36,9 @@ const MAX_TRIES: usize = 256;
 /// it has found all of them, and searches every frame number. It also does so for a PV guest's p2m, and where Xen
 /// cannot be asked what a frame is.
 ///
-/// On Arm, Xen cannot be asked, and trying to map a frame costs two hypercalls. But the toolstack puts RAM in two banks,
-/// which start at 1 GiB and 8 GiB. Only if the domain owns more frames than these hold, the search continues elsewhere:
-/// it tries one frame per 2 MiB and, where that is RAM, those around it; then every frame below 1 TiB.
+/// On Arm, Xen cannot be asked, and trying to map a frame costs two hypercalls. But the toolstack puts RAM in two
+/// banks, which start at 1 GiB and 8 GiB. If the domain owns more frames than the search finds there, it tries one
+/// frame per 2 MiB elsewhere and, where that is RAM, those around it; then every frame below 1 TiB.
 ///
 /// # How to stop it
 ///
@@ -358,7 +358,7 @@ impl Guest {
     }
 
     /// Begins a search without checking for [populate on demand](crate::PopulateOnDemand): the search allocates memory
-    /// for each frame of such a guest, and Xen crashes the guest when its pool is empty.
+    /// for each frame of such a guest, and Xen crashes the guest when it has no memory left for it.
     ///
     /// # Errors
     ///

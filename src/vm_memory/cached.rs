@@ -84,9 +84,9 @@ impl GuestAddressSpace for CachedMemory {
 /// Buckets stay pinned until this is dropped. After an invalidation, new slices show the guest's new frames, and
 /// earlier slices still show the old ones.
 ///
-/// Slices end at bucket boundaries. An address outside of the RAM is a [`GuestMemoryError::InvalidGuestAddress`], before
-/// anything is mapped. An address that cannot be mapped is a [`GuestMemoryError::IOError`] that contains an [`Error`];
-/// as usual in `vm-memory`, bytes before that address may already have been read or written.
+/// Slices end at bucket boundaries. An address outside of the RAM is a [`GuestMemoryError::InvalidGuestAddress`],
+/// before anything is mapped. An address that cannot be mapped is a [`GuestMemoryError::IOError`] that contains an
+/// [`Error`]; as usual in `vm-memory`, bytes before that address may already have been read or written.
 ///
 /// Each slice takes a lock of this object, which itself is an allocation. [`MapCache::get`] needs neither.
 ///

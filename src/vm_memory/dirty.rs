@@ -7,8 +7,8 @@ use crate::mapping::dirty::Dirty;
 /// Marks the frames of a slice as dirty in the map cache, while the cache
 /// [tracks dirty frames](crate::MapCache::track_dirty).
 ///
-/// The methods of a `VolatileSlice` call this themselves. After writing through a pointer, call
-/// [`mark_dirty`](Bitmap::mark_dirty).
+/// The methods of a `VolatileSlice` call [`mark_dirty`](Bitmap::mark_dirty) themselves. Call it after writing through
+/// a pointer.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -5,8 +5,8 @@ use std::ops::Range;
 use super::{ENTRY_BYTES, NO_SUCH_PAGE};
 use crate::error::{Error, Result};
 
-/// Bits of a descriptor (an entry): whether it is valid, and whether it refers to a table (at level 3, a page) or maps a
-/// large page.
+/// Bits of a descriptor (an entry): whether it is valid, and whether it refers to a table (at level 3, a page) or maps
+/// a large page.
 const VALID: u64 = 1;
 const TABLE: u64 = 1 << 1;
 

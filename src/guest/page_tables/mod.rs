@@ -45,8 +45,8 @@ const NO_SUCH_PAGE: &str = "an entry maps a page of a size that does not exist";
 pub enum PageTables {
     /// The page tables of an x86 guest.
     X86 {
-        /// The top table's address in bytes, as in the guest's CR3 (other bits of CR3 are ignored). For a PV guest, this
-        /// is a machine address, also for a 32-bit one, whose CR3 holds it rotated.
+        /// The top table's address in bytes, as in the guest's CR3 (other bits of CR3 are ignored). For a PV guest,
+        /// this is a machine address, also for a 32-bit one, whose CR3 holds it rotated.
         cr3: u64,
         /// The format of the tables.
         mode: PagingMode,
