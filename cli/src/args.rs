@@ -70,21 +70,41 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Shows bytes of the guest's RAM, as `hexdump -vC` does
+    /// Shows bytes of the guest's memory, as `hexdump -vC` does
+    ///
+    /// A range that cannot be read, such as one without RAM, takes one line, with two dashes after its first address.
+    /// The exit code is then 3. If no byte can be read, the command fails.
     Read {
         /// The address of the first byte, such as 4096 or 0x1000
         #[arg(value_parser = number)]
         address: u64,
-        /// How many bytes, such as 64 or 0x40
+        /// The number of bytes, such as 64 or 0x40
         #[arg(value_parser = number)]
         len: u64,
         #[command(flatten)]
         space: SpaceArgs,
-        /// The bytes themselves, for a pipe or a file
+        /// Write the bytes themselves, for a pipe or a file; fails before it writes anything if one cannot be read
         #[arg(long)]
         binary: bool,
+        /// Print one JSON object, whose "parts" are the ranges that could be read ("hex") or not ("error")
+        #[arg(long, conflicts_with = "binary")]
+        json: bool,
     },
-    /// Changes bytes of the guest's RAM (not of a simulated guest's: they would be lost)
+    /// Shows what an address leads to: the physical address, and the frame as Xen numbers it
+    ///
+    /// An error is printed for each address without translation, and the exit code is then 2. Whether there is RAM at a
+    /// physical address is not checked.
+    Translate {
+        /// The addresses, such as 4096 or 0x1000
+        #[arg(value_parser = number, required = true, value_name = "ADDRESS")]
+        addresses: Vec<u64>,
+        #[command(flatten)]
+        space: SpaceArgs,
+        /// Print a JSON array with an object for each address
+        #[arg(long)]
+        json: bool,
+    },
+    /// Changes bytes of the guest's memory; refuses to change a simulated guest's, which would be lost
     Write {
         /// The address of the first byte, such as 4096 or 0x1000
         #[arg(value_parser = number)]
@@ -93,20 +113,25 @@ pub(crate) enum Command {
         bytes: BytesArgs,
         #[command(flatten)]
         space: SpaceArgs,
-        /// Without asking, though the guest runs
+        /// Do not ask, even if the guest is running
         #[arg(long)]
         yes: bool,
     },
-    /// Looks for bytes in all of the guest's RAM, and prints the address of each match
+    /// Searches all of the guest's RAM for bytes, and prints the physical address of each match
+    ///
+    /// Give as many patterns as you like: they are searched for at the same time, and each match names its pattern.
     Search {
         #[command(flatten)]
-        bytes: BytesArgs,
+        patterns: PatternArgs,
         #[command(flatten)]
         search: SearchArgs,
-        /// Stop after so many matches
+        /// Show the bytes of each match, and N bytes before and after it, as `read` does
+        #[arg(long, value_name = "N", value_parser = number)]
+        context: Option<u64>,
+        /// Stop after N matches, of all patterns together
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max: Option<u64>,
-        /// As JSON, an object a line
+        /// Print a JSON object for each match, one a line
         #[arg(long)]
         json: bool,
     },
@@ -174,31 +199,49 @@ pub(crate) struct SearchArgs {
     pub(crate) search_limit: Option<u64>,
 }
 
-/// In which address space an address is.
+/// The address space of an address.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct SpaceArgs {
-    /// The address is a virtual one, of what a vcpu runs
+    /// Take the address as a virtual one, and use the page tables of a vcpu
     #[arg(long)]
     pub(crate) r#virtual: bool,
-    /// Which vcpu
+    /// The number of the vcpu
     #[arg(long, value_name = "N", default_value_t = 0, requires = "virtual")]
     pub(crate) vcpu: u32,
-    /// The page-table base to use instead of the vcpu's (its CR3, on Arm TTBR0; of a PV guest a machine address); its
-    /// tables are made as the vcpu's are, or on x86 have four levels if that cannot be learned
+    /// The page-table base to use instead of the vcpu's: a CR3, or on Arm a TTBR0; for a PV guest a machine address.
+    /// The paging mode is the vcpu's or, on x86 if that is not known, the one with four levels
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }
 
-/// Bytes, in one of these forms.
+/// Bytes to write, in one of these forms.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct BytesArgs {
-    /// As text
+    /// Text, as UTF-8
     #[arg(long, value_name = "TEXT")]
     pub(crate) text: Option<String>,
-    /// As hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit
+    /// Hexadecimal digits, such as "de ad be ef"
     #[arg(long, value_name = "DIGITS")]
     pub(crate) hex: Option<String>,
+    /// Text, as UTF-16 (little-endian), which Windows uses
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) utf16: Option<String>,
+}
+
+/// Bytes to search for, in any of these forms.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct PatternArgs {
+    /// Text, as UTF-8; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text: Vec<String>,
+    /// Hexadecimal digits, such as "de ad ?? ef", where ? stands for any digit; may be given several times
+    #[arg(long, value_name = "DIGITS")]
+    pub(crate) hex: Vec<String>,
+    /// Text, as UTF-16 (little-endian), which Windows uses; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) utf16: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]

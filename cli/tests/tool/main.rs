@@ -20,12 +20,16 @@ mod domains;
 mod dump;
 #[path = "../../src/image/foreign.rs"]
 mod foreign;
+#[path = "../../src/hexdump.rs"]
+mod hexdump;
 #[path = "../../src/info.rs"]
 mod info;
 #[path = "../../src/map.rs"]
 mod map;
 #[path = "../../src/palette.rs"]
 mod palette;
+#[path = "../../src/parts.rs"]
+mod parts;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/pattern.rs"]
 mod pattern;
@@ -33,11 +37,14 @@ mod pattern;
 mod printable;
 #[path = "../../src/progress.rs"]
 mod progress;
+#[path = "../../src/read.rs"]
+mod read;
 #[path = "../../src/search.rs"]
 mod search;
-#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/space.rs"]
 mod space;
+#[path = "../../src/translate.rs"]
+mod translate;
 #[path = "../../src/window.rs"]
 mod window;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -64,8 +71,10 @@ mod cases {
     mod last_address;
     mod names;
     mod picture;
+    mod read;
     mod search;
     mod space;
+    mod translate;
     mod worker;
     mod write;
     mod zst;

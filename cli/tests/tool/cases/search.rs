@@ -120,8 +120,8 @@ fn search_for_what_is_everywhere_is_refused() {
         (["--text", ""], "there is nothing to look for"),
         (["--hex", " "], "there is nothing to look for"),
         (["--hex", "?? ??"], "there is nothing to look for"),
-        (["--hex", "de a"], "half of one"),
-        (["--hex", "xy"], "x is no hexadecimal digit"),
+        (["--hex", "de a"], "the last one has only one"),
+        (["--hex", "xy"], "x is not a hexadecimal digit"),
         (["--max", "3"], "required arguments were not provided"),
     ] {
         let output = search(&folder, &args);

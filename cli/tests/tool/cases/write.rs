@@ -58,7 +58,7 @@ fn nothing_is_written_if_a_part_cannot_be() {
     assert_eq!(error, "cannot write at 0x1000: no RAM there; nothing was written");
     assert_eq!(domain.read(gfn(0), 0xFFF, 1), [0]);
     let error = write(&host, &domain, None, (u64::MAX, b"xy")).unwrap_err();
-    assert_eq!(error, "ADDRESS and LEN reach beyond the last address");
+    assert_eq!(error, "ADDRESS and LEN reach past the last address");
     let error = write(&host, &domain, None, ((1 << 52) - 1, b"xy")).unwrap_err();
     assert!(error.contains("the highest is 0xffffffffff") || error.contains("no RAM there"), "{error}");
 }
