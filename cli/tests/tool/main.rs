@@ -37,14 +37,13 @@ mod pattern;
 mod printable;
 #[path = "../../src/progress.rs"]
 mod progress;
+#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/read.rs"]
 mod read;
 #[path = "../../src/search.rs"]
 mod search;
 #[path = "../../src/space.rs"]
 mod space;
-#[path = "../../src/translate.rs"]
-mod translate;
 #[path = "../../src/window.rs"]
 mod window;
 #[expect(dead_code, reason = "parts of it are used")]

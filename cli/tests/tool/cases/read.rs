@@ -1,6 +1,5 @@
 //! `xenmap read`, run as a person does, and on simulated guests with frames of all kinds.
 
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;

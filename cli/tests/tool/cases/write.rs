@@ -1,4 +1,4 @@
-//! `xenmap write`, on simulated guests that are looked at afterwards.
+//! `xenmap write`, on simulated guests whose memory is checked afterwards.
 
 use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
