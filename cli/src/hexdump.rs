@@ -114,20 +114,20 @@ impl Hexdump {
         let mut line = std::mem::take(&mut self.line);
         let mut colour = &self.plain;
         for (i, &byte) in row.iter().enumerate() {
-            line.extend(if i % 8 == 0 { "  " } else { " " }.as_bytes());
-            self.change_colour(&mut line, &mut colour, self.colour_of(address + i as u64, byte));
-            line.extend(digits(byte));
+            line.extend_from_slice(if i % 8 == 0 { b"  " } else { b" " });
+            change_colour(&mut line, &mut colour, self.colour_of(address + i as u64, byte));
+            line.extend_from_slice(&digits(byte));
         }
-        self.change_colour(&mut line, &mut colour, &self.plain);
+        change_colour(&mut line, &mut colour, &self.plain);
         for i in row.len()..ROW {
-            line.extend(if i % 8 == 0 { "    " } else { "   " }.as_bytes());
+            line.extend_from_slice(if i % 8 == 0 { b"    " } else { b"   " });
         }
         line.extend(b"  |");
         for (i, &byte) in row.iter().enumerate() {
-            self.change_colour(&mut line, &mut colour, self.colour_of(address + i as u64, byte));
+            change_colour(&mut line, &mut colour, self.colour_of(address + i as u64, byte));
             line.push(if byte == b' ' || byte.is_ascii_graphic() { byte } else { b'.' });
         }
-        self.change_colour(&mut line, &mut colour, &self.plain);
+        change_colour(&mut line, &mut colour, &self.plain);
         line.extend(b"|\n");
         self.line = line;
         out.write_all(&self.line)
@@ -140,13 +140,14 @@ impl Hexdump {
             _ => &self.plain,
         }
     }
+}
 
-    fn change_colour<'a>(&'a self, line: &mut Vec<u8>, colour: &mut &'a Colour, to: &'a Colour) {
-        if !std::ptr::eq(*colour, to) {
-            line.extend(colour.end.as_bytes());
-            line.extend(to.start.as_bytes());
-            *colour = to;
-        }
+/// Ends the colour of the text before, unless the text after has the same one.
+fn change_colour<'a>(line: &mut Vec<u8>, colour: &mut &'a Colour, to: &'a Colour) {
+    if !std::ptr::eq(*colour, to) {
+        line.extend_from_slice(colour.end.as_bytes());
+        line.extend_from_slice(to.start.as_bytes());
+        *colour = to;
     }
 }
 

@@ -30,7 +30,6 @@ mod map;
 mod palette;
 #[path = "../../src/parts.rs"]
 mod parts;
-#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/pattern.rs"]
 mod pattern;
 #[path = "../../src/printable.rs"]

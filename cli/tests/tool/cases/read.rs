@@ -277,8 +277,8 @@ fn json_of_several_windows_is_one_part() {
     let output = run_in(&folder, "--mock ram read 1 5242879 --json");
     assert!(output.status.success());
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let digits: String = bytes[1..].iter().map(|byte| format!("{byte:02x}")).collect();
-    let expected = json!([{"first": 1, "last": 5_242_879, "bytes": 5_242_879, "hex": digits}]);
+    let digits: Vec<String> = bytes[1..].iter().map(|byte| format!("{byte:02x}")).collect();
+    let expected = json!([{"first": 1, "last": 5_242_879, "bytes": 5_242_879, "hex": digits.concat()}]);
     assert!(document["parts"] == expected);
     let both = run_in(&folder, "--mock ram read 1 1 --json --binary");
     assert!(refusal(&both).contains("cannot be used with"));

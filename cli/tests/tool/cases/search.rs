@@ -112,8 +112,8 @@ fn search_for_several_patterns_finds_each_in_ascending_order() {
     put(2 * chunk, b"canary");
     put(16 * chunk - 2, b"canary");
     put(20 * chunk - 6, b"canary");
-    let long_digits = |at: usize| long[at..at + 900].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let (start, end) = (long_digits(0), long_digits(4100));
+    let digits: Vec<String> = long.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (start, end) = (digits[..900].concat(), digits[4100..].concat());
     ram(&folder, &[(0, &bytes)]);
     let output =
         search(&folder, &["--text", "canary", "--hex", &start, "--hex", &end, "--utf16", "canary", "--text", "nary"]);
