@@ -309,7 +309,7 @@ fn limited_map_lists_what_was_not_searched() {
     far_ram(&folder);
     let output = run_in(&folder, "--mock ram map --thorough --search-limit 1 --json");
     let stderr = assert_limited(&output).to_owned();
-    let map: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let map: Value = serde_json::from_slice(&output.stdout).unwrap();
     let [range] = &map["not_searched"].as_array().unwrap()[..] else { panic!("{map}") };
     let [first, last, bytes] = ["first", "last", "bytes"].map(|name| range[name].as_u64().unwrap());
     assert_eq!(bytes, last - first + 1);
