@@ -1,43 +1,66 @@
-//! The command line.
+//! The arguments of the command line. `usage` completes them: what depends on several arguments, and the help.
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-const EXIT_CODES: &str = "\
-Exit codes: 0; 1 if search finds nothing or diff a difference; 2 if it could not be done; 3 if a dump lacks frames that
-should be there (stderr lists them; in a raw or LiME dump they are zeros), or if the search for RAM was stopped by
---search-limit; 128 and the signal if a dump was interrupted";
+use crate::number::number;
 
-/// Looks at a guest's RAM, on Xen or on a simulated host
-// The last setting: without a command there is an error in one line, not the whole help.
+/// Inspect, search, compare and dump the RAM of Xen guests
+///
+/// xenmap runs in dom0 as root, and does not need libxc. With --mock it runs anywhere: a file becomes the RAM of a
+/// simulated guest.
+///
+/// Addresses are the guest's physical addresses; for a PV guest, its pseudo-physical ones. Addresses and sizes are decimal,
+/// hexadecimal (0x1000), or have a binary unit (64K, 1M, 2G, 1T).
 #[derive(Debug, Parser)]
-#[command(name = "xenmap", version, arg_required_else_help = false, after_help = EXIT_CODES)]
+#[command(name = "xenmap", version, max_term_width = 100)]
 pub(crate) struct Args {
+    /// When to use colors
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", display_order = 100)]
+    pub(crate) color: ColorChoice,
     #[command(flatten)]
     pub(crate) source: Source,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Whose RAM it is: one of these, for all commands but `domains`, `diff` of two files and `completions`.
+/// The arguments of the process that `dump --copy-by workers` starts. It is no [`Command`], so that nobody sees it.
+#[derive(Debug, Parser)]
+#[command(name = "xenmap worker")]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// The guest. `usage` checks which of these go together, since clap checks before it propagates global arguments.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Guest options")]
 pub(crate) struct Source {
-    /// A file that becomes the RAM of a guest on a simulated host: raw, each frame at its address; its holes are holes in
-    /// the guest, and it is not changed
-    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
-    pub(crate) mock: Option<PathBuf>,
-    /// FILE is raw RAM, though it begins as something else does (an ELF core, a compressed file ...)
-    #[arg(long, requires = "mock")]
-    pub(crate) mock_raw: bool,
-    /// What kind of guest to simulate
-    #[arg(long, value_name = "KIND", default_value = "pvh", requires = "mock")]
-    pub(crate) mock_kind: MockKind,
-    /// The number or the name of a guest of the Xen host that this runs on; name:17 if its name is a number
-    #[arg(long, value_name = "DOMAIN")]
+    /// Use this domain of the host, by its number or name
+    ///
+    /// For a domain whose name is a number, write name:17.
+    #[arg(long, global = true, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
-    /// Touch the memory of a populate-on-demand guest even if Xen may crash the guest when its memory runs out
+    /// Simulate a guest with this file as its RAM; Xen is not needed
+    ///
+    /// The file is raw RAM: the offset of a byte is its address, and holes in the file are holes in the RAM. The file is
+    /// never changed.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) mock: Option<PathBuf>,
+    /// Treat the --mock file as raw RAM even if it looks like another format
+    ///
+    /// Without this option, files that look like a dump in another format or like a compressed file are refused.
+    #[arg(long, global = true)]
+    pub(crate) mock_raw: bool,
+    /// Set the kind of the simulated guest
+    #[arg(long, global = true, value_name = "KIND", default_value = "pvh")]
+    pub(crate) mock_kind: MockKind,
+    /// Access the memory of a populate-on-demand guest even if that may crash the guest
+    ///
+    /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages, and accessing
+    /// a page without memory crashes the guest. Without this option, xenmap then refuses to access any.
     #[arg(long, global = true)]
     pub(crate) pod_populate: bool,
 }
@@ -50,137 +73,152 @@ pub(crate) enum MockKind {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Lists the domains of the host
+    /// List the domains of the host
+    ///
+    /// The list includes dom0 and dying domains. A dash stands for a value that is not known.
     Domains {
-        /// As a JSON array, an object for each
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows what is known of the guest and its host
+    /// Show information about a guest and its host
+    ///
+    /// A dash stands for a value that is not known.
     Info {
-        /// As one JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows where the guest's RAM is, and what kind
+    /// Show where a guest's RAM is
+    ///
+    /// Each line is a range of addresses of one kind: ram, page table (of a PV guest; it can only be read), paged out, broken
+    /// (it cannot be read), special (it is Xen's, such as the grant table), or ballooned out (of a PV guest, without RAM).
     Map {
         #[command(flatten)]
         search: SearchArgs,
-        /// As one JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows bytes of the guest's memory, as `hexdump -vC` does
+    /// Show bytes of a guest's memory, as `hexdump -vC` does
     ///
-    /// A range that cannot be read, such as one without RAM, takes one line, with two dashes after its first address.
-    /// The exit code is then 3. If no byte can be read, the command fails.
+    /// Bytes that cannot be read, such as where there is no RAM, take one line for each range of them, with two dashes
+    /// after the address of the first. If no byte can be read, that is an error.
     Read {
-        /// The address of the first byte, such as 4096 or 0x1000
+        /// Address of the first byte: 4096, 0x1000, 4K ...
         #[arg(value_parser = number)]
         address: u64,
-        /// The number of bytes, such as 64 or 0x40
+        /// Number of bytes: 64, 0x40, 1M ...
         #[arg(value_parser = number)]
         len: u64,
         #[command(flatten)]
         space: SpaceArgs,
-        /// Write the bytes themselves, for a pipe or a file; fails before it writes anything if one cannot be read
+        /// Write the bytes themselves, to a file or a pipe
+        ///
+        /// If one of them cannot be read, nothing is written, and that is an error.
         #[arg(long)]
         binary: bool,
-        /// Print one JSON object, whose "parts" are the ranges that could be read ("hex") or not ("error")
+        /// Print a JSON object
         #[arg(long, conflicts_with = "binary")]
         json: bool,
     },
-    /// Shows what an address leads to: the physical address, and the frame as Xen numbers it
+    /// Translate addresses to physical addresses, and to the frames that Xen knows them by
     ///
-    /// An error is printed for each address without translation, and the exit code is then 2. Whether there is RAM at a
-    /// physical address is not checked.
+    /// For a PV guest, the frame is a machine frame (mfn); for other guests, it is one of the guest's own (gfn). An error
+    /// is printed for each address without a translation. Whether there is RAM at an address is not checked.
     Translate {
-        /// The addresses, such as 4096 or 0x1000
+        /// Addresses: 4096, 0x1000, 4K ...
         #[arg(value_parser = number, required = true, value_name = "ADDRESS")]
         addresses: Vec<u64>,
         #[command(flatten)]
         space: SpaceArgs,
-        /// Print a JSON array with an object for each address
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Changes bytes of the guest's memory; refuses to change a simulated guest's, which would be lost
+    /// Change bytes of a guest's memory
+    ///
+    /// Asks before it writes to a guest that is not paused. A simulated guest cannot be changed: it ends with the command,
+    /// so the change would be lost.
     Write {
-        /// The address of the first byte, such as 4096 or 0x1000
+        /// Address of the first byte: 4096, 0x1000, 4K ...
         #[arg(value_parser = number)]
         address: u64,
         #[command(flatten)]
         bytes: BytesArgs,
         #[command(flatten)]
         space: SpaceArgs,
-        /// Do not ask, even if the guest is running
+        /// Write without asking, even if the guest is running
         #[arg(long)]
         yes: bool,
     },
-    /// Searches all of the guest's RAM for bytes, and prints the physical address of each match
+    /// Search a guest's RAM for bytes, and print the address of each match
     ///
-    /// Give as many patterns as you like: they are searched for at the same time, and each match names its pattern.
+    /// All patterns are searched for at the same time. If there are several, each match names its pattern. Matches can
+    /// overlap, and can cross page borders.
     Search {
         #[command(flatten)]
         patterns: PatternArgs,
         #[command(flatten)]
         search: SearchArgs,
-        /// Show the bytes of each match, and N bytes before and after it, as `read` does
+        /// Show each match with N bytes before and after it, as `read` does
         #[arg(long, value_name = "N", value_parser = number)]
         context: Option<u64>,
-        /// Stop after N matches, of all patterns together
+        /// Stop after this many matches, of all patterns together
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max: Option<u64>,
-        /// Print a JSON object for each match, one a line
+        /// Print a JSON object for each match, one per line
         #[arg(long)]
         json: bool,
     },
-    /// Writes the guest's RAM to a file, or to standard output
+    /// Write a guest's RAM to a file or to standard output
+    ///
+    /// A guest that is running needs --pause or --live. The file appears when the dump is complete, and only its owner can
+    /// read it. Pages that cannot be read are listed on stderr; in a raw or LiME dump they are zeros.
     Dump(DumpArgs),
-    /// Compares two dumps, or a dump and the guest, page by page; exit code 1 if they differ
+    /// Compare two dumps, or a dump and a guest, page by page
     ///
-    /// Of a page that one of them has only in part, the bytes that both have are compared, and those that only one has
-    /// are shown as such. In the last line it counts once: as different if bytes differ, else as only in OLD or only in
-    /// NEW if bytes are.
+    /// If one side has only a part of a page, the bytes that both have are compared, and the others are listed as only in
+    /// OLD or only in NEW. The summary counts such a page once: as different if compared bytes differ, otherwise as only in
+    /// OLD or only in NEW.
     ///
-    /// Make sure that nothing writes to a dump or truncates it meanwhile: that may end the tool with SIGBUS.
+    /// Do not write to a dump or truncate it while it is being compared: that can end the command with SIGBUS.
     Diff {
-        /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes; also compressed with zstd (it is
-        /// decompressed into a nameless file in the folder TMPDIR, or in /var/tmp if that is not set)
+        /// A dump: raw, ELF core, LiME, or made by `xl dump-core`; zstd-compressed or not
+        ///
+        /// A compressed dump is first decompressed to an unnamed file in the directory TMPDIR, by default /var/tmp.
         old: PathBuf,
-        /// Another; without it, the guest that --domain or --mock names
+        /// Another dump; without it, OLD is compared with the guest
         new: Option<PathBuf>,
-        /// Which dump is raw, though it begins as something else does
+        /// Treat a dump as raw even if it looks like another format
         #[arg(long, value_name = "WHICH")]
         raw: Option<RawDumps>,
         #[command(flatten)]
         search: SearchArgs,
     },
-    /// Draws where the guest's RAM is, as a PNG
+    /// Draw where a guest's RAM is, as a PNG image
     Picture {
-        /// The file, which must not exist
+        /// Image file to create; it must not exist
         out: PathBuf,
         #[command(flatten)]
         search: SearchArgs,
-        /// A dump, as `diff` takes it: pages that have changed since are shown. Make sure that nothing writes to it or
-        /// truncates it meanwhile: that may end the tool with SIGBUS
+        /// Mark the pages that differ from this dump, in any format that `diff` reads
+        ///
+        /// Do not write to the dump or truncate it meanwhile: that can end the command with SIGBUS.
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
-        /// The dump is raw, though it begins as something else does
+        /// Treat the dump as raw even if it looks like another format
         #[arg(long, requires = "since")]
         raw: bool,
     },
-    /// Prints a script that completes this tool's arguments in a shell
+    /// Print a shell completion script
     Completions {
-        /// Which shell
+        /// Shell to complete for
         shell: Shell,
     },
-    /// Copies a share of a dump (`dump` starts this itself)
-    #[command(hide = true)]
-    Worker,
 }
 
-/// Which of two dumps are raw, whatever they begin with.
+/// Which of two dumps are raw, whatever they look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RawDumps {
     Old,
@@ -190,11 +228,13 @@ pub(crate) enum RawDumps {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct SearchArgs {
-    /// Try every frame number, also where Xen says that there is no RAM: slow, but finds what Xen lends to the guest
+    /// Try every frame number; slow, but finds all memory that Xen lends to the guest
+    ///
+    /// By default, the search for RAM ends when it has found as many pages as the guest owns. The memory that Xen lends to
+    /// the guest, such as its grant table, is then only found where it lies among RAM.
     #[arg(long)]
     pub(crate) thorough: bool,
-    /// Stop looking for RAM after so many seconds in which none was found; 0 for no limit [default: 60, with
-    /// --thorough 0]
+    /// Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) search_limit: Option<u64>,
 }
@@ -202,29 +242,31 @@ pub(crate) struct SearchArgs {
 /// The address space of an address.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct SpaceArgs {
-    /// Take the address as a virtual one, and use the page tables of a vcpu
+    /// Treat the address as virtual, and translate it with a vcpu's page tables
     #[arg(long)]
     pub(crate) r#virtual: bool,
-    /// The number of the vcpu
+    /// Use the page tables of this vcpu
     #[arg(long, value_name = "N", default_value_t = 0, requires = "virtual")]
     pub(crate) vcpu: u32,
-    /// The page-table base to use instead of the vcpu's: a CR3, or on Arm a TTBR0; for a PV guest a machine address.
-    /// The paging mode is the vcpu's or, on x86 if that is not known, the one with four levels
+    /// Use this page-table base instead of the vcpu's (CR3; on Arm TTBR0)
+    ///
+    /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if that cannot be read, x86 tables have
+    /// four levels.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }
 
-/// Bytes to write, in one of these forms.
+/// Bytes to write, given in one of these forms.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct BytesArgs {
-    /// Text, as UTF-8
+    /// The bytes as text
     #[arg(long, value_name = "TEXT")]
     pub(crate) text: Option<String>,
-    /// Hexadecimal digits, such as "de ad be ef"
+    /// The bytes as hexadecimal digits, such as "de ad be ef"
     #[arg(long, value_name = "DIGITS")]
     pub(crate) hex: Option<String>,
-    /// Text, as UTF-16 (little-endian), which Windows uses
+    /// The bytes as text in UTF-16 (little-endian), as Windows has it
     #[arg(long, value_name = "TEXT")]
     pub(crate) utf16: Option<String>,
 }
@@ -233,50 +275,49 @@ pub(crate) struct BytesArgs {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct PatternArgs {
-    /// Text, as UTF-8; may be given several times
+    /// Search for this text; can be repeated
     #[arg(long, value_name = "TEXT")]
     pub(crate) text: Vec<String>,
-    /// Hexadecimal digits, such as "de ad ?? ef", where ? stands for any digit; may be given several times
+    /// Search for these bytes, such as "de ad ?? ef", where ? stands for any hexadecimal digit; can be repeated
     #[arg(long, value_name = "DIGITS")]
     pub(crate) hex: Vec<String>,
-    /// Text, as UTF-16 (little-endian), which Windows uses; may be given several times
+    /// Search for this text in UTF-16 (little-endian), as Windows has it; can be repeated
     #[arg(long, value_name = "TEXT")]
     pub(crate) utf16: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DumpArgs {
-    /// The file, which must not exist; - for standard output
+    /// File to create, which must not exist; - for standard output
     pub(crate) out: PathBuf,
-    /// How the file is made
+    /// Choose the file format
     #[arg(long, default_value = "raw")]
     pub(crate) format: Format,
-    /// Compress it
+    /// Compress the dump
     #[arg(long, value_name = "METHOD")]
     pub(crate) compress: Option<Compression>,
-    /// The guest goes on running: the frames are of different moments
+    /// Let the guest run: its pages are copied at different moments
     #[arg(long, conflicts_with = "pause")]
     pub(crate) live: bool,
-    /// The guest stands still until the dump is written, and then runs again
+    /// Pause the guest until the dump is written
     #[arg(long)]
     pub(crate) pause: bool,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// How to copy to an uncompressed file; by this process alone unless said otherwise, which was the fastest where it
-    /// was measured
-    #[arg(long, value_name = "WAY")]
+    /// Choose how to copy to an uncompressed file [default: single]
+    #[arg(long, value_name = "METHOD")]
     pub(crate) copy_by: Option<CopyBy>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Each frame at its address, sparse; what is no RAM cannot be told from zeros
+    /// Sparse file with each page at the offset that is its address; missing pages look like zeros
     Raw,
-    /// An ELF core, which gdb, drgn and volatility3 read
+    /// ELF core, for gdb, drgn and volatility3
     Elf,
-    /// What the kernel module lime.ko writes, which volatility3 reads
+    /// LiME, for volatility3
     Lime,
-    /// What xl dump-core writes, without the registers of vcpus
+    /// The format of `xl dump-core`, without the registers of vcpus
     Xen,
 }
 
@@ -287,18 +328,10 @@ pub(crate) enum Compression {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CopyBy {
-    /// By this process alone
+    /// In one thread
     Single,
-    /// By threads of this process
+    /// In several threads
     Threads,
-    /// By short-lived processes
+    /// In several processes
     Workers,
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|e| format!("{e} (give a decimal number, or a hexadecimal one after 0x)"))
 }

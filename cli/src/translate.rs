@@ -7,6 +7,7 @@ use xenmap::{Gfn, Guest, GuestKind, Pfn};
 
 use crate::Result;
 use crate::chain::chain;
+use crate::palette::palette;
 use crate::space::Space;
 use crate::{printable, say};
 
@@ -26,6 +27,7 @@ pub(crate) fn translate(
         GuestKind::Pv => ("mfn", "machine frame (mfn)"),
         _ => ("gfn", "guest frame (gfn)"),
     };
+    let style = palette().name;
     let mut objects = Vec::new();
     let mut all = true;
     let mut is_first = true;
@@ -51,14 +53,14 @@ pub(crate) fn translate(
                 let mut lines = vec![(given_name, address), ("physical address", physical), (frame_name, number.get())];
                 lines.dedup_by_key(|(name, _)| *name);
                 for (name, value) in lines {
-                    writeln!(out, "{:21}{value:#x}", format!("{name}:"))?;
+                    writeln!(out, "{style}{:21}{style:#}{value:#x}", format!("{name}:"))?;
                 }
             }
             Err(e) => say(&chain(&*e)),
         }
     }
     if as_json {
-        writeln!(out, "{}", printable::json(&objects)?)?;
+        writeln!(out, "{}", printable::json(&Map::from_iter([("translations".to_owned(), objects.into())]))?)?;
     }
     Ok(all)
 }

@@ -61,7 +61,7 @@ fn read_of_more_than_a_window_shows_every_byte() {
 }
 
 #[test]
-fn read_of_binary_gives_the_bytes_themselves() {
+fn binary_read_writes_the_bytes_themselves() {
     let folder = folder("binary");
     let bytes = pattern((1 << 20) + 5 * FRAME_SIZE);
     ram(&folder, &[(0, &bytes)]);
@@ -69,8 +69,8 @@ fn read_of_binary_gives_the_bytes_themselves() {
     assert!(output.stdout == bytes[4001..1_054_001]);
 }
 
-/// Page tables of four levels in frames 1 to 4, which map the page at `0xffff_8000_0000_0000` to frame 9
-/// and the one after it to frame 7.
+/// Makes four levels of page tables in frames 1 to 4, which map the page at `0xffff_8000_0000_0000` to frame 9
+/// and the next one to frame 7.
 pub(super) fn ram_with_page_tables(folder: &Path) {
     let present = |pfn| (frame(pfn) | 3).to_le_bytes();
     let tables = [present(2), present(3), present(4), present(9), present(7)];
@@ -90,7 +90,7 @@ pub(super) fn ram_with_page_tables(folder: &Path) {
 }
 
 #[test]
-fn virtual_addresses_lead_through_the_page_tables() {
+fn virtual_addresses_are_translated_by_the_page_tables() {
     let folder = folder("virtual");
     ram_with_page_tables(&folder);
     let output = run_in(&folder, "--mock ram read 0xffff800000000ffb 13 --virtual --cr3 0x1000");
@@ -98,7 +98,7 @@ fn virtual_addresses_lead_through_the_page_tables() {
 }
 
 #[test]
-fn virtual_address_without_translation_is_refused() {
+fn virtual_address_without_a_translation_is_refused() {
     let folder = folder("virtual-nowhere");
     ram_with_page_tables(&folder);
     for args in [
@@ -280,8 +280,6 @@ fn json_of_several_windows_is_one_part() {
     let digits: Vec<String> = bytes[1..].iter().map(|byte| format!("{byte:02x}")).collect();
     let expected = json!([{"first": 1, "last": 5_242_879, "bytes": 5_242_879, "hex": digits.concat()}]);
     assert!(document["parts"] == expected);
-    let both = run_in(&folder, "--mock ram read 1 1 --json --binary");
-    assert!(refusal(&both).contains("cannot be used with"));
 }
 
 #[test]
