@@ -78,13 +78,13 @@ fn bad_input_is_told_in_one_line() {
         ("", "usage: "),
         ("--mock ram", "usage: "),
         ("--mock ram read 0", "usage: "),
-        ("--mock ram read 0 12x", "\"12x\" is no number"),
+        ("--mock ram read 0 12x", "\"12x\" is not a number"),
         ("--mock ram read 0 0", "LEN is 0"),
         ("--mock ram read 0xffffffffffffffff 2", "past the last address"),
         ("--mock ram read 0x1000 1", "0x1"),
         ("--mock missing map", "cannot use \"missing\": No such file"),
         ("--mock ram dump ram", "cannot create \"ram\": File exists"),
-        ("first map", "\"first\" is no number of a domain"),
+        ("first map", "\"first\" is not a domain number"),
     ] {
         assert_refused(&folder, args, expected);
     }

@@ -21,6 +21,7 @@ mod info;
 mod map;
 mod number;
 mod palette;
+mod parts;
 mod pattern;
 mod picture;
 mod printable;
@@ -29,6 +30,7 @@ mod read;
 mod search;
 mod source;
 mod space;
+mod translate;
 mod usage;
 mod window;
 mod write;
@@ -98,11 +100,22 @@ fn run(args: &Args) -> Result<ExitCode> {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Read { address, len, space, binary } => {
+        Command::Read { address, len, space, binary, json } => {
             let host = host()?;
             let guest = host.guest_to_touch()?;
             let space = Space::new(&guest, *space)?;
-            read::read(&guest, &space, (*address, *len), *binary, &mut stdout)?;
+            let format = read::Format::new(*binary, *json);
+            if !read::read(&guest, &space, (*address, *len), format, &mut stdout)? {
+                code = INCOMPLETE.into();
+            }
+        }
+        Command::Translate { addresses, space, json } => {
+            let host = host()?;
+            let guest = host.guest_to_touch()?;
+            let space = Space::new(&guest, *space)?;
+            if !translate::translate(&guest, &space, addresses, *json, &mut stdout)? {
+                code = FAILED.into();
+            }
         }
         Command::Write { address, bytes, space, yes } => {
             let host = host()?;
@@ -113,10 +126,10 @@ fn run(args: &Args) -> Result<ExitCode> {
             }
             write::write(&guest, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
         }
-        Command::Search { bytes, search, max, json } => {
-            let pattern = Pattern::new(bytes)?;
-            let mut output = search::Output::new(&mut stdout, *json, *max);
-            code = match search::search(&host()?.guest_to_touch()?, &pattern, *search, &mut output)? {
+        Command::Search { patterns, search, context, max, json } => {
+            let patterns = Pattern::all(patterns)?;
+            let format = search::Format { as_json: *json, context: *context, max: *max };
+            code = match search::search(&host()?.guest_to_touch()?, &patterns, *search, format, &mut stdout)? {
                 Outcome::Found => ExitCode::SUCCESS,
                 Outcome::NotFound => NOTHING_FOUND.into(),
                 Outcome::NotSearchedEverywhere => INCOMPLETE.into(),

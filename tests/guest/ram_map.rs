@@ -388,7 +388,7 @@ fn pv_guest_that_names_its_frames_again_and_again_is_an_error() {
     let first = guest.read(list, 0, 8);
     guest.write(list, 0, &first.repeat(512));
     let error = Guest::open(&memory, guest.domid()).unwrap().ram_map().unwrap_err();
-    assert!(error.to_string().ends_with("it names the same frames again and again"), "{error}");
+    assert!(error.to_string().ends_with("it names the same frames over and over"), "{error}");
 }
 
 proptest! {

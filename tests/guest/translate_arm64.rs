@@ -269,7 +269,7 @@ fn page_of_a_size_that_there_is_not_is_an_error() {
             *builder.entries.get_mut(&level).unwrap() &= !TABLE;
             let guest = guest_with(host, &builder);
             let reason = reason(translate(host, &guest, builder.tables(), address));
-            assert_eq!(reason, "an entry says that it is a page, but there are none of that size", "{made:?}");
+            assert_eq!(reason, "an entry maps a page of a size that does not exist", "{made:?}");
         }
     });
 }

@@ -61,7 +61,7 @@ fn vcpu_without_paging_is_an_error() {
     assert_eq!(
         guest.page_tables(1).unwrap_err().to_string(),
         format!(
-            "no page tables of vcpu 1 of domain {number}: it uses 32-bit paging without PAE, which is not known here"
+            "no page tables of vcpu 1 of domain {number}: it uses 32-bit paging without PAE, which is not supported"
         )
     );
 }

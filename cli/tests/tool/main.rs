@@ -21,6 +21,8 @@ mod dump;
 mod examples;
 #[path = "../../src/image/foreign.rs"]
 mod foreign;
+#[path = "../../src/hexdump.rs"]
+mod hexdump;
 #[path = "../../src/info.rs"]
 mod info;
 #[path = "../../src/map.rs"]
@@ -30,16 +32,19 @@ mod number;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/palette.rs"]
 mod palette;
-#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/parts.rs"]
+mod parts;
 #[path = "../../src/pattern.rs"]
 mod pattern;
 #[path = "../../src/printable.rs"]
 mod printable;
 #[path = "../../src/progress.rs"]
 mod progress;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/read.rs"]
+mod read;
 #[path = "../../src/search.rs"]
 mod search;
-#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/space.rs"]
 mod space;
 #[path = "../../src/usage.rs"]
@@ -71,9 +76,11 @@ mod cases {
     mod names;
     mod number;
     mod picture;
+    mod read;
     mod search;
     mod share;
     mod space;
+    mod translate;
     mod usage;
     mod worker;
     mod write;

@@ -3,7 +3,7 @@
 use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
-use crate::args::{BytesArgs, SearchArgs};
+use crate::args::{PatternArgs, SearchArgs};
 use crate::canvas::{Canvas, Shade};
 use crate::harness::*;
 use crate::pattern::Pattern;
@@ -90,9 +90,9 @@ fn last_frame_is_mapped_and_searched() {
     let shown: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(shown["extents"][0]["last"], (1_u64 << 52) - 1);
 
-    let pattern = Pattern::new(&BytesArgs { text: Some("canary".to_owned()), hex: None }).unwrap();
+    let patterns = Pattern::all(&PatternArgs { text: vec!["canary".to_owned()], ..PatternArgs::default() }).unwrap();
     let mut out = Vec::new();
-    let outcome = search::search(&guest, &pattern, args, &mut search::Output::new(&mut out, false, None)).unwrap();
+    let outcome = search::search(&guest, &patterns, args, search::Format::default(), &mut out).unwrap();
     assert!(matches!(outcome, search::Outcome::Found));
     assert_eq!(text(&out), "0xffffffffffffa\n");
     assert_eq!(said(), [""; 0]);
