@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde::Serialize;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0; 1 if search finds nothing or diff a difference; 2 if it could not be done; 3 if a dump lacks frames that
@@ -130,6 +131,9 @@ pub(crate) enum Command {
         raw: Option<RawDumps>,
         #[command(flatten)]
         search: SearchArgs,
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Draws where the guest's RAM is, as a PNG
     Picture {
@@ -223,9 +227,13 @@ pub(crate) struct DumpArgs {
     /// was measured
     #[arg(long, value_name = "WAY")]
     pub(crate) copy_by: Option<CopyBy>,
+    /// The summary as one JSON object on standard output; on standard error if the dump goes to standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
     /// Each frame at its address, sparse; what is no RAM cannot be told from zeros
     Raw,
@@ -237,7 +245,8 @@ pub(crate) enum Format {
     Xen,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Compression {
     Zstd,
 }

@@ -29,6 +29,7 @@ mod printable;
 mod progress;
 mod read;
 mod search;
+mod sheet;
 mod source;
 mod space;
 mod window;
@@ -112,17 +113,17 @@ fn run(args: &Args) -> Result<ExitCode> {
             };
         }
         Command::Dump(dump) => {
-            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source)? {
+            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Diff { old, new, raw, search } => {
+        Command::Diff { old, new, raw, search, json } => {
             let same = match new {
                 Some(_) if source::is_given(&args.source) || *search != SearchArgs::default() => {
                     return Err("two dumps are compared without a guest".into());
                 }
-                Some(new) => Some(diff::dumps(old, new, *raw, &mut stdout)?),
-                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, &mut stdout)?,
+                Some(new) => Some(diff::dumps(old, new, *raw, *json, &mut stdout)?),
+                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, *json, &mut stdout)?,
             };
             code = match same {
                 Some(true) => ExitCode::SUCCESS,

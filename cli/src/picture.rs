@@ -13,6 +13,7 @@ use crate::guest_pages::{GuestPages, WINDOW, windows};
 use crate::image::{Image, Making, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
+use crate::sheet::Sheet;
 
 /// Draws the map; returns whether RAM was looked for everywhere.
 pub(crate) fn picture(
@@ -69,9 +70,11 @@ pub(crate) fn picture(
             progress.set(done);
         }
     }
-    let written = output.file()?.write_all(&canvas.png()?);
+    let sheet = Sheet::new(&canvas)?;
+    let written = output.file()?.write_all(&sheet.png()?);
     written.map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     output.finish()?;
-    canvas.legend(out)?;
+    writeln!(out, "{} x {} pixels. {}", sheet.width, sheet.height, canvas.scale())?;
+    canvas.legend(sheet.top, out)?;
     Ok(found.is_complete())
 }

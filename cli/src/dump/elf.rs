@@ -122,19 +122,17 @@ fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::
     }
 }
 
-/// The guest's own VMCOREINFO, if it was found, and what this tool has to say.
-pub(super) fn notes(guest: &Guest, tally: &Tally) -> Vec<u8> {
+/// Returns the guest's VMCOREINFO note, if it was found, followed by this tool's; and why the former may be the wrong
+/// one.
+pub(super) fn notes(guest: &Guest, tally: &Tally) -> (Vec<u8>, Option<String>) {
     const { assert!(vmcoreinfo::MAX_TEXT < NOTES_LEN / 2) };
     let (of_kernel, doubt) = vmcoreinfo::choose(guest, &tally.vmcoreinfo);
-    if let Some(doubt) = doubt {
-        crate::say(&doubt);
-    }
     let mut notes = of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default();
     let place = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
     let mut text = report::text(guest, tally, place).into_bytes();
     text.resize(place, 0);
     notes.extend(note(b"XENMAP\0", 0, &text));
-    notes
+    (notes, doubt)
 }
 
 /// A note. Name and content are short, and padded to words.

@@ -35,6 +35,8 @@ mod printable;
 mod progress;
 #[path = "../../src/search.rs"]
 mod search;
+#[path = "../../src/sheet.rs"]
+mod sheet;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/space.rs"]
 mod space;

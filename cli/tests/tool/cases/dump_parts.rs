@@ -47,9 +47,9 @@ fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tall
     let out = folder(test).join("out");
     let (source, args, output) = dump_to(&out, args);
     let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-    let (tally, _) = dump.write(&map).unwrap();
+    let written = dump.write(&map).unwrap();
     output.finish().unwrap();
-    (tally, fs::read(out).unwrap())
+    (written.tally, fs::read(out).unwrap())
 }
 
 fn lost_for_want_of_ram(ranges: &[std::ops::Range<u64>]) -> Vec<Lost> {
@@ -170,7 +170,7 @@ fn last_frame_that_there_may_be_is_dumped() {
         let out = folder("last-frame").join(format);
         let (source, args, output) = dump_to(&out, &format!("--format {format}"));
         let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        assert_eq!(dump.write(&map).unwrap().0.copied, 1, "{format}");
+        assert_eq!(dump.write(&map).unwrap().tally.copied, 1, "{format}");
         output.finish().unwrap();
         assert!(fs::read(out).unwrap()[place..].starts_with(&[7; FRAME_SIZE]), "{format}");
     }
@@ -271,7 +271,7 @@ fn little_memory_for_mappings_is_enough() {
         let out = folder("little-memory").join("out");
         let (source, args, output) = dump_to(&out, "");
         let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        let (tally, _) = dump.write(&guest.ram_map().unwrap()).unwrap();
+        let tally = dump.write(&guest.ram_map().unwrap()).unwrap().tally;
         output.finish().unwrap();
         assert_eq!((tally.copied, tally.lost_frames()), (5000, 0), "{free} frames");
         let file = fs::read(out).unwrap();
