@@ -13,6 +13,9 @@ mod called;
 mod canvas;
 #[path = "../../src/chain.rs"]
 mod chain;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/diff/mod.rs"]
+mod diff;
 #[path = "../../src/domains.rs"]
 mod domains;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -20,6 +23,11 @@ mod domains;
 mod dump;
 #[path = "../../src/image/foreign.rs"]
 mod foreign;
+#[path = "../../src/guest_pages.rs"]
+mod guest_pages;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/image/mod.rs"]
+mod image;
 #[path = "../../src/info.rs"]
 mod info;
 #[path = "../../src/map.rs"]
@@ -56,6 +64,7 @@ mod cases {
     mod diff_parts;
     mod domain;
     mod dump;
+    mod dump_json;
     mod dump_length;
     mod dump_notes;
     mod dump_parts;
