@@ -202,13 +202,11 @@ impl Canvas {
         let Scale { square, frames } = self.scale;
         let what = if square == 1 { "pixel" } else { "square" };
         let row = size(self.bytes_of_row());
-        match frames {
-            1 => format!("A {what} is a frame of 4 KiB, a row is {row}."),
-            _ => {
-                let bytes = size(frames * FRAME);
-                format!("A {what} is {frames} frames ({bytes}) and shows the one listed last here; a row is {row}.")
-            }
+        if frames == 1 {
+            return format!("A {what} is a frame of 4 KiB, a row is {row}.");
         }
+        let bytes = size(frames * FRAME);
+        format!("A {what} is {frames} frames ({bytes}) and shows the one listed last here; a row is {row}.")
     }
 
     fn bytes_of_row(&self) -> u64 {

@@ -27,9 +27,10 @@ const TICK: u64 = 4;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ink(u8);
 
-const PAPER: Ink = Ink(COLOURS.len() as u8);
-const TEXT: Ink = Ink(PAPER.0 + 1);
+const PAPER: Ink = Ink(10);
+const TEXT: Ink = Ink(11);
 const PAPER_AND_TEXT: [[u8; 3]; 2] = [[240, 241, 244], [24, 26, 32]];
+const _: () = assert!(PAPER.0 as usize == COLOURS.len());
 
 impl PixelColor for Ink {
     type Raw = RawU8;

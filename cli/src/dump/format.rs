@@ -52,7 +52,7 @@ impl Layout {
     }
 }
 
-/// Each frame at its address.
+/// Returns a layout with each frame at its address.
 fn raw(ranges: &[Range<u64>]) -> Layout {
     let part = |pfns: &Range<u64>| Part { pfns: pfns.clone(), offset: pfns.start * FRAME };
     let len = ranges.last().map_or(0, |last| last.end * FRAME);

@@ -45,7 +45,7 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut im
     if to_stdout && io::stdout().is_terminal() {
         return Err("refusing to write a dump to a terminal: give a file, or redirect standard output".into());
     }
-    let interrupts = Interrupts::hold_back()?;
+    let interrupts = Interrupts::block()?;
     let output = if to_stdout { None } else { Some(Output::create(&args.out)?) };
     let dump = Dump { guest, args, source, output: output.as_ref() };
 
@@ -56,7 +56,7 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut im
             output.discard();
         }
     };
-    let (found, written) = interrupts.unless_one_comes(|| dump.write_all().map_err(|e| chain(&*e)), undo)??;
+    let (found, written) = interrupts.run(|| dump.write_all().map_err(|e| chain(&*e)), undo)??;
     drop(paused);
     if let Some(output) = output {
         output.finish()?;
@@ -203,7 +203,9 @@ impl Dump<'_> {
         };
         let several = self.output.filter(|_| self.args.compress.is_none());
         let way = match (self.args.copy_by, several) {
-            (Some(CopyBy::Threads | CopyBy::Workers), None) => return Err("a stream is written by one process".into()),
+            (Some(CopyBy::Threads | CopyBy::Workers), None) => {
+                return Err("a stream is written by one process: give --copy-by single, or leave it out".into());
+            }
             (Some(way), _) => way,
             // The fastest in both kinds of dom0 (README; `tests/xen/run pv --lane speed`).
             (None, _) => CopyBy::Single,
@@ -233,7 +235,7 @@ impl Dump<'_> {
         let mut done_with = |mapping: ForeignMapping| {
             if let Some(rest) = left.checked_sub(mapping.frames()) {
                 left = rest;
-                #[expect(clippy::mem_forget, reason = "the end of the process unmaps it, for less than munmap does")]
+                #[expect(clippy::mem_forget, reason = "the end of the process unmaps it at less cost than munmap")]
                 std::mem::forget(mapping);
             }
         };

@@ -40,7 +40,7 @@ fn line(lost: &Lost) -> String {
 
 fn reason(lost: &Lost) -> String {
     // The library describes an errno as the error of a frame.
-    FrameError::new(0, Gfn::MAX, lost.errno).reason().to_string()
+    FrameError::new(0, Gfn::MAX, lost.errno).reason()
 }
 
 /// The document of `dump --json`.

@@ -194,7 +194,7 @@ fn what_is_no_dump_is_told_in_one_line() {
         (Vec::new(), "it is empty"),
         (b"\x7fELF".to_vec(), "a broken elf file"),
         (with(elf, 4, &[3]), "its class is neither 32-bit nor 64-bit"),
-        (with(elf, 16, &[2]), "an elf file, but no core"),
+        (with(elf, 16, &[2]), "an elf file, but not a core"),
         (with(elf, 32, &[0xFF; 8]), "a broken elf file"),
         (with(elf, 64 + 8, &[0xFF; 8]), "it is cut off"),
         (with(elf, 64 + 32, &[0xFF; 8]), "more bytes in the file than in memory"),

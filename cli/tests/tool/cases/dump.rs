@@ -392,7 +392,7 @@ fn stream_cannot_be_written_by_several() {
     ram(&folder, &[(0, CANARY)]);
     for args in ["--copy-by threads -", "--copy-by workers --compress zstd out"] {
         let output = run_in(&folder, &format!("--mock ram dump {args}"));
-        assert_eq!(refusal(&output), "a stream is written by one process");
+        assert_eq!(refusal(&output), "a stream is written by one process: give --copy-by single, or leave it out");
     }
     assert_eq!(names(&folder), ["ram"]);
 }

@@ -194,8 +194,8 @@ fn only_note_is_doubted_if_its_kernel_is_not_there() {
     let folder = folder("note-gone");
     let text = text_of("5.10.0", 0x8004);
     ram(&folder, &[(0, &zeros(32)), (frame(20), &note(&text))]);
-    let line = "xenmap: the VMCOREINFO note at 0x14000 (Linux 5.10.0) may be of an earlier kernel: \
-                no such kernel is where it says";
+    let line = "xenmap: the VMCOREINFO note at 0x14000 (Linux 5.10.0) may be an earlier kernel's: \
+                that kernel is not where the note says";
     assert_eq!(dump(&folder, "dump"), (vec![text], vec![line.to_owned()]));
 }
 
@@ -212,7 +212,7 @@ fn two_kernels_that_are_there_are_named() {
     let (notes, lines) = dump(&folder, "dump");
     assert_eq!((notes, lines.len()), (vec![first], 1));
     assert!(
-        lines[0].ends_with("took the one at 0x14000, whose kernel is there, but perhaps not running"),
+        lines[0].ends_with("took the one at 0x14000, whose kernel is in memory but may not be running"),
         "{}",
         lines[0]
     );

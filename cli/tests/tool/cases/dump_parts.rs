@@ -234,7 +234,7 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
     let (note, doubt) = chosen();
     assert_eq!(note, "OSRELEASE=6.1.0");
     let expected = "2 VMCOREINFO notes could be the running kernel's, at 0x14000 (Linux 5.10.0), \
-                    0x15000 (Linux 6.1.0): took the one at 0x15000, which vcpu 0 runs on";
+                    0x15000 (Linux 6.1.0): took the one at 0x15000, whose kernel vcpu 0 runs";
     assert_eq!(doubt, expected);
 }
 
@@ -328,8 +328,8 @@ fn worker_that_reports_what_cannot_be_is_an_error() {
         (3, 0, 5, 7, "more frames than it was given"),
         (max, 0, 5, 7, "more frames than it was given"),
         (1, max, 0, 0, "more frames than it was given"),
-        (0, 0, 8, 5, "is no range of frames"),
-        (0, 0, max - 1, max, "is no range of frames"),
+        (0, 0, 8, 5, "is not a range of frames"),
+        (0, 0, max - 1, max, "is not a range of frames"),
     ] {
         let lost = format!(r#"[{{"pfns":{{"start":{start},"end":{end}}},"errno":-2147483648}}]"#);
         let report = format!(
