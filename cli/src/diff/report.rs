@@ -164,11 +164,13 @@ impl Report {
                 "{same} the same, {different} different, {only_in_old} only in OLD, {only_in_new} only in NEW"
             )?;
         }
-        if unreadable > 0 {
-            out.flush()?;
-            return Err(format!("{unreadable} pages of the guest cannot be read, and were not compared").into());
-        }
-        Ok(different + only_in_old + only_in_new == 0)
+        let error = match unreadable {
+            0 => return Ok(different + only_in_old + only_in_new == 0),
+            1 => "1 page of the guest cannot be read and was not compared".to_owned(),
+            more => format!("{more} pages of the guest cannot be read and were not compared"),
+        };
+        out.flush()?;
+        Err(error.into())
     }
 }
 

@@ -5,12 +5,12 @@
 use xenmap::FRAME_SIZE;
 
 /// Bytes of a file that are needed to identify it: the magic number of ISO 9660 is far from the beginning.
-pub(super) const HEAD: usize = 9 * FRAME_SIZE;
+pub(crate) const HEAD: usize = 9 * FRAME_SIZE;
 
 /// A kind of file.
-pub(super) struct Kind {
+pub(crate) struct Kind {
     marks: Marks,
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     advice: &'static str,
 }
 
@@ -42,7 +42,7 @@ const NO_DUMP: &str = "give a dump";
 const WINDOWS: &str = "read it with windbg or volatility3, or dump the guest as an elf core";
 const VMWARE: &str = "use the .vmem file that belongs to it";
 
-pub(super) static KINDS: &[Kind] = &[
+pub(crate) static KINDS: &[Kind] = &[
     // Compressed.
     kind(b"\x1F\x8B\x08", "compressed with gzip", "decompress it first (gunzip)"),
     kind(b"\x1F\x9D", "compressed with compress", "decompress it first (uncompress)"),
@@ -157,11 +157,11 @@ pub(super) static KINDS: &[Kind] = &[
 
 /// Says what a file is, and what to do; `None` if it may be raw RAM. `head` is its first [`HEAD`] bytes or more, or all of
 /// a shorter file.
-pub(super) fn identify(head: &[u8]) -> Option<String> {
+pub(crate) fn identify(head: &[u8]) -> Option<String> {
     find(head).map(|Kind { name, advice, .. }| format!("it is {name}: {advice}"))
 }
 
-pub(super) fn find(head: &[u8]) -> Option<&'static Kind> {
+pub(crate) fn find(head: &[u8]) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| match kind.marks {
         Marks::Magic(at, magic) => head.get(at..).is_some_and(|there| there.starts_with(magic)),
         Marks::Check(check) => check(head),

@@ -5,7 +5,7 @@
 
 mod contents;
 mod elf;
-mod foreign;
+pub(crate) mod foreign;
 mod lime;
 mod raw;
 mod runs;

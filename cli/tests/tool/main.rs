@@ -21,8 +21,6 @@ mod domains;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/dump/mod.rs"]
 mod dump;
-#[path = "../../src/image/foreign.rs"]
-mod foreign;
 #[path = "../../src/guest_pages.rs"]
 mod guest_pages;
 #[expect(dead_code, reason = "parts of it are used")]

@@ -5,8 +5,8 @@ use std::fs;
 use xenmap::FRAME_SIZE;
 
 use crate::dumps::*;
-use crate::foreign;
 use crate::harness::*;
+use crate::image::foreign;
 
 /// Where a file of some kind has its magic number, the number, and what a refusal of it must say.
 const FOREIGN: [(usize, &[u8], &str); 105] = [
