@@ -131,7 +131,7 @@ pub(crate) enum Command {
         raw: Option<RawDumps>,
         #[command(flatten)]
         search: SearchArgs,
-        /// As one JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
@@ -227,7 +227,7 @@ pub(crate) struct DumpArgs {
     /// was measured
     #[arg(long, value_name = "WAY")]
     pub(crate) copy_by: Option<CopyBy>,
-    /// The summary as one JSON object on standard output; on standard error if the dump goes to standard output
+    /// Print the summary as a JSON object; on stderr if the dump goes to standard output
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -14,7 +14,7 @@ use crate::diff;
 use crate::dumps::*;
 use crate::harness::*;
 
-/// A folder with a dump of frames 2, 3 (both data) and 40 (zeros) in each format.
+/// Makes a folder with a dump of frames 2, 3 (both data) and 40 (zeros) in each format.
 fn folder_with_dumps(test: &str) -> PathBuf {
     let folder = folder(test);
     for (name, make) in FORMATS {
@@ -107,7 +107,7 @@ fn pages_that_one_dump_lacks_are_shown() {
 1 the same, 0 different, 2 only in OLD, 2 only in NEW
 ";
     assert_different(&run_in(&folder, "diff lime new"), expected);
-    // A raw dump has a page of zeros, or none, where it shows zeros.
+    // Where a raw dump has zeros, there may be a page of zeros or no page.
     let expected = "\
 0x2000 to 0x2fff: 1 page only in OLD
 0x2a000 to 0x2afff: 1 page different
@@ -134,7 +134,7 @@ fn page_that_the_guest_has_changed_since_the_dump_is_shown() {
 fn segment_that_is_larger_than_its_part_of_the_file_ends_with_zeros() {
     let folder = folder("diff-bss");
     let mut core = elf(&[(7, page(b'x'))].into());
-    // All that memory has room for, at the end of the only program header but one word.
+    // The size in memory: up to the last possible address.
     core[64 + 40..64 + 48].copy_from_slice(&frame((1 << 40) - 7).to_le_bytes());
     fs::write(folder.join("large"), core).unwrap();
     fs::write(folder.join("small"), raw(&[(7, page(b'x'))].into())).unwrap();
@@ -142,7 +142,7 @@ fn segment_that_is_larger_than_its_part_of_the_file_ends_with_zeros() {
 }
 
 #[test]
-fn table_entries_that_stand_for_nothing_are_skipped() {
+fn unused_table_entries_are_skipped() {
     let folder = folder("diff-invalid");
     let table = [u64::MAX, 9].map(u64::to_le_bytes).concat();
     fs::write(folder.join("core"), xen(&[(0, page(b'?')), (1, page(b'x'))].into(), ".xen_pfn", &table, 8)).unwrap();
@@ -175,7 +175,7 @@ fn hole_of_a_raw_dump_is_zeros() {
 }
 
 #[test]
-fn what_is_no_dump_is_told_in_one_line() {
+fn file_that_is_not_a_dump_is_refused_in_one_line() {
     let folder = folder_with_dumps("diff-bad");
     let good = |make: Format| make(&pages());
     let cut = |make: Format, by: usize| good(make)[..good(make).len() - by].to_vec();
@@ -224,7 +224,7 @@ fn what_is_no_dump_is_told_in_one_line() {
     }
 }
 
-/// The document that a comparison prints.
+/// Returns the document that a comparison prints.
 #[track_caller]
 fn document(output: &Output) -> Value {
     let line = text(&output.stdout).strip_suffix('\n').unwrap();
