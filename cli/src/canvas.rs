@@ -25,7 +25,7 @@ const LABEL_HEIGHT: u64 = 10;
 /// Blocks that the legend on standard output lists.
 const LISTED: usize = 12;
 
-/// What a frame is, in ascending order of importance: a pixel of several frames shows the last of these.
+/// A kind of frame, in ascending order of importance: a pixel of several frames shows the last of their kinds.
 #[derive(Clone, Copy)]
 pub(crate) enum Shade {
     Zero = 1,
@@ -65,12 +65,12 @@ pub(crate) const COLOURS: [Colour; 10] = [
 ];
 pub(crate) const NO_RAM: u8 = 0;
 
-/// How large frames are drawn.
+/// The scale of a picture.
 #[derive(Clone, Copy)]
 struct Scale {
     /// The width and height of a square, in pixels.
     square: u64,
-    /// How many frames it shows.
+    /// The number of frames that a square shows.
     frames: u64,
 }
 
@@ -99,7 +99,7 @@ struct Block {
     rows: Range<u64>,
     /// The number of rows in the blocks before.
     before: u64,
-    /// How far down the block begins, in pixels.
+    /// The distance from the top of the canvas, in pixels.
     y: u64,
 }
 
@@ -115,7 +115,7 @@ impl Block {
     }
 }
 
-/// The address of a row, and how far down it is, in pixels.
+/// The address of a row, and its distance from the top of the canvas, in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Label {
     pub(crate) address: u64,
@@ -156,17 +156,18 @@ impl Canvas {
         self.squares.get_mut(usize::try_from(row * width + column).ok()?)
     }
 
-    /// The width and height of a square, in pixels.
+    /// Returns the width and height of a square, in pixels.
     pub(crate) fn square(&self) -> u64 {
         self.scale.square
     }
 
-    /// The height of all blocks and the gaps between them, in pixels.
+    /// Returns the height of all blocks and the gaps between them, in pixels.
     pub(crate) fn height(&self) -> u64 {
         height(&self.blocks, self.scale)
     }
 
-    /// Returns the rows of all blocks: how far down each is, in pixels, and an index into [`COLOURS`] for each square.
+    /// Returns the rows of all blocks: the distance of each from the top, in pixels, and the colours of its squares, as
+    /// indices into [`COLOURS`].
     pub(crate) fn rows(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let ys = self.blocks.iter().flat_map(|block| (0..block.len()).map(|row| block.y + row * self.scale.square));
         let width = usize::try_from(self.scale.squares_of_row()).unwrap_or(usize::MAX);

@@ -16,7 +16,7 @@ use crate::canvas::{COLOURS, Canvas, NO_RAM, WIDTH};
 const MARGIN: u64 = 12;
 const LEGEND_FONT: MonoFont<'_> = FONT_7X13;
 const LINE_HEIGHT: usize = 17;
-/// The side of a square that shows a colour, and where the text after it begins.
+/// The side of a square that shows a colour, and the distance of the text after it.
 const SWATCH: u64 = 11;
 const INDENT: u64 = 20;
 const LABEL_FONT: MonoFont<'_> = FONT_6X10;
@@ -39,14 +39,14 @@ impl PixelColor for Ink {
 pub(crate) struct Sheet {
     pub(crate) width: u64,
     pub(crate) height: u64,
-    /// Where the canvas begins.
-    pub(crate) left: u64,
+    /// The place of the canvas.
+    left: u64,
     pub(crate) top: u64,
     /// The inks of the pixels.
     pixels: Vec<u8>,
 }
 
-/// A line of the legend, perhaps with a colour in front of it.
+/// A line of the legend, perhaps with a colour before it.
 struct Line {
     colour: Option<u8>,
     text: String,

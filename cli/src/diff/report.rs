@@ -1,4 +1,4 @@
-//! What `diff` prints: ranges of addresses with the same verdict, and how many pages there are of each.
+//! What `diff` prints: ranges of addresses with the same verdict, and the number of pages of each.
 
 use std::io::Write;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::map::AddressRange;
 use crate::palette::{Palette, palette};
 use crate::progress::Progress;
 
-/// In ascending order: a page that is compared in parts counts once, with the last of their verdicts.
+/// In ascending order: a page that is compared in parts counts once, with the last of the parts' verdicts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Verdict {
     Same,
@@ -64,7 +64,7 @@ struct JsonRange {
     status: &'static str,
 }
 
-/// How many pages there are of each verdict.
+/// The number of pages of each verdict.
 #[derive(Default, Serialize)]
 struct Pages {
     same: u64,

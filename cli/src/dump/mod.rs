@@ -105,7 +105,7 @@ pub(crate) struct Dump<'a> {
     pub(crate) output: Option<&'a Output>,
 }
 
-/// What was written.
+/// The result of writing a dump.
 #[derive(Debug)]
 pub(crate) struct Written {
     pub(crate) tally: Tally,

@@ -116,14 +116,14 @@ fn text_len(start: &[u8]) -> Option<usize> {
     is_note.then_some(len)
 }
 
-/// How far a note can be believed, in ascending order.
+/// The credibility of a note, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     /// It points to something else.
     Refuted,
     /// It does not say where its kernel is.
     Vague,
-    /// Where it points to cannot be found or read.
+    /// The memory that it points to cannot be found or read.
     Unproven,
     /// It points to a kernel of its release.
     OfAKernel,
@@ -242,9 +242,9 @@ fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing
     if is_it(&|at, to| guest.read(physical(at), to).is_ok()) {
         return Standing::OfAKernel;
     }
-    let is_told = voffset.is_some() || phys_base.is_some();
+    let has_base = voffset.is_some() || phys_base.is_some();
     let is_there = guest.read(physical(symbol), &mut [0; UTS_NAMES]).is_ok();
-    if is_told && is_there { Standing::Refuted } else { Standing::Unproven }
+    if has_base && is_there { Standing::Refuted } else { Standing::Unproven }
 }
 
 /// Bytes of `struct new_utsname` up to the end of the release: system, node and release, of 65 bytes each.

@@ -14,7 +14,7 @@ pub(crate) struct Kind {
     advice: &'static str,
 }
 
-/// How to recognise a kind of file.
+/// The marks of a kind of file.
 enum Marks {
     /// The place of a magic number in the file, and the number.
     Magic(usize, &'static [u8]),

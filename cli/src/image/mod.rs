@@ -52,7 +52,7 @@ enum Place {
     Pieces,
 }
 
-/// What a dump has of some frames.
+/// The form in which a dump has some frames.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Pages,
@@ -68,7 +68,7 @@ pub(crate) struct Frame {
     present: Vec<Range<usize>>,
 }
 
-/// How to find out the format of a dump.
+/// The way to find out the format of a dump.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Making {
     /// By how it begins. An error suggests this option, which reads it as raw.
@@ -261,7 +261,7 @@ fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
     (frames, pieces)
 }
 
-/// What a file looks like, judging by how it begins.
+/// The apparent kind of a file, judging by how it begins.
 enum Look {
     Elf,
     Lime,

@@ -64,7 +64,7 @@ fn workers_that_cannot_open_the_host_are_an_error_in_one_line() {
     assert_eq!(names(&folder), ["ram"]);
 }
 
-/// How long to wait for something that must happen, on a busy machine.
+/// The longest wait for something that must happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The signals that ask a process to end.

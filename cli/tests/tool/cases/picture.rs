@@ -28,7 +28,7 @@ struct Picture {
     width: usize,
     height: usize,
     pixels: Vec<u8>,
-    /// How far down the first row of frames begins.
+    /// The distance of the first row of frames from the top.
     top: usize,
 }
 
@@ -54,7 +54,7 @@ impl Picture {
         *self.pixels[(y * self.width + x) * 3..].first_chunk().unwrap()
     }
 
-    /// A pixel of the frames, which are 512 pixels wide and end 12 pixels before the right and the lower border.
+    /// Returns a pixel of the frames, which are 512 pixels wide and end 12 pixels before the right and the lower border.
     fn frame_at(&self, x: usize, y: usize) -> [u8; 3] {
         self.at(self.left() + x, self.top + y)
     }
@@ -67,7 +67,7 @@ impl Picture {
         self.height - 12 - self.top
     }
 
-    /// Where a text begins, if the picture shows it exactly once.
+    /// Returns where a text begins, which the picture must show exactly once.
     #[track_caller]
     fn find(&self, text: &str, font: &MonoFont<'_>) -> (usize, usize) {
         let found = self.find_all(text, font);
