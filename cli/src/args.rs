@@ -254,8 +254,8 @@ pub(crate) struct SpaceArgs {
     pub(crate) vcpu: u32,
     /// Use this page-table base instead of the vcpu's (CR3; on Arm TTBR0)
     ///
-    /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if that cannot be read, x86 tables have
-    /// four levels.
+    /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if that cannot be read, x86 tables are
+    /// assumed to have four levels.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }

@@ -77,28 +77,28 @@ pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut im
     Ok(complete)
 }
 
-/// Where the guest's RAM is.
+/// The result of a search for a guest's RAM.
 pub(crate) struct Found {
     pub(crate) map: RamMap,
-    /// Frames that were not looked at.
+    /// Frames that were not searched.
     not_searched: Vec<NumberRange<Pfn>>,
     /// How long the search found nothing before it ended.
     idle: Duration,
 }
 
 impl Found {
-    /// Whether RAM was looked for everywhere.
+    /// Returns whether all frames were searched.
     pub(crate) fn is_complete(&self) -> bool {
         self.not_searched.is_empty()
     }
 
-    /// The addresses where RAM was not looked for.
+    /// Returns the addresses that were not searched.
     pub(crate) fn not_searched(&self) -> Vec<AddressRange> {
         self.not_searched.iter().map(addresses_of).collect()
     }
 }
 
-/// Looks for the guest's RAM as [`find`] does, and says so if it was not looked for everywhere.
+/// Looks for the guest's RAM as [`find`] does, and prints a message if not all frames were searched.
 pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
     let found = find(guest, args)?;
     if !found.is_complete() {
@@ -107,7 +107,7 @@ pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
     Ok(found)
 }
 
-/// Looks for the guest's RAM, and shows how far it is. Whether the guest can be touched must be known.
+/// Looks for the guest's RAM, and shows the progress. Check first that the guest can be touched.
 pub(crate) fn find(guest: &Guest, args: SearchArgs) -> Result<Found> {
     let mut scan = guest.scan_populating(if args.thorough { Search::EveryFrame } else { Search::UntilAllFound })?;
     let progress = Progress::new("finding", scan.owned())?;
