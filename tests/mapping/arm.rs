@@ -91,7 +91,7 @@ fn touching_the_end_of_the_last_page_ends_the_process_and_says_so() {
             continue;
         };
         assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{task_here}: {}", said(&output));
-        let text = format!("what is behind the last frame of a mapping (index {frames}) was touched at 0x");
+        let text = format!("memory past the last frame of a mapping (index {frames}) was touched at 0x");
         assert!(said(&output).contains(&text), "{}", said(&output));
     }
 }

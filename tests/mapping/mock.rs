@@ -39,7 +39,7 @@ fn mprotect_is_found() {
     // SAFETY: nobody uses the mapping.
     assert_eq!(unsafe { libc::mprotect(mapping.view().as_ptr().cast(), 4 * FRAME, libc::PROT_READ) }, 0);
     let complaint = complaint(&host, guest.domid());
-    assert!(complaint.contains("mprotect of foreign frames is undefined on xen"), "{complaint}");
+    assert!(complaint.contains("mprotect of foreign frames is undefined on Xen"), "{complaint}");
 }
 
 #[test]
