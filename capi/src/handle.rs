@@ -41,8 +41,8 @@ impl Handle {
         let logger = unsafe { Logger::new(logger) }?;
         let handle = NonNull::from(Box::leak(Box::new(Handle::new(logger, OnceLock::new()))));
         // Before the device is opened: otherwise xentoolcore_restrict_all could miss an open handle.
-        // SAFETY: the handle is new, so it is not in the list. It is boxed, so it does not move, and only `close` frees it,
-        // after taking it out of the list.
+        // SAFETY: the handle is new, so it is not in the list. It is boxed, so it does not move, and only `close` frees
+        // it, after taking it out of the list.
         unsafe { ActiveHandle::register(handle.cast()) };
         // SAFETY: just boxed, and there are only shared references to it until it is closed.
         let opened = unsafe { handle.as_ref() }.open_device();
@@ -96,8 +96,8 @@ impl Handle {
         }
     }
 
-    /// Returns the errno for the size of a resource, and logs nothing. If an old kernel does not support resources, it is
-    /// EOPNOTSUPP.
+    /// Returns the errno for the size of a resource, and logs nothing. If an old kernel does not support resources, it
+    /// is EOPNOTSUPP.
     pub(super) fn errno_of_resource_size(&self, error: &Error) -> Errno {
         let errno = error.errno();
         let is_missing = match errno {
@@ -120,8 +120,8 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 unsafe extern "C" fn restrict(active: *mut ActiveHandle, domid: u16) -> c_int {
     let handle: *const Handle = active.cast_const().cast();
     answer(-1, || {
-        // SAFETY: `active` is the first field of a handle, because only `open` registers any. `close` frees a handle only
-        // after taking it out of the list, which libxentoolcore keeps locked during this call.
+        // SAFETY: `active` is the first field of a handle, because only `open` registers any. `close` frees a handle
+        // only after taking it out of the list, which libxentoolcore keeps locked during this call.
         let handle = unsafe { handle.as_ref() }.ok_or(libc::EINVAL)?;
         // A handle that is still being opened may stay unrestricted.
         if handle.memory.get().is_none() { Ok(0) } else { handle.restrict(domid).map(|()| 0) }

@@ -4,8 +4,8 @@
 //! numbers, waits forever or leaves a hole, this one does not; the README of xenmap lists the differences. The script
 //! `install` builds the library. Only it links with libxentoolcore and libxentoollog.
 //!
-//! Nothing unwinds into C or out of it: a panic, which would be a bug, becomes an error with errno `ENOTRECOVERABLE`, and
-//! a thread is not cancelled in the middle of a call.
+//! Nothing unwinds into C or out of it: a panic, which would be a bug, becomes an error with errno `ENOTRECOVERABLE`,
+//! and a thread is not cancelled in the middle of a call.
 
 #![expect(unsafe_code, reason = "C calls it with pointers")]
 
@@ -37,8 +37,8 @@ unsafe extern "C" {
 /// Returns the value of `body`, or sets errno and returns `failure`.
 fn answer<T>(failure: T, body: impl FnOnce() -> Result<T, Errno>) -> T {
     let mut state = 0;
-    // pthread_cancel(3) would unwind the thread through Rust, which ends the process instead. So cancellation waits until
-    // the call is over.
+    // pthread_cancel(3) would unwind the thread through Rust, which ends the process instead. So cancellation waits
+    // until the call is over.
     // SAFETY: writes one integer, to our own variable.
     unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut state) };
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or(Err(libc::ENOTRECOVERABLE));
@@ -115,8 +115,8 @@ unsafe extern "C" fn xenforeignmemory_map(
 /// # Safety
 ///
 /// `handle` is null or open. `arr` is null or points to `pages` frame numbers, `err` is null or points to as many
-/// integers, and nothing else uses either array during the call. With `MAP_FIXED` and without `MAP_FIXED_NOREPLACE`, the
-/// range at `addr` is the caller's own, and nothing uses it.
+/// integers, and nothing else uses either array during the call. With `MAP_FIXED` and without `MAP_FIXED_NOREPLACE`,
+/// the range at `addr` is the caller's own, and nothing uses it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_map2(
     handle: *const Handle,
@@ -189,8 +189,8 @@ unsafe extern "C" fn xenforeignmemory_map_resource(
 
 /// # Safety
 ///
-/// `handle` is null or open. `resource` is null, or comes from `xenforeignmemory_map_resource` and is not used any more,
-/// nor is its memory.
+/// `handle` is null or open. `resource` is null, or comes from `xenforeignmemory_map_resource` and is not used any
+/// more, nor is its memory.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_unmap_resource(handle: *const Handle, resource: *mut MappedResource) -> c_int {
     answer(-1, || {

@@ -21,8 +21,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Creates a place from the arguments of mmap(2). With both flags, `MAP_FIXED_NOREPLACE` counts: `MAP_FIXED` is dropped,
-    /// because Linux before 4.17 does not know the other flag, and would replace what is there.
+    /// Creates a place from the arguments of mmap(2). With both flags, `MAP_FIXED_NOREPLACE` counts: `MAP_FIXED` is
+    /// dropped, because Linux before 4.17 does not know the other flag, and would replace what is there.
     pub(super) fn requested(addr: usize, flags: c_int) -> Place {
         let drop = if flags & libc::MAP_FIXED_NOREPLACE != 0 { libc::MAP_FIXED } else { 0 };
         Place { addr, flags: flags & !drop }
@@ -94,8 +94,8 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
 fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, error: &Error) -> Errno {
     let &Request { place, pages, .. } = request;
     // With MAP_FIXED the range is still reserved now, except if mmap(2) ran out of memory after it had unmapped the old
-    // mapping. Then the range is free, and must be reserved before another thread gets it, because the caller believes that
-    // it owns the range. mmap(2) finds all other errors before it unmaps anything.
+    // mapping. Then the range is free, and must be reserved before another thread gets it, because the caller believes
+    // that it owns the range. mmap(2) finds all other errors before it unmaps anything.
     let may_be_gone = place.replaces() && matches!(error, Error::Reserve { .. }) && error.errno() == libc::ENOMEM;
     let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr)).filter(|_| may_be_gone);
     match addr.map(|addr| raw::reserve_at(memory, addr, pages)) {

@@ -1,8 +1,9 @@
 //! A simulated host for tests of C programs, selected by the environment variable `XENMAP_MOCK`.
 //!
-//! Its value is the kind of dom0, `pv` or `auto`. The host has one guest, an HVM domain with number 1. Each of its frames
-//! 0 to 63 begins with its own number, in 8 bytes. Its grant table has two frames, and frame i begins with [`GRANTS`] + i.
-//! In a PV dom0, frame 64 is paged out and comes back after a few attempts, and frame 65 never comes back.
+//! Its value is the kind of dom0, `pv` or `auto`. The host has one guest, an HVM domain with number 1. Each of its
+//! frames 0 to 63 begins with its own number, in 8 bytes. Its grant table has two frames, and frame i begins with
+//! [`GRANTS`] + i. In a PV dom0, frame 64 is paged out and comes back after a few attempts, and frame 65 never comes
+//! back.
 
 #![expect(
     unsafe_code,

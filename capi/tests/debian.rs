@@ -1,5 +1,5 @@
-//! Compares the C library that `install` builds with Debian's libxenforeignmemory: the C programs in this directory run on
-//! both unchanged. Needs gcc, binutils and libxen-dev.
+//! Compares the C library that `install` builds with Debian's libxenforeignmemory: the C programs in this directory run
+//! on both unchanged. Needs gcc, binutils and libxen-dev.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 #![expect(clippy::print_stdout, reason = "prints the table of differences")]

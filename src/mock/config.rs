@@ -38,8 +38,8 @@ pub struct HostConfig {
     /// 4.18, the query for a resource's size since 5.12), when the call as a whole fails with ENOENT, and what a failed
     /// frame is.
     pub kernel: (u16, u16),
-    /// Whether a part of a mapping can be unmapped, as before XSA-487 (April 2026). An auto-translated domain then frees
-    /// frames twice, so the simulated kernel panics.
+    /// Whether a part of a mapping can be unmapped, as before XSA-487 (April 2026). An auto-translated domain then
+    /// frees frames twice, so the simulated kernel panics.
     pub allows_splits: bool,
     /// `Some` unless this is the initial domain. The inner value is the domain to which its handles are restricted from
     /// the start (XSA-482); with `None` there is no such domain, and they can map nothing.
@@ -51,9 +51,9 @@ pub struct HostConfig {
     pub sysfs: bool,
     /// The size of the kernel's pages in bytes: 4096, or on Arm also 16 or 64 KiB. A frame always has 4096 bytes.
     pub page_size: usize,
-    /// The number of frames that an auto-translated domain can map at a time, for kernels that back each with a frame of
-    /// the domain's own memory (Linux without `XEN_UNPOPULATED_ALLOC`, such as Debian's 6.1 on Arm). Beyond it, mapping
-    /// fails with ENOMEM. Frames are counted in whole pages of the kernel. `None` means no limit.
+    /// The number of frames that an auto-translated domain can map at a time, for kernels that back each with a frame
+    /// of the domain's own memory (Linux without `XEN_UNPOPULATED_ALLOC`, such as Debian's 6.1 on Arm). Beyond it,
+    /// mapping fails with ENOMEM. Frames are counted in whole pages of the kernel. `None` means no limit.
     pub dom0_free_frames: Option<usize>,
 }
 

@@ -11,8 +11,8 @@ use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind};
 
 /// A guest of a [`MockHost`](super::MockHost).
 ///
-/// Its methods act as the guest, its toolstack or Xen would: they need no mapping. Dropping it changes nothing; the guest
-/// runs until it is [destroyed](MockDomain::destroy).
+/// Its methods act as the guest, its toolstack or Xen would: they need no mapping. Dropping it changes nothing; the
+/// guest runs until it is [destroyed](MockDomain::destroy).
 ///
 /// A test that uses a destroyed guest, or a frame that the guest does not have, is wrong, so the methods panic then.
 ///
@@ -72,8 +72,8 @@ impl MockDomain {
         self.with(|_, domain| domain.frames.keys().filter_map(|&gfn| Gfn::new(gfn).ok()).collect())
     }
 
-    /// Reads `len` bytes as the guest does. They begin `offset` bytes into a frame, and may continue in the frames after
-    /// it.
+    /// Reads `len` bytes as the guest does. They begin `offset` bytes into a frame, and may continue in the frames
+    /// after it.
     ///
     /// # Panics
     ///
@@ -187,8 +187,8 @@ impl MockDomain {
 
     /// Gives the guest a name, as xenstore has it.
     ///
-    /// Destroying the guest removes the name, as toolstacks do. A [zombie](super::MockHost::zombies) can be named again,
-    /// as if its toolstack had been killed before the cleanup.
+    /// Destroying the guest removes the name, as toolstacks do. A [zombie](super::MockHost::zombies) can be named
+    /// again, as if its toolstack had been killed before the cleanup.
     ///
     /// ```
     /// use xenmap::GuestKind;

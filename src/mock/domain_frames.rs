@@ -9,7 +9,8 @@ use crate::handle::Resource;
 use crate::types::{FRAME_SIZE, Gfn, GuestKind};
 
 impl MockDomain {
-    /// Takes a frame from the guest, as if it were ballooned out. While the frame is mapped, the mapping keeps its page.
+    /// Takes a frame from the guest, as if it were ballooned out. While the frame is mapped, the mapping keeps its
+    /// page.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -54,8 +55,8 @@ impl MockDomain {
         }
     }
 
-    /// Pages a frame out. Mapping it then fails with ENOENT `attempts` times before the frame is back. An auto-translated
-    /// dom0 cannot have it paged in: there mapping always fails with EINVAL.
+    /// Pages a frame out. Mapping it then fails with ENOENT `attempts` times before the frame is back. An
+    /// auto-translated dom0 cannot have it paged in: there mapping always fails with EINVAL.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -107,8 +108,8 @@ impl MockDomain {
         self.with(|_, domain| domain.frames.insert(gfn.get(), Frame::Broken(page)));
     }
 
-    /// Puts a frame of Xen's own at this number, as Xen does with a grant table: it can be mapped, but does not count as
-    /// the guest's. A frame that the guest has there is freed.
+    /// Puts a frame of Xen's own at this number, as Xen does with a grant table: it can be mapped, but does not count
+    /// as the guest's. A frame that the guest has there is freed.
     ///
     /// # Panics
     ///

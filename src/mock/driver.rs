@@ -23,8 +23,9 @@ use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 const DOMID_INVALID: u16 = 0x7FF4;
 /// `DOMID_IDLE`, which is no guest's.
 const DOMID_IDLE: u16 = 0x7FFF;
-/// The most frames of a mapping that a kernel can populate: it allocates 8 bytes for each, and at most `INT_MAX` in all.
-/// Linux fails only when it populates the mapping. The mock, which keeps state of every page, fails when it is created.
+/// The most frames of a mapping that a kernel can populate: it allocates 8 bytes for each, and at most `INT_MAX` in
+/// all. Linux fails only when it populates the mapping. The mock, which keeps state of every page, fails when it is
+/// created.
 const MAX_FRAMES: usize = (1 << 28) - 1;
 /// Frame numbers that the kernel reads at a time.
 const BLOCK: usize = 512;
@@ -53,8 +54,8 @@ impl MockDevice {
     }
 }
 
-// SAFETY: `mmap_at` and `map_hypercall_buffer` map pages of a file by mmap(2), the latter for reading and writing. The host
-// keeps their addresses only to replace a mapping's pages when it is populated; only its `Unmap` unmaps them.
+// SAFETY: `mmap_at` and `map_hypercall_buffer` map pages of a file by mmap(2), the latter for reading and writing. The
+// host keeps their addresses only to replace a mapping's pages when it is populated; only its `Unmap` unmaps them.
 unsafe impl Backend for MockDevice {
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;

@@ -29,7 +29,8 @@ pub(super) fn page_of(gfn: u64) -> usize {
     usize::try_from(gfn).map_or(PAST_THE_END - 1, |gfn| gfn.min(PAST_THE_END - 1))
 }
 
-/// Returns the page of the file that stands for memory past a mapping's last frame; `index` is its index in the mapping.
+/// Returns the page of the file that stands for memory past a mapping's last frame; `index` is its index in the
+/// mapping.
 pub(super) fn page_past_end(index: usize) -> usize {
     PAST_THE_END + index
 }
@@ -61,7 +62,8 @@ fn install() -> io::Result<()> {
     ours.sa_sigaction = handler as libc::sighandler_t;
     // The alternate stack is for the standard library's handler, which detects stack overflows.
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // SAFETY: the handler calls only functions that a signal handler may call, and forwards signals that are not for it.
+    // SAFETY: the handler calls only functions that a signal handler may call, and forwards signals that are not for
+    // it.
     check(unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, std::ptr::null_mut()) })
 }
 
@@ -114,8 +116,8 @@ fn forward(signal: c_int, is_sent: bool, info: *mut libc::siginfo_t, context: *m
     }
 }
 
-/// Returns the page of our file that is mapped at an address, or `None` if another file is or none. It reads the kernel's
-/// list (`start-end permissions offset device inode name`) by calls that a signal handler may make.
+/// Returns the page of our file that is mapped at an address, or `None` if another file is or none. It reads the
+/// kernel's list (`start-end permissions offset device inode name`) by calls that a signal handler may make.
 fn fatal_page(addr: usize) -> Option<usize> {
     // SAFETY: the path is a literal C string.
     let fd = unsafe { libc::open(c"/proc/self/maps".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };

@@ -100,8 +100,8 @@ impl Faults {
     }
 }
 
-/// Returns which frames of a batch that begins at `addr` are not mapped when the kernel has no memory for the page table
-/// of the frame at `index`. The kernel maps `at_once` frames with a hypercall.
+/// Returns which frames of a batch that begins at `addr` are not mapped when the kernel has no memory for the page
+/// table of the frame at `index`. The kernel maps `at_once` frames with a hypercall.
 pub(super) fn without_page_table(
     index: usize,
     frames: usize,

@@ -123,8 +123,8 @@ impl MockHost {
         MockDomain::create(&self.0, kind, frames)
     }
 
-    /// Creates a PVH guest whose RAM, from frame 0, is the content of a file. A hole of a sparse file that covers a whole
-    /// frame is a hole in the guest. If the file ends inside a frame, the rest of that frame is zero.
+    /// Creates a PVH guest whose RAM, from frame 0, is the content of a file. A hole of a sparse file that covers a
+    /// whole frame is a hole in the guest. If the file ends inside a frame, the rest of that frame is zero.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -148,8 +148,8 @@ impl MockHost {
         Ok(guest)
     }
 
-    /// Creates a PV guest whose [kernel](super::PvKernel) is running, and whose pseudo-physical memory is the content of
-    /// a file. The kernel's tables follow the content.
+    /// Creates a PV guest whose [kernel](super::PvKernel) is running, and whose pseudo-physical memory is the content
+    /// of a file. The kernel's tables follow the content.
     ///
     /// # Errors
     ///

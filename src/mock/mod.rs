@@ -1,11 +1,11 @@
 //! A simulated Xen host, so that programs and their tests run on any Linux, without Xen and without root.
 //!
-//! A [`MockHost`] is a hypervisor, the kernel of a dom0 and any number of guests. [`MockHost::open`] returns an ordinary
-//! [`ForeignMemory`](crate::ForeignMemory), so the code under test is the code that runs on Xen.
+//! A [`MockHost`] is a hypervisor, the kernel of a dom0 and any number of guests. [`MockHost::open`] returns an
+//! ordinary [`ForeignMemory`](crate::ForeignMemory), so the code under test is the code that runs on Xen.
 //!
-//! - Simulated: the RAM of guests, and how they change it; the system calls on /dev/xen/privcmd, with the errors and side
-//!   effects of each kind of dom0 and version of Linux; the hypercalls that this library makes; references to frames,
-//!   and the zombies that they cause; [failures on demand](Fault).
+//! - Simulated: the RAM of guests, and how they change it; the system calls on /dev/xen/privcmd, with the errors and
+//!   side effects of each kind of dom0 and version of Linux; the hypercalls that this library makes; references to
+//!   frames, and the zombies that they cause; [failures on demand](Fault).
 //! - Not simulated: processors that run a guest's code, devices, event channels, xenstore (except for names), and time.
 //!
 //! A test of a device model, here a function that answers a request in a guest's memory:
@@ -44,9 +44,9 @@
 //!
 //! The mock is a backend at the level of system calls: the library above it is the same as on Xen. A guest's RAM is a
 //! memory file, and a mapping maps pages of it, so two mappings of one frame are the same memory. Touching a frame that
-//! a PV dom0 could not map raises a real SIGBUS. References are counted from the kernel's own tables of this process and
-//! its children (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process. Nothing
-//! else does.
+//! a PV dom0 could not map raises a real SIGBUS. References are counted from the kernel's own tables of this process
+//! and its children (/proc/PID/maps): any munmap drops them, whoever calls it, and so does the death of a process.
+//! Nothing else does.
 //!
 //! Each count also compares the mappings with how they were made. It panics with an explanation if one was partly
 //! unmapped, had its protection changed, or was moved, all of which go wrong on Xen.
@@ -63,8 +63,8 @@
 //!   `vm.max_map_count` of such frames fails with ENOMEM.
 //! - A forked child has its own copy of the host's state, as it was at the fork, and sees only its own references and
 //!   those of its children. It can map, but it frees nothing, and giving a domain memory there panics.
-//! - In an Arm dom0, touching a failed frame aborts the process with an explanation. A SIGBUS handler does so, which the
-//!   first Arm host installs; a handler installed later gets the signal instead. On Xen no handler can catch it.
+//! - In an Arm dom0, touching a failed frame aborts the process with an explanation. A SIGBUS handler does so, which
+//!   the first Arm host installs; a handler installed later gets the signal instead. On Xen no handler can catch it.
 //! - A system call that touches such a frame fails with EFAULT. On Xen it crashes the kernel, and never returns.
 //! - The pages of an Arm dom0 may be larger than a frame, but its mappings begin at any multiple of 4096.
 //! - [`HostConfig::dom0_free_frames`] is for each process, and frames are free again as soon as they are unmapped.

@@ -79,7 +79,8 @@ impl PvKernel {
         FRAME_SIZE as u64 / self.entry_bytes()
     }
 
-    /// Returns how many frames the table needs, plus a few more, if `count` entries from `first` on are for these frames.
+    /// Returns how many frames the table needs, plus a few more, if `count` entries from `first` on are for these
+    /// frames.
     fn frames_for(&self, p2m: &BTreeMap<u64, Gfn>, first: u64, count: u64) -> u64 {
         let pages = (first + count).div_ceil(self.entries());
         let filled = (0..first.div_ceil(self.entries())).filter(|&page| !self.is_empty(p2m, page)).count() as u64;
@@ -271,7 +272,8 @@ impl Tables<'_> {
         top.get()
     }
 
-    /// Builds page tables that map the table's frames consecutively. Returns their CR3, and the address of the first frame.
+    /// Builds page tables that map the table's frames consecutively. Returns their CR3, and the address of the first
+    /// frame.
     fn linear(&mut self, pages: &[Gfn]) -> (u64, u64) {
         let (vaddr, shifts): (u64, &[u32]) =
             if self.kernel.is_64_bit { (VADDR_64, &[39, 30, 21, 12]) } else { (VADDR_32, &[30, 21, 12]) };

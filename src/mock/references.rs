@@ -81,7 +81,8 @@ impl References {
     }
 }
 
-/// Compares the state with the kernel's tables. Removes mappings that are gone, and panics if one is not as it was made.
+/// Compares the state with the kernel's tables. Removes mappings that are gone, and panics if one is not as it was
+/// made.
 fn reconcile(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
     for &(start, len) in &state.taken_ranges {
         let there = overlapping(segments, start, start + len).iter();
@@ -164,8 +165,8 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
     }
 }
 
-/// Reads the kernel's list of a child's mappings. It is empty if the child is gone, or now runs a program that we may not
-/// inspect (which no longer maps anything of ours).
+/// Reads the kernel's list of a child's mappings. It is empty if the child is gone, or now runs a program that we may
+/// not inspect (which no longer maps anything of ours).
 fn read_maps(process: u32) -> String {
     fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_else(|e| {
         log::debug!("the mappings of child {process} are not counted: {e}");

@@ -170,8 +170,8 @@ pub(super) struct Vma {
 }
 
 impl Vma {
-    /// Splits the mapping into runs of consecutive pages of a file, or of pages of one kind. Each run has the index of its
-    /// first page, the index after its last one, and the first page itself.
+    /// Splits the mapping into runs of consecutive pages of a file, or of pages of one kind. Each run has the index of
+    /// its first page, the index after its last one, and the first page itself.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, Pte)> + '_ {
         let mut next = 0;
         std::iter::from_fn(move || {

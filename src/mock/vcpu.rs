@@ -45,8 +45,8 @@ impl Domain {
         Ok(structure_of(abi::HVM_CPU_BYTES, &registers))
     }
 
-    /// Builds what `XEN_DOMCTL_getvcpucontext` returns on arm64 (struct `vcpu_guest_context`). Before Xen 4.16 two of its
-    /// registers were smaller.
+    /// Builds what `XEN_DOMCTL_getvcpucontext` returns on arm64 (struct `vcpu_guest_context`). Before Xen 4.16 two of
+    /// its registers were smaller.
     pub(super) fn arm64_vcpu_context(&self, vcpu: u32, xen: (u16, u16)) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         let registers = [
@@ -65,7 +65,8 @@ impl Domain {
         Ok(context)
     }
 
-    /// Builds what `XEN_DOMCTL_getvcpucontext` returns on x86 (struct `vcpu_guest_context`), for a 32-bit guest up to CR3.
+    /// Builds what `XEN_DOMCTL_getvcpucontext` returns on x86 (struct `vcpu_guest_context`), for a 32-bit guest up to
+    /// CR3.
     pub(super) fn vcpu_context(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         if self.address_size == 32 {

@@ -1,5 +1,5 @@
-//! Test doubles of libxentoolcore and libxentoollog, so that the unit tests link on a machine without them. The tests in
-//! C (tests/debian.rs) use the real libraries.
+//! Test doubles of libxentoolcore and libxentoollog, so that the unit tests link on a machine without them. The tests
+//! in C (tests/debian.rs) use the real libraries.
 
 #![expect(non_snake_case, reason = "the names are those of the libraries")]
 
