@@ -65,7 +65,7 @@ static uint64_t base;
 #define HOLE (1ull << 19)
 /* Frame numbers that differ by this have the same page-table entry in a PV dom0. */
 #define ALIAS (1ull << 40)
-enum { NOBODY = 0x7000, GRANT_TABLE = 1 };
+enum { NO_DOMAIN = 0x7000, GRANT_TABLE = 1 };
 
 /* ---- the results of a row ---- */
 

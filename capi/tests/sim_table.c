@@ -167,7 +167,7 @@ static const struct row rows[] = {
     { "open: logger NULL", SIMULATED, open_without_logger, { 0 }, BOTH("a handle 0 on stderr") },
     { "open: no device", NO_XEN, open_here, { 0 }, BOTH("NULL ENOENT 1 error xenforeignmemory text 0 on stderr") },
     { "open: no device, logger NULL", NO_XEN, open_without_logger, { 0 }, BOTH("NULL ENOENT 1 on stderr") },
-    { "map: whole call fails, logger NULL", SIMULATED, failure_without_logger, { .dom = NOBODY, FRAMES(1) },
+    { "map: whole call fails, logger NULL", SIMULATED, failure_without_logger, { .dom = NO_DOMAIN, FRAMES(1) },
       "NULL EPERM 1 on stderr", "NULL EPERM 0 on stderr" },
     /* The call fails with ENOENT if the last frame is paged out. For any other frame only err[] shows it. */
     { "map: last frame is paged out, with err[]", PAGING, map, { .err = true, FRAMES(1, AWAY) }, BOTH("mapped 1 64") },

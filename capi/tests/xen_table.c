@@ -186,11 +186,11 @@ static void close_in_child(const struct call *call)
 
 static void say_confined(xenforeignmemory_handle *handle)
 {
-    struct call own = { FRAMES(1) }, other = { .dom = NOBODY, FRAMES(1) };
+    struct call own = { FRAMES(1) }, other = { .dom = NO_DOMAIN, FRAMES(1) };
     size_t size;
     say_map_at(handle, NULL, &own);
     say_map_at(handle, NULL, &other);
-    say_result(xenforeignmemory_resource_size(handle, NOBODY, GRANT_TABLE, 0, &size));
+    say_result(xenforeignmemory_resource_size(handle, NO_DOMAIN, GRANT_TABLE, 0, &size));
 }
 
 static void restrict_handle(const struct call *call)
@@ -382,9 +382,9 @@ static const struct row rows[] = {
     { "map: frame 2^40 + 5", MOCK_PV | FAKE | XEN_PV, map, { .err = true, FRAMES(ALIAS + 5) },
       "mapped EINVAL", "mapped 5" },
     { "map: frame 2^40 + 5", MOCK_AUTO | XEN_AUTO, map, { .err = true, FRAMES(ALIAS + 5) }, BOTH("mapped EINVAL") },
-    { "map: no such domain, with err[]", ANY, map, { .dom = NOBODY, .err = true, FRAMES(1, 2) },
+    { "map: no such domain, with err[]", ANY, map, { .dom = NO_DOMAIN, .err = true, FRAMES(1, 2) },
       BOTH("mapped ESRCH ESRCH") },
-    { "map: no such domain, err NULL", ANY, map, { .dom = NOBODY, FRAMES(1, 2) }, BOTH("NULL ESRCH") },
+    { "map: no such domain, err NULL", ANY, map, { .dom = NO_DOMAIN, FRAMES(1, 2) }, BOTH("NULL ESRCH") },
     { "map: domain 65536 + d", ANY, map, { .dom_plus = 65536, FRAMES(1, 2) }, "NULL EINVAL", "mapped 1 2" },
     { "map: no frames", ANY, map, { .n = 0 }, BOTH("NULL EINVAL") },
     { "map: 2^52 + 1 frames", ANY, map, { .err = true, .pages = (1ul << 52) + 1, FRAMES(1) },
@@ -420,11 +420,11 @@ static const struct row rows[] = {
     { "map2: MAP_FIXED, not page-aligned", ANY, map_over_unaligned, { .flags = MAP_FIXED, FRAMES(1) },
       BOTH("NULL EINVAL") },
     { "map2: MAP_FIXED, whole call fails", ANY, map_over_reservation_restricted,
-      { .dom = NOBODY, .flags = MAP_FIXED, .err = true, FRAMES(1, 2) }, "NULL EPERM ---p", "NULL EPERM hole" },
+      { .dom = NO_DOMAIN, .flags = MAP_FIXED, .err = true, FRAMES(1, 2) }, "NULL EPERM ---p", "NULL EPERM hole" },
     { "map: many frames, with err[]", ANY, map_many, { .err = true }, BOTH("16735 good, 265 holes 0 hole hole") },
     { "map: many frames, err NULL, released by munmap", ANY, map_many, { 0 },
       BOTH("17000 good, 0 holes 0 hole hole") },
-    { "map: whole call fails, logged", ANY, whole_failure_is_logged, { .dom = NOBODY, .err = true, FRAMES(1) },
+    { "map: whole call fails, logged", ANY, whole_failure_is_logged, { .dom = NO_DOMAIN, .err = true, FRAMES(1) },
       "NULL EPERM 1 error xenforeignmemory text", "NULL EPERM 0" },
     { "unmap", ANY, unmap, { .pages = 2 }, BOTH("0 hole") },
     { "unmap: no frames", ANY, unmap_nothing, { 0 }, BOTH("-1 EINVAL") },
@@ -446,7 +446,7 @@ static const struct row rows[] = {
     { "map_resource: 2^52 + 1 frames", ANY, resource, { .type = GRANT_TABLE, .nr = (1ul << 52) + 1 },
       "NULL EINVAL", NULL },
     { "map_resource: no such type", ANY, resource, { .type = 77, .nr = 1 }, BOTH("NULL EOPNOTSUPP") },
-    { "map_resource: no such domain", ANY, resource, { .dom = NOBODY, GRANTS }, BOTH("NULL ESRCH") },
+    { "map_resource: no such domain", ANY, resource, { .dom = NO_DOMAIN, GRANTS }, BOTH("NULL ESRCH") },
     { "map_resource: MAP_ANONYMOUS", ANY, resource, { GRANTS, .flags = MAP_ANONYMOUS }, BOTH("NULL EINVAL") },
     { "map_resource: hint", ANY, resource_at, { GRANTS }, BOTH("there rw-s") },
     { "map_resource: MAP_FIXED", ANY, resource_at, { GRANTS, .flags = MAP_FIXED }, BOTH("NULL EINVAL ---p") },
@@ -455,15 +455,16 @@ static const struct row rows[] = {
     { "unmap_resource: NULL", ANY, unmap_no_resource, { 0 }, BOTH("0") },
     { "resource_size", ANY, size, { GRANTS }, BOTH("0 whole frames") },
     { "resource_size: no such type", ANY, size, { .type = 77 }, "-1 EOPNOTSUPP untouched", "0 whole frames" },
-    { "resource_size: no such domain", ANY, size, { .dom = NOBODY, GRANTS }, BOTH("-1 ESRCH untouched") },
+    { "resource_size: no such domain", ANY, size, { .dom = NO_DOMAIN, GRANTS }, BOTH("-1 ESRCH untouched") },
     { "resource_size: handle NULL", ANY, size_no_handle, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
     { "resource_size: size NULL", ANY, size_no_result, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
-    { "map_resource: failure, logged", ANY, map_resource_is_logged, { .dom = NOBODY, GRANTS },
+    { "map_resource: failure, logged", ANY, map_resource_is_logged, { .dom = NO_DOMAIN, GRANTS },
       "NULL ESRCH 1 error xenforeignmemory text", "NULL ESRCH 0" },
     { "map_resource: no such type, logged", ANY, map_resource_is_logged, { .type = 77, .nr = 1 },
       BOTH("NULL EOPNOTSUPP 0") },
-    { "resource_size: failure, logged", ANY, size_is_logged, { .dom = NOBODY, GRANTS }, BOTH("-1 ESRCH untouched 0") },
-    { "restrict: failure, logged", ANY, restrict_is_logged, { .dom = NOBODY },
+    { "resource_size: failure, logged", ANY, size_is_logged, { .dom = NO_DOMAIN, GRANTS },
+      BOTH("-1 ESRCH untouched 0") },
+    { "restrict: failure, logged", ANY, restrict_is_logged, { .dom = NO_DOMAIN },
       "-1 EINVAL 1 error xenforeignmemory text", "-1 EINVAL 0" },
     { "unmap: failure, logged", ANY, unmap_is_logged, { .pages = 2 }, BOTH("-1 EINVAL 0") },
     { "several threads", ANY, threads, { 0 }, BOTH("200 good") },

@@ -241,7 +241,7 @@ impl MockDomain {
     /// # Panics
     ///
     /// If the guest has been destroyed, or there is no memory.
-    #[expect(clippy::must_use_candidate, reason = "the guest has them all the same")]
+    #[expect(clippy::must_use_candidate, reason = "a caller need not care about their numbers")]
     pub fn add_frames(&self, count: usize) -> Vec<Gfn> {
         let is_pv = self.with(|_, domain| domain.kind == GuestKind::Pv);
         if is_pv {

@@ -244,8 +244,8 @@ impl State {
                 // An auto-translated dom0 cannot map shared frames (Xen, `p2m_add_foreign`).
                 Some(Frame::Ram(page)) if !pv && self.pages[*page].owner == Some(DOMID_COW) => Err(libc::EINVAL),
                 Some(Frame::Ram(page)) => Ok(Pte::Page(*page)),
-                Some(Frame::PagedOut(_, asks)) if pv => {
-                    *asks = asks.saturating_sub(1);
+                Some(Frame::PagedOut(_, attempts)) if pv => {
+                    *attempts = attempts.saturating_sub(1);
                     Err(libc::ENOENT)
                 }
                 Some(Frame::PagedOut(..) | Frame::Broken(_) | Frame::Unpopulated | Frame::OfParent) | None => {
