@@ -90,7 +90,7 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
     Ok(addr.as_ptr().cast())
 }
 
-/// Returns the errno for a mapping that failed, and logs the error.
+/// Returns the errno for a mapping that failed, and logs the error unless it is only that frames cannot be mapped.
 fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, error: &Error) -> Errno {
     let &Request { place, pages, .. } = request;
     // With MAP_FIXED the range is still reserved now, except if mmap(2) ran out of memory after it had unmapped the old
