@@ -56,7 +56,7 @@ fn map_shows_where_the_ram_is() {
 }
 
 #[test]
-fn read_shows_bytes_from_any_address_on() {
+fn read_shows_bytes_from_any_address() {
     let folder = folder_with_ram("read");
     let expected = "00000ff3  74 68 65 20 66 69 72 73 74 00 00 00 00\n";
     assert_eq!(shown(&folder, "--mock ram read 0xff3 13"), expected);
@@ -65,14 +65,14 @@ fn read_shows_bytes_from_any_address_on() {
 }
 
 #[test]
-fn dump_is_the_file_again() {
+fn dump_equals_the_file() {
     let folder = folder_with_ram("dump");
     assert_eq!(shown(&folder, "--mock ram dump out"), "");
     assert!(fs::read(folder.join("out")).unwrap() == fs::read(folder.join("ram")).unwrap());
 }
 
 #[test]
-fn bad_input_is_told_in_one_line() {
+fn bad_input_is_reported_in_one_line() {
     let folder = folder_with_ram("bad");
     for (args, expected) in [
         ("", "usage: "),

@@ -100,7 +100,7 @@ fn depth_of_a_file_is_that_of_its_module() {
 }
 
 #[test]
-fn only_the_handles_own_folder_adds_methods_to_it() {
+fn only_the_handle_module_adds_methods_to_the_handle() {
     for layer in LAYERS.iter().filter(|layer| **layer != "handle") {
         let folder = source().join(layer);
         let module = if folder.is_dir() { folder } else { source().join(format!("{layer}.rs")) };

@@ -36,7 +36,7 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn guard_says_what_it_is() {
+fn guard_reports_its_range_and_views() {
     with_guard(|pinned, _| {
         assert_eq!((pinned.address(), pinned.len(), pinned.protection()), (8, LEN, ReadWrite));
         let parts: Vec<usize> = pinned.views().map(|view| view.len()).collect();
@@ -49,7 +49,7 @@ fn guard_says_what_it_is() {
 }
 
 #[test]
-fn bytes_of_any_range_are_where_the_guest_has_them() {
+fn bytes_of_any_range_are_the_guests() {
     with_guard(|pinned, guest| {
         for (offset, len) in
             [(0, LEN), (BORDER + 3, 10), (2 * BUCKET - 9, 2), (BUCKET, 2 * BUCKET), (LEN - 1, 1), (5, 0)]
@@ -85,7 +85,7 @@ fn fill_and_compare_reach_every_byte_of_the_range_and_no_other() {
 }
 
 #[test]
-fn integers_are_read_and_written_wherever_they_lie() {
+fn integers_are_read_and_written_at_any_offset() {
     with_guard(|pinned, _| {
         for offset in (0..20).chain(BORDER - 9..BORDER + 20).chain(LEN - 20..LEN - 7) {
             let value = 0x0102_0304_0506_0708_u64 + offset as u64;
@@ -104,7 +104,7 @@ fn integers_are_read_and_written_wherever_they_lie() {
 }
 
 #[test]
-fn atomic_accesses_are_those_of_a_view() {
+fn atomic_operations_work_as_on_a_view() {
     with_guard(|pinned, _| {
         for at in [0, BORDER, BORDER + 8, 3 * BUCKET, LEN - 8] {
             pinned.store(at, 1_u64, Ordering::Release).unwrap();
@@ -132,7 +132,7 @@ fn atomic_accesses_are_those_of_a_view() {
 }
 
 #[test]
-fn what_is_not_all_inside_is_refused_and_nothing_is_written() {
+fn access_past_the_end_is_refused_and_writes_nothing() {
     with_guard(|pinned, guest| {
         for at in [LEN - 7, LEN, LEN + 8, usize::MAX - 7, usize::MAX] {
             let source = file(&[1; 8]);

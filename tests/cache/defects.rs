@@ -13,7 +13,7 @@ fn bucket(number: usize) -> u64 {
 }
 
 #[test]
-fn defect_15_invalidation_misses_nothing_that_shares_a_place() {
+fn defect_15_invalidation_reaches_every_bucket() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
         // Far more buckets in use than there is room for: all share the few places, and each is mapped twice.
@@ -35,7 +35,7 @@ fn defect_15_invalidation_misses_nothing_that_shares_a_place() {
 }
 
 #[test]
-fn defect_15_nobody_waits_for_a_map_of_another_bucket() {
+fn defect_15_hits_do_not_wait_for_a_map_of_another_bucket() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 32);
     domain.page_out(domain.frames()[20], u32::MAX).unwrap();
@@ -61,7 +61,7 @@ fn defect_15_nobody_waits_for_a_map_of_another_bucket() {
 }
 
 #[test]
-fn defect_15_reverse_lookup_knows_more_than_the_pointer_that_was_handed_out() {
+fn defect_15_reverse_lookup_covers_the_whole_bucket() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 16));
         let cache = cache(&memory, guest.domid(), 4);
@@ -95,7 +95,7 @@ fn defect_15_read_only_is_honoured() {
 }
 
 #[test]
-fn defect_15_buckets_do_not_push_each_other_out_because_of_their_numbers() {
+fn defect_15_bucket_numbers_do_not_collide() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
         let cache = cache(&memory, guest.domid(), 8);
@@ -129,7 +129,7 @@ fn defect_15_memory_above_32_gib_is_cached() {
 }
 
 #[test]
-fn defect_15_what_is_in_use_is_not_evicted() {
+fn defect_15_buckets_in_use_are_not_evicted() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 64));
         guest.number_frames();
@@ -146,7 +146,7 @@ fn defect_15_what_is_in_use_is_not_evicted() {
 }
 
 #[test]
-fn defect_15_failed_map_is_not_remembered_for_ever() {
+fn defect_15_failed_map_is_not_cached() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 16);
     let memory = host.open().unwrap();
@@ -160,7 +160,7 @@ fn defect_15_failed_map_is_not_remembered_for_ever() {
 }
 
 #[test]
-fn defect_15_order_of_eviction_is_that_of_use_and_not_of_arrival() {
+fn defect_15_eviction_is_lru_and_not_fifo() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 16));
         let cache = cache(&memory, guest.domid(), 2);
@@ -174,7 +174,7 @@ fn defect_15_order_of_eviction_is_that_of_use_and_not_of_arrival() {
 }
 
 #[test]
-fn defect_15_there_is_an_eviction_at_all() {
+fn defect_15_unused_buckets_are_evicted() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
         let cache = cache(&memory, guest.domid(), 2);

@@ -51,7 +51,7 @@ fn guard_from_before_tracking_began_is_tracked_too() {
 type Way = fn(&Pinned<'_>, usize) -> Result<()>;
 
 #[test]
-fn every_way_of_writing_is_noted() {
+fn every_kind_of_write_is_tracked() {
     let ways: [(&str, Way); 16] = [
         ("write_bytes", |pinned, at| pinned.write_bytes(at, &[1])),
         ("fill", |pinned, at| pinned.fill(at, 8, 1)),
@@ -96,7 +96,7 @@ fn tempfile() -> std::fs::File {
 }
 
 #[test]
-fn what_writes_nothing_is_not_noted() {
+fn reads_and_failed_writes_are_not_tracked() {
     with_cache(|cache| {
         cache.track_dirty(true);
         let pinned = cache.get(ReadWrite, 0, BUCKET).unwrap();
@@ -118,7 +118,7 @@ fn what_writes_nothing_is_not_noted() {
 }
 
 #[test]
-fn ranges_across_frames_and_buckets_are_one() {
+fn adjacent_dirty_frames_form_one_range() {
     with_cache(|cache| {
         cache.track_dirty(true);
         let pinned = cache.get(ReadWrite, 100, 3 * BUCKET).unwrap();
@@ -134,7 +134,7 @@ fn ranges_across_frames_and_buckets_are_one() {
 }
 
 #[test]
-fn what_was_written_is_known_when_the_bucket_has_gone() {
+fn writes_are_remembered_after_the_bucket_is_gone() {
     with_cache(|cache| {
         cache.track_dirty(true);
         for bucket in (0..8).rev() {

@@ -24,7 +24,7 @@ fn number(cache: &MapCache, frame: u64) -> u64 {
 }
 
 #[test]
-fn failing_map_is_that_callers_error_and_not_remembered() {
+fn failed_map_is_the_callers_error_and_not_cached() {
     for fault in [
         Fault::Mmap(libc::ENOMEM),
         Fault::MapBatch(libc::ENOMEM),
@@ -48,7 +48,7 @@ fn failing_map_is_that_callers_error_and_not_remembered() {
 }
 
 #[test]
-fn want_of_memory_evicts_what_is_not_in_use() {
+fn enomem_evicts_unused_buckets() {
     let mut config = HostConfig::default();
     config.dom0 = Dom0::Arm;
     config.dom0_free_frames = Some(3 * 4);
@@ -71,7 +71,7 @@ fn want_of_memory_evicts_what_is_not_in_use() {
 }
 
 #[test]
-fn want_of_memory_evicts_even_what_was_asked_for_lately() {
+fn enomem_evicts_even_recently_used_buckets() {
     let mut config = HostConfig::default();
     config.dom0 = Dom0::Arm;
     config.dom0_free_frames = Some(4 * 4);
@@ -89,7 +89,7 @@ fn want_of_memory_evicts_even_what_was_asked_for_lately() {
 }
 
 #[test]
-fn neighbours_of_a_frame_that_failed_can_be_had() {
+fn neighbours_of_a_failed_frame_are_available() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let memory = host.open().unwrap();
@@ -106,7 +106,7 @@ fn neighbours_of_a_frame_that_failed_can_be_had() {
 }
 
 #[test]
-fn upgrade_that_fails_leaves_readers_what_they_have() {
+fn failed_upgrade_keeps_the_readers_mapping() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let memory = host.open_read_only().unwrap();
@@ -121,7 +121,7 @@ fn upgrade_that_fails_leaves_readers_what_they_have() {
 }
 
 #[test]
-fn hit_and_remembered_hole_cost_no_hypercall() {
+fn hit_and_cached_hole_cost_no_hypercall() {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
         let guest = guest(&host, 16);
@@ -144,7 +144,7 @@ fn hit_and_remembered_hole_cost_no_hypercall() {
 }
 
 #[test]
-fn frame_that_is_paged_out_is_waited_for_and_its_neighbours_are_not() {
+fn access_waits_for_its_paged_out_frame_and_not_for_others() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     guest.page_out(guest.frames()[1], 3).unwrap();
@@ -163,7 +163,7 @@ fn frame_that_is_paged_out_is_waited_for_and_its_neighbours_are_not() {
 }
 
 #[test]
-fn frame_that_does_not_come_back_is_an_error_and_asked_for_anew() {
+fn frame_that_does_not_come_back_is_an_error_and_retried_on_next_access() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     guest.page_out(guest.frames()[1], 12).unwrap();
@@ -182,7 +182,7 @@ fn frame_that_does_not_come_back_is_an_error_and_asked_for_anew() {
 }
 
 #[test]
-fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
+fn mapping_completed_after_close_is_discarded() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let frame = guest.frames()[1];
@@ -217,7 +217,7 @@ fn pv_guest(host: &MockHost) -> MockDomain {
 }
 
 #[test]
-fn pv_guest_is_found_by_its_own_addresses() {
+fn pv_guest_is_accessed_by_its_own_addresses() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = pv_guest(&host);
@@ -236,7 +236,7 @@ fn pv_guest_is_found_by_its_own_addresses() {
 }
 
 #[test]
-fn page_table_of_a_pv_guest_is_tried_again_by_every_writer() {
+fn page_table_of_a_pv_guest_is_retried_by_every_writer() {
     let host = mock(Dom0::Pv);
     let guest = pv_guest(&host);
     let memory = host.open().unwrap();
@@ -256,7 +256,7 @@ fn page_table_of_a_pv_guest_is_tried_again_by_every_writer() {
 }
 
 #[test]
-fn guest_that_has_died_is_an_error_of_whoever_asks() {
+fn dead_guest_is_an_error_for_new_mappings_only() {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
         let guest = guest(&host, 16);
@@ -275,7 +275,7 @@ fn guest_that_has_died_is_an_error_of_whoever_asks() {
 }
 
 #[test]
-fn bucket_that_xen_does_not_give_back_is_counted_and_harms_nobody() {
+fn bucket_that_cannot_be_unmapped_counts_as_leaked() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let memory = host.open().unwrap();
@@ -293,7 +293,7 @@ fn bucket_that_xen_does_not_give_back_is_counted_and_harms_nobody() {
 }
 
 #[test]
-fn forgotten_guard_keeps_its_bucket_until_the_cache_goes() {
+fn forgotten_guard_keeps_its_bucket_until_the_cache_is_dropped() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 32);
     let memory = host.open().unwrap();

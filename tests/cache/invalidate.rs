@@ -49,7 +49,7 @@ fn invalidation_reaches_every_bucket_of_the_range_and_no_other() {
 }
 
 #[test]
-fn what_is_asked_for_after_an_invalidation_is_what_is_there_then() {
+fn access_after_an_invalidation_sees_the_new_frame() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         guest.number_frames();
@@ -69,7 +69,7 @@ fn what_is_asked_for_after_an_invalidation_is_what_is_there_then() {
 }
 
 #[test]
-fn invalidated_mapping_goes_with_its_last_guard() {
+fn invalidated_mapping_is_unmapped_with_its_last_guard() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -91,7 +91,7 @@ fn invalidated_mapping_goes_with_its_last_guard() {
 }
 
 #[test]
-fn hole_is_remembered_until_it_is_invalidated() {
+fn hole_is_cached_until_it_is_invalidated() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -109,7 +109,7 @@ fn hole_is_remembered_until_it_is_invalidated() {
 }
 
 #[test]
-fn bucket_without_any_ram_is_not_remembered() {
+fn bucket_without_any_ram_is_not_cached() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -123,7 +123,7 @@ fn bucket_without_any_ram_is_not_remembered() {
 }
 
 #[test]
-fn address_of_knows_what_is_stale_as_long_as_it_is_in_use() {
+fn address_of_finds_stale_buckets_while_they_are_in_use() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -143,7 +143,7 @@ fn address_of_knows_what_is_stale_as_long_as_it_is_in_use() {
 }
 
 #[test]
-fn closed_cache_maps_nothing_and_keeps_what_is_in_use() {
+fn closed_cache_maps_nothing_and_keeps_buckets_in_use() {
     on_each_host(|host| {
         let (memory, mut guest) = hvm_guest(host, 16);
         guest.number_frames();
@@ -167,7 +167,7 @@ fn closed_cache_maps_nothing_and_keeps_what_is_in_use() {
 }
 
 #[test]
-fn guest_that_never_stops_changing_keeps_nobody_waiting() {
+fn constant_invalidation_starves_nobody() {
     const GETS: u64 = 200;
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 16);

@@ -359,12 +359,12 @@ fn check_all(buckets: Option<usize>) {
 }
 
 #[test]
-fn references_and_contents_are_those_of_the_model() {
+fn references_and_contents_match_the_model() {
     check_all(None);
 }
 
 #[test]
-fn contents_are_those_of_the_model_whatever_is_evicted() {
+fn contents_match_the_model_whatever_is_evicted() {
     check_all(Some(1));
     check_all(Some(3));
 }

@@ -47,7 +47,7 @@ fn soak(host: &Host, domid: Domid, operations: u64) -> (Done, CacheStatistics) {
 }
 
 #[test]
-fn random_accesses_show_what_the_guest_has() {
+fn random_accesses_see_the_guests_data() {
     on_each_host(|host| {
         let mut guest = host.create(GuestKind::Hvm, 2048);
         guest.number_frames();
@@ -66,7 +66,7 @@ fn random_accesses_show_what_the_guest_has() {
 }
 
 #[test]
-fn page_tables_are_refused_and_nothing_else_is() {
+fn only_page_tables_are_refused() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = Host::Mock(crate::common::mock(dom0));
         let Host::Mock(mock) = &host else { unreachable!() };

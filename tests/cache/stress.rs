@@ -151,16 +151,16 @@ fn stress(host: &MockHost) {
 }
 
 #[test]
-fn threads_see_what_is_there_and_lose_nothing_in_a_pv_dom0() {
+fn threads_read_current_data_and_lose_no_write_in_a_pv_dom0() {
     stress(&mock(Dom0::Pv));
 }
 
 #[test]
-fn threads_see_what_is_there_and_lose_nothing_in_a_pvh_dom0() {
+fn threads_read_current_data_and_lose_no_write_in_a_pvh_dom0() {
     stress(&mock(Dom0::Pvh));
 }
 
 #[test]
-fn threads_see_what_is_there_and_lose_nothing_in_an_arm_dom0_with_large_pages() {
+fn threads_read_current_data_and_lose_no_write_in_an_arm_dom0_with_large_pages() {
     stress(&mock_with_pages(Dom0::Arm, 4 * FRAME));
 }

@@ -13,7 +13,7 @@ fn listed(memory: &ForeignMemory, domid: Domid) -> Option<DomainInfo> {
 }
 
 #[test]
-fn created_guest_is_listed_with_what_is_known_of_it() {
+fn created_guest_is_listed_with_its_details() {
     on_each_host(|host| {
         for &kind in host.told_kinds() {
             let guest = host.create(kind, 10);
@@ -31,7 +31,7 @@ fn created_guest_is_listed_with_what_is_known_of_it() {
 }
 
 #[test]
-fn domains_are_listed_once_each_from_the_lowest_number_on() {
+fn domains_are_listed_once_in_ascending_order() {
     on_each_host(|host| {
         let guests: Vec<crate::common::Guest> = host.told_kinds().iter().map(|kind| host.create(*kind, 1)).collect();
         let domids: Vec<Domid> = host.open().domains().unwrap().iter().map(|info| info.domid).collect();
@@ -42,7 +42,7 @@ fn domains_are_listed_once_each_from_the_lowest_number_on() {
 }
 
 #[test]
-fn domain_that_we_are_in_is_listed() {
+fn own_domain_is_listed() {
     on_each_host(|host| {
         let own = host.open().domains().unwrap().remove(0);
         assert_eq!(own.domid.get(), 0);
@@ -64,7 +64,7 @@ fn frames_that_were_ballooned_out_are_no_longer_its_pages() {
 }
 
 #[test]
-fn number_without_a_domain_is_no_such_domain() {
+fn unused_domid_is_no_such_domain() {
     with_each_guest(1, |host, guest| {
         let memory = host.open();
         // Up to 4.17 Xen itself would tell of the guest here.
@@ -95,7 +95,7 @@ fn destroyed_guest_whose_frames_are_mapped_is_dying() {
 
 #[test]
 #[expect(unsafe_code, reason = "makes a hypercall that the library makes only where it knows no better one")]
-fn stable_call_tells_the_kind_of_a_dying_domain() {
+fn stable_call_reports_the_kind_of_a_dying_domain() {
     const HVM_OP: u64 = 34;
     const GET_PARAM: u64 = 1;
     with_each_guest(1, |host, mut guest| {
@@ -114,7 +114,7 @@ fn stable_call_tells_the_kind_of_a_dying_domain() {
 }
 
 #[test]
-fn guest_stands_still_while_it_is_paused() {
+fn guest_is_paused_until_the_guard_is_dropped() {
     with_each_guest(1, |host, target| {
         target.start();
         let memory = host.open();
@@ -171,7 +171,7 @@ fn child_that_drops_its_copy_leaves_the_guest_paused() {
 }
 
 #[test]
-fn guest_that_is_destroyed_while_paused_does_no_harm() {
+fn destroying_a_paused_guest_is_harmless() {
     with_each_guest(1, |host, mut target| {
         let memory = host.open();
         let guest = Guest::open(&memory, target.domid()).unwrap();
@@ -237,7 +237,7 @@ fn name_of_several_domains_is_ambiguous() {
 }
 
 #[test]
-fn dying_domain_does_not_stand_in_the_way_of_a_living_one() {
+fn dying_domain_does_not_hide_a_living_one() {
     let (host, guests) = named(&["web"; 4]);
     let memory = host.open().unwrap();
     let _mappings = [&guests[0], &guests[3]].map(|guest| leave_dying(&memory, guest, "web"));

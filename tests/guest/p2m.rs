@@ -84,7 +84,7 @@ fn guest_that_has_not_started_is_a_clear_error() {
 }
 
 #[test]
-fn frames_are_where_the_guests_table_has_them() {
+fn frames_are_where_the_guests_table_says() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         for (is_64_bit, has_list, has_linear) in
             [(true, true, true), (true, true, false), (true, false, true), (false, true, false), (false, false, true)]
@@ -164,7 +164,7 @@ fn table_that_has_moved_is_found_again() {
 }
 
 #[test]
-fn table_that_is_being_changed_all_the_time_is_an_error() {
+fn constantly_changing_table_is_an_error() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, kernel(true, false, true));
     let memory = host.open().unwrap();
@@ -222,7 +222,7 @@ fn without_the_toolstacks_interface_a_pv_guest_is_a_clear_error() {
 }
 
 #[test]
-fn table_that_grows_is_looked_through_to_its_new_end() {
+fn growing_table_is_searched_to_its_new_end() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
@@ -247,7 +247,7 @@ fn guest_that_died_is_an_error() {
 }
 
 #[test]
-fn looking_up_costs_one_small_mapping() {
+fn lookup_costs_one_small_mapping() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
@@ -261,7 +261,7 @@ fn looking_up_costs_one_small_mapping() {
 }
 
 #[test]
-fn threads_look_up_side_by_side() {
+fn threads_look_up_concurrently() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
@@ -301,7 +301,7 @@ fn file_is_a_pv_guests_ram_by_its_own_addresses() {
 }
 
 #[test]
-fn table_without_end_is_looked_through_only_where_a_guest_may_have_frames() {
+fn endless_table_is_searched_only_where_a_guest_may_have_frames() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     set(&domain, MAX_PFN, u64::MAX);
@@ -317,7 +317,7 @@ fn table_without_end_is_looked_through_only_where_a_guest_may_have_frames() {
 }
 
 #[test]
-fn page_tables_in_a_circle_lead_nowhere() {
+fn cyclic_page_tables_lead_nowhere() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, kernel(true, false, true));
     // Each entry of the highest table is that table.
@@ -337,7 +337,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_table_is_read_as_it_is(
+    fn any_table_is_read_correctly(
         frames in 1_usize..3000,
         holes in prop::collection::vec((0_u64..6000, 1_u64..2000, 0_usize..3), 0..6),
         is_64_bit in any::<bool>(),
@@ -363,7 +363,7 @@ proptest! {
     }
 
     #[test]
-    fn no_garbage_in_the_tables_is_more_than_an_error(
+    fn garbage_in_the_tables_is_at_most_an_error(
         words in prop::collection::vec((0_usize..512, 0_u64..16, any::<u64>()), 1..200),
         roots in prop::array::uniform5(prop::option::of((0_u64..16, any::<u64>()))),
         is_64_bit in any::<bool>(),

@@ -38,7 +38,7 @@ fn unpopulated_and_pool(memory: &ForeignMemory, guest: &Guest) -> (u64, u64) {
 }
 
 #[test]
-fn looking_for_ram_is_refused_before_a_frame_is_touched() {
+fn search_for_ram_is_refused_before_a_frame_is_touched() {
     with_guest(8, |domain, memory| {
         let guest = Guest::open(memory, domain.domid()).unwrap();
         let before = state(memory, &guest);
@@ -76,7 +76,7 @@ fn all_ram_is_found_once_the_guest_has_ballooned_down() {
 }
 
 #[test]
-fn memory_of_frames_that_are_given_back_is_set_aside_for_others() {
+fn memory_of_returned_frames_goes_to_the_pool() {
     with_guest(8, |domain, memory| {
         let guest = Guest::open(memory, domain.domid()).unwrap();
         domain.balloon_out(Gfn::new(3).unwrap());
@@ -119,7 +119,7 @@ fn other_guests_are_not_populated_on_demand() {
 }
 
 #[test]
-fn domain_that_is_not_there_is_an_error() {
+fn missing_domain_is_an_error() {
     on_each_host(|host| {
         let (memory, nobody) = (host.open(), host.nobody());
         // On Arm there is nothing to ask about.
@@ -129,7 +129,7 @@ fn domain_that_is_not_there_is_an_error() {
 }
 
 #[test]
-fn accepted_search_goes_through_all_frames() {
+fn populating_search_tries_all_frames() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let domain = host.create_domain(GuestKind::Pvh, 16);

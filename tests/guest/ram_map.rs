@@ -63,7 +63,7 @@ fn frames_that_were_ballooned_out_are_in_no_extent() {
 }
 
 #[test]
-fn ram_behind_a_large_hole_is_found() {
+fn ram_after_a_large_hole_is_found() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 100);
         guest.populate(Gfn::new(0x2_0000).unwrap());
@@ -85,7 +85,7 @@ fn trying_every_frame_finds_the_same() {
 }
 
 #[test]
-fn scan_tells_how_far_it_is() {
+fn scan_reports_its_progress() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 100);
         guest.populate(Gfn::new(5000).unwrap());
@@ -235,7 +235,7 @@ fn run_that_grows_during_the_search_is_followed_to_its_end() {
 }
 
 #[test]
-fn step_that_failed_can_be_taken_again() {
+fn failed_step_can_be_retried() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 3000);
     let memory = host.open().unwrap();
@@ -249,7 +249,7 @@ fn step_that_failed_can_be_taken_again() {
 }
 
 #[test]
-fn frames_that_have_no_place_in_the_map_are_counted() {
+fn frames_outside_the_map_are_counted() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 64);
         let memory = host.open();
@@ -263,7 +263,7 @@ fn frames_that_have_no_place_in_the_map_are_counted() {
 }
 
 #[test]
-fn want_of_memory_is_not_taken_for_an_unknown_xen() {
+fn enomem_is_not_taken_for_an_unknown_xen() {
     let host = mock(Dom0::Pv);
     let memory = host.open().unwrap();
     host.inject(Fault::Hypercall(libc::ENOMEM));
@@ -272,7 +272,7 @@ fn want_of_memory_is_not_taken_for_an_unknown_xen() {
 }
 
 #[test]
-fn more_frames_than_can_be_are_an_error() {
+fn too_many_frames_are_an_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 1);
     let memory = host.open().unwrap();
@@ -282,7 +282,7 @@ fn more_frames_than_can_be_are_an_error() {
 }
 
 #[test]
-fn broken_and_paged_out_frames_are_told_apart() {
+fn broken_and_paged_out_frames_are_distinguished() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 3000);
     guest.break_frame(Gfn::new(10).unwrap());
@@ -316,7 +316,7 @@ fn paged_out_frames_are_found_wherever_they_are() {
 }
 
 #[test]
-fn what_xen_lends_is_found_by_trying_every_frame() {
+fn frames_of_xen_are_found_by_trying_every_frame() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Hvm, 100);
@@ -348,7 +348,7 @@ fn ram_scattered_over_64_gib_is_found_completely() {
 }
 
 #[test]
-fn pv_guests_ram_is_where_its_own_table_has_it() {
+fn pv_guests_ram_is_where_its_p2m_says() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Pv, 2000);
@@ -373,7 +373,7 @@ fn pv_guests_ram_is_where_its_own_table_has_it() {
 }
 
 #[test]
-fn pv_guest_that_names_its_frames_again_and_again_is_an_error() {
+fn pv_guest_that_lists_the_same_frames_repeatedly_is_an_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Pv, 2000);
     let mut kernel = PvKernel::default();
@@ -395,7 +395,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_layout_is_found_as_it_is(
+    fn any_layout_is_found(
         pieces in prop::collection::vec((0_u64..3000, 1_u64..3000), 1..12),
         dom0 in prop::sample::select(vec![Dom0::Pv, Dom0::Pvh]),
         old in any::<bool>(),

@@ -63,7 +63,7 @@ fn usual_guest_costs_little_more_than_its_ram() {
 }
 
 #[test]
-fn toolstack_is_asked_for_nothing_that_arm_has_not() {
+fn toolstack_is_asked_only_for_what_arm_has() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 5000);
     let memory = host.open().unwrap();
@@ -75,7 +75,7 @@ fn toolstack_is_asked_for_nothing_that_arm_has_not() {
 }
 
 #[test]
-fn ram_in_both_banks_is_found_and_what_is_between_is_not_tried() {
+fn ram_in_both_banks_is_found_and_the_gap_is_not_tried() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
     guest.populate(&gfns(0xF_F000..0x10_0000));
@@ -88,7 +88,7 @@ fn ram_in_both_banks_is_found_and_what_is_between_is_not_tried() {
 }
 
 #[test]
-fn frames_that_a_guest_was_left_with_when_it_was_made_smaller_are_found() {
+fn frames_left_after_shrinking_a_guest_are_found() {
     let host = mock(Dom0::Arm);
     let guest = host.create_domain(GuestKind::Pvh, 0);
     let left = [BANK_1 + 7, BANK_1 + 5000, BANK_1 + 20_001];
@@ -99,7 +99,7 @@ fn frames_that_a_guest_was_left_with_when_it_was_made_smaller_are_found() {
 }
 
 #[test]
-fn guest_that_maps_others_frames_far_above_costs_no_more() {
+fn high_foreign_frames_cost_nothing_extra() {
     let host = mock(Dom0::Arm);
     // Also where their number has more bits than the kernel gives back of what a hypercall returns.
     for far in [0xFFF_FFFF, 1 << 31, 1 << 32, 1 << 36] {
@@ -158,7 +158,7 @@ fn little_memory_for_mappings_is_enough() {
 }
 
 #[test]
-fn no_memory_for_a_single_frame_is_an_error_that_says_so() {
+fn no_memory_for_a_single_frame_is_a_clear_error() {
     let host = host_with_memory_for(0);
     let guest = usual_guest(&host, 8);
     let memory = host.open().unwrap();
@@ -200,7 +200,7 @@ fn blocks_that_follow_each_other_are_tried_once() {
 }
 
 #[test]
-fn frames_that_are_nowhere_are_looked_for_no_further_than_where_they_may_be() {
+fn search_for_missing_frames_stops_at_the_highest_possible_frame() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
     let memory = host.open().unwrap();
@@ -215,7 +215,7 @@ fn frames_that_are_nowhere_are_looked_for_no_further_than_where_they_may_be() {
 }
 
 #[test]
-fn every_frame_is_tried_if_that_is_asked_for() {
+fn every_frame_is_tried_on_request() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
     guest.lend(gfn(0x3_8777));
@@ -241,7 +241,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn any_layout_below_8_gib_is_found_as_it_is(
+    fn any_layout_below_8_gib_is_found(
         pieces in prop::collection::vec((0_u64..40_000, 1_u64..1500), 1..8),
     ) {
         let host = mock(Dom0::Arm);

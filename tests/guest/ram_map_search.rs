@@ -30,7 +30,7 @@ fn layout() -> Vec<Gfn> {
 }
 
 #[test]
-fn search_can_be_stopped_and_tells_what_is_left() {
+fn stopped_search_reports_what_is_left() {
     on_each_host(|host| {
         let far = 1 << 27;
         let domain = host.create(GuestKind::Hvm, 17);
@@ -62,7 +62,7 @@ fn search_can_be_stopped_and_tells_what_is_left() {
 }
 
 #[test]
-fn search_that_is_over_has_left_nothing() {
+fn finished_search_leaves_nothing() {
     on_each_host(|host| {
         let domain = host.create(GuestKind::Hvm, 100);
         domain.populate(Gfn::new(0x1_2345).unwrap());
@@ -143,7 +143,7 @@ fn all_ram_of_a_fork_is_found_after_a_search_that_was_stopped() {
 }
 
 #[test]
-fn all_ram_of_a_fork_is_found_where_its_highest_frames_are_no_ram() {
+fn all_ram_of_a_fork_is_found_if_its_highest_frames_are_not_ram() {
     let host = mock(Dom0::Pv);
     let parent = host.create_domain(GuestKind::Hvm, 300);
     parent.populate(&gfns(0x8000..0x8001));
@@ -154,7 +154,7 @@ fn all_ram_of_a_fork_is_found_where_its_highest_frames_are_no_ram() {
 }
 
 #[test]
-fn search_ends_early_where_counts_add_up() {
+fn search_ends_early_if_counts_add_up() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 300);
     domain.populate(&gfns(0xF_0000..0xF_0064));

@@ -175,7 +175,7 @@ fn pages_of_1_gib_are_found() {
 }
 
 #[test]
-fn bits_beside_the_address_are_ignored() {
+fn bits_outside_the_address_are_ignored() {
     on_each_host(|host| {
         let address = addresses(FourLevels)[1];
         let mut builder = Builder::new(FourLevels);
@@ -214,7 +214,7 @@ fn entry_that_is_not_present_is_an_error_that_names_its_level() {
 }
 
 #[test]
-fn address_that_no_processor_takes_is_an_error() {
+fn address_that_no_processor_accepts_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, FRAMES);
         let wrong = [
@@ -246,7 +246,7 @@ fn address_that_no_processor_takes_is_an_error() {
 }
 
 #[test]
-fn page_of_a_size_that_there_is_not_is_an_error() {
+fn page_of_an_unsupported_size_is_an_error() {
     on_each_host(|host| {
         for mode in [Pae, FourLevels, FiveLevels] {
             let mut builder = Builder::new(mode);
@@ -291,7 +291,7 @@ fn table_outside_of_ram_is_an_error_that_names_its_address() {
 }
 
 #[test]
-fn tables_that_refer_to_themselves_have_an_end() {
+fn walk_of_self_referencing_tables_ends() {
     on_each_host(|host| {
         let mut builder = Builder::new(FiveLevels);
         builder.entries.insert(ROOT + 0x110 * 8, ROOT | PRESENT);
@@ -420,7 +420,7 @@ fn random_mappings_translate_back() {
 }
 
 #[test]
-fn translating_maps_a_frame_for_each_level() {
+fn translation_maps_one_frame_per_level() {
     let address = addresses(FourLevels)[0];
     let mut builder = Builder::new(FourLevels);
     assert!(builder.map(address, 3 * KIB_4, KIB_4));

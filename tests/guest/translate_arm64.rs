@@ -186,7 +186,7 @@ fn pages_of_each_size_are_found_in_both_halves() {
 }
 
 #[test]
-fn bits_beside_the_address_are_ignored() {
+fn bits_outside_the_address_are_ignored() {
     on_each_host(|host| {
         for made in ALL.into_iter().filter(|made| !made.ds) {
             let mut builder = Builder::new(made);
@@ -209,7 +209,7 @@ fn bits_beside_the_address_are_ignored() {
 }
 
 #[test]
-fn addresses_of_52_bits_are_put_together() {
+fn addresses_of_52_bits_are_assembled() {
     on_each_host(|host| {
         // The bits of the address that entry and TTBR hold elsewhere, by page size.
         for (page_bits, entry_bits) in [(12, 0x300), (14, 0x300), (16, 0xF000)] {
@@ -259,7 +259,7 @@ fn entry_that_is_not_valid_is_an_error_that_names_its_level() {
 }
 
 #[test]
-fn page_of_a_size_that_there_is_not_is_an_error() {
+fn page_of_an_unsupported_size_is_an_error() {
     on_each_host(|host| {
         for made in ALL.into_iter().filter(|made| made.levels() > made.highest_page()) {
             let address = made.addresses()[0];
@@ -290,7 +290,7 @@ fn top_table_of_few_entries_may_be_anywhere_in_a_frame() {
 }
 
 #[test]
-fn registers_that_say_what_there_is_not_are_an_error() {
+fn invalid_registers_are_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 1);
         let reason = |tcr, address| {
@@ -331,7 +331,7 @@ fn address_in_neither_half_is_an_error() {
 }
 
 #[test]
-fn tag_in_the_top_byte_is_ignored_where_the_processor_ignores_it() {
+fn tag_in_the_top_byte_is_ignored_if_the_processor_ignores_it() {
     on_each_host(|host| {
         let made = made(12, 39);
         let mut builder = Builder::new(made);
@@ -350,7 +350,7 @@ fn tag_in_the_top_byte_is_ignored_where_the_processor_ignores_it() {
 }
 
 #[test]
-fn halves_are_made_each_in_its_own_way() {
+fn halves_may_differ() {
     on_each_host(|host| {
         let (mut small, mut large) = (Builder::new(made(12, 39)), Builder::new(made(14, 47)));
         assert!(small.map(small.made.addresses()[0], 0x3000, 1));
@@ -392,7 +392,7 @@ fn table_outside_of_ram_is_an_error_that_names_its_address() {
 }
 
 #[test]
-fn tables_that_refer_to_themselves_have_an_end() {
+fn walk_of_self_referencing_tables_ends() {
     on_each_host(|host| {
         let mut builder = Builder::new(made(12, 48));
         builder.entries.insert(TABLES + 0x110 * 8, TABLES | TABLE | VALID);
@@ -429,7 +429,7 @@ fn bytes_are_read_and_written_across_pages_of_16_kib() {
 }
 
 #[test]
-fn no_registers_or_tables_are_more_than_an_error() {
+fn random_registers_and_tables_are_at_most_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 16);
         let memory = host.open();

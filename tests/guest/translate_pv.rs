@@ -85,7 +85,7 @@ fn frame_that_is_not_the_guests_own_is_an_error() {
 }
 
 #[test]
-fn table_that_is_another_domains_is_an_error() {
+fn table_of_another_domain_is_an_error() {
     with_each_pv_guest(|host, domain, mode| {
         let other = host.create_domain(GuestKind::Pv, 1).frames()[0];
         let memory = host.open().unwrap();
@@ -97,7 +97,7 @@ fn table_that_is_another_domains_is_an_error() {
 }
 
 #[test]
-fn kernels_p2m_can_be_read_where_the_kernel_sees_it() {
+fn kernels_p2m_can_be_read_at_its_virtual_address() {
     // arch.p2m_cr3 and arch.p2m_vaddr of struct shared_info, of a 64-bit guest.
     const P2M_CR3: usize = 3112;
     let host = mock(Dom0::Pv);

@@ -30,7 +30,7 @@ fn guest_with_vcpu(host: &MockHost, vcpu: Vcpu) -> MockDomain {
 }
 
 #[test]
-fn vcpu_tells_its_page_tables() {
+fn page_tables_of_a_vcpu_are_found() {
     let host = mock(Dom0::Pv);
     let memory = host.open().unwrap();
     let (cr0, cr3) = (0x8005_0033, 0x0123_4567_8000);
@@ -67,7 +67,7 @@ fn vcpu_without_paging_is_an_error() {
 }
 
 #[test]
-fn arm64_vcpu_tells_its_translation_tables() {
+fn translation_tables_of_an_arm64_vcpu_are_found() {
     for xen in [(4, 11), (4, 15), (4, 16), (4, 22)] {
         let mut config = HostConfig::default();
         (config.dom0, config.xen) = (Dom0::Arm, xen);
@@ -94,7 +94,7 @@ fn arm64_vcpu_tells_its_translation_tables() {
 }
 
 #[test]
-fn arm64_guests_memory_is_read_where_its_vcpu_sees_it() {
+fn arm64_guest_memory_is_read_at_its_virtual_addresses() {
     let host = mock(Dom0::Arm);
     let domain = host.create_domain(GuestKind::Pvh, 0);
     let gfns: Vec<Gfn> = (0x4_0000..0x4_0008).map(|gfn| Gfn::new(gfn).unwrap()).collect();

@@ -42,7 +42,7 @@ fn integers_are_read_and_written_at_any_offset() {
 }
 
 #[test]
-fn zeros_are_told_from_what_is_not() {
+fn is_zero_finds_any_other_byte() {
     on_each_memory!(ReadWrite, |view| {
         assert!(view.is_zero(0, 2 * FRAME).unwrap());
         assert!(view.is_zero(2 * FRAME, 0).unwrap(), "no bytes at all");
@@ -55,7 +55,7 @@ fn zeros_are_told_from_what_is_not() {
 }
 
 #[test]
-fn fill_sets_the_bytes_and_no_other() {
+fn fill_sets_only_its_range() {
     on_each_memory!(ReadWrite, |view| {
         view.fill(FRAME - 10, 20, 0xAB).unwrap();
         view.fill(2 * FRAME, 0, 0xFF).unwrap();
@@ -69,7 +69,7 @@ fn fill_sets_the_bytes_and_no_other() {
 }
 
 #[test]
-fn bytes_are_compared_where_they_are() {
+fn eq_bytes_compares_in_place() {
     on_each_memory!(ReadWrite, |view| {
         let pattern: Vec<u8> = (0..=250).cycle().take(FRAME).collect();
         view.write_bytes(77, &pattern).unwrap();
@@ -83,7 +83,7 @@ fn bytes_are_compared_where_they_are() {
 }
 
 #[test]
-fn atomic_operations_are_those_of_the_standard_library() {
+fn atomic_operations_match_the_standard_library() {
     on_each_memory!(ReadWrite, |view| {
         view.store(8, 5_u32, Ordering::Release).unwrap();
         assert_eq!(view.load::<u32>(8, Ordering::Acquire).unwrap(), 5);
@@ -187,7 +187,7 @@ fn misaligned_atomic_access_is_refused() {
 }
 
 #[test]
-fn alignment_is_that_of_the_address_wherever_the_view_begins() {
+fn alignment_is_that_of_the_address_and_not_of_the_offset() {
     with_views(ReadWrite, |view| {
         assert_eq!(view.slice(2, 16).unwrap().load::<u32>(6, Ordering::Relaxed).unwrap(), 0);
     });
@@ -255,7 +255,7 @@ fn writing_a_read_only_mapping_is_refused() {
 }
 
 #[test]
-fn writing_what_is_read_only_is_refused() {
+fn writing_read_only_memory_is_refused() {
     on_each_memory!(ReadOnly, |memory| {
         for at in [0, FRAME, 2 * FRAME - 8] {
             let refused: [xenmap::Result<()>; 9] = [
@@ -323,7 +323,7 @@ fn data_goes_to_and_from_a_file_descriptor() {
 }
 
 #[test]
-fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
+fn every_byte_of_a_mapping_and_none_past_it_is_accessed() {
     // Where the kernel's pages are larger than a frame, what is behind the last frame is mapped, but may be fatal.
     with_each_guest(9, |host, guest| {
         let (memory, gfns) = (host.open(), guest.gfns());
@@ -351,7 +351,7 @@ fn tempfile() -> std::fs::File {
 }
 
 #[test]
-fn transfer_that_stops_says_how_far_it_came() {
+fn interrupted_transfer_reports_its_progress() {
     on_each_memory!(ReadWrite, |view| {
         let (reader, writer) = std::io::pipe().unwrap();
         std::io::Write::write_all(&mut &writer, b"12345").unwrap();

@@ -102,8 +102,8 @@ extern "C" fn leave(_: libc::c_int) {
 }
 
 #[test]
-fn other_bus_errors_are_not_ours() {
-    const THIS: &str = "arm::other_bus_errors_are_not_ours";
+fn other_bus_errors_are_left_alone() {
+    const THIS: &str = "arm::other_bus_errors_are_left_alone";
     for task_here in ["another file", "sent", "handled before", "ignored and sent"] {
         let Some(output) = in_a_process_of_its_own(THIS, task_here) else {
             if its_task() == task_here {
@@ -151,7 +151,7 @@ fn raise_another_bus_error(how: &str) -> ! {
 }
 
 #[test]
-fn system_call_that_is_handed_a_failed_frame_fails() {
+fn system_call_on_a_failed_frame_fails() {
     let (_host, mapping) = with_holes(FRAME, ReadWrite);
     let hole = mapping.view().as_ptr().wrapping_add(2 * FRAME);
     let (reader, writer) = std::io::pipe().unwrap();
@@ -162,7 +162,7 @@ fn system_call_that_is_handed_a_failed_frame_fails() {
 }
 
 #[test]
-fn mapping_takes_whole_pages_and_its_references_are_those_of_its_frames() {
+fn mapping_takes_whole_pages_but_references_only_its_frames() {
     // The last two are cut into several device mappings.
     for (page_size, frames) in
         PAGE_SIZES.into_iter().flat_map(|size| [1, 3, 4, 5, 17, 16_384, 16_385, 40_003].map(|n| (size, n)))
@@ -181,7 +181,7 @@ fn mapping_takes_whole_pages_and_its_references_are_those_of_its_frames() {
 }
 
 #[test]
-fn frames_that_memory_is_missing_for_are_a_clear_error() {
+fn lack_of_memory_to_map_frames_is_a_clear_error() {
     let mut config = HostConfig::default();
     config.dom0 = Dom0::Arm;
     config.dom0_free_frames = Some(1000);

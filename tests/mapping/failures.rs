@@ -31,7 +31,7 @@ fn missing_device_is_named() {
 }
 
 #[test]
-fn every_errno_of_a_frame_is_reported_as_it_is() {
+fn errno_of_a_frame_is_reported_unchanged() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Hvm, 40);
@@ -47,7 +47,7 @@ fn every_errno_of_a_frame_is_reported_as_it_is() {
 }
 
 #[test]
-fn frame_that_xen_has_no_memory_to_map_is_no_hole_of_an_auto_translated_dom0() {
+fn enomem_of_a_frame_fails_the_whole_call_in_an_auto_translated_dom0() {
     for (dom0, kind, is_hole) in [
         (Dom0::Pv, HostKind::Pv, true),
         (Dom0::Pvh, HostKind::AutoTranslated, false),
@@ -91,7 +91,7 @@ fn garbage_among_the_errors_fails_the_call_as_out_of_memory() {
 }
 
 #[test]
-fn want_of_a_page_table_fails_the_call_whatever_the_frame_numbers_are() {
+fn missing_page_table_fails_the_call_for_any_frame_numbers() {
     for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
         for page_size in if dom0 == Dom0::Arm { &[FRAME, 4 * FRAME][..] } else { &[FRAME] } {
             let host = mock_with_pages(dom0, *page_size);
@@ -116,7 +116,7 @@ fn want_of_a_page_table_fails_the_call_whatever_the_frame_numbers_are() {
 }
 
 #[test]
-fn want_of_a_page_table_fails_the_call_wherever_the_last_frame_is() {
+fn missing_page_table_fails_the_call_wherever_the_last_frame_is() {
     let host = mock(Dom0::Pvh);
     let guest = host.create_domain(GuestKind::Hvm, 8);
     let memory = host.open().unwrap();
@@ -150,7 +150,7 @@ fn call_that_fails_before_or_after_mapping_leaves_nothing_mapped() {
 }
 
 #[test]
-fn address_space_that_runs_out_is_a_clear_error() {
+fn exhausted_address_space_is_a_clear_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 40);
     host.inject(Fault::Mmap(libc::ENOMEM));
@@ -180,7 +180,7 @@ fn single_frames_beyond_max_map_count_are_a_clear_error() {
 }
 
 #[test]
-fn chunk_that_cannot_be_mapped_unmaps_the_ones_before_and_leaves_its_own_place_alone() {
+fn chunk_that_cannot_be_mapped_unmaps_earlier_chunks_and_leaves_its_own_addresses_alone() {
     let host = mock(Dom0::Pv);
     let mut guest_frames = 3 * 16 * 1024;
     let guest = host.create_domain(GuestKind::Hvm, guest_frames);
@@ -213,7 +213,7 @@ fn mapping_that_cannot_be_replaced_for_a_retry_is_left_alone() {
 }
 
 #[test]
-fn mapping_that_a_retry_may_have_left_there_counts_as_leaked() {
+fn mapping_possibly_left_by_a_failed_retry_counts_as_leaked() {
     let _count = leaks();
     for (frames, chunks) in [(20, 1), (16 * 1024 + 20, 2)] {
         let host = mock(Dom0::Pvh);
@@ -231,8 +231,8 @@ fn mapping_that_a_retry_may_have_left_there_counts_as_leaked() {
 }
 
 #[test]
-fn refused_mappings_use_up_no_addresses() {
-    alone("failures::refused_mappings_use_up_no_addresses", || {
+fn refused_mappings_leak_no_address_space() {
+    alone("failures::refused_mappings_leak_no_address_space", || {
         let host = mock(Dom0::Pv);
         let guest = host.create_domain(GuestKind::Hvm, 20_000);
         let memory = host.open_read_only().unwrap();
@@ -284,7 +284,7 @@ fn munmap_that_fails_in_drop_is_counted_and_not_a_panic() {
 }
 
 #[test]
-fn reference_that_xen_does_not_get_back_is_seen_by_the_count() {
+fn leaked_reference_shows_in_the_count() {
     let host = mock(Dom0::Pvh);
     let guest = host.create_domain(GuestKind::Hvm, 4);
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
@@ -294,7 +294,7 @@ fn reference_that_xen_does_not_get_back_is_seen_by_the_count() {
 }
 
 #[test]
-fn domain_that_dies_while_mapped_can_be_read_to_the_end() {
+fn domain_that_dies_while_mapped_stays_readable() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 4);
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadWrite, &guest.frames()).unwrap();

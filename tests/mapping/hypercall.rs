@@ -22,7 +22,7 @@ fn current_reservation_counts_frames_until_the_domain_is_gone() {
 }
 
 #[test]
-fn maximum_gpfn_is_the_highest_frame_ever_had() {
+fn maximum_gpfn_is_the_highest_frame_the_guest_ever_had() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1000);
         assert_eq!(host.open().maximum_gpfn(guest.domid()).unwrap(), 999);
@@ -40,7 +40,7 @@ fn maximum_gpfn_of_a_pv_guest_that_has_not_started_is_zero() {
 }
 
 #[test]
-fn guest_kind_is_told_apart() {
+fn guest_kinds_are_distinguished() {
     with_each_guest(1, |host, guest| {
         assert_eq!(host.open().guest_kind(guest.domid()).unwrap(), guest.kind());
         assert_eq!(host.open().guest_kind(host.nobody()).unwrap_err().errno(), libc::ESRCH);
@@ -95,7 +95,7 @@ fn hypercall_that_xen_does_not_have_is_an_error() {
 }
 
 #[test]
-fn host_kind_is_asked_of_xen_where_sysfs_does_not_tell() {
+fn host_kind_comes_from_xen_if_sysfs_lacks_it() {
     for (dom0, kind) in [(Dom0::Pv, HostKind::Pv), (Dom0::Pvh, HostKind::AutoTranslated)] {
         let mut config = HostConfig::default();
         config.dom0 = dom0;
@@ -111,7 +111,7 @@ fn host_kind_is_asked_of_xen_where_sysfs_does_not_tell() {
 }
 
 #[test]
-fn large_answer_is_not_cut_off() {
+fn large_result_is_not_truncated() {
     for (dom0, xen, is_whole) in [
         (Dom0::Pv, (4, 11), true),
         (Dom0::Arm, (4, 11), true),

@@ -84,7 +84,7 @@ fn one_frame_that_fails_fails_the_batch_and_unmaps_the_rest() {
 }
 
 #[test]
-fn highest_frame_number_is_no_frame() {
+fn highest_frame_number_cannot_be_mapped() {
     with_each_guest(1, |host, guest| {
         let result = host.open().map_foreign_batch(guest.domid(), ReadOnly, &[Gfn::MAX]);
         assert_eq!(failures(result), [(0, libc::EINVAL)]);
@@ -211,7 +211,7 @@ fn frames_of_xen_itself_are_mapped_read_only() {
 }
 
 #[test]
-fn nothing_to_map_is_an_error() {
+fn empty_batch_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
@@ -223,7 +223,7 @@ fn nothing_to_map_is_an_error() {
 }
 
 #[test]
-fn range_beyond_the_last_frame_number_is_an_error() {
+fn range_past_the_last_frame_number_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         for count in [2, usize::MAX] {
@@ -243,7 +243,7 @@ fn range_larger_than_the_address_space_is_an_error() {
 }
 
 #[test]
-fn kind_of_host_is_known_on_a_restricted_handle_too() {
+fn host_kind_is_known_on_a_restricted_handle_too() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
@@ -254,7 +254,7 @@ fn kind_of_host_is_known_on_a_restricted_handle_too() {
 }
 
 #[test]
-fn everything_may_go_to_any_thread() {
+fn types_are_send_and_sync() {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send_and_sync::<xenmap::ForeignMemory>();
     is_send_and_sync::<ForeignMapping>();

@@ -80,7 +80,7 @@ fn failed_frame_is_never_handed_to_a_system_call() {
 }
 
 #[test]
-fn frames_beside_a_failed_one_are_as_good_as_any() {
+fn frames_next_to_a_failed_one_are_usable() {
     with_each_guest(8, |host, guest| {
         let mapping = with_holes(host, &guest);
         let (mut reader, writer) = std::io::pipe().unwrap();
@@ -132,8 +132,8 @@ fn holes_across_device_mappings_keep_their_index() {
 }
 
 #[test]
-fn raw_access_to_a_hole_is_what_the_kernel_makes_of_it() {
-    const THIS: &str = "map_partial::raw_access_to_a_hole_is_what_the_kernel_makes_of_it";
+fn raw_access_to_a_hole_behaves_as_the_kernel_decides() {
+    const THIS: &str = "map_partial::raw_access_to_a_hole_behaves_as_the_kernel_decides";
     let number = Cell::new(0);
     on_each_host(|host| {
         number.set(number.get() + 1);

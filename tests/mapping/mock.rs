@@ -24,7 +24,7 @@ fn complaint(host: &MockHost, domid: Domid) -> String {
 }
 
 #[test]
-fn partial_munmap_is_found() {
+fn partial_munmap_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pv, 4);
     let at = mapping.view().as_ptr().wrapping_add(FRAME);
     // SAFETY: nobody uses the mapping.
@@ -34,7 +34,7 @@ fn partial_munmap_is_found() {
 }
 
 #[test]
-fn mprotect_is_found() {
+fn mprotect_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pv, 4);
     // SAFETY: nobody uses the mapping.
     assert_eq!(unsafe { libc::mprotect(mapping.view().as_ptr().cast(), 4 * FRAME, libc::PROT_READ) }, 0);
@@ -43,7 +43,7 @@ fn mprotect_is_found() {
 }
 
 #[test]
-fn mremap_is_found() {
+fn mremap_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pvh, 4);
     let (at, len) = (mapping.view().as_ptr().cast(), 4 * FRAME);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -57,7 +57,7 @@ fn mremap_is_found() {
 }
 
 #[test]
-fn replacing_a_part_is_found() {
+fn replacing_a_part_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pv, 4);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     // SAFETY: nobody uses the mapping.
@@ -97,8 +97,8 @@ fn mapping_is_not_inherited_by_a_child_process() {
 }
 
 #[test]
-fn child_that_counts_frees_nothing_of_its_parents() {
-    alone("mock::child_that_counts_frees_nothing_of_its_parents", || {
+fn counting_in_a_child_frees_nothing_in_the_parent() {
+    alone("mock::counting_in_a_child_frees_nothing_in_the_parent", || {
         let host = mock(Dom0::Pv);
         let guest = host.create_domain(GuestKind::Hvm, 4);
         guest.write(guest.frames()[0], 0, b"precious");
@@ -116,7 +116,7 @@ fn child_that_counts_frees_nothing_of_its_parents() {
 }
 
 #[test]
-fn misuse_of_a_dead_guest_is_a_panic_that_harms_no_other() {
+fn panic_about_a_dead_guest_leaves_other_guests_usable() {
     let host = mock(Dom0::Pv);
     let (dead, guest) = (host.create_domain(GuestKind::Hvm, 1), host.create_domain(GuestKind::Hvm, 4));
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
@@ -139,7 +139,7 @@ fn resources_are_not_frames_of_xen() {
 }
 
 #[test]
-fn mapping_costs_hypercalls_by_the_block_in_a_pv_dom0() {
+fn mapping_costs_one_hypercall_per_block_in_a_pv_dom0() {
     for (frames, mmu_update, unmap_flushes) in
         [(1, 1, 1), (16, 1, 16), (33, 3, 33), (34, 3, 1), (512, 32, 1), (513, 33, 1)]
     {
@@ -157,7 +157,7 @@ fn mapping_costs_hypercalls_by_the_block_in_a_pv_dom0() {
 }
 
 #[test]
-fn mapping_costs_a_hypercall_for_each_frame_in_an_auto_translated_dom0() {
+fn mapping_costs_one_hypercall_per_frame_in_an_auto_translated_dom0() {
     for frames in [1, 16, 513] {
         let host = mock(Dom0::Pvh);
         let guest = host.create_domain(GuestKind::Hvm, frames);

@@ -150,7 +150,7 @@ fn run(host: &Host, guest: &mut Guest, steps: Vec<Step>) -> Result<(), TestCaseE
 }
 
 #[test]
-fn references_and_contents_are_those_of_the_model() {
+fn references_and_contents_match_the_model() {
     on_each_host(|host| {
         // Emulated Xen is slow; and a failing case is the same on every run of it.
         let cases = if matches!(host, Host::Mock(_)) { 60 } else { 12 };

@@ -39,7 +39,7 @@ fn paged_out_frames_are_waited_for() {
 }
 
 #[test]
-fn only_the_frames_that_are_missing_are_asked_for_again() {
+fn only_missing_frames_are_retried() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 512);
     guest.page_out(guest.frames()[100], 2).unwrap();
@@ -83,7 +83,7 @@ fn frame_that_does_not_come_back_fails_after_the_deadline() {
 }
 
 #[test]
-fn deadline_is_one_for_the_whole_call() {
+fn deadline_covers_the_whole_call() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 3 * 16 * 1024);
     for part in 0..3 {
@@ -104,7 +104,7 @@ fn asked(before: Hypercalls, after: Hypercalls) -> u64 {
 }
 
 #[test]
-fn endless_timeout_waits_as_long_as_it_takes() {
+fn infinite_timeout_waits_until_the_frame_is_back() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 2);
     guest.page_out(guest.frames()[1], 3).unwrap();
@@ -113,7 +113,7 @@ fn endless_timeout_waits_as_long_as_it_takes() {
 }
 
 #[test]
-fn nothing_is_waited_for_when_another_frame_has_failed_for_good() {
+fn permanent_failure_of_another_frame_ends_the_wait() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 3);
     guest.page_out(guest.frames()[1], u32::MAX).unwrap();
@@ -125,7 +125,7 @@ fn nothing_is_waited_for_when_another_frame_has_failed_for_good() {
 }
 
 #[test]
-fn zero_timeout_asks_once() {
+fn zero_timeout_tries_once() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 1);
     guest.page_out(guest.frames()[0], 1).unwrap();
@@ -147,7 +147,7 @@ fn partial_mapping_keeps_what_came_back() {
 }
 
 #[test]
-fn every_frame_of_a_run_is_asked_for_again() {
+fn every_frame_of_a_run_is_retried() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 10);
     for (frame, asks) in [(4, 2), (5, u32::MAX), (6, 2)] {

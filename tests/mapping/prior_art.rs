@@ -24,7 +24,7 @@ fn defect_1_errors_of_frames_are_not_lost_when_the_ioctl_succeeds() {
 }
 
 #[test]
-fn defect_2_paged_out_is_found_among_the_errors_whatever_the_call_returned() {
+fn defect_2_paged_out_frames_are_found_whatever_the_call_returned() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 32);
     for frame in [0, 31] {
@@ -34,7 +34,7 @@ fn defect_2_paged_out_is_found_among_the_errors_whatever_the_call_returned() {
 }
 
 #[test]
-fn defect_3_retry_has_an_end() {
+fn defect_3_retries_end() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 1);
     guest.page_out(guest.frames()[0], u32::MAX).unwrap();
@@ -53,7 +53,7 @@ fn defect_4_count_is_that_of_the_frames_given() {
 }
 
 #[test]
-fn defect_5_numbers_are_never_cut() {
+fn defect_5_numbers_are_never_truncated() {
     assert_eq!(Domid::try_from(70_000), Err(InvalidNumber::Domid { number: 70_000 }));
     assert!(matches!(Domid::try_from(u64::from(u32::MAX)), Err(InvalidNumber::Domid { .. })));
     assert!(matches!(Gfn::new(1 << 52), Err(InvalidNumber::Frame { .. })));
@@ -80,7 +80,7 @@ macro_rules! assert_is_not {
 }
 
 #[test]
-fn defect_6_no_reference_into_guest_memory_is_lent() {
+fn defect_6_no_reference_into_guest_memory_is_handed_out() {
     assert_is_not!(ForeignMapping: std::ops::Deref);
     assert_is_not!(ForeignMapping: AsRef<[u8]>);
     assert_is_not!(ForeignMapping: std::borrow::Borrow<[u8]>);
@@ -169,7 +169,7 @@ fn defect_10_unaligned_address_is_read_where_it_is() {
 }
 
 #[test]
-fn defect_11_nothing_that_fails_is_a_panic() {
+fn defect_11_no_failure_panics() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 2);
     let memory = host.open().unwrap();
@@ -185,7 +185,7 @@ fn defect_11_nothing_that_fails_is_a_panic() {
 }
 
 #[test]
-fn defect_12_failed_fixed_mapping_gives_the_rest_of_the_reservation_back() {
+fn defect_12_failed_fixed_mapping_releases_the_rest_of_the_reservation() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 16 * 1024 + 1);
     let memory = host.open().unwrap();
@@ -197,7 +197,7 @@ fn defect_12_failed_fixed_mapping_gives_the_rest_of_the_reservation_back() {
 }
 
 #[test]
-fn defect_13_resource_of_no_frames_is_an_error_and_protection_is_heeded() {
+fn defect_13_resource_of_no_frames_is_an_error_and_protection_is_honoured() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         if let crate::common::Host::Mock(mock) = host {

@@ -39,7 +39,7 @@ fn resource_is_mapped_and_shared() {
 }
 
 #[test]
-fn frames_that_the_kernel_would_take_for_pages_are_refused() {
+fn several_frames_are_refused_on_kernels_with_larger_pages() {
     with_grant_table(|host, guest| {
         let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 2);
         if host.most_resource_frames() == 2 {
@@ -53,7 +53,7 @@ fn frames_that_the_kernel_would_take_for_pages_are_refused() {
 }
 
 #[test]
-fn resource_that_is_not_there_is_an_error_that_says_so() {
+fn missing_resource_is_a_clear_error() {
     with_grant_table(|host, guest| {
         let memory = host.open();
         let error = memory.map_resource(guest.domid(), ReadOnly, Resource::IoreqServer { id: 7 }, 0, 1).unwrap_err();
@@ -99,7 +99,7 @@ fn kernel_without_resources_is_a_clear_error() {
 }
 
 #[test]
-fn xen_that_gives_one_size_for_all_resources_is_a_clear_error() {
+fn xen_that_reports_one_size_for_all_resources_is_a_clear_error() {
     for xen in [(4, 11), (4, 12), (4, 14), (4, 15), (4, 22)] {
         let mut config = HostConfig::default();
         config.xen = xen;
@@ -126,7 +126,7 @@ fn xen_that_gives_one_size_for_all_resources_is_a_clear_error() {
 }
 
 #[test]
-fn size_of_what_is_not_there_is_an_error_that_says_so() {
+fn size_of_a_missing_resource_is_a_clear_error() {
     with_grant_table(|host, guest| {
         let memory = host.open();
         let error = memory.resource_size(guest.domid(), Resource::Vmtrace { vcpu: 9 }).unwrap_err();

@@ -52,7 +52,7 @@ fn bytes(memory: &impl Access, offset: usize, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn structure_is_read_as_it_was_written_wherever_it_lies() {
+fn structure_reads_back_at_any_offset() {
     on_each_memory!(ReadWrite, |memory| {
         for offset in [0, 1, 7, BORDER - SIZE, BORDER - 15, BORDER - 8, BORDER - 1, BORDER, BORDER + 3, LEN - SIZE] {
             memory.fill(0, LEN, 0xEE).unwrap();
@@ -70,7 +70,7 @@ fn structure_is_read_as_it_was_written_wherever_it_lies() {
 }
 
 #[test]
-fn array_is_read_as_it_was_written_across_the_border() {
+fn array_reads_back_across_the_border() {
     on_each_memory!(ReadWrite, |memory| {
         for (offset, count) in [(3, 4), (BORDER - 41, 5), (BORDER, 1), (1, u16::try_from(LEN / SIZE - 1).unwrap())] {
             let written = descriptors(count);
@@ -98,7 +98,7 @@ fn structure_with_padding_can_be_read() {
 }
 
 #[test]
-fn what_has_no_bytes_can_be_anywhere_up_to_the_end() {
+fn empty_access_is_allowed_up_to_the_end() {
     on_each_memory!(ReadWrite, |memory| {
         for offset in [0, BORDER, LEN] {
             memory.read_as::<Nothing>(offset).unwrap();
@@ -114,7 +114,7 @@ fn what_has_no_bytes_can_be_anywhere_up_to_the_end() {
 }
 
 #[test]
-fn what_is_longer_than_the_rest_is_refused_and_nothing_is_copied() {
+fn access_past_the_end_is_refused_and_copies_nothing() {
     on_each_memory!(ReadWrite, |memory| {
         for offset in [LEN - 2 * SIZE + 1, LEN - SIZE + 1, LEN - 1, LEN, usize::MAX - SIZE, usize::MAX] {
             let mut array = descriptors(2);
@@ -139,7 +139,7 @@ fn what_is_longer_than_the_rest_is_refused_and_nothing_is_copied() {
 }
 
 #[test]
-fn writing_what_is_read_only_is_refused() {
+fn writing_read_only_memory_is_refused() {
     on_each_memory!(ReadOnly, |memory| {
         for offset in [0, 5, BORDER - 1, LEN - SIZE] {
             let refused = memory.write_as(offset, &descriptor(1));
@@ -181,7 +181,7 @@ fn structure_that_touches_a_hole_is_refused_and_nothing_is_copied() {
 }
 
 #[test]
-fn structures_that_a_guard_writes_are_noted_as_dirty() {
+fn structures_written_through_a_guard_are_dirty() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 2 * BUCKET / FRAME));
         let cache = cache(&memory, guest.domid(), 2);

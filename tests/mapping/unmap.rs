@@ -158,7 +158,7 @@ fn mapping_keeps_the_page_that_the_guest_gives_away() {
 }
 
 #[test]
-fn munmap_by_somebody_else_gives_the_references_back_too() {
+fn munmap_outside_the_library_gives_the_references_back_too() {
     with_each_guest(4, |host, mut guest| {
         let mapping = host.open().map_foreign_batch(guest.domid(), ReadOnly, &guest.gfns()).unwrap();
         // Its own Drop would unmap whatever another thread has there by then.

@@ -51,7 +51,7 @@ fn slice(memory: &PinnedMemory, address: GuestAddress, count: usize) -> Volatile
 }
 
 #[test]
-fn what_is_written_is_the_guests() {
+fn writes_reach_the_guest() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let memory = host.open();
@@ -100,7 +100,7 @@ fn no_slice_spans_a_hole() {
 }
 
 #[test]
-fn only_what_can_be_accessed_is_said_to_be() {
+fn check_range_accepts_only_accessible_ranges() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let memory = host.open();
@@ -117,7 +117,7 @@ fn only_what_can_be_accessed_is_said_to_be() {
 }
 
 #[test]
-fn nothing_is_mapped_for_what_is_not_all_ram() {
+fn range_that_is_not_all_ram_maps_nothing() {
     on_the_mock(4, 4, |host, domain, ram| {
         let memory = ram.memory();
         for (address, count, first) in [
@@ -139,7 +139,7 @@ fn nothing_is_mapped_for_what_is_not_all_ram() {
 }
 
 #[test]
-fn ram_beyond_the_last_frame_number_is_refused() {
+fn ram_past_the_last_frame_number_is_refused() {
     on_the_mock(1, 1, |_, _, ram| {
         for numbers in [0..(1 << 40) + 1, u64::MAX - 1..u64::MAX, 0..u64::MAX] {
             assert!(matches!(NumberRange::<Pfn>::try_from(numbers), Err(InvalidNumber::Frame { .. })));
@@ -164,7 +164,7 @@ fn address_is_never_moved_to_the_start_of_its_page() {
 }
 
 #[test]
-fn hit_is_no_hypercall() {
+fn hit_makes_no_hypercall() {
     on_the_mock(4, 4, |host, domain, ram| {
         ram.memory().read_slice(&mut vec![0; 16 * FRAME], at(0, 0)).unwrap();
         let before = host.hypercalls();
@@ -197,7 +197,7 @@ fn slice_for_reading_can_be_written_by_safe_code() {
 }
 
 #[test]
-fn slices_survive_what_becomes_of_the_cache() {
+fn slices_survive_eviction_invalidation_and_close() {
     on_the_mock(2, 1, |host, domain, ram| {
         domain.write(gfn(3), 0, b"before");
         let memory = ram.memory();
@@ -235,7 +235,7 @@ fn slices_survive_what_becomes_of_the_cache() {
 }
 
 #[test]
-fn pins_go_with_the_last_of_the_object() {
+fn pins_are_released_with_the_last_clone() {
     on_the_mock(2, 1, |_, _, ram| {
         let pinned = || ram.cache().statistics().pinned;
         let memory = ram.memory();
@@ -269,7 +269,7 @@ fn hole_that_was_filled_is_found_after_an_invalidation() {
 }
 
 #[test]
-fn frames_that_were_written_are_reported() {
+fn written_frames_are_reported() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
@@ -299,7 +299,7 @@ fn frames_that_were_written_are_reported() {
 }
 
 #[test]
-fn dead_guest_is_gone_when_nothing_is_pinned_any_more() {
+fn dead_guest_is_freed_when_nothing_is_pinned() {
     on_each_host(|host| {
         let mut guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
@@ -317,7 +317,7 @@ fn dead_guest_is_gone_when_nothing_is_pinned_any_more() {
 }
 
 #[test]
-fn failing_map_is_an_error_of_that_access_only() {
+fn failed_map_fails_only_that_access() {
     on_the_mock(4, 4, |host, _, ram| {
         let memory = ram.memory();
         for fault in [Fault::MapBatch(libc::ENOMEM), Fault::Mmap(libc::ENOMEM), frame_fails(1, libc::EBUSY)] {
@@ -335,7 +335,7 @@ fn frame_fails(index: usize, errno: i32) -> Fault {
 }
 
 #[test]
-fn nothing_that_a_guest_names_is_a_panic() {
+fn no_guest_address_causes_a_panic() {
     on_the_mock(2, 1, |_, domain, ram| {
         domain.balloon_out(gfn(HOLE));
         let memory = ram.memory();
@@ -385,7 +385,7 @@ proptest! {
 
     /// What comes of any accesses is what a plain array says, as far as there is RAM.
     #[test]
-    fn accesses_are_those_of_a_plain_array(
+    fn accesses_match_a_plain_array(
         holes in proptest::collection::btree_set(0_u64..16, 0..4),
         frames in 0_u32..4,
         accesses in proptest::collection::vec((0_usize..17 * FRAME, 0_usize..3 * FRAME, any::<u8>(), 0..8), 1..40),

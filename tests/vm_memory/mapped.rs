@@ -33,7 +33,7 @@ fn each_region_ends_at_a_hole() {
 }
 
 #[test]
-fn what_is_written_is_the_guests() {
+fn writes_reach_the_guest() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let ram = map_all(host, &guest);
@@ -97,7 +97,7 @@ fn no_access_reaches_past_a_region() {
 }
 
 #[test]
-fn ranges_are_taken_in_any_order() {
+fn ranges_may_come_in_any_order() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
@@ -129,7 +129,7 @@ fn no_ram_at_all_is_an_error() {
 }
 
 #[test]
-fn it_is_given_back_with_the_last_region() {
+fn memory_is_released_with_the_last_region() {
     on_each_host(|host| {
         let mut guest = with_a_hole(host);
         let ram = map_all(host, &guest);
@@ -145,7 +145,7 @@ fn it_is_given_back_with_the_last_region() {
 }
 
 #[test]
-fn an_access_is_no_hypercall() {
+fn access_makes_no_hypercall() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 16);
     let memory = host.open().unwrap();

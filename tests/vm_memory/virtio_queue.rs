@@ -321,7 +321,7 @@ fn malformed_chain_comes_back_unserved() {
 }
 
 #[test]
-fn chain_in_a_circle_has_an_end() {
+fn cyclic_chain_ends() {
     with_each_memory(|_, driver, device| {
         driver.write_header(0x5000, OUT, 0);
         driver.write_descriptor(DESCRIPTORS, 0, (0x5000, 16), NEXT, 1);
@@ -338,7 +338,7 @@ fn chain_in_a_circle_has_an_end() {
 }
 
 #[test]
-fn head_beyond_the_table_is_no_chain() {
+fn head_past_the_table_is_refused() {
     with_each_memory(|_, driver, device| {
         driver.write(AVAILABLE + 4, &QUEUE_SIZE.to_le_bytes());
         driver.write(AVAILABLE + 2, &1_u16.to_le_bytes());
@@ -363,7 +363,7 @@ fn queue_outside_of_ram_is_not_valid() {
 }
 
 #[test]
-fn request_is_served_from_what_the_guest_has_now() {
+fn request_sees_the_guests_current_memory() {
     with_each_memory(|_, driver, device| {
         let Memory::Cached(ram) = &device.memory else { return };
         let cache = Arc::clone(ram.cache());
@@ -383,7 +383,7 @@ fn request_is_served_from_what_the_guest_has_now() {
 }
 
 #[test]
-fn frames_that_a_request_wrote_are_reported() {
+fn frames_written_by_a_request_are_reported() {
     with_each_memory(|_, driver, device| {
         let Memory::Cached(ram) = &device.memory else { return };
         let cache = Arc::clone(ram.cache());
