@@ -1,15 +1,15 @@
-//! What a guard of the map cache reads and writes, in one bucket and across several.
+//! A guard of the map cache reads and writes, in one bucket and across several.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::io::{Read, Seek, Write};
 use std::sync::atomic::Ordering;
 
 use crate::buckets::{BUCKET, cache};
-use crate::common::{FRAME, ReadWrite, ThenChild, alone, in_child, on_each_host};
+use crate::common::{FRAME, ReadWrite, ThenChild, in_child, in_own_process, on_each_host};
 use xenmap::{Access, Error, GuestKind, Pinned, Result};
 
-/// A guard of all but the first 8 and the last 8 bytes of four buckets, and its guest.
+/// Runs a test with a guest, and a guard of four buckets without their first and last 8 bytes.
 fn with_guard(test: impl Fn(&Pinned<'_>, &crate::common::Guest)) {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 16));
@@ -180,9 +180,9 @@ fn files_are_read_and_written_across_buckets() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "has the kernel kill a child that makes a system call")]
+#[expect(unsafe_code, reason = "forbids system calls in a child")]
 fn hit_makes_no_system_call() {
-    alone("access::hit_makes_no_system_call", || {
+    in_own_process("access::hit_makes_no_system_call", || {
         on_each_host(|host| {
             let guest = host.create(GuestKind::Hvm, 8);
             let child = |wait: &dyn Fn()| {
@@ -190,7 +190,7 @@ fn hit_makes_no_system_call() {
                 let cache = cache(&memory, guest.domid(), 4);
                 cache.prefetch(ReadWrite, 0..2 * BUCKET as u64).unwrap();
                 wait();
-                // SAFETY: strict mode leaves this process only read, write and exit.
+                // SAFETY: strict mode only restricts this process to read, write and exit.
                 let strict = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
                 let mut good = strict == 0;
                 for address in 0..BUCKET as u64 + 100 {
@@ -200,11 +200,11 @@ fn hit_makes_no_system_call() {
                     };
                     good &= pinned.write(1, 7_u16).is_ok() && pinned.read::<u16>(1).is_ok_and(|value| value == 7);
                 }
-                // SAFETY: leaves at once; the `_exit` of libc is a call that strict mode does not know.
+                // SAFETY: the process ends here. (libc's `_exit` makes another call, which strict mode forbids.)
                 unsafe { libc::syscall(libc::SYS_exit, i32::from(!good)) };
                 false
             };
-            assert!(in_child(child, || ThenChild::GoesOn));
+            assert!(in_child(child, || ThenChild::Continues));
         });
     });
 }

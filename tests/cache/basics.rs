@@ -1,4 +1,4 @@
-//! The map cache.
+//! Hits, misses, the budget, holes and addresses.
 
 use std::sync::atomic::Ordering;
 
@@ -75,10 +75,10 @@ fn read_only_bucket_is_mapped_again_for_a_writer() {
 
         get(&cache, ReadWrite, 1).unwrap().write(0, 7_u64).unwrap();
 
-        assert_eq!((cache.statistics().misses, mapped_buckets(&cache)), (2, 1), "the old one is gone");
+        assert_eq!((cache.statistics().misses, mapped_buckets(&cache)), (2, 1), "the old mapping is gone");
         assert_eq!(get(&cache, ReadOnly, 1).unwrap().read::<u64>(0).unwrap(), 7);
         get(&cache, ReadWrite, 2).unwrap();
-        assert_eq!(cache.statistics().misses, 2, "it serves both");
+        assert_eq!(cache.statistics().misses, 2, "a writable bucket serves readers too");
     });
 }
 
@@ -143,7 +143,7 @@ fn recently_used_bucket_outlives_the_others() {
             drop(get(&cache, ReadOnly, bucket * FRAMES).unwrap());
             let hits = cache.statistics().hits;
             drop(get(&cache, ReadOnly, 0).unwrap());
-            assert_eq!(cache.statistics().hits, hits + 1, "bucket 0, when bucket {bucket} has come");
+            assert_eq!(cache.statistics().hits, hits + 1, "bucket 0 after bucket {bucket}");
         }
 
         assert_eq!(cache.statistics().evictions, 5);
@@ -253,7 +253,7 @@ fn hits_still_count_after_their_bucket_is_gone() {
         }
         cache.invalidate_all();
         for protection in [ReadOnly, ReadOnly, ReadWrite] {
-            get(&cache, protection, 4).unwrap(); // the last of them maps it anew
+            get(&cache, protection, 4).unwrap(); // the last one maps it again
         }
         let statistics = cache.statistics();
         assert_eq!((statistics.hits, statistics.misses), (3, 4));
@@ -268,7 +268,7 @@ fn prefetched_range_is_hit() {
 
         cache.prefetch(ReadOnly, 100..BUCKET as u64 + 1).unwrap();
         cache.prefetch(ReadOnly, 7..7).unwrap();
-        cache.prefetch(ReadOnly, 3 * BUCKET as u64..9 * BUCKET as u64).unwrap(); // there is no RAM from 18 frames on
+        cache.prefetch(ReadOnly, 3 * BUCKET as u64..9 * BUCKET as u64).unwrap(); // no RAM from frame 18 on
         cache.prefetch(ReadOnly, u64::MAX - 1..u64::MAX).unwrap();
 
         assert_eq!((mapped_buckets(&cache), cache.statistics().pinned), (4, 0));
@@ -278,7 +278,7 @@ fn prefetched_range_is_hit() {
         }
         assert_eq!(cache.statistics().misses, misses);
         cache.prefetch(ReadWrite, 0..1).unwrap();
-        assert_eq!(cache.statistics().misses, misses + 1, "for writing it is mapped anew");
+        assert_eq!(cache.statistics().misses, misses + 1, "it is mapped again for writing");
     });
 }
 

@@ -1,4 +1,4 @@
-//! Defects of other map caches (QEMU's xen-mapcache, libvmi's and krata's page caches), which this one must not have.
+//! This cache must not have the defects of others (QEMU's xen-mapcache, libvmi's and krata's page caches).
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::common::{FRAME, ReadOnly, ReadWrite, mock, on_each_host};
 use xenmap::mock::{Dom0, Fault};
 use xenmap::{Access, Gfn, GuestKind};
 
-/// Where a bucket begins.
+/// Returns the address of a bucket.
 fn bucket(number: usize) -> u64 {
     (number * BUCKET) as u64
 }
@@ -16,7 +16,7 @@ fn bucket(number: usize) -> u64 {
 fn defect_15_invalidation_reaches_every_bucket() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
-        // Far more buckets in use than there is room for: all share the few places, and each is mapped twice.
+        // Far more buckets are in use than the budget allows, and each is mapped twice.
         let cache = cache(&memory, guest.domid(), 1);
         let readers: Vec<_> = (0..64).map(|i| cache.get(ReadOnly, bucket(i), 8).unwrap()).collect();
         let writers: Vec<_> = (0..64).map(|i| cache.get(ReadWrite, bucket(i), 8).unwrap()).collect();
@@ -53,7 +53,7 @@ fn defect_15_hits_do_not_wait_for_a_map_of_another_bucket() {
         }
         cache.get(ReadOnly, bucket(1), 8).unwrap();
         cache.invalidate(0..bucket(1));
-        assert!(!waiting.is_finished(), "it waits for the frame still");
+        assert!(!waiting.is_finished(), "it still waits for the frame");
 
         domain.destroy();
         waiting.join().unwrap().unwrap_err();
@@ -68,8 +68,8 @@ fn defect_15_reverse_lookup_covers_the_whole_bucket() {
         let pinned = cache.get(ReadOnly, bucket(1) + 100, 50).unwrap();
         let at = pinned.view(0).unwrap().as_ptr();
         assert_eq!(cache.address_of(at.wrapping_add(17)), Some(bucket(1) + 117));
-        assert_eq!(cache.address_of(at.wrapping_sub(100)), Some(bucket(1)), "before what was asked for");
-        assert_eq!(cache.address_of(at.wrapping_add(BUCKET - 101)), Some(bucket(2) - 1), "behind it");
+        assert_eq!(cache.address_of(at.wrapping_sub(100)), Some(bucket(1)), "before the requested range");
+        assert_eq!(cache.address_of(at.wrapping_add(BUCKET - 101)), Some(bucket(2) - 1), "after it");
     });
 }
 
@@ -141,7 +141,7 @@ fn defect_15_buckets_in_use_are_not_evicted() {
         assert_eq!(pinned.read::<u64>(0).unwrap(), 12);
         let misses = cache.statistics().misses;
         cache.get(ReadOnly, bucket(3), 8).unwrap();
-        assert_eq!(cache.statistics().misses, misses, "it is the same still");
+        assert_eq!(cache.statistics().misses, misses, "it is still mapped");
     });
 }
 
@@ -169,7 +169,7 @@ fn defect_15_eviction_is_lru_and_not_fifo() {
         }
         let misses = cache.statistics().misses;
         cache.get(ReadOnly, bucket(0), 8).unwrap();
-        assert_eq!(cache.statistics().misses, misses, "the first to come was used last");
+        assert_eq!(cache.statistics().misses, misses, "the first bucket was the most recently used");
     });
 }
 

@@ -1,6 +1,6 @@
-//! What can go wrong while the cache maps, and what that costs: by faults, paging and page tables that only the mock has.
+//! Failures while the cache maps, and their costs, with faults, paging and page tables that only the mock has.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::common::{FRAME, MOCKS, ReadOnly, ReadWrite, leaks, mock, mock_with, m
 use xenmap::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Access, Error, GuestKind, MapCache};
 
-/// A guest whose frames hold their number.
+/// Creates a guest whose frames hold their number.
 fn guest(host: &MockHost, frames: usize) -> MockDomain {
     let guest = host.create_domain(GuestKind::Hvm, frames);
     for gfn in guest.frames() {
@@ -18,7 +18,7 @@ fn guest(host: &MockHost, frames: usize) -> MockDomain {
     guest
 }
 
-/// The number that a frame holds.
+/// Reads a frame's number.
 fn number(cache: &MapCache, frame: u64) -> u64 {
     get(cache, ReadOnly, frame).unwrap().read(0).unwrap()
 }
@@ -101,7 +101,7 @@ fn neighbours_of_a_failed_frame_are_available() {
     }
 
     assert_eq!(cache.statistics().misses, 1);
-    assert_eq!(number(&cache, 1), 1, "is tried again by whoever asks");
+    assert_eq!(number(&cache, 1), 1, "it is retried on request");
     assert_eq!((cache.statistics().misses, cache.statistics().mapped_bytes), (2, BUCKET));
 }
 
@@ -158,7 +158,7 @@ fn access_waits_for_its_paged_out_frame_and_not_for_others() {
     assert_eq!(number(&cache, 1), 1);
     assert_eq!(number(&cache, 0), 0);
 
-    assert!(start.elapsed() < Duration::from_secs(30), "did not wait for frame 2");
+    assert!(start.elapsed() < Duration::from_secs(30), "it waited for frame 2");
     assert_eq!(cache.statistics().mapped_bytes, BUCKET);
 }
 
@@ -196,7 +196,7 @@ fn mapping_completed_after_close_is_discarded() {
             std::thread::yield_now();
         }
         cache.close();
-        guest.lend(frame); // now there is something that can be mapped
+        guest.lend(frame); // now the frame can be mapped
         waiting.join().unwrap()
     });
 
@@ -204,7 +204,7 @@ fn mapping_completed_after_close_is_discarded() {
     assert_eq!((cache.statistics().mapped_bytes, host.references(guest.domid())), (0, 0));
 }
 
-/// A PV guest with a kernel, of 512 frames that hold their pfn, but for its tables.
+/// Creates a PV guest with a kernel and 512 frames, most of which hold their pfn.
 fn pv_guest(host: &MockHost) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pv, 512);
     let mut kernel = PvKernel::default();
@@ -267,7 +267,7 @@ fn dead_guest_is_an_error_for_new_mappings_only() {
 
         get(&cache, ReadOnly, 9).unwrap_err();
 
-        assert_eq!(number(&cache, 0), 0, "what is mapped is there");
+        assert_eq!(number(&cache, 0), 0, "mapped frames stay readable");
         assert_eq!(cache.statistics().mapped_bytes, BUCKET);
         cache.close();
         assert_eq!(host.zombies(), []);
@@ -306,7 +306,7 @@ fn forgotten_guard_keeps_its_bucket_until_the_cache_is_dropped() {
     }
 
     assert_eq!(forgotten.read::<u64>(0).unwrap(), 1);
-    assert_eq!((cache.statistics().pinned, host.references(guest.domid())), (1, 16), "the budget is kept around it");
+    assert_eq!((cache.statistics().pinned, host.references(guest.domid())), (1, 16), "the budget still holds");
     drop(cache);
     assert_eq!(host.references(guest.domid()), 0);
 }

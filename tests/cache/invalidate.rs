@@ -1,4 +1,4 @@
-//! What the map cache forgets, and when: invalidation, holes, the end.
+//! When the map cache forgets: invalidation, holes, close.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,9 +25,9 @@ fn invalidation_reaches_every_bucket_of_the_range_and_no_other() {
             (4 * SIZE..5 * SIZE, vec![]),
             (u64::MAX - 1..u64::MAX, vec![]),
             (SIZE + 7..SIZE + 7, vec![]),
-            #[expect(clippy::reversed_empty_ranges, reason = "that it is empty is the point")]
+            #[expect(clippy::reversed_empty_ranges, reason = "an empty range is the point")]
             (SIZE + 7..7, vec![]),
-            #[expect(clippy::reversed_empty_ranges, reason = "that it is empty is the point")]
+            #[expect(clippy::reversed_empty_ranges, reason = "an empty range is the point")]
             (9..7, vec![]),
         ] {
             let cache = cache(&memory, guest.domid(), 4);
@@ -61,10 +61,10 @@ fn access_after_an_invalidation_sees_the_new_frame() {
         guest.populate(frame);
         guest.write(frame, 0, &77_u64.to_ne_bytes());
 
-        assert_eq!(get(&cache, ReadOnly, 5).unwrap().read::<u64>(0).unwrap(), 5, "nobody has said anything");
+        assert_eq!(get(&cache, ReadOnly, 5).unwrap().read::<u64>(0).unwrap(), 5, "not yet invalidated");
         cache.invalidate(5 * FRAME as u64..6 * FRAME as u64);
         assert_eq!(get(&cache, ReadOnly, 5).unwrap().read::<u64>(0).unwrap(), 77);
-        assert_eq!(old.read::<u64>(0).unwrap(), 5, "the guard has what it had");
+        assert_eq!(old.read::<u64>(0).unwrap(), 5, "the guard keeps its frame");
     });
 }
 
@@ -81,7 +81,7 @@ fn invalidated_mapping_is_unmapped_with_its_last_guard() {
 
         let owned = || host.owned(guest.domid());
         assert_eq!(owned(), Some(16));
-        get(&cache, ReadOnly, 2).unwrap(); // a new mapping, without the frame that is gone
+        get(&cache, ReadOnly, 2).unwrap(); // a new mapping without the ballooned-out frame
         drop(one);
         drop(other);
         assert_eq!((owned(), mapped_buckets(&cache)), (Some(16), 2), "one of the old ones is still in use");
@@ -151,13 +151,13 @@ fn closed_cache_maps_nothing_and_keeps_buckets_in_use() {
         let pinned = get(&cache, ReadOnly, 5).unwrap();
         drop(get(&cache, ReadOnly, 9).unwrap());
         guest.destroy();
-        get(&cache, ReadOnly, 9).unwrap(); // a dead guest can still be looked at
+        get(&cache, ReadOnly, 9).unwrap(); // mapped frames of a dead guest stay readable
 
         cache.close();
 
         assert_eq!(host.owned(guest.domid()), Some(FRAMES));
         assert_eq!(pinned.read::<u64>(0).unwrap(), 5);
-        assert_eq!(refused(get(&cache, ReadOnly, 5)), (5 * FRAME as u64, libc::ESRCH), "also what is in use");
+        assert_eq!(refused(get(&cache, ReadOnly, 5)), (5 * FRAME as u64, libc::ESRCH), "even a bucket in use");
         assert_eq!(refused(cache.get(ReadOnly, 100, BUCKET)), (100, libc::ESRCH));
         cache.prefetch(ReadOnly, 0..1).unwrap_err();
         drop(pinned);
@@ -187,7 +187,7 @@ fn constant_invalidation_starves_nobody() {
             is_over.store(true, Ordering::Relaxed);
         });
 
-        assert!(cache.statistics().misses <= GETS, "each maps once at most");
+        assert!(cache.statistics().misses <= GETS, "each get maps at most once");
         cache.invalidate_all();
         assert_eq!(cache.statistics().mapped_bytes, 0);
     });

@@ -1,4 +1,4 @@
-//! Releases of Xen, of which each understands one version of the toolstack's interfaces.
+//! Each release of Xen understands one version of the toolstack's interfaces.
 
 use crate::common::{ReadOnly, chain, mock_with};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockHost};
@@ -100,7 +100,7 @@ fn listing_costs_one_hypercall_per_domain() {
     memory.domain_info(guest.domid()).unwrap();
     let before = host.hypercalls().toolstack;
     memory.domains().unwrap();
-    assert_eq!(host.hypercalls().toolstack - before, 3, "and one to learn that there are no more");
+    assert_eq!(host.hypercalls().toolstack - before, 3, "one per domain, and one that finds no more");
     memory.domain_info(guest.domid()).unwrap();
     assert_eq!(host.hypercalls().toolstack - before, 4);
 }

@@ -1,6 +1,6 @@
-//! Guest-virtual addresses of PV guests, whose page tables hold machine frames.
+//! Translation of virtual addresses of PV guests, whose page tables hold machine frames.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use crate::common::{FRAME, mock, pfn, pfns};
 use xenmap::mock::{Dom0, MockDomain, MockHost, PvKernel, Vcpu};
@@ -24,7 +24,7 @@ fn mfns(domain: &MockDomain, numbers: &[u64]) -> Vec<Gfn> {
     numbers.iter().map(|&number| domain.mfn(pfn(number)).unwrap()).collect()
 }
 
-/// Makes four of the guest's frames page tables that map these machine frames from address 0 on, for its vcpu.
+/// Turns some of the guest's frames into page tables of its vcpu, which map these machine frames from address 0 on.
 fn map_at_zero(domain: &MockDomain, mode: PagingMode, targets: &[Gfn]) {
     let tables = mfns(domain, if mode == PagingMode::Pae { &[2, 0, 1] } else { &[2, 0, 1, 3] });
     let entry = |gfn: &Gfn| ((gfn.get() << 12) | 0x67).to_ne_bytes();

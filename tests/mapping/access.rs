@@ -1,6 +1,6 @@
-//! Reading and writing, through a view and through a guard of the map cache.
+//! Reading and writing through a view, and through a guard of the map cache.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -92,7 +92,7 @@ fn atomic_operations_match_the_standard_library() {
         assert_eq!(view.compare_exchange(8, 6_u32, 8).unwrap(), Err(7));
         assert_eq!(view.fetch_add(8, u32::MAX).unwrap(), 7);
         assert_eq!(view.fetch_or(8, 0xF0_u32).unwrap(), 6);
-        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "and all of these are set already");
+        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "all of these were set");
         assert_eq!(view.fetch_and(8, 0x3C_u32).unwrap(), 0xF6);
         assert_eq!(view.load::<u32>(8, Ordering::SeqCst).unwrap(), 0x34);
         assert_eq!(view.load::<u32>(12, Ordering::Relaxed).unwrap(), 0, "the neighbour is untouched");
@@ -103,11 +103,11 @@ fn atomic_operations_match_the_standard_library() {
     });
 }
 
-/// Has two threads write one word each and then read the other's, at the same time, for 25 ms. Returns how often both
-/// found the old value, as if each had read before it wrote, and how often they tried.
+/// For 25 ms, has two threads write one word each and then read the other's. Returns how often both read the old value,
+/// as if each had read before it wrote, and how often they tried.
 ///
-/// A store to `far`, which fits into no cache, takes long, and the stores after it wait: so a load has time to overtake
-/// them.
+/// Stores to `far`, which is larger than any cache, are slow, and later stores wait for them. So a load has time to
+/// overtake a store.
 fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, usize) {
     const DISTANCE: usize = 1_000_003; // a prime, so that all of `far` is used in turn
     const WORDS: [usize; 2] = [0, FRAME + 512];
@@ -133,7 +133,7 @@ fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, us
                 }
                 spins += 1;
                 if spins % 1000 == 0 {
-                    std::thread::yield_now(); // perhaps the other thread has no processor
+                    std::thread::yield_now(); // the other thread may lack a processor
                 }
             }
             for place in places {
@@ -157,10 +157,9 @@ fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, us
 
 #[test]
 fn load_does_not_overtake_a_sequentially_consistent_store() {
-    // Without the fence in `store`, processors of both architectures let it. In a release build this then fails at once,
-    // in a debug build, where more comes between the two, almost always. Threads that share a processor find nothing,
-    // so there are several attempts, with new threads. On a busy machine one of them may start when the other's time is
-    // over: such an attempt does not count.
+    // Without the fence in `store`, processors of both architectures reorder them. Then a release build fails at once,
+    // and a debug build, with more instructions in between, almost always. Threads that share a processor find nothing,
+    // so there are several attempts with new threads. An attempt does not count if one thread started too late.
     const ATTEMPTS: usize = 10;
     const MOST_ATTEMPTS: usize = 400;
     let far: Vec<AtomicU64> = (0..8 << 20).map(AtomicU64::new).collect();
@@ -168,7 +167,7 @@ fn load_does_not_overtake_a_sequentially_consistent_store() {
         let attempts = std::iter::repeat_with(|| both_read_first(view, &far)).take(MOST_ATTEMPTS);
         let met = attempts.filter(|&(_, rounds)| rounds > 0).take(ATTEMPTS);
         let both: Vec<usize> = met.map(|(both, _)| both).collect();
-        assert_eq!(both, [0; ATTEMPTS], "with fewer numbers, the threads hardly ever met");
+        assert_eq!(both, [0; ATTEMPTS], "if this has fewer numbers, the threads hardly ever overlapped");
     });
 }
 
@@ -324,7 +323,8 @@ fn data_goes_to_and_from_a_file_descriptor() {
 
 #[test]
 fn every_byte_of_a_mapping_and_none_past_it_is_accessed() {
-    // Where the kernel's pages are larger than a frame, what is behind the last frame is mapped, but may be fatal.
+    // If the kernel's pages are larger than a frame, memory past the last frame is mapped, but touching it may be
+    // fatal.
     with_each_guest(9, |host, guest| {
         let (memory, gfns) = (host.open(), guest.gfns());
         for frames in 1..=gfns.len() {
@@ -345,7 +345,7 @@ fn every_byte_of_a_mapping_and_none_past_it_is_accessed() {
     });
 }
 
-/// A file that nobody else has.
+/// Creates a temporary file.
 fn tempfile() -> std::fs::File {
     nix::sys::memfd::memfd_create(c"xenmap-test", nix::sys::memfd::MFdFlags::empty()).unwrap().into()
 }

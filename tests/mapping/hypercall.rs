@@ -43,7 +43,7 @@ fn maximum_gpfn_of_a_pv_guest_that_has_not_started_is_zero() {
 fn guest_kinds_are_distinguished() {
     with_each_guest(1, |host, guest| {
         assert_eq!(host.open().guest_kind(guest.domid()).unwrap(), guest.kind());
-        assert_eq!(host.open().guest_kind(host.nobody()).unwrap_err().errno(), libc::ESRCH);
+        assert_eq!(host.open().guest_kind(host.unused_domid()).unwrap_err().errno(), libc::ESRCH);
     });
 }
 
@@ -85,10 +85,10 @@ fn buffers_are_zeroed_and_of_any_size() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "any hypercall may be made")]
+#[expect(unsafe_code, reason = "makes a hypercall")]
 fn hypercall_that_xen_does_not_have_is_an_error() {
     on_each_host(|host| {
-        // SAFETY: Xen has no hypercall of this number, and refuses it.
+        // SAFETY: Xen has no hypercall with this number, and refuses it.
         let result = unsafe { host.open().hypercall("nothing", 63, [0; 5]) };
         assert_eq!(result.unwrap_err().errno(), libc::ENOSYS);
     });
@@ -116,7 +116,7 @@ fn large_result_is_not_truncated() {
         (Dom0::Pv, (4, 11), true),
         (Dom0::Arm, (4, 11), true),
         (Dom0::Pvh, (4, 16), true),
-        // There are no multicalls, and so no large answers.
+        // Without multicalls, large results cannot be returned.
         (Dom0::Pvh, (4, 15), false),
     ] {
         let mut config = HostConfig::default();

@@ -112,7 +112,7 @@ fn error_names_domain_frame_and_reason() {
 fn domain_that_does_not_exist_fails_every_frame() {
     on_each_host(|host| {
         let gfns = [Gfn::new(0).unwrap(), Gfn::new(1).unwrap()];
-        let error = host.open().map_foreign_batch(host.nobody(), ReadOnly, &gfns).unwrap_err();
+        let error = host.open().map_foreign_batch(host.unused_domid(), ReadOnly, &gfns).unwrap_err();
         assert_eq!(error.to_string(), "no such domain: 31000");
         assert_eq!(failures(Err(error)), [(0, libc::ESRCH), (1, libc::ESRCH)]);
     });
@@ -202,9 +202,9 @@ fn frames_of_xen_itself_are_mapped_read_only() {
             Some(true) => assert_eq!(mapping.unwrap().frames(), frames.len()),
             Some(false) => {
                 let all: Vec<_> = (0..frames.len()).map(|i| (i, libc::EINVAL)).collect();
-                assert_eq!(failures(mapping), all, "no domain may see them there");
+                assert_eq!(failures(mapping), all, "no domain may map them there");
             }
-            // A refusal must be a frame's, not ours.
+            // Xen may refuse a frame, but the library must not.
             None => assert!(matches!(mapping, Ok(_) | Err(Error::Frames(_))), "{mapping:?}"),
         }
     });
@@ -306,7 +306,7 @@ fn threads_share_a_mapping() {
     });
 }
 
-/// That all frames of a large mapping are kept by it, and by nothing else.
+/// Checks that a large mapping references all frames, and that nothing else does.
 fn check_references(host: &Host, mut guest: Guest, mapping: ForeignMapping) {
     if host.destroys_what_is_mapped() {
         guest.destroy();
@@ -341,7 +341,7 @@ fn mapping_larger_than_one_device_mapping_is_contiguous() {
 #[test]
 fn scattered_runs_are_mapped_in_one_batch() {
     on_each_host(|host| {
-        // Runs of 4 frames in an order that never continues one.
+        // Runs of 4 frames, of which none continues the one before.
         const FRAMES: usize = 65_536;
         let guest = host.create(GuestKind::Hvm, FRAMES);
         guest.number_frames();

@@ -1,12 +1,12 @@
 //! `map_resource` and `resource_size`.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use crate::common::{FRAME, Guest, Host, ReadOnly, ReadWrite, mock_with, with_each_guest};
 use xenmap::mock::HostConfig;
 use xenmap::{Access, Error, GuestKind, Resource};
 
-/// Gives a guest of the mock what every guest of Xen has.
+/// Runs a test with a guest that has a grant table, as every guest of a real Xen does.
 fn with_grant_table(test: impl Fn(&Host, Guest)) {
     with_each_guest(1, |host, guest| {
         if let Host::Mock(mock) = host {
@@ -30,7 +30,7 @@ fn resource_is_mapped_and_shared() {
         let first = 3 - u32::try_from(frames).unwrap();
         let mapping = memory.map_resource(guest.domid(), ReadWrite, Resource::GrantTable, first, frames).unwrap();
         assert_eq!((mapping.frames(), mapping.view().len()), (frames, frames * FRAME));
-        // An entry of a grant table that grants nothing: flags 0.
+        // With flags 0, an entry of a grant table grants nothing.
         mapping.view().write((frames - 1) * FRAME + 12, 0xABCD_u32).unwrap();
         let again = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 2, 1).unwrap();
         assert_eq!(again.view().read::<u32>(12).unwrap(), 0xABCD);
@@ -63,7 +63,7 @@ fn missing_resource_is_a_clear_error() {
         let error = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, first, frames).unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL);
         assert!(error.to_string().contains("not so many frames"), "{error}");
-        let error = memory.map_resource(host.nobody(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
+        let error = memory.map_resource(host.unused_domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
         assert_eq!(error.errno(), libc::ESRCH);
     });
 }
@@ -133,7 +133,7 @@ fn size_of_a_missing_resource_is_a_clear_error() {
         assert!(matches!(error, Error::ResourceSize { .. }), "{error:?}");
         assert_eq!(error.errno(), libc::EINVAL);
         assert!(error.to_string().contains("size of the resource"), "{error}");
-        let error = memory.resource_size(host.nobody(), Resource::GrantTable).unwrap_err();
+        let error = memory.resource_size(host.unused_domid(), Resource::GrantTable).unwrap_err();
         assert_eq!(error.errno(), libc::ESRCH);
     });
 }

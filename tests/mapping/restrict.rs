@@ -16,7 +16,7 @@ fn restricted_handle_maps_its_own_domain_only() {
         let refused = memory.map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
         assert!(matches!(refused, Err(Error::MapBatch { .. })) && refused.unwrap_err().errno() == libc::EPERM);
         assert_eq!(memory.resource_size(other.domid(), Resource::GrantTable).unwrap_err().errno(), libc::EPERM);
-        assert_eq!(before.view().read::<u8>(0).unwrap(), 0, "what was mapped before stays");
+        assert_eq!(before.view().read::<u8>(0).unwrap(), 0, "earlier mappings stay");
         host.open().map_foreign_batch(other.domid(), ReadOnly, &other.gfns()).unwrap();
     });
 }

@@ -1,7 +1,7 @@
-//! Structures and arrays of them, in a view and in a guard of the map cache.
+//! Structures and arrays, in a view and in a guard of the map cache.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
-#![expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#![expect(clippy::single_range_in_vec_init, reason = "a list with one range")]
 
 use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
@@ -21,7 +21,7 @@ struct Descriptor {
 
 const SIZE: usize = size_of::<Descriptor>();
 
-/// A structure that can be read, but has bytes which mean nothing.
+/// A structure with padding.
 #[derive(Debug, PartialEq, FromBytes)]
 #[repr(C)]
 struct Padded {
@@ -33,10 +33,10 @@ struct Padded {
 #[repr(C)]
 struct Nothing;
 
-/// Where a guard's second bucket begins.
+/// The offset of a guard's second bucket.
 const BORDER: usize = FRAME;
 
-/// A descriptor in which each byte differs from its neighbours.
+/// Returns a descriptor in which neighbouring bytes differ.
 fn descriptor(n: u16) -> Descriptor {
     Descriptor { address: 0x0102_0304_0506_0708 + u64::from(n), len: 0x1112_1314, flags: 0x2122, next: n }
 }

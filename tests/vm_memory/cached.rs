@@ -1,6 +1,6 @@
-//! A guest's RAM, mapped through the map cache, with the traits of rust-vmm's vm-memory.
+//! A guest's RAM, mapped by the map cache, through rust-vmm's vm-memory traits.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use xenmap::mock::{Dom0, Fault, MockDomain, MockHost};
 use xenmap::vm_memory::{CachedMemory, DirtySlice, PinnedMemory};
 use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Guest, GuestKind, InvalidNumber, MapCache, NumberRange, Pfn};
 
-/// RAM of 16 frames through a cache with so many frames in a bucket, and a budget of so many buckets.
+/// Returns 16 frames of RAM through a cache, with `frames` frames per bucket and a budget of `buckets` buckets.
 fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -> CachedMemory {
     let mut config = CacheConfig::default();
     config.bucket_size = frames * FRAME;
@@ -24,7 +24,7 @@ fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -
     CachedMemory::new(Arc::new(cache), &[0..8, 8..16].map(pfns))
 }
 
-/// The same on a simulated host, whose references can be counted.
+/// Runs a test with such RAM on a simulated host, whose references can be counted.
 fn on_the_mock(frames: usize, buckets: usize, test: impl Fn(&MockHost, &MockDomain, CachedMemory)) {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
@@ -88,7 +88,7 @@ fn no_slice_spans_a_hole() {
         let ram = cached(&memory, guest.domid(), 4, 1).memory();
         assert!(slices(&ram, at(4, 0), FRAME)[0].is_ok());
         let all = slices(&ram, at(2, 0), 10 * FRAME);
-        assert_eq!(all.len(), 2, "none after the error");
+        assert_eq!(all.len(), 2, "a slice follows the error");
         assert_eq!(all[0].as_ref().unwrap().len(), 2 * FRAME);
         let Err(GuestMemoryError::IOError(e)) = &all[1] else { panic!("{:?}", all[1]) };
         assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
@@ -185,7 +185,7 @@ fn slice_for_reading_can_be_written_by_safe_code() {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
         let ram = cached(&memory, guest.domid(), 4, 1);
-        // Somebody else had it mapped read-only.
+        // The bucket was mapped read-only before.
         drop(ram.cache().get(ReadOnly, 0, 8).unwrap());
         for access in [Permissions::No, Permissions::Read, Permissions::Write, Permissions::ReadWrite] {
             let memory = ram.memory();
@@ -204,11 +204,11 @@ fn slices_survive_eviction_invalidation_and_close() {
         let slice = slice(&memory, at(3, 0), 6);
         let contents = || slice.load::<u32>(0, Ordering::Relaxed).unwrap().to_ne_bytes();
 
-        // Evicted, as far as the cache may.
+        // Evicts the others, but not the pinned bucket.
         for frame in [4, 6, 8, 10] {
             ram.memory().read_obj::<u8>(at(frame, 0)).unwrap();
         }
-        assert_eq!(host.references(domain.domid()), 4, "this one, and the one in the budget");
+        assert_eq!(host.references(domain.domid()), 4, "this bucket, and one within the budget");
         assert_eq!(&contents(), b"befo");
 
         domain.balloon_out(gfn(3));
@@ -216,9 +216,9 @@ fn slices_survive_eviction_invalidation_and_close() {
         domain.write(gfn(3), 0, b"after!");
         ram.cache().invalidate_all();
         assert_eq!(host.references(domain.domid()), 2);
-        assert_eq!(&contents(), b"befo", "the page that it was");
+        assert_eq!(&contents(), b"befo", "the slice keeps its page");
 
-        // The same object hands out what is there now, and keeps both.
+        // The same object now sees the new page, and keeps both.
         assert_eq!(&memory.read_obj::<[u8; 6]>(at(3, 0)).unwrap(), b"after!");
         assert_eq!(&contents(), b"befo");
         assert_eq!(host.references(domain.domid()), 4);
@@ -246,7 +246,7 @@ fn pins_are_released_with_the_last_clone() {
         }
         assert_eq!(pinned(), 3);
         assert!(memory.check_range(at(0, 0), 16 * FRAME, Permissions::Read));
-        assert_eq!(pinned(), 3, "looking pins nothing");
+        assert_eq!(pinned(), 3, "check_range pins nothing");
         drop(memory);
         assert_eq!(pinned(), 3);
         drop(other);
@@ -284,7 +284,7 @@ fn written_frames_are_reported() {
         part.subslice(FRAME - 1, 2).unwrap().copy_from(&[1_u8]);
         assert_eq!(ram.cache().take_dirty(), [3..5, 7..8, 10..11]);
 
-        // Whoever writes through the pointer says so; what is outside of the slice is not believed.
+        // Code that writes through the pointer marks what it wrote; marks outside the slice are ignored.
         part.bitmap().mark_dirty(FRAME - 2, 2);
         part.bitmap().mark_dirty(usize::MAX, usize::MAX);
         part.bitmap().slice_at(2 * FRAME).mark_dirty(0, usize::MAX);
@@ -344,7 +344,7 @@ fn no_guest_address_causes_a_panic() {
         let addresses = [at(0, 0), at(1, FRAME - 1), at(4, 8), at(5, 0), at(15, FRAME - 1), at(16, 0)];
         for address in addresses.into_iter().chain(numbers.map(|n| GuestAddress(n as u64))) {
             for count in numbers {
-                assert!(slices(&memory, address, count).len() <= 9, "not more than there are buckets");
+                assert!(slices(&memory, address, count).len() <= 9, "at most one slice per bucket, and an error");
                 memory.check_range(address, count, Permissions::Write);
             }
             for order in [Ordering::Relaxed, Ordering::SeqCst] {
@@ -383,7 +383,7 @@ fn threads_share_an_object() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What comes of any accesses is what a plain array says, as far as there is RAM.
+    /// Random accesses have the same results as on a plain array, where there is RAM.
     #[test]
     fn accesses_match_a_plain_array(
         holes in proptest::collection::btree_set(0_u64..16, 0..4),
@@ -413,7 +413,7 @@ proptest! {
                     prop_assert_eq!(memory.read_slice(&mut bytes, address).is_ok(), is_ram);
                     prop_assert!(!is_ram || len == 0 || bytes == model[range]);
                 }
-                // What is before a hole would be written.
+                // An access that reaches a hole would write the part before it.
                 _ if is_ram && len != 0 => {
                     memory.write_slice(&vec![value; len], address).unwrap();
                     model[range].fill(value);
