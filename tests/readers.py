@@ -116,7 +116,7 @@ def main():
                 check("pv_xen_volatility_does_not_read_it", volatility_does_not_read, dump, folder / "cache")
             else:
                 arguments = (form, folder / "cache", BANNER, PLACES)
-                cases += [("volatility_finds_the_banners", readers.banner_is_where_it_is, arguments)]
+                cases += [("volatility_finds_the_banners", readers.banner_is_at, arguments)]
             for name, function, arguments in cases:
                 check(f"{kind}_{form}_{name}", function, dump, *arguments)
                 check(f"{kind}_{form}_{name}_or_fails", fails, function, broken, *arguments)

@@ -121,10 +121,10 @@ fn other_guests_are_not_populated_on_demand() {
 #[test]
 fn missing_domain_is_an_error() {
     on_each_host(|host| {
-        let (memory, nobody) = (host.open(), host.unused_domid());
+        let (memory, domid) = (host.open(), host.unused_domid());
         // On Arm, the call does not ask Xen.
         let expected = if host.is_arm() { None } else { Some(libc::ESRCH) };
-        assert_eq!(memory.populate_on_demand(nobody).err().map(|e| e.errno()), expected);
+        assert_eq!(memory.populate_on_demand(domid).err().map(|e| e.errno()), expected);
     });
 }
 

@@ -104,8 +104,8 @@ fn missing_page_table_fails_the_call_for_any_frame_numbers() {
                 for index in [0, gfns.len() / 2, gfns.len() - 1] {
                     host.inject(Fault::PageTable { index });
                     let result = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, gfns);
-                    let told = result.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM);
-                    assert!(told, "{dom0:?}, the table of {index} of {} frames from {}", gfns.len(), gfns[0]);
+                    let failed = result.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM);
+                    assert!(failed, "{dom0:?}, the table of {index} of {} frames from {}", gfns.len(), gfns[0]);
                     drop(result);
                     assert_eq!(host.references(guest.domid()), 0);
                 }

@@ -106,9 +106,9 @@ fn empty_access_is_allowed_up_to_the_end() {
             memory.read_into::<[Descriptor]>(offset, &mut []).unwrap();
             memory.write_as::<[Descriptor]>(offset, &[]).unwrap();
         }
-        let behind: [Result<()>; 2] =
+        let past_end: [Result<()>; 2] =
             [memory.read_as::<Nothing>(LEN + 1).map(drop), memory.write_as(LEN + 1, &Nothing)];
-        assert!(behind.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{behind:?}");
+        assert!(past_end.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{past_end:?}");
         assert!(memory.is_zero(0, LEN).unwrap());
     });
 }

@@ -183,7 +183,7 @@ def banners(path, cache):
     return {int(address, 16): text.strip() for address, text in rows}
 
 
-def banner_is_where_it_is(path, form, cache, version, truth):
+def banner_is_at(path, form, cache, version, truth):
     """Checks that volatility3 finds the text at exactly these addresses."""
     found = [address for address, text in banners(path, cache).items() if text == version]
     if form == "xen":  # here, volatility3 finds nothing across a page border
@@ -210,10 +210,10 @@ def hexes(addresses):
 
 def check(name, function, *arguments):
     try:
-        told = function(*arguments)
+        detail = function(*arguments)
         print(f"PASS readers::{name}")
-        if told:
-            print(f"| {told}")
+        if detail:
+            print(f"| {detail}")
     except Exception as error:  # any error fails this check only
         print(f"FAIL readers::{name}")
         for line in f"{type(error).__name__}: {error}".splitlines()[-20:]:
@@ -273,21 +273,21 @@ class Guest:
         ours, core = elf(self.folder / "elf"), xen(self.folder / "core")
         assert set(ARM_LINUX) <= ours.places.keys(), "our dump lacks a frame"
         assert not core.places, "xl dump-core now has frames: update the README, and compare them"
-        told = (f"{len(dump.places)} frames in {len(dump.bytes)} bytes" for dump in (core, ours))
-        return "xl dump-core: {}; ours: {}".format(*told)
+        sizes = (f"{len(dump.places)} frames in {len(dump.bytes)} bytes" for dump in (core, ours))
+        return "xl dump-core: {}; ours: {}".format(*sizes)
 
     def search_found_every_string(self):
         """Checks that `search` found all strings and nothing else, in every format."""
         lines = (self.folder / "strings").read_text().splitlines()  # "ADDRESS TEXT"
-        told = {int(address, 16): text for address, text in (line.split(" ", 1) for line in lines)}
+        strings = {int(address, 16): text for address, text in (line.split(" ", 1) for line in lines)}
         for name, read in FORMATS.items():
             dump = read(self.folder / name)
             found = dump.find(b"XENMAP-")
-            assert found == sorted(told), f"search: {hexes(sorted(told))}, {name}: {hexes(found)}"
-            for address, text in told.items():
+            assert found == sorted(strings), f"search: {hexes(sorted(strings))}, {name}: {hexes(found)}"
+            for address, text in strings.items():
                 assert dump.read(address, len(text)) == text.encode(), f"{name} at {address:#x}: not {text}"
-        assert told.get(self.tmpfs) == self.canary, self.facts["tmpfs"]
-        return f"{len(told)} strings are where the search found them, in {len(FORMATS)} formats"
+        assert strings.get(self.tmpfs) == self.canary, self.facts["tmpfs"]
+        return f"{len(strings)} strings are where the search found them, in {len(FORMATS)} formats"
 
     def banner_places(self):
         """Returns where the raw dump has the version, followed by any white space and NUL."""
@@ -295,7 +295,7 @@ class Guest:
 
     def volatility_finds_the_banner(self, dump):
         cache = self.folder.parent / "cache"
-        return banner_is_where_it_is(self.folder / dump, dump, cache, self.facts["version"], self.banner_places())
+        return banner_is_at(self.folder / dump, dump, cache, self.facts["version"], self.banner_places())
 
     def volatility_reads_no_core_of_a_pv_guest(self, dump):
         found = banners(self.folder / dump, self.folder.parent / "cache")
@@ -357,8 +357,8 @@ class Guest:
 
     def lacks_only_xens_frames(self):
         ours, core = elf(self.folder / "elf"), xen(self.folder / "core")
-        told = same(ours, core, self.special, may_lack=self.special)
-        return f"{told}; ours leaves out {len(core.places.keys() - ours.places.keys())} frames of Xen"
+        summary = same(ours, core, self.special, may_lack=self.special)
+        return f"{summary}; ours leaves out {len(core.places.keys() - ours.places.keys())} frames of Xen"
 
 
 def main():
