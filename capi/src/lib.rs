@@ -1,8 +1,8 @@
 //! The C interface of libxenforeignmemory 1.4, so that programs written for it run on xenmap.
 //!
 //! The functions, their arguments, results and errno are those of xenforeignmemory.h. Where that library truncates
-//! numbers, waits forever or leaves a hole, this one does not; the README of xenmap lists the differences. The script
-//! `install` builds the library. Only it links with libxentoolcore and libxentoollog.
+//! numbers, waits forever or leaves a hole, this one does not; xenmap's docs/c-library.md lists the differences. The
+//! script `install` builds the library. Only it links with libxentoolcore and libxentoollog.
 //!
 //! Nothing unwinds into C or out of it: a panic, which would be a bug, becomes an error with errno `ENOTRECOVERABLE`,
 //! and a thread is not cancelled in the middle of a call.
