@@ -9,7 +9,8 @@
 //! let guest = host.create_domain(GuestKind::Hvm, 16);
 //! let memory = host.open()?;
 //!
-//! let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+//! let gfns = guest.frames();
+//! let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadWrite, &gfns)?;
 //! mapping.view().write_bytes(4096, b"hello, guest")?;
 //! assert_eq!(mapping.view().read::<u8>(4096)?, b'h');
 //! drop(mapping); // unmaps the frames, and Xen drops its references to them
@@ -18,7 +19,7 @@
 //!
 //! # Where to start
 //!
-//! | To | use |
+//! | Task | Start with |
 //! |---|---|
 //! | open the device, map frames, list domains | [`ForeignMemory`] |
 //! | read and write mapped frames | [`ForeignMapping`], its [`View`], and the methods of [`Access`] |

@@ -42,10 +42,11 @@ impl ForeignMemory {
     ///
     /// let host = MockHost::new();
     /// let guest = host.create_domain(GuestKind::Hvm, 8);
-    /// let gfns = [Gfn::new(7)?, Gfn::new(2)?];
-    /// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &gfns)?;
+    /// let memory = host.open()?;
     ///
-    /// mapping.view().write_bytes(4096, b"hello")?; // the second frame of the mapping is frame 2
+    /// let gfns = [Gfn::new(7)?, Gfn::new(2)?];
+    /// let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadWrite, &gfns)?;
+    /// mapping.view().write_bytes(4096, b"hello")?; // to frame 2, the second of the mapping
     /// assert_eq!(guest.read(gfns[1], 0, 5), b"hello");
     /// # Ok::<(), xenmap::Error>(())
     /// ```
@@ -90,9 +91,10 @@ impl ForeignMemory {
     ///
     /// let host = MockHost::new();
     /// let guest = host.create_domain(GuestKind::Hvm, 8);
-    /// let gfns = [Gfn::new(7)?, Gfn::new(8)?]; // there is no frame 8
-    /// let mapping = host.open()?.map_foreign_batch_partial(guest.domid(), Protection::ReadOnly, &gfns)?;
+    /// let (memory, domid) = (host.open()?, guest.domid());
     ///
+    /// let gfns = [Gfn::new(7)?, Gfn::new(8)?]; // there is no frame 8
+    /// let mapping = memory.map_foreign_batch_partial(domid, Protection::ReadOnly, &gfns)?;
     /// assert_eq!(mapping.failed().len(), 1);
     /// assert!(mapping.view().read::<u8>(4095).is_ok());
     /// assert!(matches!(mapping.view().read::<u8>(4096), Err(Error::Hole { .. })));

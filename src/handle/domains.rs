@@ -38,7 +38,8 @@ pub enum DomainState {
 /// domain.set_name("web");
 ///
 /// let info = host.open()?.domain_info(domain.domid())?;
-/// assert_eq!((info.kind, info.pages, info.state), (GuestKind::Pvh, 16, Some(DomainState::Running)));
+/// assert_eq!((info.kind, info.pages), (GuestKind::Pvh, 16));
+/// assert_eq!(info.state, Some(DomainState::Running));
 /// assert_eq!(info.name.as_deref(), Some("web"));
 /// # Ok::<(), xenmap::Error>(())
 /// ```
@@ -94,9 +95,9 @@ impl ForeignMemory {
     /// use xenmap::GuestKind;
     ///
     /// let host = xenmap::mock::MockHost::new();
-    /// let created = [GuestKind::Pv, GuestKind::Pvh].map(|kind| host.create_domain(kind, 16).domid());
-    /// let found = host.open()?.domains()?;
-    /// assert!(created.iter().all(|domid| found.iter().any(|info| info.domid == *domid)));
+    /// let created = host.create_domain(GuestKind::Pv, 16);
+    /// let domains = host.open()?.domains()?;
+    /// assert!(domains.iter().any(|info| info.domid == created.domid()));
     /// # Ok::<(), xenmap::Error>(())
     /// ```
     ///

@@ -25,7 +25,7 @@ use crate::types::{Architecture, Domid, FRAME_SIZE, GuestKind, HostKind};
 /// let mut buffer = memory.hypercall_buffer(16)?;
 /// assert_eq!(buffer.bytes(), [0; 16]);
 /// buffer.bytes_mut()[..2].copy_from_slice(&7_u16.to_ne_bytes());
-/// // Pass buffer.address() to ForeignMemory::hypercall, and read the answer from buffer.bytes().
+/// // Pass buffer.address() to `hypercall`, and read the answer from buffer.bytes().
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Debug)]

@@ -47,12 +47,12 @@ use domctl::Version;
 /// let host = MockHost::new(); // on Xen: let memory = xenmap::ForeignMemory::open()?;
 /// let memory = host.open()?;
 ///
-/// let guest = host.create_domain(GuestKind::Hvm, 16);
-/// let mapping = memory.map_foreign_range(guest.domid(), Protection::ReadOnly, Gfn::new(2)?, 4)?;
-/// assert_eq!(host.references(guest.domid()), 4);
+/// let domid = host.create_domain(GuestKind::Hvm, 16).domid();
+/// let mapping = memory.map_foreign_range(domid, Protection::ReadOnly, Gfn::new(2)?, 4)?;
+/// assert_eq!(host.references(domid), 4);
 ///
 /// drop(mapping);
-/// assert_eq!(host.references(guest.domid()), 0);
+/// assert_eq!(host.references(domid), 0);
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Clone, Debug)]

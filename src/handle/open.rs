@@ -25,7 +25,8 @@ impl ForeignMemory {
     /// use xenmap::{Access, Domid, ForeignMemory, Gfn, Protection};
     ///
     /// let memory = ForeignMemory::open()?;
-    /// let mapping = memory.map_foreign_range(Domid::new(5)?, Protection::ReadOnly, Gfn::new(0x100)?, 1)?;
+    /// let (domid, gfns) = (Domid::new(5)?, [Gfn::new(0x100)?]);
+    /// let mapping = memory.map_foreign_batch(domid, Protection::ReadOnly, &gfns)?;
     /// println!("{:#x}", mapping.view().read::<u64>(0)?);
     /// # Ok::<(), xenmap::Error>(())
     /// ```

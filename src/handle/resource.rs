@@ -26,8 +26,9 @@ const LOWEST_ERRNO: i32 = -4095;
 ///
 /// let host = MockHost::new();
 /// let guest = host.create_domain(GuestKind::Hvm, 4);
-/// guest.add_resource(Resource::IoreqServer { id: 0 }, 2);
-/// assert_eq!(host.open()?.resource_size(guest.domid(), Resource::IoreqServer { id: 0 })?, 2);
+/// let server = Resource::IoreqServer { id: 0 };
+/// guest.add_resource(server, 2);
+/// assert_eq!(host.open()?.resource_size(guest.domid(), server)?, 2);
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,9 +75,9 @@ impl Resource {
 /// let host = MockHost::new();
 /// let guest = host.create_domain(GuestKind::Hvm, 4);
 /// guest.add_resource(Resource::GrantTable, 2);
-/// let memory = host.open()?;
+/// let (memory, domid) = (host.open()?, guest.domid());
 ///
-/// let mapping = memory.map_resource(guest.domid(), Protection::ReadWrite, Resource::GrantTable, 0, 2)?;
+/// let mapping = memory.map_resource(domid, Protection::ReadWrite, Resource::GrantTable, 0, 2)?;
 /// assert_eq!((mapping.frames(), mapping.view().len()), (2, 8192));
 /// mapping.view().write(8, 7_u16)?; // the flags of grant reference 1
 /// # Ok::<(), xenmap::Error>(())

@@ -24,7 +24,7 @@ use crate::types::Protection::{ReadOnly, ReadWrite};
 /// use xenmap::mock::MockHost;
 /// use xenmap::{Access, Guest, GuestKind, MapCache, Protection};
 ///
-/// /// Takes the next entry of a ring of 32-bit integers; the first integer holds the index.
+/// /// Takes the next entry of a ring of 32-bit integers, the first of which is the index.
 /// fn next(ring: &impl Access) -> xenmap::Result<u32> {
 ///     let entries = ring.len() / 4 - 1;
 ///     let index = ring.fetch_add(0, 1_u32)? as usize;
@@ -34,7 +34,8 @@ use crate::types::Protection::{ReadOnly, ReadWrite};
 /// let host = MockHost::new();
 /// let domain = host.create_domain(GuestKind::Hvm, 4);
 /// let memory = host.open()?;
-/// let mapping = memory.map_foreign_batch(domain.domid(), Protection::ReadWrite, &domain.frames())?;
+/// let gfns = domain.frames();
+/// let mapping = memory.map_foreign_batch(domain.domid(), Protection::ReadWrite, &gfns)?;
 /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
 ///
 /// mapping.view().write(0x1004, 7_u32)?;
@@ -94,159 +95,6 @@ pub trait Access: Memory {
     fn write_bytes(&self, offset: usize, from: &[u8]) -> Result<()> {
         // SAFETY: `from` is borrowed, so nothing writes it.
         unsafe { self.copy_in(offset, from.as_ptr(), from.len()) }
-    }
-
-    /// Reads a structure, or an array of them.
-    ///
-    /// It may be [torn](Access#structures) if the guest writes it at the same time.
-    ///
-    /// ```
-    /// # use xenmap::mock::MockHost;
-    /// # use xenmap::{Access, GuestKind, Protection};
-    /// use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
-    ///
-    /// /// A descriptor of a virtqueue, of 16 bytes.
-    /// #[derive(Debug, PartialEq, FromBytes, IntoBytes, Immutable)]
-    /// #[repr(C)]
-    /// struct Descriptor {
-    ///     address: u64,
-    ///     len: u32,
-    ///     flags: u16,
-    ///     next: u16,
-    /// }
-    ///
-    /// # let host = MockHost::new();
-    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
-    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
-    /// let table = mapping.view();
-    /// table.write_as(3 * 16, &Descriptor { address: 0x8000, len: 512, flags: 1, next: 4 })?;
-    ///
-    /// let descriptor: Descriptor = table.read_as(3 * 16)?;
-    /// assert_eq!((descriptor.address, descriptor.next), (0x8000, 4));
-    ///
-    /// let mut all = <[Descriptor; 8]>::new_zeroed();
-    /// table.read_into(0, &mut all[..])?; // or into a Vec
-    /// assert_eq!(all[3], descriptor);
-    /// # Ok::<(), xenmap::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Those of [all methods](Access#errors).
-    #[cfg(feature = "zerocopy")]
-    #[inline]
-    fn read_as<T: zerocopy::FromBytes>(&self, offset: usize) -> Result<T> {
-        let mut value = std::mem::MaybeUninit::<T>::uninit();
-        // SAFETY: the value is a local variable of that size.
-        unsafe { self.copy_out(offset, value.as_mut_ptr().cast(), size_of::<T>()) }?;
-        // SAFETY: `copy_out` has set all of its bytes, and `FromBytes` guarantees that any bytes are a valid value.
-        Ok(unsafe { value.assume_init() })
-    }
-
-    /// Reads into a structure, an array or a slice of them; see [`read_as`](Access::read_as).
-    ///
-    /// # Errors
-    ///
-    /// Those of [all methods](Access#errors).
-    #[cfg(feature = "zerocopy")]
-    #[inline]
-    fn read_into<T: zerocopy::FromBytes + zerocopy::IntoBytes + ?Sized>(
-        &self,
-        offset: usize,
-        to: &mut T,
-    ) -> Result<()> {
-        self.read_bytes(offset, to.as_mut_bytes())
-    }
-
-    /// Writes a structure, an array or a slice of them; see [`read_as`](Access::read_as).
-    ///
-    /// The guest may see its bytes change in any order.
-    ///
-    /// # Errors
-    ///
-    /// Those of [all methods](Access#errors).
-    #[cfg(feature = "zerocopy")]
-    #[inline]
-    fn write_as<T: zerocopy::IntoBytes + zerocopy::Immutable + ?Sized>(&self, offset: usize, value: &T) -> Result<()> {
-        self.write_bytes(offset, value.as_bytes())
-    }
-
-    /// Sets `len` bytes to `value`.
-    ///
-    /// # Errors
-    ///
-    /// Those of [all methods](Access#errors).
-    fn fill(&self, offset: usize, len: usize, value: u8) -> Result<()> {
-        let pieces = self.pieces();
-        pieces.check(ReadWrite, offset, len)?;
-        for piece in pieces.of(offset, len) {
-            // SAFETY: `check` found the bytes mapped for writing.
-            unsafe { copy::fill(piece.as_ptr(), value, piece.len()) };
-            piece.note(0, piece.len());
-        }
-        Ok(())
-    }
-
-    /// Returns whether the bytes at `offset` equal `expected`. Compares in blocks, and stops at the first that differs.
-    ///
-    /// If the guest writes at the same time, `true` means that each byte was the expected one at some moment, but perhaps
-    /// never all of them at once.
-    ///
-    /// ```
-    /// # use xenmap::mock::MockHost;
-    /// # use xenmap::{Access, GuestKind, Protection};
-    /// # let host = MockHost::new();
-    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
-    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
-    /// let page = mapping.view();
-    /// page.fill(100, 5, b'x')?;
-    /// assert!(page.eq_bytes(99, b"\0xxxxx\0")?);
-    /// # Ok::<(), xenmap::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Those of [all methods](Access#errors).
-    fn eq_bytes(&self, offset: usize, expected: &[u8]) -> Result<bool> {
-        let pieces = self.pieces();
-        pieces.check(ReadOnly, offset, expected.len())?;
-        let mut rest = expected;
-        for piece in pieces.of(offset, rest.len()) {
-            let (expected, more) = rest.split_at(piece.len());
-            // SAFETY: `check` found the bytes mapped; `expected` is a reference, so it is not part of the mapping.
-            if !unsafe { copy::equals(piece.as_ptr(), expected) } {
-                return Ok(false);
-            }
-            rest = more;
-        }
-        Ok(true)
-    }
-
-    /// Returns whether `len` bytes are all zero. Checks them in place, and stops at the first that are not.
-    ///
-    /// If the guest writes at the same time, `true` means that each byte was zero at some moment, but perhaps never all
-    /// of them at once.
-    ///
-    /// ```
-    /// # use xenmap::mock::MockHost;
-    /// # use xenmap::{Access, GuestKind, Protection};
-    /// # let host = MockHost::new();
-    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
-    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
-    /// let page = mapping.view();
-    /// page.write(100, 1_u8)?;
-    /// assert!(page.is_zero(0, 100)? && !page.is_zero(0, 101)?);
-    /// # Ok::<(), xenmap::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Those of [all methods](Access#errors).
-    fn is_zero(&self, offset: usize, len: usize) -> Result<bool> {
-        let pieces = self.pieces();
-        pieces.check(ReadOnly, offset, len)?;
-        // SAFETY: `check` found the bytes mapped.
-        Ok(pieces.of(offset, len).all(|piece| unsafe { copy::is_zero(piece.as_ptr(), piece.len()) }))
     }
 
     /// Reads an integer in native byte order, by a single access if its address is a multiple of its size.
@@ -404,6 +252,159 @@ pub trait Access: Memory {
     /// [`Error::Misaligned`](crate::Error::Misaligned), and those of [all methods](Access#errors).
     fn fetch_and<T: Word>(&self, offset: usize, mask: T) -> Result<T> {
         update(self, offset, |bits| bits & mask.bits())
+    }
+
+    /// Sets `len` bytes to `value`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](Access#errors).
+    fn fill(&self, offset: usize, len: usize, value: u8) -> Result<()> {
+        let pieces = self.pieces();
+        pieces.check(ReadWrite, offset, len)?;
+        for piece in pieces.of(offset, len) {
+            // SAFETY: `check` found the bytes mapped for writing.
+            unsafe { copy::fill(piece.as_ptr(), value, piece.len()) };
+            piece.note(0, piece.len());
+        }
+        Ok(())
+    }
+
+    /// Returns whether the bytes at `offset` equal `expected`. Compares in blocks, and stops at the first that differs.
+    ///
+    /// If the guest writes at the same time, `true` means that each byte was the expected one at some moment, but perhaps
+    /// never all of them at once.
+    ///
+    /// ```
+    /// # use xenmap::mock::MockHost;
+    /// # use xenmap::{Access, GuestKind, Protection};
+    /// # let host = MockHost::new();
+    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
+    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+    /// let page = mapping.view();
+    /// page.fill(100, 5, b'x')?;
+    /// assert!(page.eq_bytes(99, b"\0xxxxx\0")?);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](Access#errors).
+    fn eq_bytes(&self, offset: usize, expected: &[u8]) -> Result<bool> {
+        let pieces = self.pieces();
+        pieces.check(ReadOnly, offset, expected.len())?;
+        let mut rest = expected;
+        for piece in pieces.of(offset, rest.len()) {
+            let (expected, more) = rest.split_at(piece.len());
+            // SAFETY: `check` found the bytes mapped; `expected` is a reference, so it is not part of the mapping.
+            if !unsafe { copy::equals(piece.as_ptr(), expected) } {
+                return Ok(false);
+            }
+            rest = more;
+        }
+        Ok(true)
+    }
+
+    /// Returns whether `len` bytes are all zero. Checks them in place, and stops at the first that are not.
+    ///
+    /// If the guest writes at the same time, `true` means that each byte was zero at some moment, but perhaps never all
+    /// of them at once.
+    ///
+    /// ```
+    /// # use xenmap::mock::MockHost;
+    /// # use xenmap::{Access, GuestKind, Protection};
+    /// # let host = MockHost::new();
+    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
+    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+    /// let page = mapping.view();
+    /// page.write(100, 1_u8)?;
+    /// assert!(page.is_zero(0, 100)? && !page.is_zero(0, 101)?);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](Access#errors).
+    fn is_zero(&self, offset: usize, len: usize) -> Result<bool> {
+        let pieces = self.pieces();
+        pieces.check(ReadOnly, offset, len)?;
+        // SAFETY: `check` found the bytes mapped.
+        Ok(pieces.of(offset, len).all(|piece| unsafe { copy::is_zero(piece.as_ptr(), piece.len()) }))
+    }
+
+    /// Reads a structure, or an array of them.
+    ///
+    /// It may be [torn](Access#structures) if the guest writes it at the same time.
+    ///
+    /// ```
+    /// # use xenmap::mock::MockHost;
+    /// # use xenmap::{Access, GuestKind, Protection};
+    /// use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
+    ///
+    /// /// A descriptor of a virtqueue, of 16 bytes.
+    /// #[derive(Debug, PartialEq, FromBytes, IntoBytes, Immutable)]
+    /// #[repr(C)]
+    /// struct Descriptor {
+    ///     address: u64,
+    ///     len: u32,
+    ///     flags: u16,
+    ///     next: u16,
+    /// }
+    ///
+    /// # let host = MockHost::new();
+    /// # let guest = host.create_domain(GuestKind::Hvm, 1);
+    /// # let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+    /// let table = mapping.view();
+    /// table.write_as(3 * 16, &Descriptor { address: 0x8000, len: 512, flags: 1, next: 4 })?;
+    ///
+    /// let descriptor: Descriptor = table.read_as(3 * 16)?;
+    /// assert_eq!((descriptor.address, descriptor.next), (0x8000, 4));
+    ///
+    /// let mut all = <[Descriptor; 8]>::new_zeroed();
+    /// table.read_into(0, &mut all[..])?; // or into a Vec
+    /// assert_eq!(all[3], descriptor);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](Access#errors).
+    #[cfg(feature = "zerocopy")]
+    #[inline]
+    fn read_as<T: zerocopy::FromBytes>(&self, offset: usize) -> Result<T> {
+        let mut value = std::mem::MaybeUninit::<T>::uninit();
+        // SAFETY: the value is a local variable of that size.
+        unsafe { self.copy_out(offset, value.as_mut_ptr().cast(), size_of::<T>()) }?;
+        // SAFETY: `copy_out` has set all of its bytes, and `FromBytes` guarantees that any bytes are a valid value.
+        Ok(unsafe { value.assume_init() })
+    }
+
+    /// Reads into a structure, an array or a slice of them; see [`read_as`](Access::read_as).
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](Access#errors).
+    #[cfg(feature = "zerocopy")]
+    #[inline]
+    fn read_into<T: zerocopy::FromBytes + zerocopy::IntoBytes + ?Sized>(
+        &self,
+        offset: usize,
+        to: &mut T,
+    ) -> Result<()> {
+        self.read_bytes(offset, to.as_mut_bytes())
+    }
+
+    /// Writes a structure, an array or a slice of them; see [`read_as`](Access::read_as).
+    ///
+    /// The guest may see its bytes change in any order.
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](Access#errors).
+    #[cfg(feature = "zerocopy")]
+    #[inline]
+    fn write_as<T: zerocopy::IntoBytes + zerocopy::Immutable + ?Sized>(&self, offset: usize, value: &T) -> Result<()> {
+        self.write_bytes(offset, value.as_bytes())
     }
 
     /// Writes `len` bytes at `offset` to a file, pipe or socket, at its current position. The kernel copies them

@@ -32,9 +32,10 @@ use region::Region;
 ///
 /// let host = MockHost::new();
 /// let guest = host.create_domain(GuestKind::Hvm, 4); // frames 0 to 3
-/// let gfns = [Gfn::new(2)?, Gfn::new(9)?, Gfn::new(3)?];
-/// let mapping = host.open()?.map_foreign_batch_partial(guest.domid(), Protection::ReadOnly, &gfns)?;
+/// let (memory, domid) = (host.open()?, guest.domid());
 ///
+/// let gfns = [Gfn::new(2)?, Gfn::new(9)?, Gfn::new(3)?];
+/// let mapping = memory.map_foreign_batch_partial(domid, Protection::ReadOnly, &gfns)?;
 /// assert_eq!((mapping.frames(), mapping.failed()[0].gfn), (3, gfns[1]));
 /// assert_eq!(mapping.mapped_ranges().collect::<Vec<_>>(), [0..4096, 8192..12288]);
 /// assert!(mapping.view().is_zero(8192, 4096)?);

@@ -24,7 +24,8 @@ use crate::types::{FRAME_SIZE, Protection};
 ///
 /// let host = MockHost::new();
 /// let guest = host.create_domain(GuestKind::Hvm, 4);
-/// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+/// let (memory, gfns) = (host.open()?, guest.frames());
+/// let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadWrite, &gfns)?;
 ///
 /// let page = mapping.view().slice(4096, 4096)?;
 /// page.write_bytes(0, b"hello")?;

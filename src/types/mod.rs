@@ -25,7 +25,8 @@ pub(crate) const MAX_FRAMES: usize = (1 << 47) / FRAME_SIZE;
 ///
 /// let host = MockHost::new();
 /// let guest = host.create_domain(GuestKind::Hvm, 4);
-/// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadOnly, &guest.frames())?;
+/// let (memory, gfns) = (host.open()?, guest.frames());
+/// let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadOnly, &gfns)?;
 ///
 /// assert_eq!(mapping.view().read::<u32>(0)?, 0);
 /// assert!(matches!(mapping.view().write(0, 7_u32), Err(Error::ReadOnly { offset: 0 })));
