@@ -5,7 +5,7 @@ use std::io;
 
 use crate::types::{Domid, Gfn};
 
-/// A frame that could not be mapped.
+/// A frame that could not be mapped. [`FrameErrors`] shows an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct FrameError {

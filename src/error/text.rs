@@ -170,7 +170,7 @@ fn hint(source: &io::Error) -> &'static str {
         Some(libc::EPERM) => " (no privilege over the domain, or the handle is restricted to another one)",
         Some(libc::ENOMEM) => {
             " (out of memory, this domain's or Xen's, or out of addresses or mappings; each mapped frame may take a \
-             page of this domain's memory: map fewer at a time)"
+             page of this domain's memory: map less at a time)"
         }
         _ => "",
     }

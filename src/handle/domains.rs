@@ -10,7 +10,7 @@ use crate::abi::{self, DomctlDomainInfo};
 use crate::error::{Error, Result};
 use crate::types::{Architecture, Domid, Gfn, GuestKind};
 
-/// The state of a domain.
+/// The state of a domain. [`DomainInfo`] shows an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DomainState {

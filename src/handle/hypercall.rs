@@ -100,6 +100,20 @@ impl ForeignMemory {
     ///
     /// It also works for dying domains, so it tells whether any references are left.
     ///
+    /// ```
+    /// # use xenmap::mock::MockHost;
+    /// # use xenmap::{GuestKind, Protection};
+    /// # let host = MockHost::new();
+    /// # let guest = host.create_domain(GuestKind::Hvm, 16);
+    /// # let (memory, domid, gfns) = (host.open()?, guest.domid(), guest.frames());
+    /// let mapping = memory.map_foreign_batch(domid, Protection::ReadOnly, &gfns[3..7])?;
+    /// guest.destroy(); // a zombie now, because four of its frames are mapped
+    /// assert_eq!(memory.current_reservation(domid)?, 4);
+    /// drop(mapping);
+    /// assert!(memory.current_reservation(domid).is_err());
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Hypercall`], with `ESRCH` once the domain is gone; [`Error::HypercallBuffer`].

@@ -87,6 +87,19 @@ pub(crate) unsafe fn equals(from: *const u8, bytes: &[u8]) -> bool {
 /// its size.
 ///
 /// Implemented for `u8`, `u16`, `u32` and `u64`.
+///
+/// ```
+/// use xenmap::{Access, Result, Word};
+///
+/// /// Counts a value among aligned integers, which a device may write at the same time.
+/// fn count<T: Word>(memory: &impl Access, value: T) -> Result<usize> {
+///     let mut found = 0;
+///     for offset in (0..memory.len()).step_by(size_of::<T>()) {
+///         found += usize::from(memory.read::<T>(offset)? == value);
+///     }
+///     Ok(found)
+/// }
+/// ```
 pub trait Word: sealed::Word {}
 
 impl Word for u8 {}
