@@ -35,6 +35,9 @@
 //! | handle errors | [`Error`], and [`FrameErrors`] for the frames of a batch |
 //! | test without Xen | [`mock::MockHost`] and [`mock::MockDomain`] |
 //!
+//! Guides to whole tasks, such as device models, introspection and testing, are in
+//! [docs/](https://docs.rs/crate/xenmap/latest/source/docs/README.md).
+//!
 //! # Safety
 //!
 //! A guest may write its memory at any time, so the crate never lends it as a `&[u8]` or an `&Atomic`. Every access
@@ -118,9 +121,22 @@ pub use handle::{
 pub use mapping::{Access, ForeignMapping, View, Word, leaked_mappings};
 pub use types::{Domid, FRAME_SIZE, Gfn, GuestKind, HostKind, InvalidNumber, NumberRange, Numbers, Pfn, Protection};
 
-/// The Rust snippets in the README and in docs/ are tests.
+/// Tests the Rust snippets in the README and in docs/.
 #[cfg(doctest)]
 mod snippets {
     #[doc = include_str!("../README.md")]
     struct Readme;
+
+    #[doc = include_str!("../docs/quick-start.md")]
+    struct QuickStart;
+
+    #[cfg(feature = "vm-memory")]
+    #[doc = include_str!("../docs/device-models.md")]
+    struct DeviceModels;
+
+    #[doc = include_str!("../docs/introspection.md")]
+    struct Introspection;
+
+    #[doc = include_str!("../docs/testing.md")]
+    struct Testing;
 }
