@@ -1,5 +1,5 @@
 //! Maps the memory of other Xen domains into a Linux process, through `/dev/xen/privcmd` and without a C library. A
-//! simulated Xen host, [`mock`], lets a program and its tests run on any Linux machine.
+//! simulated Xen host, [`mock`], lets a program and its tests run on any Linux machine with 4 KiB pages.
 //!
 //! ```
 //! use xenmap::mock::MockHost;
@@ -42,22 +42,22 @@
 //!
 //! A guest may write its memory at any time, so the crate never lends it as a `&[u8]` or an `&Atomic`. Every access
 //! copies, by code that behaves like relaxed atomic accesses to bytes; aligned integers are accessed whole. A copy does
-//! not change any more; two reads of the same memory may differ. Everything that is read is the guest's choice: check it
-//! before you use it.
+//! not change any more, but two reads of the same memory may differ. The guest controls everything that you read: check
+//! the copy before you use it.
 //!
-//! Every access is checked for bounds, for frames that failed to map, and for the right to write. A mapping stays valid
-//! until it is dropped, even if the guest dies. It is unmapped exactly once, as a whole, on any thread, and never in a
-//! forked child.
+//! Every access is checked for bounds, for frames that failed to map, and for write permission. A mapping stays valid
+//! until it is dropped, even if the guest dies. It is unmapped exactly once, on any thread, and never in a forked
+//! child.
 //!
-//! The one exception is [`vm_memory`], which gives rust-vmm's crates the pointers that they expect. Its documentation
-//! says what to avoid.
+//! Two things are outside these promises: [`vm_memory`], which gives rust-vmm's crates the pointers that they expect,
+//! and [`View::as_ptr`]. Their documentation says what to avoid.
 //!
 //! # Errors
 //!
 //! An [`Error`] says what failed and, where the crate knows, what to do about it. Print the whole chain of
-//! [sources](std::error::Error::source), as `anyhow` does. If frames of a batch cannot be mapped, the error lists each of
-//! them with the reason. [`Error::errno`] returns the Linux errno. Nothing panics if a guest or a device misbehaves; a
-//! mapping that the kernel refuses to unmap is logged and [counted](leaked_mappings).
+//! [sources](std::error::Error::source), as `anyhow` does. If frames of a batch cannot be mapped, the error lists each
+//! of them with the reason. [`Error::errno`] returns the Linux errno. Nothing panics if a guest or a device misbehaves;
+//! a mapping that the kernel refuses to unmap is logged and [counted](leaked_mappings).
 //!
 //! # Features
 //!
@@ -69,15 +69,17 @@
 //!
 //! The program must run in dom0, or in another domain with privilege over the guest, and be able to open
 //! `/dev/xen/privcmd`, which by default only root can. A privileged parent can also pass the open device to a child
-//! ([`ForeignMemory::from_owned_fd`]). A program that serves a single guest should call [`ForeignMemory::restrict`], after
-//! which the kernel refuses all other domains. Nothing else differs from the simulated host.
+//! ([`ForeignMemory::from_owned_fd`]). A program that serves a single guest should call [`ForeignMemory::restrict`],
+//! after which the kernel refuses all other domains. Nothing else differs from the simulated host.
 //!
 //! # Versions
 //!
 //! The crate needs 64-bit Linux 3.8 and Rust 1.88. [`ForeignMemory::restrict`] needs Linux 4.11, resources need Linux
-//! 4.18, and their size needs Linux 5.12 and Xen 4.15. Calls that depend on the toolstack's interface know Xen 4.11 to
-//! 4.22; on other releases less is known about domains, and finding RAM takes longer. A newer Rust is a minor release; an
-//! incompatible version of vm-memory or zerocopy is an incompatible release of this crate.
+//! 4.18, and their size needs Linux 5.12 and Xen 4.15. The toolstack's interface is supported from Xen 4.11 to 4.22; on
+//! other releases less is known about domains, and finding RAM takes longer.
+//!
+//! The crate is young: its interface may still change. It follows semantic versioning. Requiring a newer Rust is a
+//! minor change; moving to an incompatible version of vm-memory or zerocopy is an incompatible one.
 //!
 #![cfg_attr(not(feature = "mock"), doc = "[`mock`]: https://docs.rs/xenmap/latest/xenmap/mock/index.html")]
 #![cfg_attr(

@@ -21,8 +21,8 @@ pub fn domid(number: u16) -> Domid {
     Domid::as_given(number)
 }
 
-/// Maps frames in one piece, where mmap(2) puts it for `addr` and `flags`. Maps all frames or none; with `partial`, maps
-/// those that can be mapped, and returns the ones that failed.
+/// Maps frames in one piece, where mmap(2) puts it for `addr` and `flags`. Maps all frames or none; with `partial`,
+/// maps those that can be mapped, and returns the ones that failed.
 ///
 /// The caller unmaps all of it, by [`unmap`] or munmap(2). If the call fails after it has replaced something
 /// (`MAP_FIXED`), `PROT_NONE` memory stays at the addresses.

@@ -59,7 +59,8 @@ unsafe impl Backend for KernelDevice {
     }
 
     unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
-        // The numbers say _IOC_NONE even where the kernel writes to the argument, so all arguments are passed by `&mut`.
+        // The numbers say _IOC_NONE even where the kernel writes to the argument, so all arguments are passed by
+        // `&mut`.
         let (number, argument) = match call {
             Ioctl::MmapBatchV2(batch) => (abi::IOCTL_PRIVCMD_MMAPBATCH_V2, (&raw mut *batch).cast()),
             Ioctl::MmapResource(resource) => (abi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),

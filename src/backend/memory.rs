@@ -42,14 +42,14 @@ pub(crate) unsafe fn mmap(
     })
 }
 
-/// Advises the kernel about a new mapping. If it refuses an advice, the mapping is unmapped.
+/// Advises the kernel about a new mapping. If the kernel refuses, the mapping is unmapped.
 ///
 /// # Safety
 ///
 /// The `len` bytes at `addr` have just been mapped, and nothing uses them.
 pub(crate) unsafe fn advise(addr: NonNull<u8>, len: usize, advice: &[MmapAdvise]) -> io::Result<()> {
     for &advice in advice {
-        // SAFETY: the caller owns the memory, which holds nothing yet that an advice could change.
+        // SAFETY: the caller owns the memory, which holds nothing yet that the advice could change.
         if let Err(e) = unsafe { mman::madvise(addr.cast(), len, advice) } {
             // SAFETY: the caller's promise.
             if let Err(e) = unsafe { munmap(addr, len) } {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn mapping_is_unmapped_if_an_advice_is_refused() {
+    fn mapping_is_unmapped_if_advice_is_refused() {
         let file = memfd_create(c"xenmap-advised", MFdFlags::MFD_CLOEXEC).unwrap();
         let place = Place { addr: 0, flags: libc::MAP_SHARED };
         for (advice, stays) in [(MmapAdvise::MADV_DONTFORK, true), (MmapAdvise::MADV_WIPEONFORK, false)] {

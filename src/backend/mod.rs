@@ -64,8 +64,8 @@ pub(crate) enum Ioctl<'a> {
 /// # Safety
 ///
 /// `mmap_at` and `map_hypercall_buffer` return the start of a new mapping of `len` bytes, which nothing else refers to
-/// and which stays until the caller replaces it or unmaps it by `unmapper`. The memory of a hypercall buffer can be read
-/// and written.
+/// and which stays until the caller replaces it or unmaps it by `unmapper`. The memory of a hypercall buffer can be
+/// read and written.
 pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// Maps `len` bytes of the device, unpopulated: every access raises SIGBUS until a batch or resource is mapped
     /// there.

@@ -88,7 +88,7 @@ impl FrameErrors {
         self.domid
     }
 
-    /// Returns the count of frames in the batch.
+    /// Returns the number of frames in the batch.
     #[must_use]
     pub fn requested(&self) -> usize {
         self.requested

@@ -64,7 +64,7 @@ pub enum Error {
     MapBatch {
         /// The domain whose frames were to be mapped.
         domid: Domid,
-        /// The count of frames.
+        /// The number of frames.
         frames: usize,
         /// The error of the ioctl.
         source: io::Error,
@@ -165,13 +165,13 @@ pub enum Error {
     Empty,
     /// A mapping of more frames than an address range can hold was requested.
     TooManyFrames {
-        /// The count of frames.
+        /// The number of frames.
         frames: usize,
     },
-    /// Several frames of a resource were requested on a kernel whose pages are larger than a frame. It would map one
-    /// page for each frame, and write page-table entries past the mapping's end (`privcmd_ioctl_mmap_resource`).
+    /// Several frames of a resource were requested on a kernel whose pages are larger than a frame. The kernel would
+    /// map a page for each frame, and write page-table entries past the mapping's end (`privcmd_ioctl_mmap_resource`).
     ResourceFrames {
-        /// The count of frames.
+        /// The number of frames.
         frames: usize,
         /// The kernel's page size in bytes.
         page_size: usize,
@@ -206,7 +206,7 @@ pub enum Error {
     },
     /// Bytes could not be transferred between a mapping and a file descriptor.
     Transfer {
-        /// The count of bytes that were transferred before the error.
+        /// The number of bytes that were transferred before the error.
         done: usize,
         /// The error of read(2) or write(2).
         source: io::Error,

@@ -1,4 +1,4 @@
-//! The texts of errors, with hints on what to do.
+//! The messages of errors, with hints on what to do.
 
 use std::fmt;
 use std::io;

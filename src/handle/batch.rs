@@ -11,9 +11,9 @@ use crate::mapping::ForeignMapping;
 use crate::mapping::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
 
-/// The most frames in one device mapping: 64 MiB. While the kernel populates a device mapping, by a single call, it locks
-/// the whole address space. Larger batches are split, so that no other thread waits long. The size is a multiple of any
-/// kernel's page size, so that the next mapping begins where this one ends.
+/// The most frames in one device mapping: 64 MiB. While the kernel populates a device mapping, by a single call, it
+/// locks the whole address space. Larger batches are split, so that no other thread waits long. The size is a multiple
+/// of any kernel's page size, so that the next mapping begins where this one ends.
 const VMA_FRAMES: usize = 16 * 1024;
 
 /// The shortest and the longest pause before a paged-out frame is retried.
@@ -252,7 +252,7 @@ impl<'a> Batch<'a> {
         let backend = self.memory.backend();
         let len = backend.mapped_bytes(gfns.len());
         let mut reservation = Reservation::new(len).map_err(Self::reserve_error(len))?;
-        // SAFETY: no bytes at all.
+        // SAFETY: the region is empty.
         let mut region = unsafe { Region::new(reservation.base(), 0, VMA_FRAMES * FRAME_SIZE, backend.unmapper()) };
         for (chunk, first) in gfns.chunks(VMA_FRAMES).zip((0..).step_by(VMA_FRAMES)) {
             let len = backend.mapped_bytes(chunk.len());
@@ -272,8 +272,8 @@ impl<'a> Batch<'a> {
         Ok(region)
     }
 
-    /// Populates the last device mapping of a region, which is at `offset`, and records the frames that fail. `first` is
-    /// the position of the first frame in the batch.
+    /// Populates the last device mapping of a region, which is at `offset`, and records the frames that fail. `first`
+    /// is the position of the first frame in the batch.
     fn populate(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn], first: usize) -> Result<()> {
         let mut pause = PAUSES.0;
         let out_of_memory = |_| Error::MapBatch {

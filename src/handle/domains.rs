@@ -20,8 +20,8 @@ pub enum DomainState {
     Paused,
     /// The domain's system has shut down, and the domain waits to be destroyed.
     Shutdown,
-    /// The domain has been destroyed, but foreign mappings keep some of its frames. Xen does not report this state while
-    /// it is still freeing the domain's frames.
+    /// The domain has been destroyed, but foreign mappings keep some of its frames. Xen does not report this state
+    /// while it is still freeing the domain's frames.
     Dying,
 }
 
@@ -52,15 +52,15 @@ pub struct DomainInfo {
     pub kind: GuestKind,
     /// The domain's state.
     pub state: Option<DomainState>,
-    /// The count of frames that the domain owns.
+    /// The number of frames that the domain owns.
     pub pages: u64,
-    /// The count of frames that the domain may own.
+    /// The number of frames that the domain may own.
     pub max_pages: Option<u64>,
-    /// The count of frames that are paged out.
+    /// The number of frames that are paged out.
     pub paged_out: Option<u64>,
-    /// The count of frames that the domain shares with others. Xen does not count them as its own.
+    /// The number of frames that the domain shares with others. Xen does not count them as its own.
     pub shared: Option<u64>,
-    /// The count of vcpus that are online.
+    /// The number of vcpus that are online.
     pub vcpus: Option<u32>,
     /// The domain's UUID.
     pub handle: Option<[u8; 16]>,
@@ -85,8 +85,8 @@ impl ForeignMemory {
         Ok(info)
     }
 
-    /// Returns all domains, in ascending order of their numbers, including dying ones and the one that this program runs
-    /// in.
+    /// Returns all domains, in ascending order of their numbers, including dying ones and the one that this program
+    /// runs in.
     ///
     /// If neither of the toolstack's interfaces is known, each number is tried, which takes about a second. Waits up to
     /// another second for all names; those that xenstored has not sent by then are `None`.
@@ -188,8 +188,8 @@ impl ForeignMemory {
 
     /// Returns the domain with the lowest number that is at least `first` (`XEN_SYSCTL_getdomaininfolist`).
     fn next_domain(&self, first: u16, version: u32) -> Result<Option<DomainInfo>> {
-        // One at a time, so that the size of an entry, which differs between releases, does not matter. An entry is also
-        // the argument of a domctl, so it is not larger than `ARGUMENTS`.
+        // One at a time, so that the size of an entry, which differs between releases, does not matter. An entry is
+        // also the argument of a domctl, so it is not larger than `ARGUMENTS`.
         let entry = self.hypercall_buffer(ARGUMENTS)?;
         let mut arguments = [0; ARGUMENTS];
         // struct xen_sysctl_getdomaininfolist: first_domain, max_domains, buffer, num_domains.
@@ -272,8 +272,8 @@ fn state(flags: u32) -> DomainState {
     }
 }
 
-/// Returns the kind of an x86 guest. Xen gives it either all emulated devices (HVM) or none except interrupt controllers
-/// (PVH), so checking one is enough.
+/// Returns the kind of an x86 guest. Xen gives it either all emulated devices (HVM) or none except interrupt
+/// controllers (PVH), so checking one is enough.
 fn kind(flags: u32, emulated: u32) -> GuestKind {
     let has_timer = emulated & (1 << abi::XEN_X86_EMU_PIT_BIT) != 0;
     match flags & abi::XEN_DOMINF_HVM_GUEST {

@@ -166,8 +166,8 @@ impl ForeignMemory {
         }
         bytes[header..].copy_from_slice(&call.arguments);
         let arg = [buffer.address(), 0, 0, 0, 0];
-        // SAFETY: it reads and writes one structure, for which the buffer is large enough; that the call is harmless, and
-        // the addresses in its arguments valid, is the caller's promise.
+        // SAFETY: it reads and writes one structure, for which the buffer is large enough; that the call is harmless,
+        // and the addresses in its arguments valid, is the caller's promise.
         let called = unsafe { self.backend().hypercall(call.op.into(), arg) };
         called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
         let mut arguments = [0; ARGUMENTS];

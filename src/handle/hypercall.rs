@@ -50,8 +50,8 @@ impl HypercallBuffer {
     /// Returns the contents.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: we own these `len` mapped bytes, and they are initialised (the kernel zeroes them). Apart from us, only
-        // Xen accesses them, and only during a hypercall; whoever makes one promises that no borrow is live
+        // SAFETY: we own these `len` mapped bytes, and they are initialised (the kernel zeroes them). Apart from us,
+        // only Xen accesses them, and only during a hypercall; whoever makes one promises that no borrow is live
         // (`ForeignMemory::hypercall`).
         unsafe { NonNull::slice_from_raw_parts(self.region.base(), self.len).as_ref() }
     }

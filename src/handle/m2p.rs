@@ -40,8 +40,8 @@ impl ForeignMemory {
         buffer.bytes_mut()[max..max + 4].copy_from_slice(&(index + 1).to_ne_bytes());
         buffer.bytes_mut()[start..start + 8].copy_from_slice(&list.address().to_ne_bytes());
         let arg = [u64::from(abi::XENMEM_MACHPHYS_MFN_LIST), buffer.address(), 0, 0, 0];
-        // SAFETY: it reads and writes the structure, and writes at most `max_extents` words, for which the list is large
-        // enough.
+        // SAFETY: it reads and writes the structure, and writes at most `max_extents` words, for which the list is
+        // large enough.
         unsafe { self.hypercall("XENMEM_machphys_mfn_list", abi::HYPERVISOR_MEMORY_OP.into(), arg) }?;
         // An entry that Xen has not written is 0. In a gap Xen repeats the extent before it (x86_64/mm.c, up to Xen
         // 4.22), although its header says 0.

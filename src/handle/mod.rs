@@ -1,7 +1,7 @@
 //! The handle, and everything that is asked of the host through it.
 
-// rustdoc shows the methods of `ForeignMemory` in the order of these modules: opening, mapping, domains, hypercalls. The
-// blank lines keep rustfmt from sorting them.
+// rustdoc shows the methods of `ForeignMemory` in the order of these modules: opening, mapping, domains, hypercalls.
+// The blank lines keep rustfmt from sorting them.
 mod open;
 
 mod batch;

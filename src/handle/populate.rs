@@ -13,9 +13,9 @@ use crate::types::{Architecture, Domid};
 /// The memory that a populate-on-demand guest lacks; all zero for any other guest.
 ///
 /// A guest that is created with more `maxmem` than `memory` has frames without memory. Each gets its memory when it is
-/// first touched: by the guest, by whoever maps it, or by whoever asks Xen for its type. The guest is expected to start a
-/// balloon driver, which returns the frames that it was never meant to use. Until then it has more frames than Xen has
-/// set memory aside for, and Xen crashes it once that memory is used up.
+/// first touched: by the guest, by whoever maps it, or by whoever asks Xen for its type. The guest is expected to start
+/// a balloon driver, which returns the frames that it was never meant to use. Until then it has more frames than Xen
+/// has set memory aside for, and Xen crashes it once that memory is used up.
 ///
 /// Returned by [`ForeignMemory::populate_on_demand`], which shows an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -66,8 +66,8 @@ fn is_mapped(addr: NonNull<u8>) -> bool {
     const NO_OPERATION: libc::c_long = -1;
     const SET: usize = 8;
     let nowhere = std::ptr::null_mut::<u8>();
-    // SAFETY: the kernel reads a signal set from the address, and fails with EFAULT if it cannot. Otherwise it fails with
-    // EINVAL, because it does not know the operation, and changes nothing.
+    // SAFETY: the kernel reads a signal set from the address, and fails with EFAULT if it cannot. Otherwise it fails
+    // with EINVAL, because it does not know the operation, and changes nothing.
     let answer = unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_OPERATION, addr.as_ptr(), nowhere, SET) };
     answer == 0 || std::io::Error::last_os_error().raw_os_error() != Some(libc::EFAULT)
 }

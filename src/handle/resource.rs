@@ -90,13 +90,13 @@ pub struct ResourceMapping {
 }
 
 impl ResourceMapping {
-    /// Returns the count of frames.
+    /// Returns the number of frames.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// Returns a view of all of it, through which it can be read and, if it is mapped so, written.
+    /// Returns a view of the whole mapping.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View::new(&self.region, self.frames * FRAME_SIZE, self.protection, &[])

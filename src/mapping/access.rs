@@ -58,8 +58,8 @@ use crate::types::Protection::{ReadOnly, ReadWrite};
 /// # Structures
 ///
 /// With the feature `zerocopy`, `read_as`, `read_into` and `write_as` copy plain structures and arrays of them. Their
-/// types need the traits of zerocopy 0.8, which is thus part of this crate's interface: a program must derive the traits
-/// of a compatible version (any 0.8).
+/// types need the traits of zerocopy 0.8, which is thus part of this crate's interface: a program must derive the
+/// traits of a compatible version (any 0.8).
 ///
 /// These methods copy bytes, at any alignment. Nothing in the copy is atomic, not even an aligned field: a structure
 /// that the guest writes at the same time may be torn. Read fields that synchronise (an index, a flag) by
@@ -272,8 +272,8 @@ pub trait Access: Memory {
 
     /// Returns whether the bytes at `offset` equal `expected`. Compares in blocks, and stops at the first that differs.
     ///
-    /// If the guest writes at the same time, `true` means that each byte was the expected one at some moment, but perhaps
-    /// never all of them at once.
+    /// If the guest writes at the same time, `true` means that each byte was the expected one at some moment, but
+    /// perhaps never all of them at once.
     ///
     /// ```
     /// # use xenmap::mock::MockHost;

@@ -45,8 +45,8 @@ use region::Region;
 /// # References
 ///
 /// While a frame is mapped, Xen holds a reference to it: the machine page stays the same even if the guest balloons it
-/// out or dies (the domain then lingers as a zombie). `Drop` calls munmap(2) for exactly what was mapped, and the kernel
-/// does the rest. In a PV domain, each page-table entry that it clears traps into Xen, which drops the entry's
+/// out or dies (the domain then lingers as a zombie). `Drop` calls munmap(2) for exactly what was mapped, and the
+/// kernel does the rest. In a PV domain, each page-table entry that it clears traps into Xen, which drops the entry's
 /// reference; in an auto-translated one, the close hook of the privcmd mapping removes each frame from the domain's
 /// physmap. When `drop` returns, the references are gone. If the process dies, they are dropped in the same way.
 ///
@@ -97,13 +97,13 @@ impl ForeignMapping {
         self.domid
     }
 
-    /// Returns the count of frames, including those that failed.
+    /// Returns the number of frames, including those that failed.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// Returns whether the mapping can be written.
+    /// Returns whether the mapping is read-only or writable.
     #[must_use]
     #[inline]
     pub fn protection(&self) -> Protection {
@@ -118,14 +118,14 @@ impl ForeignMapping {
         &self.failed
     }
 
-    /// Returns the parts that can be accessed, in bytes from the start: all of it, or what is between failed frames.
+    /// Returns the ranges that can be accessed, in bytes from the start: everything except the failed frames.
     pub fn mapped_ranges(&self) -> impl Iterator<Item = Range<usize>> {
         let starts = std::iter::once(0).chain(self.failed.iter().map(|e| (e.index + 1) * FRAME_SIZE));
         let ends = self.failed.iter().map(|e| e.index * FRAME_SIZE).chain([self.frames * FRAME_SIZE]);
         starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty())
     }
 
-    /// Returns a view of all of it, through which it can be read and, if it is mapped so, written.
+    /// Returns a view of the whole mapping.
     #[must_use]
     #[inline]
     pub fn view(&self) -> View<'_> {

@@ -1,5 +1,5 @@
-//! The traits below [`Access`]: how accessible memory is divided into pieces. Other crates cannot name these traits, and
-//! so cannot implement `Access`.
+//! The traits below [`Access`]: how accessible memory is divided into pieces. Other crates cannot name these traits,
+//! and so cannot implement `Access`.
 
 #![expect(unsafe_code, reason = "copies to and from mapped memory by pointer, after it was checked")]
 #![expect(clippy::inline_always, reason = "a guard of the map cache must not go through memory: see cache/parts.rs")]
@@ -16,8 +16,8 @@ use crate::types::Protection::{self, ReadOnly, ReadWrite};
 ///
 /// `quick` returns exactly the bytes that are requested, all of them mapped with the requested protection.
 pub unsafe trait Memory {
-    /// The fast path of short accesses: returns the `len` bytes at `offset` if they lie in one piece, without holes, and
-    /// can be accessed so. `None` means that [`Pieces`] must tell.
+    /// The fast path for short accesses. Returns the `len` bytes at `offset` if they lie in one piece without holes,
+    /// and the access is allowed. Otherwise returns `None`, and [`Pieces`] decides.
     fn quick(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>>;
 
     /// Returns the pieces of the memory.
@@ -146,8 +146,8 @@ pub unsafe trait Pieces<'p>: Copy {
         self.check(ReadWrite, offset, len)?;
         let mut from = from;
         for piece in self.of(offset, len) {
-            // SAFETY: `check` found the bytes mapped for writing; together the pieces have `len` bytes, for which `from`
-            // is valid.
+            // SAFETY: `check` found the bytes mapped for writing; together the pieces have `len` bytes, for which
+            // `from` is valid.
             unsafe { copy::write(from, piece.as_ptr(), piece.len()) };
             piece.note(0, piece.len());
             from = from.wrapping_add(piece.len());

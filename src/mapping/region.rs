@@ -45,7 +45,7 @@ pub(crate) struct Region {
 }
 
 // SAFETY: an address range means the same on every thread. The memory of a mapping is accessed only by the functions of
-// mapping/copy and by system calls, which any number of threads may do at once; that of a hypercall buffer only by
+// mapping/copy and by system calls, which any number of threads may use at once; that of a hypercall buffer only by
 // references that borrow its owner. An `Unmapper` is Send.
 unsafe impl Send for Region {}
 // SAFETY: as above, and whatever changes a region takes `&mut self` or `self`. An `Unmapper` is Sync.

@@ -45,7 +45,8 @@ pub(super) unsafe fn read_from<'p>(pieces: impl Iterator<Item = View<'p>>, fd: B
 }
 
 /// Repeats a read(2) or write(2) until a piece is done, each time with the address and length of the rest. `before` is
-/// the count of bytes transferred before this piece. If a call transfers nothing, that is an error of the kind `nothing`.
+/// the count of bytes transferred before this piece. If a call transfers nothing, that is an error of the kind
+/// `nothing`.
 fn transfer(
     piece: View<'_>,
     before: usize,

@@ -60,8 +60,9 @@ pub struct View<'a> {
     mapping: PhantomData<&'a Region>,
 }
 
-// SAFETY: a view is a shared borrow of a `Region`, of `FrameError`s and of a `Dirty`, all of which are Sync. It accesses
-// the memory only by the functions of mapping/copy and by system calls, which any number of threads may do at once.
+// SAFETY: a view is a shared borrow of a `Region`, of `FrameError`s and of a `Dirty`, all of which are Sync. It
+// accesses the memory only by the functions of mapping/copy and by system calls, which any number of threads may use at
+// once.
 unsafe impl Send for View<'_> {}
 // SAFETY: as above; no method changes the view itself.
 unsafe impl Sync for View<'_> {}
@@ -112,8 +113,8 @@ impl<'a> View<'a> {
 
     /// Returns the address of the first byte, for code that needs a pointer.
     ///
-    /// Accesses through the pointer are not checked. Depending on the host, touching a failed frame kills the process or
-    /// reads garbage. Plain accesses race with the guest. If the kernel's pages are larger than a frame, the memory
+    /// Accesses through the pointer are not checked. Depending on the host, touching a failed frame kills the process
+    /// or reads garbage. Plain accesses race with the guest. If the kernel's pages are larger than a frame, the memory
     /// after the last frame must not be touched. The pointer is valid as long as the mapping lives.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -134,8 +135,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Returns whether the `len` bytes at `offset` are all inside, and the mapping has no holes. Short copies take a fast
-    /// path in this usual case. It only saves time: no test fails if this is always false.
+    /// Returns whether the `len` bytes at `offset` are all inside, and the mapping has no holes. Short copies take a
+    /// fast path in this usual case. It only saves time: no test fails if this is always false.
     #[inline]
     fn is_whole(&self, offset: usize, len: usize) -> bool {
         self.failed.is_empty() && self.len.checked_sub(offset).is_some_and(|rest| len <= rest)
@@ -149,8 +150,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Returns the first failed frame among the `len` bytes at `offset`. Cold, so that mappings without holes do not pay
-    /// for it.
+    /// Returns the first failed frame among the `len` bytes at `offset`. Cold, so that mappings without holes do not
+    /// pay for it.
     #[cold]
     fn first_hole(self, offset: usize, len: usize) -> Option<&'a FrameError> {
         let start = self.start + offset;
@@ -195,8 +196,8 @@ unsafe impl Memory for View<'_> {
     }
 }
 
-// SAFETY: `check` checks bounds, holes and protection. A view is a single piece of contiguous addresses, so `of` returns
-// all bytes in their order, and an integer never spans two pieces.
+// SAFETY: `check` checks bounds, holes and protection. A view is a single piece of contiguous addresses, so `of`
+// returns all bytes in their order, and an integer never spans two pieces.
 unsafe impl<'a> Pieces<'a> for View<'a> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
         self.check_bounds(offset, len)?;

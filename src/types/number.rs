@@ -137,7 +137,7 @@ macro_rules! frame_number {
             /// The highest frame number.
             pub const MAX: $name = $name(HIGHEST_FRAME);
 
-            /// Makes a frame number of an integer.
+            /// Makes a frame number from an integer.
             ///
             /// # Errors
             ///
@@ -213,7 +213,7 @@ impl Domid {
     /// The hypervisor itself (`DOMID_XEN`). The frames that it shares, such as its M2P table, can be mapped read-only.
     pub const XEN: Domid = Domid(abi::XEN_DOMID);
 
-    /// Makes a domain number of an integer.
+    /// Makes a domain number from an integer.
     ///
     /// # Errors
     ///

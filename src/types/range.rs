@@ -47,7 +47,7 @@ impl<N> NumberRange<N> {
         self.end
     }
 
-    /// Returns the count of numbers.
+    /// Returns how many numbers the range holds.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the crate is for 64-bit Linux")]
     pub const fn len(&self) -> usize {

@@ -1,10 +1,10 @@
 //! Copies to and from foreign memory, which others write at the same time.
 //!
-//! A guest writes its memory while we read it, and so may another thread of this process, through another mapping of the
-//! same frame. In Rust a plain or volatile access that races with a write is undefined behaviour, and so are racing
-//! atomic accesses of different sizes. Therefore no access here is visible to the compiler: each is inline assembly that
-//! behaves like relaxed atomic accesses to single bytes, in some order. A value that is read may be torn, but it always
-//! consists of bytes that were there.
+//! A guest writes its memory while we read it, and so may another thread of this process, through another mapping of
+//! the same frame. In Rust a plain or volatile access that races with a write is undefined behaviour, and so are racing
+//! atomic accesses of different sizes. Therefore no access here is visible to the compiler: each is inline assembly
+//! that behaves like relaxed atomic accesses to single bytes, in some order. A value that is read may be torn, but it
+//! always consists of bytes that were there.
 //!
 //! Like memcpy, a copy may access a byte twice, where the moves at its ends overlap. Both reads are relaxed, and the
 //! private buffer keeps the later one. Both writes store the same value; a value that another writer stores in between
@@ -146,7 +146,7 @@ pub(crate) mod sealed {
         /// Returns the bits, zero-extended.
         fn bits(self) -> u64;
 
-        /// Makes an integer of the low bits.
+        /// Makes an integer from the low bits.
         fn from_bits(bits: u64) -> Self;
     }
 }

@@ -19,8 +19,8 @@ macro_rules! move_ends {
     };
 }
 
-/// Copies four registers' worth of bytes from places relative to `from` to the same places relative to `to`. A place may
-/// contain the index `{i}`.
+/// Copies four registers' worth of bytes from places relative to `from` to the same places relative to `to`. A place
+/// may contain the index `{i}`.
 macro_rules! move_four {
     (
         $mov:literal, [$a:tt $b:tt $c:tt $d:tt], $from:ident, $to:ident, $i:ident,
@@ -170,8 +170,8 @@ unsafe fn copy_by_avx2(from: *const u8, to: *mut u8, len: usize) {
         }
         move_block(len - BLOCK);
     }
-    // SAFETY: it clears the upper halves of all vector registers, which a callee may clobber (`clobber_abi`). Without it,
-    // SSE code on Intel processors would be slow afterwards.
+    // SAFETY: it clears the upper halves of all vector registers, which a callee may clobber (`clobber_abi`). Without
+    // it, SSE code on Intel processors would be slow afterwards.
     unsafe { asm!("vzeroupper", clobber_abi("C"), options(nomem, nostack, preserves_flags)) }
 }
 
