@@ -100,7 +100,7 @@ fn open_hint(source: &io::Error) -> &'static str {
 
 fn restrict_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EINVAL) => " (it is already restricted to another domain, or linux is older than 4.11)",
+        Some(libc::EINVAL) => " (already restricted to another domain, or unsupported: needs linux 4.11 or later)",
         Some(libc::ENOTTY) => " (needs linux 4.11 or later)",
         _ => "",
     }
@@ -158,7 +158,7 @@ fn resource_hint(source: &io::Error) -> &'static str {
 fn resource_size_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOTTY) => " (needs linux 5.12 or later)",
-        Some(libc::EINVAL) => " (no such resource, or linux is older than 5.12)",
+        Some(libc::EINVAL) => " (no such resource, or unsupported: needs linux 5.12 or later)",
         Some(libc::EOPNOTSUPP) => " (needs xen 4.15 or later, or this xen does not support the resource)",
         _ => resource_hint(source),
     }
