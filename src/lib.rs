@@ -25,7 +25,7 @@
 //! | read and write mapped frames | [`ForeignMapping`], its [`View`], and the methods of [`Access`] |
 //! | address a guest's memory as the guest does | [`Guest`]; [`PageTables`] for virtual addresses |
 //! | find a guest's RAM | [`Guest::ram_map`] and its [`RamMap`], or [`RamScan`] step by step |
-//! | keep a guest from running meanwhile | [`Guest::pause`] and its guard [`Paused`] |
+//! | pause a guest while you read it | [`Guest::pause`] and its guard [`Paused`] |
 //! | keep memory mapped for a device model | [`MapCache`], which returns [`Pinned`] memory |
 //! | run devices of rust-vmm | [`vm_memory`] |
 //! | map an ioreq server or a grant table | [`ForeignMemory::map_resource`] and its [`ResourceMapping`] |
