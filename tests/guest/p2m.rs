@@ -219,7 +219,7 @@ fn without_the_toolstacks_interface_a_pv_guest_is_a_clear_error() {
     let host = mock_with(config);
     let domain = start(&host, PvKernel::default());
     let message = ram_map(&host.open().unwrap(), domain.domid()).unwrap_err().to_string();
-    assert!(message.contains("this xen's toolstack interface is of a version that is not known"), "{message}");
+    assert!(message.contains("this xen's toolstack interface has an unknown version"), "{message}");
 }
 
 #[test]

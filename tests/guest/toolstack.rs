@@ -72,8 +72,8 @@ fn unknown_release_cannot_pause() {
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     assert_eq!(
         chain(&guest.pause().unwrap_err()),
-        "XEN_DOMCTL_pausedomain for domain 1 failed (this xen's toolstack interface is of a version that is not known \
-         here, or its policy forbids it): Permission denied (os error 13)"
+        "XEN_DOMCTL_pausedomain for domain 1 failed (this xen's toolstack interface has an unknown version, or its \
+         policy forbids the call): Permission denied (os error 13)"
     );
     assert!(!domain.is_paused());
 }

@@ -56,12 +56,13 @@ fn vcpu_without_paging_is_an_error() {
     let number = domain.domid();
     assert_eq!(
         guest.page_tables(0).unwrap_err().to_string(),
-        format!("no page tables of vcpu 0 of domain {number}: its paging is off")
+        format!("vcpu 0 of domain {number} has no usable page tables: its paging is off")
     );
     assert_eq!(
         guest.page_tables(1).unwrap_err().to_string(),
         format!(
-            "no page tables of vcpu 1 of domain {number}: it uses 32-bit paging without PAE, which is not supported"
+            "vcpu 1 of domain {number} has no usable page tables: it uses 32-bit paging without PAE, which is not \
+             supported"
         )
     );
 }

@@ -17,7 +17,7 @@ fn open_that_fails_says_what_to_do() {
     };
     assert!(message(libc::ENOENT).ends_with("(not on xen, or the module xen-privcmd is not loaded)"));
     assert!(message(libc::ENODEV).ends_with("(not on xen)"));
-    assert!(message(libc::EACCES).ends_with("(only root may by default: see the device's mode)"));
+    assert!(message(libc::EACCES).ends_with("(by default only root may open it: see the device's mode)"));
     host.inject(Fault::Open(libc::EINTR));
     host.open().unwrap(); // the next attempt succeeds
 }

@@ -62,7 +62,7 @@ fn missing_resource_is_a_clear_error() {
         let first = 5 - u32::try_from(frames).unwrap();
         let error = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, first, frames).unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL);
-        assert!(error.to_string().contains("not so many frames"), "{error}");
+        assert!(error.to_string().contains("it has fewer frames"), "{error}");
         let error = memory.map_resource(host.unused_domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
         assert_eq!(error.errno(), libc::ESRCH);
     });
