@@ -2,8 +2,8 @@
 //!
 //! In a PV dom0 the end of a process gives the references of its mappings back at a half to a quarter of what munmap
 //! costs: the kernel unpins the page tables first, and Xen drops the references of all entries at once. And each
-//! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap --domain N
-//! worker`) for each share. A simulated guest is made anew in each, from the same file. The start of a process costs
+//! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap worker
+//! --domain N`) for each share. A simulated guest is made anew in each, from the same file. The start of a process costs
 //! something too: one process that leaves its mappings to its own end was faster where it was measured.
 //!
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
@@ -92,6 +92,7 @@ fn send(out: &mut impl Write, report: &Report) -> Result<()> {
 /// Has a worker do a job; tells what it has copied as it goes on.
 pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     let mut command = Command::new("/proc/self/exe");
+    command.arg("worker");
     if let Some(file) = &source.mock {
         // In one, since the name may begin with a dash.
         let mut mock = OsString::from("--mock=");
@@ -107,7 +108,6 @@ pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMu
         // By its number: another domain may get its name meanwhile.
         command.args(["--domain", &domid.to_string()]);
     }
-    command.arg("worker");
     employ_as(command, job, copied)
 }
 
