@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde::Serialize;
 
 use crate::number::number;
 
@@ -100,7 +101,10 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show bytes of a guest's RAM, as `hexdump -vC` does
+    /// Show bytes of a guest's memory, as `hexdump -vC` does
+    ///
+    /// Bytes that cannot be read, such as where there is no RAM, take one line for each range of them, with two dashes
+    /// after the address of the first. If no byte can be read, that is an error.
     Read {
         /// Address of the first byte: 4096, 0x1000, 4K ...
         #[arg(value_parser = number)]
@@ -111,10 +115,29 @@ pub(crate) enum Command {
         #[command(flatten)]
         space: SpaceArgs,
         /// Write the bytes themselves, to a file or a pipe
+        ///
+        /// If one of them cannot be read, nothing is written, and that is an error.
         #[arg(long)]
         binary: bool,
+        /// Print a JSON object
+        #[arg(long, conflicts_with = "binary")]
+        json: bool,
     },
-    /// Change bytes of a guest's RAM
+    /// Translate addresses to physical addresses, and to the frames that Xen knows them by
+    ///
+    /// For a PV guest, the frame is a machine frame (mfn); for other guests, it is one of the guest's own (gfn). An error
+    /// is printed for each address without a translation. Whether there is RAM at an address is not checked.
+    Translate {
+        /// Addresses: 4096, 0x1000, 4K ...
+        #[arg(value_parser = number, required = true, value_name = "ADDRESS")]
+        addresses: Vec<u64>,
+        #[command(flatten)]
+        space: SpaceArgs,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change bytes of a guest's memory
     ///
     /// Asks before it writes to a guest that is not paused. A simulated guest cannot be changed: it ends with the command,
     /// so the change would be lost.
@@ -132,13 +155,17 @@ pub(crate) enum Command {
     },
     /// Search a guest's RAM for bytes, and print the address of each match
     ///
-    /// Matches can overlap, and can cross page borders.
+    /// All patterns are searched for at the same time. If there are several, each match names its pattern. Matches can
+    /// overlap, and can cross page borders.
     Search {
         #[command(flatten)]
-        bytes: BytesArgs,
+        patterns: PatternArgs,
         #[command(flatten)]
         search: SearchArgs,
-        /// Stop after this many matches
+        /// Show each match with N bytes before and after it, as `read` does
+        #[arg(long, value_name = "N", value_parser = number)]
+        context: Option<u64>,
+        /// Stop after this many matches, of all patterns together
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max: Option<u64>,
         /// Print a JSON object for each match, one per line
@@ -169,6 +196,9 @@ pub(crate) enum Command {
         raw: Option<RawDumps>,
         #[command(flatten)]
         search: SearchArgs,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Draw where a guest's RAM is, as a PNG image
     Picture {
@@ -230,16 +260,34 @@ pub(crate) struct SpaceArgs {
     pub(crate) cr3: Option<u64>,
 }
 
-/// Bytes, given in one of these forms.
+/// Bytes to write, given in one of these forms.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct BytesArgs {
     /// The bytes as text
     #[arg(long, value_name = "TEXT")]
     pub(crate) text: Option<String>,
-    /// The bytes as hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit
+    /// The bytes as hexadecimal digits, such as "de ad be ef"
     #[arg(long, value_name = "DIGITS")]
     pub(crate) hex: Option<String>,
+    /// The bytes as text in UTF-16 (little-endian), as Windows has it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) utf16: Option<String>,
+}
+
+/// Bytes to search for, in any of these forms.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct PatternArgs {
+    /// Search for this text; can be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) text: Vec<String>,
+    /// Search for these bytes, such as "de ad ?? ef", where ? stands for any hexadecimal digit; can be repeated
+    #[arg(long, value_name = "DIGITS")]
+    pub(crate) hex: Vec<String>,
+    /// Search for this text in UTF-16 (little-endian), as Windows has it; can be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) utf16: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -263,9 +311,13 @@ pub(crate) struct DumpArgs {
     /// Choose how to copy to an uncompressed file [default: single]
     #[arg(long, value_name = "METHOD")]
     pub(crate) copy_by: Option<CopyBy>,
+    /// Print the summary as a JSON object; on stderr if the dump goes to standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
     /// Sparse file with each page at the offset that is its address; missing pages look like zeros
     Raw,
@@ -277,7 +329,8 @@ pub(crate) enum Format {
     Xen,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Compression {
     Zstd,
 }

@@ -32,6 +32,11 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap read --domain 5 0x1000 64", "Show 64 bytes at a physical address"),
             ("xenmap read --domain 5 --virtual 0xffffffff82000000 64", "Show bytes at a virtual address"),
             ("xenmap read --domain 5 --binary 1M 64K >bytes", "Copy 64 KiB to a file"),
+            ("xenmap read --domain 5 --json 1M 64K | jq '.parts[].hex'", "Print 64 KiB as digits"),
+        ],
+        "translate" => &[
+            ("xenmap translate --domain 5 --virtual 0xffffffff82000000", "Translate an address of the guest's kernel"),
+            ("xenmap translate --domain 5 0x1000 0x2000", "Show which frames hold these physical addresses"),
         ],
         "write" => &[
             ("xenmap write --domain 5 0x1000 --text hello", "Write five characters"),
@@ -41,6 +46,10 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap search --domain web --text password=", "Find some text"),
             ("xenmap search --domain web --hex 'de ad ?? ef'", "Find four bytes, the third of which can be any"),
             ("xenmap search --domain web --text canary --max 1", "Check whether a text occurs"),
+            (
+                "xenmap search --domain web --text hello --utf16 hello --context 32",
+                "Find a text in two encodings, and show it",
+            ),
         ],
         "dump" => &[
             ("xenmap dump --domain web --pause --format elf web.elf", "Pause a guest, dump it, and let it run again"),
@@ -74,12 +83,13 @@ pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str
             ("0", "success"),
             ("1", "search found nothing, or diff found a difference"),
             ("2", "error"),
-            ("3", "incomplete: a dump lacks frames, or --search-limit ended the search for RAM"),
+            ("3", "incomplete: some memory could not be read, or --search-limit ended the search for RAM"),
             ("128+N", "dump was interrupted by signal N"),
         ],
         "map" | "picture" => {
             &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")]
         }
+        "read" => &[("0", "success"), ("2", "error, or no byte could be read"), ("3", "some bytes could not be read")],
         "search" => &[
             ("0", "found"),
             ("1", "not found"),

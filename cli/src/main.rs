@@ -21,14 +21,17 @@ mod info;
 mod map;
 mod number;
 mod palette;
+mod parts;
 mod pattern;
 mod picture;
 mod printable;
 mod progress;
 mod read;
 mod search;
+mod sheet;
 mod source;
 mod space;
+mod translate;
 mod usage;
 mod window;
 mod write;
@@ -98,11 +101,22 @@ fn run(args: &Args) -> Result<ExitCode> {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Read { address, len, space, binary } => {
+        Command::Read { address, len, space, binary, json } => {
             let host = host()?;
             let guest = host.guest_to_touch()?;
             let space = Space::new(&guest, *space)?;
-            read::read(&guest, &space, (*address, *len), *binary, &mut stdout)?;
+            let format = read::Format::new(*binary, *json);
+            if !read::read(&guest, &space, (*address, *len), format, &mut stdout)? {
+                code = INCOMPLETE.into();
+            }
+        }
+        Command::Translate { addresses, space, json } => {
+            let host = host()?;
+            let guest = host.guest_to_touch()?;
+            let space = Space::new(&guest, *space)?;
+            if !translate::translate(&guest, &space, addresses, *json, &mut stdout)? {
+                code = FAILED.into();
+            }
         }
         Command::Write { address, bytes, space, yes } => {
             let host = host()?;
@@ -113,24 +127,24 @@ fn run(args: &Args) -> Result<ExitCode> {
             }
             write::write(&guest, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
         }
-        Command::Search { bytes, search, max, json } => {
-            let pattern = Pattern::new(bytes)?;
-            let mut output = search::Output::new(&mut stdout, *json, *max);
-            code = match search::search(&host()?.guest_to_touch()?, &pattern, *search, &mut output)? {
+        Command::Search { patterns, search, context, max, json } => {
+            let patterns = Pattern::all(patterns)?;
+            let format = search::Format { as_json: *json, context: *context, max: *max };
+            code = match search::search(&host()?.guest_to_touch()?, &patterns, *search, format, &mut stdout)? {
                 Outcome::Found => ExitCode::SUCCESS,
                 Outcome::NotFound => NOTHING_FOUND.into(),
                 Outcome::NotSearchedEverywhere => INCOMPLETE.into(),
             };
         }
         Command::Dump(dump) => {
-            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source)? {
+            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Diff { old, new, raw, search } => {
+        Command::Diff { old, new, raw, search, json } => {
             let same = match new {
-                Some(new) => Some(diff::dumps(old, new, *raw, &mut stdout)?),
-                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, &mut stdout)?,
+                Some(new) => Some(diff::dumps(old, new, *raw, *json, &mut stdout)?),
+                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, *json, &mut stdout)?,
             };
             code = match same {
                 Some(true) => ExitCode::SUCCESS,

@@ -6,7 +6,6 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 
 /// A style for each kind of text. A style is written before the text, and its alternate form (`{:#}`) after it.
-#[expect(dead_code, reason = "not every command has colours yet")]
 pub(crate) struct Palette {
     /// The headings of a table.
     pub(crate) heading: Style,

@@ -2,12 +2,19 @@
 
 use std::io::Write;
 
+use serde::Serialize;
 use xenmap::{Access, FRAME_SIZE, FrameKind, Guest, View};
 
 use crate::args::SearchArgs;
+use crate::hexdump::Hexdump;
 use crate::map::scan;
+use crate::palette::{Palette, palette};
+use crate::parts::each_part;
 use crate::pattern::Pattern;
+use crate::printable;
 use crate::progress::Progress;
+use crate::read::Document;
+use crate::space::Space;
 use crate::window::MappedWindows;
 use crate::{Result, say};
 
@@ -16,32 +23,13 @@ const WINDOW: u64 = 4096;
 /// Bytes that are copied and searched at a time: few enough for a processor's cache.
 const CHUNK: usize = 1 << 20;
 
-/// Where matches are printed, how, and how many at most.
-pub(crate) struct Output<'a, W> {
-    out: &'a mut W,
-    as_json: bool,
-    max: Option<u64>,
-    found: u64,
-}
-
-impl<'a, W: Write> Output<'a, W> {
-    pub(crate) fn new(out: &'a mut W, as_json: bool, max: Option<u64>) -> Output<'a, W> {
-        Output { out, as_json, max, found: 0 }
-    }
-
-    fn is_full(&self) -> bool {
-        self.max.is_some_and(|max| self.found >= max)
-    }
-
-    fn print(&mut self, address: u64) -> Result<()> {
-        self.found += 1;
-        if self.as_json {
-            writeln!(self.out, "{}", serde_json::json!({ "address": address }))?;
-        } else {
-            writeln!(self.out, "{address:#x}")?;
-        }
-        Ok(())
-    }
+/// How matches are printed, and how many at most.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Format {
+    pub(crate) as_json: bool,
+    /// Bytes to show before and after each match.
+    pub(crate) context: Option<u64>,
+    pub(crate) max: Option<u64>,
 }
 
 pub(crate) enum Outcome {
@@ -51,27 +39,30 @@ pub(crate) enum Outcome {
     NotSearchedEverywhere,
 }
 
-/// Prints the address of each match.
+/// Prints the matches of some patterns, in ascending order of their addresses.
 pub(crate) fn search<W: Write>(
     guest: &Guest,
-    pattern: &Pattern,
+    patterns: &[Pattern],
     args: SearchArgs,
-    output: &mut Output<'_, W>,
+    format: Format,
+    out: &mut W,
 ) -> Result<Outcome> {
     let found = scan(guest, args)?;
     let map = &found.map;
     let ranges = map.ranges();
+    let end = ranges.last().map_or(0, |pfns| pfns.addresses().end);
+    let mut output = Output { guest, format, names: patterns.len() > 1, end, palette: palette(), out, found: 0 };
     let mut unreadable = map.count(FrameKind::Broken);
     let progress = Progress::new("searching", ranges.iter().map(|range| range.len() as u64).sum())?;
     let mut searched = 0;
-    let mut matcher = Matcher::new(pattern, &progress);
+    let mut matcher = Matcher::new(patterns, &progress);
     for window in ranges.into_iter().flat_map(|pfns| MappedWindows::new(guest, pfns.numbers(), WINDOW)) {
         let (pfns, mapping) = window?;
         unreadable += mapping.failed().len() as u64;
         let address = pfns.start * FRAME_SIZE as u64;
         for part in mapping.mapped_ranges() {
             let bytes = mapping.view().slice(part.start, part.len())?;
-            matcher.search(address + part.start as u64, bytes, output)?;
+            matcher.search(address + part.start as u64, bytes, &mut output)?;
         }
         searched += pfns.end - pfns.start;
         progress.set(searched);
@@ -79,6 +70,7 @@ pub(crate) fn search<W: Write>(
             break;
         }
     }
+    matcher.end_run(&mut output)?;
     drop(progress);
     if unreadable > 0 {
         say(&format!("{unreadable} frames cannot be read, and were not searched"));
@@ -92,47 +84,134 @@ pub(crate) fn search<W: Write>(
 
 /// Finds matches in bytes that come in parts.
 struct Matcher<'a> {
-    pattern: &'a Pattern,
+    patterns: &'a [Pattern],
     progress: &'a Progress,
-    /// What is being searched: a copy, as the guest may change its RAM at any time. It begins with the end of what
-    /// was searched before, where a match may begin.
+    /// The length of the longest pattern.
+    longest: usize,
+    /// A copy of what is being searched, as the guest may change its RAM at any time. It begins with the end of the
+    /// part before, where a match may begin that continues in this part.
     buffer: Vec<u8>,
-    /// How much of it is in use.
+    /// The bytes of it that are in use.
     len: usize,
-    /// The address behind the last byte.
+    /// The address after the last of them.
     end: u64,
 }
 
 impl<'a> Matcher<'a> {
-    fn new(pattern: &'a Pattern, progress: &'a Progress) -> Matcher<'a> {
-        Matcher { pattern, progress, buffer: vec![0; CHUNK + pattern.len()], len: 0, end: 0 }
+    fn new(patterns: &'a [Pattern], progress: &'a Progress) -> Matcher<'a> {
+        let longest = patterns.iter().map(Pattern::len).max().unwrap_or(1);
+        Matcher { patterns, progress, longest, buffer: vec![0; CHUNK + longest], len: 0, end: 0 }
     }
 
+    /// Searches bytes that are at `address`, except the last ones: there a match may begin that continues after them.
     fn search<W: Write>(&mut self, address: u64, view: View<'_>, output: &mut Output<'_, W>) -> Result<()> {
         if address != self.end {
-            self.len = 0;
+            self.end_run(output)?;
             self.end = address;
         }
         for offset in (0..view.len()).step_by(CHUNK) {
-            let begun = self.len.min(self.pattern.len() - 1);
-            self.buffer.copy_within(self.len - begun..self.len, 0);
+            let kept = self.len.min(self.longest - 1);
+            self.buffer.copy_within(self.len - kept..self.len, 0);
             let more = CHUNK.min(view.len() - offset);
-            self.len = begun + more;
-            view.read_bytes(offset, &mut self.buffer[begun..self.len])?;
-            let start = self.end - begun as u64;
+            self.len = kept + more;
+            view.read_bytes(offset, &mut self.buffer[kept..self.len])?;
             self.end += more as u64;
-            let mut matches = self.pattern.matches(&self.buffer[..self.len]).peekable();
-            if matches.peek().is_some() {
-                self.progress.suspend(|| -> Result<()> {
-                    for at in matches {
-                        if output.is_full() {
-                            break;
-                        }
-                        output.print(start + at as u64)?;
-                    }
-                    Ok(output.out.flush()?)
-                })?;
+            self.print_matches(self.len.saturating_sub(self.longest - 1), output)?;
+        }
+        Ok(())
+    }
+
+    /// Searches the last bytes of a run that nothing continues.
+    fn end_run<W: Write>(&mut self, output: &mut Output<'_, W>) -> Result<()> {
+        let kept = self.len.min(self.longest - 1);
+        self.buffer.copy_within(self.len - kept..self.len, 0);
+        self.len = kept;
+        self.print_matches(self.len, output)?;
+        self.len = 0;
+        Ok(())
+    }
+
+    /// Prints the matches that begin in the first `limit` bytes of the buffer.
+    fn print_matches<W: Write>(&self, limit: usize, output: &mut Output<'_, W>) -> Result<()> {
+        let bytes = &self.buffer[..self.len];
+        let start = self.end - self.len as u64;
+        let matches = |pattern: &'a Pattern| pattern.matches(bytes).take_while(|&at| at < limit).peekable();
+        let mut matches: Vec<_> = self.patterns.iter().map(matches).collect();
+        if matches.iter_mut().all(|matches| matches.peek().is_none()) {
+            return Ok(());
+        }
+        self.progress.suspend(|| {
+            let mut next = || {
+                let firsts = matches.iter_mut().enumerate().filter_map(|(i, matches)| Some((*matches.peek()?, i)));
+                let (at, i) = firsts.min()?;
+                matches[i].next();
+                Some((at, &self.patterns[i]))
+            };
+            while !output.is_full()
+                && let Some((at, pattern)) = next()
+            {
+                output.print(start + at as u64, pattern)?;
             }
+            Ok(output.out.flush()?)
+        })
+    }
+}
+
+/// Where matches are printed.
+struct Output<'a, W> {
+    guest: &'a Guest,
+    format: Format,
+    /// Whether the pattern of each match is printed.
+    names: bool,
+    /// The address after the last byte of RAM.
+    end: u64,
+    palette: &'static Palette,
+    out: &'a mut W,
+    found: u64,
+}
+
+#[derive(Serialize)]
+struct Match<'a> {
+    address: u64,
+    bytes: usize,
+    kind: &'static str,
+    pattern: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    context: Option<Document>,
+}
+
+impl<W: Write> Output<'_, W> {
+    fn is_full(&self) -> bool {
+        self.format.max.is_some_and(|max| self.found >= max)
+    }
+
+    fn print(&mut self, address: u64, pattern: &Pattern) -> Result<()> {
+        self.found += 1;
+        let found = (address, address + (pattern.len() as u64 - 1));
+        let context = self
+            .format
+            .context
+            .map(|bytes| (found.0.saturating_sub(bytes), found.1.saturating_add(bytes).min(self.end - 1)));
+        if self.format.as_json {
+            let context = context.map(|range| Document::read(self.guest, &Space::Physical, range)).transpose()?;
+            let Pattern { kind, given, .. } = pattern;
+            let found = Match { address, bytes: pattern.len(), kind, pattern: given, context };
+            writeln!(self.out, "{}", printable::json(&found)?)?;
+            return Ok(());
+        }
+        if context.is_some() && self.found > 1 {
+            writeln!(self.out, "--")?;
+        }
+        let style = self.palette.address;
+        write!(self.out, "{style}{address:#x}{style:#}")?;
+        if self.names {
+            write!(self.out, "  {pattern}")?;
+        }
+        writeln!(self.out)?;
+        if let Some(range) = context {
+            let mut hexdump = Hexdump::new(self.palette, Some(found));
+            each_part(self.guest, &Space::Physical, range, |part| Ok(hexdump.part(self.out, &part)?))?;
+            hexdump.end(self.out)?;
         }
         Ok(())
     }

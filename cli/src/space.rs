@@ -1,4 +1,4 @@
-//! The address spaces of a guest: its physical addresses, and the virtual ones of what it runs.
+//! The address spaces of a guest: its physical addresses, and the virtual ones of a vcpu.
 
 use xenmap::{Gfn, Guest, PageTables, PagingMode};
 
@@ -20,7 +20,7 @@ impl Space {
             (None, of_vcpu) => of_vcpu?,
             (Some(cr3), Ok(PageTables::X86 { mode, .. })) => PageTables::X86 { cr3, mode },
             (Some(ttbr0), Ok(PageTables::Arm64 { ttbr1, tcr, .. })) => PageTables::Arm64 { ttbr0, ttbr1, tcr },
-            // Without TCR_EL1 nothing is known of an arm64 guest's; nearly every x86 guest's have four levels.
+            // Without TCR_EL1, nothing is known of an arm64 guest's tables. Nearly every x86 guest's have four levels.
             (Some(_), Err(e)) if guest.memory().xen_capabilities()?.contains("aarch64") => return Err(e.into()),
             (Some(cr3), _) => PageTables::X86 { cr3, mode: PagingMode::FourLevels },
         }))
@@ -34,7 +34,7 @@ impl Space {
         Ok(())
     }
 
-    /// The physical address of one in this space.
+    /// Returns the physical address that an address of this space leads to.
     pub(crate) fn translate(&self, guest: &Guest, address: u64) -> Result<u64> {
         match self {
             Space::Physical => {
@@ -46,8 +46,8 @@ impl Space {
     }
 }
 
-/// The address of the last of `len` bytes from `first` on.
+/// Returns the address of the last of `len` bytes, the first of which is at `first`.
 pub(crate) fn last(first: u64, len: u64) -> Result<u64> {
-    let beyond_first = len.checked_sub(1).ok_or("LEN is 0: there is nothing to do")?;
-    Ok(first.checked_add(beyond_first).ok_or("ADDRESS and LEN reach beyond the last address")?)
+    let after_first = len.checked_sub(1).ok_or("LEN is 0: give at least 1")?;
+    Ok(first.checked_add(after_first).ok_or("ADDRESS and LEN reach past the last address")?)
 }

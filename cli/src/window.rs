@@ -1,12 +1,12 @@
-//! Mapping a guest's frames a window at a time.
+//! Maps a guest's frames a window at a time.
 
 use std::ops::Range;
 
 use xenmap::{Error, ForeignMapping, Guest, NumberRange, Protection, Result};
 
-/// Maps consecutive frames for reading, a window at a time: those that can be mapped.
+/// Maps consecutive frames for reading, a window at a time. Frames that cannot be mapped are left out.
 ///
-/// In some domains each mapped frame takes a page of our own memory. If there is none left for a window, it is halved.
+/// In some domains each mapped frame takes a page of this domain's memory. When memory runs out, the windows are halved.
 pub(crate) struct MappedWindows<'a> {
     guest: &'a Guest,
     rest: Range<u64>,
@@ -21,7 +21,7 @@ impl<'a> MappedWindows<'a> {
 }
 
 impl Iterator for MappedWindows<'_> {
-    /// Which frames, and where they are mapped.
+    /// The frames of a window, and their mapping.
     type Item = Result<(Range<u64>, ForeignMapping)>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -32,7 +32,7 @@ impl Iterator for MappedWindows<'_> {
             match window.and_then(|window| self.guest.map_partial(Protection::ReadOnly, window)) {
                 Err(e) if e.errno() == libc::ENOMEM && frames > 1 => self.size = frames / 2,
                 mapped => {
-                    // After an error there is nothing more.
+                    // An error ends the iteration.
                     self.rest.start = if mapped.is_ok() { pfns.end } else { self.rest.end };
                     return Some(mapped.map(|mapping| (pfns, mapping)));
                 }

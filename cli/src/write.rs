@@ -1,4 +1,4 @@
-//! `write`: changes bytes of the guest's RAM.
+//! `write`: changes bytes of the guest's memory.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -7,11 +7,10 @@ use xenmap::{Access, DomainState, Error, FRAME_SIZE, Guest, Pfn, Protection};
 use crate::Result;
 use crate::space::{self, Space};
 
-/// What is said instead of writing to a guest that nobody can look at afterwards.
-const SIMULATED: &str = "nothing was written, since it would be lost: a simulated guest ends with this command, and the \
-                         file of --mock is never changed";
+const SIMULATED: &str = "nothing was written, because it would be lost: a simulated guest ends with this command, and \
+                         the file of --mock is never changed";
 
-/// Writes bytes; `simulated` says that the guest exists only in this process, which is refused once all else is right.
+/// Writes bytes. If the guest is simulated, checks everything, and then refuses.
 pub(crate) fn write(
     guest: &Guest,
     space: &Space,
@@ -20,7 +19,7 @@ pub(crate) fn write(
     out: &mut impl Write,
 ) -> Result<()> {
     let last = space::last(address, bytes.len() as u64)?;
-    // All pages are mapped before any is written, so that it is done as a whole or not at all.
+    // All pages are mapped before any is written, so that either all bytes are written or none.
     let mut pages = Vec::new();
     let mut rest = bytes;
     let mut at = address;
@@ -31,7 +30,7 @@ pub(crate) fn write(
         let (part, more) = rest.split_at(rest.len().min(FRAME_SIZE - offset));
         pages.push((mapping, offset, part));
         rest = more;
-        // Not needed behind the last address.
+        // Not used after the last address.
         at = at.wrapping_add(part.len() as u64);
     }
     if simulated {
@@ -48,7 +47,7 @@ pub(crate) fn is_paused(guest: &Guest) -> Result<bool> {
     Ok(guest.memory().domain_info(guest.domid())?.state == Some(DomainState::Paused))
 }
 
-/// Asks whether to write to a guest that may run; without a terminal there is nobody to ask.
+/// Asks whether to write to a guest that may be running. Refuses if there is no terminal to ask on.
 pub(crate) fn confirm(guest: &Guest) -> Result<()> {
     if !io::stdin().is_terminal() {
         return Err(format!("domain {} is not paused: pause it, or give --yes", guest.domid()).into());

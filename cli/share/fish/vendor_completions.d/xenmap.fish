@@ -38,8 +38,9 @@ complete -c xenmap -n "__fish_xenmap_needs_command" -s V -l version -d 'Print ve
 complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "domains" -d 'List the domains of the host'
 complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "info" -d 'Show information about a guest and its host'
 complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "map" -d 'Show where a guest\'s RAM is'
-complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "read" -d 'Show bytes of a guest\'s RAM, as `hexdump -vC` does'
-complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "write" -d 'Change bytes of a guest\'s RAM'
+complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "read" -d 'Show bytes of a guest\'s memory, as `hexdump -vC` does'
+complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "translate" -d 'Translate addresses to physical addresses, and to the frames that Xen knows them by'
+complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "write" -d 'Change bytes of a guest\'s memory'
 complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "search" -d 'Search a guest\'s RAM for bytes, and print the address of each match'
 complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "dump" -d 'Write a guest\'s RAM to a file or to standard output'
 complete -c xenmap -n "__fish_xenmap_needs_command" -f -a "diff" -d 'Compare two dumps, or a dump and a guest, page by page'
@@ -92,11 +93,27 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-kind -d 'Set
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l binary -d 'Write the bytes themselves, to a file or a pipe'
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l vcpu -d 'Use the page tables of this vcpu' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l cr3 -l ttbr0 -d 'Use this page-table base instead of the vcpu\'s (CR3; on Arm TTBR0)' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l color -d 'When to use colors' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l domain -d 'Use this domain of the host, by its number or name' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
+pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l json -d 'Print a JSON object'
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l text -d 'The bytes as text' -r
-complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l hex -d 'The bytes as hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l hex -d 'The bytes as hexadecimal digits, such as "de ad be ef"' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l utf16 -d 'The bytes as text in UTF-16 (little-endian), as Windows has it' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l vcpu -d 'Use the page tables of this vcpu' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l cr3 -l ttbr0 -d 'Use this page-table base instead of the vcpu\'s (CR3; on Arm TTBR0)' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l color -d 'When to use colors' -r -f -a "auto\t''
@@ -111,10 +128,12 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l yes -d 'Write wi
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l text -d 'The bytes as text' -r
-complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l hex -d 'The bytes as hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l text -d 'Search for this text; can be repeated' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l hex -d 'Search for these bytes, such as "de ad ?? ef", where ? stands for any hexadecimal digit; can be repeated' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l utf16 -d 'Search for this text in UTF-16 (little-endian), as Windows has it; can be repeated' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
-complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l max -d 'Stop after this many matches' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l context -d 'Show each match with N bytes before and after it, as `read` does' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l max -d 'Stop after this many matches, of all patterns together' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l color -d 'When to use colors' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -146,6 +165,7 @@ pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l live -d 'Let the guest run: its pages are copied at different moments'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pause -d 'Pause the guest until the dump is written'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l json -d 'Print the summary as a JSON object; on stderr if the dump goes to standard output'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -161,6 +181,7 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock -d 'Simulate
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -188,14 +209,15 @@ pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "domains" -d 'List the domains of the host'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "info" -d 'Show information about a guest and its host'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "map" -d 'Show where a guest\'s RAM is'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "read" -d 'Show bytes of a guest\'s RAM, as `hexdump -vC` does'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "write" -d 'Change bytes of a guest\'s RAM'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "search" -d 'Search a guest\'s RAM for bytes, and print the address of each match'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "dump" -d 'Write a guest\'s RAM to a file or to standard output'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "diff" -d 'Compare two dumps, or a dump and a guest, page by page'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "picture" -d 'Draw where a guest\'s RAM is, as a PNG image'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "completions" -d 'Print a shell completion script'
-complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read write search dump diff picture completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "domains" -d 'List the domains of the host'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "info" -d 'Show information about a guest and its host'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "map" -d 'Show where a guest\'s RAM is'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "read" -d 'Show bytes of a guest\'s memory, as `hexdump -vC` does'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "translate" -d 'Translate addresses to physical addresses, and to the frames that Xen knows them by'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "write" -d 'Change bytes of a guest\'s memory'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "search" -d 'Search a guest\'s RAM for bytes, and print the address of each match'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "dump" -d 'Write a guest\'s RAM to a file or to standard output'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "diff" -d 'Compare two dumps, or a dump and a guest, page by page'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "picture" -d 'Draw where a guest\'s RAM is, as a PNG image'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "completions" -d 'Print a shell completion script'
+complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

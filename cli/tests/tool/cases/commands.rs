@@ -1,4 +1,4 @@
-//! The commands `info`, `domains`, `map`, `read` and `write`, run as a person does, and bad input.
+//! The commands `info`, `domains`, `map` and `write`, run as a person does, and bad input.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -7,10 +7,8 @@ use std::process::{Command, Stdio};
 
 use xenmap::FRAME_SIZE;
 
+use super::read::CANARY_ROW;
 use crate::harness::*;
-
-/// What `read` shows of [`CANARY`], after its address.
-const CANARY_ROW: &str = "78 65 6e 6d 61 70 20 63  61 6e 61 72 79           |xenmap canary|\n";
 
 #[test]
 fn info_shows_the_guest_and_the_host() {
@@ -105,77 +103,6 @@ fn map_of_a_guest_without_ram_is_empty() {
 }
 
 #[test]
-fn read_shows_bytes_on_both_sides_of_a_frame_border() {
-    let folder = folder("border");
-    ram(&folder, &[(frame(2) - 5, CANARY), (frame(3) - 1, b"\xff")]);
-    let output = run_in(&folder, "--mock ram read 0x1ff9 20");
-    let expected = "\
-00001ff9  00 00 78 65 6e 6d 61 70  20 63 61 6e 61 72 79 00  |..xenmap canary.|
-00002009  00 00 00 00                                       |....|
-0000200d
-";
-    assert_eq!(text(&output.stdout), expected);
-    assert!(output.status.success());
-}
-
-#[test]
-fn read_takes_decimal_and_hexadecimal_numbers() {
-    let folder = folder("numbers");
-    ram(&folder, &[(frame(1) + 3, CANARY)]);
-    let hexadecimal = run_in(&folder, "--mock ram read 0x1003 0x0D");
-    let decimal = run_in(&folder, "--mock ram read 4099 13");
-    assert_eq!(text(&hexadecimal.stdout), format!("00001003  {CANARY_ROW}00001010\n"));
-    assert_eq!(hexadecimal, decimal);
-}
-
-#[test]
-fn read_of_more_than_a_window_shows_every_byte() {
-    let folder = folder("windows");
-    let bytes = pattern((1 << 20) + 5 * FRAME_SIZE);
-    ram(&folder, &[(0, &bytes)]);
-    let (gpa, len) = (4001, (1 << 20) + 4999);
-    let output = run_in(&folder, &format!("--mock ram read {gpa} {len}"));
-
-    let mut shown = Vec::new();
-    let lines: Vec<&str> = text(&output.stdout).lines().collect();
-    let (end, rows) = lines.split_last().unwrap();
-    for row in rows {
-        assert!(row.starts_with(&format!("{:08x}  ", gpa + shown.len())), "{row}");
-        shown.extend(row[10..59].split_whitespace().map(|byte| u8::from_str_radix(byte, 16).unwrap()));
-    }
-    assert_eq!(*end, format!("{:08x}", gpa + len));
-    assert!(shown == bytes[gpa..gpa + len]);
-}
-
-#[test]
-fn read_into_a_hole_shows_nothing() {
-    let folder = folder("hole");
-    ram(&folder, &[(0, b"x"), (frame(2), b"x")]);
-    let output = run_in(&folder, "--mock ram read 4000 5000");
-    assert_eq!(refusal(&output), "cannot access domain 1 at 0x1000: no RAM there");
-    assert_eq!(text(&output.stdout), "");
-}
-
-#[test]
-fn read_into_a_far_hole_shows_the_windows_before_it() {
-    let folder = folder("far-hole");
-    ram(&folder, &[(0, &pattern(1 << 20))]);
-    // More bytes than any machine has memory for.
-    let output = run_in(&folder, "--mock ram read 0 0x8000000000000");
-    assert_eq!(refusal(&output), "cannot access domain 1 at 0x100000: no RAM there");
-    assert_eq!(text(&output.stdout).lines().count(), (1 << 20) / 16);
-}
-
-#[test]
-fn binary_read_writes_the_bytes_themselves() {
-    let folder = folder("binary");
-    let bytes = pattern((1 << 20) + 5 * FRAME_SIZE);
-    ram(&folder, &[(0, &bytes)]);
-    let output = run_in(&folder, "--mock ram read 4001 1050000 --binary");
-    assert!(output.stdout == bytes[4001..1_054_001]);
-}
-
-#[test]
 fn write_that_would_be_lost_is_refused() {
     let folder = folder("write");
     let bytes = pattern(2 * FRAME_SIZE);
@@ -183,7 +110,7 @@ fn write_that_would_be_lost_is_refused() {
     for args in ["0xffe --text canary", "0 --hex dead --yes", "0 --hex 00 --yes"] {
         for kind in ["pvh", "pv"] {
             let output = run_in(&folder, &format!("--mock ram --mock-kind {kind} write {args}"));
-            let expected = "nothing was written, since it would be lost: a simulated guest ends with this command";
+            let expected = "nothing was written, because it would be lost: a simulated guest ends with this command";
             assert!(refusal(&output).starts_with(expected), "{}", text(&output.stderr));
             assert_eq!(text(&output.stdout), "");
         }
@@ -217,51 +144,6 @@ fn addresses_of_a_pv_guest_are_pseudo_physical() {
     assert_eq!(info["kind"], "pv");
 }
 
-/// Makes four levels of page tables in frames 1 to 4, which map the page at `0xffff_8000_0000_0000` to frame 9
-/// and the next one to frame 7.
-fn ram_with_page_tables(folder: &Path) {
-    let present = |pfn| (frame(pfn) | 3).to_le_bytes();
-    let tables = [present(2), present(3), present(4), present(9), present(7)];
-    ram(
-        folder,
-        &[
-            (frame(1) + 256 * 8, &tables[0]),
-            (frame(2), &tables[1]),
-            (frame(3), &tables[2]),
-            (frame(4), &tables[3..].concat()),
-            (frame(8) - 1, b"\0"),
-            (frame(9), &pattern(FRAME_SIZE)),
-            (frame(10) - 5, b"xenma"),
-            (frame(7), b"p canary"),
-        ],
-    );
-}
-
-#[test]
-fn virtual_addresses_are_translated_by_the_page_tables() {
-    let folder = folder("virtual");
-    ram_with_page_tables(&folder);
-    let output = run_in(&folder, "--mock ram read 0xffff800000000ffb 13 --virtual --cr3 0x1000");
-    assert_eq!(text(&output.stdout), format!("ffff800000000ffb  {CANARY_ROW}ffff800000001008\n"));
-}
-
-#[test]
-fn virtual_address_without_a_translation_is_refused() {
-    let folder = folder("virtual-nowhere");
-    ram_with_page_tables(&folder);
-    for args in [
-        "read 0xffff800000001fff 2 --virtual --cr3 0x1000",
-        "write 0xffff800000001fff --hex 0102 --virtual --cr3 0x1000",
-        "read 0xffffffffffffffff 1 --virtual --cr3 0x1000",
-        "read 0 1 --virtual --cr3 0x5000",
-        "read 0 1 --virtual --cr3 0x8000000000000",
-    ] {
-        let output = run_in(&folder, &format!("--mock ram {args}"));
-        assert!(refusal(&output).contains("0x"), "{}", text(&output.stderr));
-        assert_eq!(text(&output.stdout), "");
-    }
-}
-
 #[test]
 fn completions_are_a_valid_bash_script() {
     let script = run(["completions", "bash"]).stdout;
@@ -289,6 +171,10 @@ fn usage_errors_are_those_of_clap() {
         ("--mock ram read 0 18446744073709551616", "too large"),
         ("--mock ram read 0 1 --vcpu 1", "required arguments were not provided:\n  --virtual"),
         ("--mock ram write 0", "required arguments were not provided"),
+        ("--mock ram write 0 --text a --hex aa", "cannot be used with"),
+        ("--mock ram write 0 --text a --utf16 a", "cannot be used with"),
+        ("--mock ram read 0 1 --json --binary", "cannot be used with"),
+        ("--mock ram translate", "required arguments were not provided:\n  <ADDRESS>..."),
         ("completions", "required arguments were not provided:\n  <SHELL>"),
         ("--mock ram dump", "required arguments were not provided:\n  <OUT>"),
     ] {
@@ -308,11 +194,11 @@ fn other_errors_are_one_line() {
         ("--mock . info", "cannot use .: not a regular file"),
         ("--domain 70000 info", "70000"),
         ("--mock ram read 0 0", "LEN is 0"),
-        ("--mock ram read 0xffffffffffffffff 2", "reach beyond the last address"),
+        ("--mock ram read 0xffffffffffffffff 2", "reach past the last address"),
         ("--mock ram read 0xffffffffffffffff 1", "the highest is 0xffffffffff"),
         ("--mock ram read 4096 1", "cannot access domain 1 at 0x1000: no RAM there"),
-        ("--mock ram read 4095 2", "cannot access domain 1 at 0x1000: no RAM there"),
-        ("--mock ram write 0 --hex DEad0", "half of one"),
+        ("--mock ram read 4095 2 --binary", "cannot access domain 1 at 0x1000: no RAM there"),
+        ("--mock ram write 0 --hex DEad0", "the last one has only one"),
         ("--mock ram write 0 --hex a?", "? stands for any digit, which cannot be written"),
         ("--mock ram write 4096 --hex aa", "cannot write at 0x1000: no RAM there"),
         ("--mock ram diff missing", "cannot use missing as a dump: No such file"),

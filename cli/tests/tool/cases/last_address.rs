@@ -3,10 +3,11 @@
 use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
-use crate::args::{BytesArgs, SearchArgs};
+use crate::args::{PatternArgs, SearchArgs};
 use crate::canvas::{Canvas, Shade};
 use crate::harness::*;
 use crate::pattern::Pattern;
+use crate::sheet::Sheet;
 use crate::{map, said, search};
 
 /// Makes four levels of page tables in frames 1 to 4, which map the last page to frame 9 and the one before to frame 7.
@@ -90,9 +91,9 @@ fn last_frame_is_mapped_and_searched() {
     let shown: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(shown["extents"][0]["last"], (1_u64 << 52) - 1);
 
-    let pattern = Pattern::new(&BytesArgs { text: Some("canary".to_owned()), hex: None }).unwrap();
+    let patterns = Pattern::all(&PatternArgs { text: vec!["canary".to_owned()], ..PatternArgs::default() }).unwrap();
     let mut out = Vec::new();
-    let outcome = search::search(&guest, &pattern, args, &mut search::Output::new(&mut out, false, None)).unwrap();
+    let outcome = search::search(&guest, &patterns, args, search::Format::default(), &mut out).unwrap();
     assert!(matches!(outcome, search::Outcome::Found));
     assert_eq!(text(&out), "0xffffffffffffa\n");
     assert_eq!(said(), [""; 0]);
@@ -104,9 +105,10 @@ fn last_frame_is_drawn() {
     for ranges in [std::slice::from_ref(&last), &[first, last.clone()], &[all]] {
         let mut canvas = Canvas::new(ranges).unwrap();
         canvas.draw(last.clone(), Shade::Data);
-        canvas.png().unwrap();
+        let sheet = Sheet::new(&canvas).unwrap();
+        sheet.png().unwrap();
         let mut out = Vec::new();
-        canvas.legend(&mut out).unwrap();
+        canvas.legend(sheet.top, &mut out).unwrap();
         assert!(text(&out).contains(" to 0xfffffffffffff\n"), "{}", text(&out));
     }
 }

@@ -1,4 +1,4 @@
-//! Which page tables the tool goes by.
+//! The page tables that the tool uses.
 
 use xenmap::mock::{Dom0, HostConfig, MockHost, Vcpu};
 use xenmap::{Guest, GuestKind, PageTables, PagingMode};
@@ -6,7 +6,7 @@ use xenmap::{Guest, GuestKind, PageTables, PagingMode};
 use crate::args::SpaceArgs;
 use crate::space::Space;
 
-/// The tables for a base that is given, or the error, on a host with such a vcpu, or with none.
+/// The tables for a given base, or the error, on a host whose guest has this vcpu, or none.
 fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
     let mut config = HostConfig::default();
     config.dom0 = dom0;
@@ -20,12 +20,12 @@ fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
     let args = SpaceArgs { r#virtual: true, vcpu: u32::from(vcpu.is_none()) * 99, cr3: Some(0x5000) };
     match Space::new(&guest, args).map_err(|e| e.to_string())? {
         Space::Virtual(tables) => Ok(tables),
-        Space::Physical => panic!("they are asked for"),
+        Space::Physical => panic!("it is a virtual space"),
     }
 }
 
 #[test]
-fn base_that_is_given_takes_the_place_of_the_vcpus() {
+fn given_base_replaces_the_one_of_the_vcpu() {
     let mut vcpu = Vcpu::default();
     (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (1 << 31, 0x1000, 1 << 12, 1 << 10);
     let expected = PageTables::X86 { cr3: 0x5000, mode: PagingMode::FiveLevels };
@@ -37,7 +37,7 @@ fn base_that_is_given_takes_the_place_of_the_vcpus() {
 }
 
 #[test]
-fn how_tables_are_made_is_assumed_on_x86_only() {
+fn paging_mode_is_assumed_on_x86_only() {
     let four_levels = PageTables::X86 { cr3: 0x5000, mode: PagingMode::FourLevels };
     assert_eq!(tables(Dom0::Pvh, Some(Vcpu::default())), Ok(four_levels));
     assert_eq!(tables(Dom0::Pvh, None), Ok(four_levels));

@@ -1,9 +1,10 @@
-//! `xenmap write`, on simulated guests that are looked at afterwards.
+//! `xenmap write`, on simulated guests whose memory is checked afterwards.
 
 use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
-use crate::args::SpaceArgs;
+use crate::args::{BytesArgs, SpaceArgs};
+use crate::pattern::exact_bytes;
 use crate::space::Space;
 use crate::write;
 
@@ -58,7 +59,17 @@ fn nothing_is_written_if_a_part_cannot_be() {
     assert_eq!(error, "cannot write at 0x1000: no RAM there; nothing was written");
     assert_eq!(domain.read(gfn(0), 0xFFF, 1), [0]);
     let error = write(&host, &domain, None, (u64::MAX, b"xy")).unwrap_err();
-    assert_eq!(error, "ADDRESS and LEN reach beyond the last address");
+    assert_eq!(error, "ADDRESS and LEN reach past the last address");
     let error = write(&host, &domain, None, ((1 << 52) - 1, b"xy")).unwrap_err();
     assert!(error.contains("the highest is 0xffffffffff") || error.contains("no RAM there"), "{error}");
+}
+
+#[test]
+fn bytes_to_write_are_given_in_any_form() {
+    let none = BytesArgs { text: None, hex: None, utf16: None };
+    let of = |args: BytesArgs| exact_bytes(&args).map_err(|e| e.to_string());
+    assert_eq!(of(BytesArgs { text: Some("\u{e9}".to_owned()), ..none.clone() }), Ok(vec![0xC3, 0xA9]));
+    assert_eq!(of(BytesArgs { hex: Some("c3 A9".to_owned()), ..none.clone() }), Ok(vec![0xC3, 0xA9]));
+    assert_eq!(of(BytesArgs { utf16: Some("\u{e9}".to_owned()), ..none.clone() }), Ok(vec![0xE9, 0]));
+    assert_eq!(of(BytesArgs { utf16: Some(String::new()), ..none }), Err("there is nothing to write".to_owned()));
 }

@@ -1,0 +1,215 @@
+//! A range of a guest's memory, part by part: bytes, and the holes between them.
+
+use std::fmt;
+use std::ops::Range;
+
+use xenmap::{Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, Protection};
+
+use crate::Result;
+use crate::space::Space;
+use crate::window::MappedWindows;
+
+const FRAME: u64 = FRAME_SIZE as u64;
+/// Frames that are mapped at a time.
+const WINDOW: u64 = 1024;
+/// Bytes that are copied at a time: few enough for a processor's cache. A power of two.
+const CHUNK: usize = 1 << 20;
+/// A frame of a page table has 512 entries, each for a page at least.
+const TABLE_BYTES: u64 = 512 * FRAME;
+
+/// A part of a range.
+pub(crate) enum Part<'a> {
+    /// Bytes, the first of which is at this address. The next part may continue them.
+    Bytes(u64, &'a [u8]),
+    Hole(&'a Hole),
+}
+
+/// A range of addresses that cannot be read.
+#[derive(Clone)]
+pub(crate) struct Hole {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) reason: String,
+}
+
+impl Hole {
+    pub(crate) fn bytes(&self) -> u64 {
+        // Fits: a range has at most `u64::MAX` bytes.
+        self.last - self.first + 1
+    }
+}
+
+impl fmt::Display for Hole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes cannot be read: {}", self.bytes(), self.reason)
+    }
+}
+
+/// Calls `f` with each part of a range, in ascending order. Adjacent holes are one, unless their reasons differ.
+pub(crate) fn each_part(
+    guest: &Guest,
+    space: &Space,
+    (first, last): (u64, u64),
+    f: impl FnMut(Part<'_>) -> Result<()>,
+) -> Result<()> {
+    let len = usize::try_from(last - first)?.saturating_add(1);
+    let mut parts = Parts { first, last, hole: None, buffer: vec![0; len.min(CHUNK)], f };
+    match space {
+        Space::Physical => parts.read_physical(guest)?,
+        Space::Virtual(tables) => parts.read_virtual(guest, tables)?,
+    }
+    parts.end_hole()
+}
+
+struct Parts<F> {
+    first: u64,
+    last: u64,
+    /// The hole that the next part may continue.
+    hole: Option<Hole>,
+    buffer: Vec<u8>,
+    f: F,
+}
+
+impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
+    fn read_physical(&mut self, guest: &Guest) -> Result<()> {
+        let pfns = self.first / FRAME..self.last / FRAME + 1;
+        // The guest has never had a frame above the highest, so the first one answers for all of them.
+        let highest = guest.memory().maximum_gpfn(guest.domid()).unwrap_or(u64::MAX);
+        let end = highest.saturating_add(1).clamp(pfns.start, pfns.end);
+        self.read_frames(guest, pfns.start..end)?;
+        if end == pfns.end {
+            return Ok(());
+        }
+        let above = guest.map_partial(Protection::ReadOnly, NumberRange::try_from(end..end + 1)?)?;
+        match above.failed().first() {
+            Some(e) if e.errno == libc::EINVAL => self.add_hole(end * FRAME, self.last, e.reason()),
+            _ => self.read_frames(guest, end..pfns.end),
+        }
+    }
+
+    fn read_frames(&mut self, guest: &Guest, pfns: Range<u64>) -> Result<()> {
+        for window in MappedWindows::new(guest, pfns, WINDOW) {
+            let (pfns, mapping) = window?;
+            let base = pfns.start * FRAME;
+            let mut next = 0;
+            for run in mapping.failed().chunk_by(|a, b| a.index + 1 == b.index && a.errno == b.errno) {
+                let (start, end) = (run[0].index * FRAME_SIZE, (run[0].index + run.len()) * FRAME_SIZE);
+                self.copy(&mapping, base, next..start)?;
+                self.add_hole(base + start as u64, base + end as u64 - 1, run[0].reason())?;
+                next = end;
+            }
+            self.copy(&mapping, base, next..mapping.frames() * FRAME_SIZE)?;
+        }
+        Ok(())
+    }
+
+    /// Copies bytes of a mapping, which begins at the address `base`: those that are in the range.
+    fn copy(&mut self, mapping: &ForeignMapping, base: u64, bytes: Range<usize>) -> Result<()> {
+        let start = bytes.start.max(usize::try_from(self.first.saturating_sub(base))?);
+        let end = bytes.end.min(usize::try_from(self.last - base)?.saturating_add(1));
+        for offset in (start..end).step_by(self.buffer.len()) {
+            let len = self.buffer.len().min(end - offset);
+            mapping.view().read_bytes(offset, &mut self.buffer[..len])?;
+            self.add_bytes(base + offset as u64, len)?;
+        }
+        Ok(())
+    }
+
+    /// Reads many pages at a time, and page by page where that fails.
+    fn read_virtual(&mut self, guest: &Guest, tables: &PageTables) -> Result<()> {
+        let mut at = self.first;
+        let mut by_page = false;
+        loop {
+            let size = if by_page { FRAME } else { CHUNK as u64 };
+            let mut end = self.last.min(at | (size - 1));
+            let len = usize::try_from(end - at)? + 1;
+            match guest.read_virtual(tables, at, &mut self.buffer[..len]) {
+                Ok(()) => self.add_bytes(at, len)?,
+                Err(_) if !by_page => {
+                    by_page = true;
+                    continue;
+                }
+                Err(_) => {
+                    let (reason, block) = why_unreadable(guest, tables, at)?;
+                    end = self.last.min(at | (block - 1));
+                    self.add_hole(at, end, reason)?;
+                }
+            }
+            if end == self.last {
+                return Ok(());
+            }
+            at = end + 1;
+            by_page &= !at.is_multiple_of(CHUNK as u64);
+        }
+    }
+
+    fn add_bytes(&mut self, first: u64, len: usize) -> Result<()> {
+        self.end_hole()?;
+        (self.f)(Part::Bytes(first, &self.buffer[..len]))
+    }
+
+    fn add_hole(&mut self, first: u64, last: u64, reason: String) -> Result<()> {
+        let (first, last) = (first.max(self.first), last.min(self.last));
+        match &mut self.hole {
+            Some(hole) if hole.reason == reason => hole.last = last,
+            _ => {
+                self.end_hole()?;
+                self.hole = Some(Hole { first, last, reason });
+            }
+        }
+        Ok(())
+    }
+
+    fn end_hole(&mut self) -> Result<()> {
+        match self.hole.take() {
+            Some(hole) => (self.f)(Part::Hole(&hole)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Returns why the page of a virtual address cannot be read, and the size of a block (a power of two) of which all that
+/// follows the address cannot be read for the same reason.
+fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(String, u64)> {
+    let frame_reason = |errno| FrameError::new(0, Gfn::MAX, errno).reason();
+    let physical = match guest.translate(tables, address) {
+        Ok(physical) => physical,
+        Err(Error::Translation { reason, .. }) => {
+            return Ok(("no translation".to_owned(), untranslated_block(tables, reason)));
+        }
+        Err(Error::GuestAddress { errno, .. }) => {
+            return Ok((format!("no translation (page table: {})", frame_reason(errno)), TABLE_BYTES));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    match guest.read(physical, &mut [0]) {
+        // It can be read by now, but could not be a moment ago.
+        Ok(()) => Ok(("the guest was changing it".to_owned(), FRAME)),
+        Err(Error::GuestAddress { errno, .. }) => Ok((frame_reason(errno), FRAME)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Returns the size of a block around an address without translation, of which the rest has none either.
+///
+/// It may be smaller than what the missing entry covers: then more blocks follow, a step each.
+fn untranslated_block(tables: &PageTables, reason: &str) -> u64 {
+    // x86 counts its levels from the page table upwards, arm64 from the top downwards, to 3.
+    let levels = if matches!(tables, PageTables::X86 { .. }) { [1, 2, 3, 4, 5] } else { [3, 2, 1, 0, -1] };
+    let mut bits_of_levels = (12..).step_by(9).zip(levels);
+    if let Some((bits, _)) = bits_of_levels.find(|(_, level)| reason.contains(&format!("level {level}"))) {
+        return 1 << bits;
+    }
+    match *tables {
+        // A PV guest's frame that its p2m does not have.
+        _ if reason.contains("p2m") => FRAME,
+        // An entry above those that can be pages: it covers 1 GiB at least.
+        _ if reason.contains("page") => 1 << 30,
+        // Addresses that no processor translates begin and end at multiples of 2^47, with five levels of 2^56; in PAE
+        // mode they are all from 2^32 on.
+        PageTables::X86 { .. } => 1 << 47,
+        // T0SZ and T1SZ say how many bits of an address each half does not translate.
+        PageTables::Arm64 { tcr, .. } => 1 << (64 - (tcr & 0x3F).max(tcr >> 16 & 0x3F)).clamp(12, 55),
+        _ => FRAME,
+    }
+}
