@@ -45,7 +45,7 @@ impl Host {
         match guest.check_populated() {
             Err(Error::PopulateOnDemand { .. }) if self.pod_populate => {}
             Err(e @ Error::PopulateOnDemand { .. }) => {
-                return Err(format!("{e}, or give --pod-populate if the guest may be lost").into());
+                return Err(format!("{e}, or give --pod-populate to risk a crash of the guest").into());
             }
             checked => checked?,
         }

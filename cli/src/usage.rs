@@ -1,4 +1,4 @@
-//! The command line as clap sees it: usage lines, what is shown after the help, and the checks of several arguments.
+//! The command line as clap parses and shows it: usage lines, examples, and checks across arguments.
 
 use std::ffi::OsString;
 
@@ -13,7 +13,7 @@ use crate::printable::printable;
 /// The ids of the arguments of [`crate::args::Source`].
 const SOURCE: [&str; 5] = ["domain", "mock", "mock_raw", "mock_kind", "pod_populate"];
 
-/// What a command is used on.
+/// What a command works on.
 #[derive(Clone, Copy, PartialEq)]
 enum Subject {
     Nothing,
@@ -64,7 +64,7 @@ pub(crate) fn command() -> Command {
     })
 }
 
-/// Adds the guest to the usage line that clap makes, which has only what clap itself requires.
+/// Adds the guest to the usage line. clap leaves it out, because its arguments are optional for clap.
 fn with_usage(mut command: Command, subject: Subject) -> Command {
     let name = format!("xenmap {}", command.get_name());
     let usage = command.render_usage().to_string();
@@ -91,7 +91,7 @@ fn with_usage(mut command: Command, subject: Subject) -> Command {
 pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Args, clap::Error> {
     let arguments: Vec<OsString> = arguments.collect();
     parse_as_they_are(&arguments).map_err(|error| {
-        // clap quotes arguments, and a terminal must not obey what is in them. Escaped ones have the same error.
+        // The error quotes arguments, and a terminal must not obey them. Escaped arguments have the same error.
         let escaped: Vec<OsString> = arguments.iter().map(|arg| printable(&arg.to_string_lossy()).into()).collect();
         parse_as_they_are(&escaped).err().unwrap_or(error)
     })
@@ -108,7 +108,7 @@ fn parse_as_they_are(arguments: &[OsString]) -> Result<Args, clap::Error> {
     Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
 
-/// What is wrong with a combination of arguments, which are named by their ids.
+/// A wrong combination of arguments, which are named by their ids.
 enum Problem {
     NotForCommand(&'static str),
     Conflict(&'static str, &'static str),
@@ -120,18 +120,18 @@ enum Problem {
 /// argument requires and excludes before it propagates global arguments.
 fn check(command: &Command, matches: &ArgMatches) -> Result<(), Problem> {
     let subject = Subject::of(command.get_name());
-    let is_given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    if let Some(id) = SOURCE.into_iter().filter(is_given).find(|id| !subject.takes(id)) {
+    let is_given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let Some(id) = SOURCE.into_iter().find(|id| is_given(id) && !subject.takes(id)) {
         return Err(Problem::NotForCommand(id));
     }
-    let has_new = subject == Subject::DumpAndGuest && is_given(&"new");
-    let excluded = ["domain", "mock", "thorough", "search_limit"].into_iter().find(|id| has_new && is_given(id));
-    if let Some(id) = excluded {
+    let has_new = subject == Subject::DumpAndGuest && is_given("new");
+    let for_a_guest = ["domain", "mock", "thorough", "search_limit"];
+    if let Some(id) = for_a_guest.into_iter().find(|id| has_new && is_given(id)) {
         return Err(Problem::Conflict("new", id));
     }
-    match (is_given(&"domain"), is_given(&"mock")) {
+    match (is_given("domain"), is_given("mock")) {
         (true, true) => Err(Problem::Conflict("mock", "domain")),
-        (_, false) if is_given(&"mock_raw") || is_given(&"mock_kind") => Err(Problem::Missing("mock")),
+        (_, false) if is_given("mock_raw") || is_given("mock_kind") => Err(Problem::Missing("mock")),
         (false, false) if subject == Subject::Guest => Err(Problem::MissingGuest("<--domain <DOMAIN>|--mock <FILE>>")),
         (false, false) if subject == Subject::DumpAndGuest && !has_new => {
             Err(Problem::MissingGuest("<NEW|--domain <DOMAIN>|--mock <FILE>>"))
@@ -160,13 +160,10 @@ impl Problem {
             }
             Problem::MissingGuest(arguments) => {
                 let mut tips = vec!["'xenmap domains' lists the domains of this host".into()];
-                let lines = examples::of(command.get_name()).iter().map(|(line, _)| *line);
-                tips.extend(
-                    lines
-                        .filter(|line| line.contains("--domain"))
-                        .take(1)
-                        .map(|line| format!("for example, {line}").into()),
-                );
+                let examples = examples::of(command.get_name());
+                if let Some((line, _)) = examples.iter().find(|(line, _)| line.contains("--domain")) {
+                    tips.push(format!("for example, {line}").into());
+                }
                 let missing = (ContextKind::InvalidArg, strings(Some(arguments.to_owned())));
                 let tips = (ContextKind::Suggested, ContextValue::StyledStrs(tips));
                 (ErrorKind::MissingRequiredArgument, vec![missing, tips])

@@ -11,8 +11,13 @@ use xenmap::FRAME_SIZE;
 
 pub(crate) const CANARY: &[u8] = b"xenmap canary";
 
+/// Returns the tool, without the variables of whoever runs the tests that change its output.
 pub(crate) fn tool() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_xenmap"))
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_xenmap"));
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS"] {
+        tool.env_remove(name);
+    }
+    tool
 }
 
 pub(crate) fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {

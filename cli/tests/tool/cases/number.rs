@@ -18,6 +18,7 @@ fn number_is_decimal_hexadecimal_or_has_a_binary_unit() {
         ("2G", 2 << 30),
         ("2GIB", 2 << 30),
         ("1T", 1 << 40),
+        ("0x10K", 0x4000),
         ("1TiB", 1 << 40),
         ("18446744073709551615", u64::MAX),
         ("0xffffffffffffffff", u64::MAX),
@@ -29,7 +30,7 @@ fn number_is_decimal_hexadecimal_or_has_a_binary_unit() {
 
 #[test]
 fn anything_else_is_an_error_that_lists_the_forms() {
-    let nonsense = ["", "x", "0x", "K", "+1", "-1", "1 K", "1_000", "1.5G", "10h", "0x1K", "1KB", "1P", "1B", "٣"];
+    let nonsense = ["", "x", "0x", "K", "+1", "-1", "1 K", "1_000", "1.5G", "10h", "1KB", "1P", "1B", "٣"];
     let too_large = ["18446744073709551616", "0x10000000000000000", "16777216T", "99999999999999999999K"];
     for (texts, expected) in [(&nonsense[..], "not a number"), (&too_large, "too large")] {
         for text in texts {

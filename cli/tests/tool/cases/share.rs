@@ -105,9 +105,9 @@ fn page(command: &Command) -> Vec<u8> {
         entry(&mut roff, code, meaning);
     }
     roff.control("SH", ["ENVIRONMENT"]);
-    for (name, meaning) in ENVIRONMENT {
-        if *name != "TMPDIR" || ["xenmap", "diff", "picture"].contains(&name) {
-            entry(&mut roff, name, meaning);
+    for (variable, meaning) in ENVIRONMENT {
+        if *variable != "TMPDIR" || matches!(name, "xenmap" | "diff" | "picture") {
+            entry(&mut roff, variable, meaning);
         }
     }
     if is_main {
@@ -118,7 +118,7 @@ fn page(command: &Command) -> Vec<u8> {
     }
     roff.control("SH", ["EXAMPLES"]);
     for (line, purpose) in examples::of(key) {
-        roff.text([roman(format!("{}:", purpose))]);
+        roff.text([roman(format!("{purpose}:"))]);
         roff.control("PP", []).control("RS", ["4"]).control("nf", []);
         roff.text([bold(*line)]);
         roff.control("fi", []).control("RE", []).control("PP", []);

@@ -1,9 +1,12 @@
 //! The command line: options of the guest, usage lines, help, version and colors.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::process::Output;
 
+use nix::pty::{OpenptyResult, openpty};
 use xenmap::FRAME_SIZE;
 
 use crate::harness::*;
@@ -19,14 +22,24 @@ fn commands() -> Vec<String> {
     names.into_iter().filter(|name| name != "help").collect()
 }
 
-/// Runs the tool with these variables instead of those that set colors.
+/// Runs the tool with these variables.
 fn run_with(variables: &[(&str, &str)], folder: &Path, args: &str) -> Output {
+    tool().envs(variables.iter().copied()).current_dir(folder).args(args.split_whitespace()).output().unwrap()
+}
+
+/// Runs the tool on a terminal with these variables, and returns what the terminal receives.
+fn run_on_terminal(variables: &[(&str, &str)], folder: &Path, args: &str) -> String {
+    let OpenptyResult { master, slave } = openpty(None, None).unwrap();
     let mut command = tool();
-    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM", "COLUMNS"] {
-        command.env_remove(name);
-    }
-    command.envs(variables.iter().copied());
-    command.current_dir(folder).args(args.split_whitespace()).output().unwrap()
+    command.envs(variables.iter().copied()).current_dir(folder).args(args.split_whitespace());
+    let mut child = command.stdout(slave.try_clone().unwrap()).stderr(slave).spawn().unwrap();
+    // Closes the copies of the terminal, so that reading ends with the tool.
+    drop(command);
+    let mut shown = Vec::new();
+    // Linux ends it with EIO.
+    let _ = File::from(master).read_to_end(&mut shown);
+    child.wait().unwrap();
+    String::from_utf8(shown).unwrap()
 }
 
 #[test]
@@ -227,6 +240,25 @@ const COLORED: [&str; 6] =
 
 fn has_escape(output: &Output) -> bool {
     [&output.stdout[..], &output.stderr].concat().contains(&b'\x1b')
+}
+
+#[test]
+fn terminal_gets_colors_unless_they_are_off() {
+    let folder = folder("usage-terminal");
+    ram(&folder, &[(0, CANARY)]);
+    for args in COLORED {
+        for (variables, options, expected) in [
+            (&[("TERM", "xterm")][..], "", true),
+            (&[("TERM", "xterm")], "--color auto", true),
+            (&[("TERM", "xterm")], "--color never", false),
+            (&[("TERM", "xterm"), ("NO_COLOR", "1")], "", false),
+            (&[("TERM", "dumb")], "", false),
+        ] {
+            let shown = run_on_terminal(variables, &folder, &format!("{args} {options}"));
+            assert!(!shown.is_empty());
+            assert_eq!(shown.contains('\x1b'), expected, "{args} {options} {variables:?}: {shown}");
+        }
+    }
 }
 
 #[test]
