@@ -1,44 +1,67 @@
-//! The command line.
+//! The arguments of the command line. `usage` completes them: what depends on several arguments, and the help.
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use serde::Serialize;
 
-const EXIT_CODES: &str = "\
-Exit codes: 0; 1 if search finds nothing or diff a difference; 2 if it could not be done; 3 if a dump lacks frames that
-should be there (stderr lists them; in a raw or LiME dump they are zeros), or if the search for RAM was stopped by
---search-limit; 128 and the signal if a dump was interrupted";
+use crate::number::number;
 
-/// Looks at a guest's RAM, on Xen or on a simulated host
-// The last setting: without a command there is an error in one line, not the whole help.
+/// Inspect, search, compare and dump the RAM of Xen guests
+///
+/// xenmap runs in dom0 as root, and does not need libxc. With --mock it runs anywhere: a file becomes the RAM of a
+/// simulated guest.
+///
+/// Addresses are the guest's physical addresses; for a PV guest, its pseudo-physical ones. Addresses and sizes are decimal,
+/// hexadecimal (0x1000), or have a binary unit (64K, 1M, 2G, 1T).
 #[derive(Debug, Parser)]
-#[command(name = "xenmap", version, arg_required_else_help = false, after_help = EXIT_CODES)]
+#[command(name = "xenmap", version, max_term_width = 100)]
 pub(crate) struct Args {
+    /// When to use colors
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto", display_order = 100)]
+    pub(crate) color: ColorChoice,
     #[command(flatten)]
     pub(crate) source: Source,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-/// Whose RAM it is: one of these, for all commands but `domains`, `diff` of two files and `completions`.
+/// The arguments of the process that `dump --copy-by workers` starts. It is no [`Command`], so that nobody sees it.
+#[derive(Debug, Parser)]
+#[command(name = "xenmap worker")]
+pub(crate) struct WorkerArgs {
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// The guest. `usage` checks which of these go together, since clap checks before it propagates global arguments.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Guest options")]
 pub(crate) struct Source {
-    /// A file that becomes the RAM of a guest on a simulated host: raw, each frame at its address; its holes are holes in
-    /// the guest, and it is not changed
-    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
-    pub(crate) mock: Option<PathBuf>,
-    /// FILE is raw RAM, though it begins as something else does (an ELF core, a compressed file ...)
-    #[arg(long, requires = "mock")]
-    pub(crate) mock_raw: bool,
-    /// What kind of guest to simulate
-    #[arg(long, value_name = "KIND", default_value = "pvh", requires = "mock")]
-    pub(crate) mock_kind: MockKind,
-    /// The number or the name of a guest of the Xen host that this runs on; name:17 if its name is a number
-    #[arg(long, value_name = "DOMAIN")]
+    /// Use this domain of the host, by its number or name
+    ///
+    /// For a domain whose name is a number, write name:17.
+    #[arg(long, global = true, value_name = "DOMAIN")]
     pub(crate) domain: Option<String>,
-    /// Touch the memory of a populate-on-demand guest even if Xen may crash the guest when its memory runs out
+    /// Simulate a guest with this file as its RAM; Xen is not needed
+    ///
+    /// The file is raw RAM: the offset of a byte is its address, and holes in the file are holes in the RAM. The file is
+    /// never changed.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) mock: Option<PathBuf>,
+    /// Treat the --mock file as raw RAM even if it looks like another format
+    ///
+    /// Without this option, files that look like a dump in another format or like a compressed file are refused.
+    #[arg(long, global = true)]
+    pub(crate) mock_raw: bool,
+    /// Set the kind of the simulated guest
+    #[arg(long, global = true, value_name = "KIND", default_value = "pvh")]
+    pub(crate) mock_kind: MockKind,
+    /// Access the memory of a populate-on-demand guest even if that may crash the guest
+    ///
+    /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages, and accessing
+    /// a page without memory crashes the guest. Without this option, xenmap then refuses to access any.
     #[arg(long, global = true)]
     pub(crate) pod_populate: bool,
 }
@@ -51,82 +74,98 @@ pub(crate) enum MockKind {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Lists the domains of the host
+    /// List the domains of the host
+    ///
+    /// The list includes dom0 and dying domains. A dash stands for a value that is not known.
     Domains {
-        /// As a JSON array, an object for each
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows what is known of the guest and its host
+    /// Show information about a guest and its host
+    ///
+    /// A dash stands for a value that is not known.
     Info {
-        /// As one JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows where the guest's RAM is, and what kind
+    /// Show where a guest's RAM is
+    ///
+    /// Each line is a range of addresses of one kind: ram, page table (of a PV guest; it can only be read), paged out, broken
+    /// (it cannot be read), special (it is Xen's, such as the grant table), or ballooned out (of a PV guest, without RAM).
     Map {
         #[command(flatten)]
         search: SearchArgs,
-        /// As one JSON object
+        /// Print a JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Shows bytes of the guest's RAM, as `hexdump -vC` does
+    /// Show bytes of a guest's RAM, as `hexdump -vC` does
     Read {
-        /// The address of the first byte, such as 4096 or 0x1000
+        /// Address of the first byte: 4096, 0x1000, 4K ...
         #[arg(value_parser = number)]
         address: u64,
-        /// How many bytes, such as 64 or 0x40
+        /// Number of bytes: 64, 0x40, 1M ...
         #[arg(value_parser = number)]
         len: u64,
         #[command(flatten)]
         space: SpaceArgs,
-        /// The bytes themselves, for a pipe or a file
+        /// Write the bytes themselves, to a file or a pipe
         #[arg(long)]
         binary: bool,
     },
-    /// Changes bytes of the guest's RAM (not of a simulated guest's: they would be lost)
+    /// Change bytes of a guest's RAM
+    ///
+    /// Asks before it writes to a guest that is not paused. A simulated guest cannot be changed: it ends with the command,
+    /// so the change would be lost.
     Write {
-        /// The address of the first byte, such as 4096 or 0x1000
+        /// Address of the first byte: 4096, 0x1000, 4K ...
         #[arg(value_parser = number)]
         address: u64,
         #[command(flatten)]
         bytes: BytesArgs,
         #[command(flatten)]
         space: SpaceArgs,
-        /// Without asking, though the guest runs
+        /// Write without asking, even if the guest is running
         #[arg(long)]
         yes: bool,
     },
-    /// Looks for bytes in all of the guest's RAM, and prints the address of each match
+    /// Search a guest's RAM for bytes, and print the address of each match
+    ///
+    /// Matches can overlap, and can cross page borders.
     Search {
         #[command(flatten)]
         bytes: BytesArgs,
         #[command(flatten)]
         search: SearchArgs,
-        /// Stop after so many matches
+        /// Stop after this many matches
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
         max: Option<u64>,
-        /// As JSON, an object a line
+        /// Print a JSON object for each match, one per line
         #[arg(long)]
         json: bool,
     },
-    /// Writes the guest's RAM to a file, or to standard output
+    /// Write a guest's RAM to a file or to standard output
+    ///
+    /// A guest that is running needs --pause or --live. The file appears when the dump is complete, and only its owner can
+    /// read it. Pages that cannot be read are listed on stderr; in a raw or LiME dump they are zeros.
     Dump(DumpArgs),
-    /// Compares two dumps, or a dump and the guest, page by page; exit code 1 if they differ
+    /// Compare two dumps, or a dump and a guest, page by page
     ///
-    /// Of a page that one of them has only in part, the bytes that both have are compared, and those that only one has
-    /// are shown as such. In the last line it counts once: as different if bytes differ, else as only in OLD or only in
-    /// NEW if bytes are.
+    /// If one side has only a part of a page, the bytes that both have are compared, and the others are listed as only in
+    /// OLD or only in NEW. The summary counts such a page once: as different if compared bytes differ, otherwise as only in
+    /// OLD or only in NEW.
     ///
-    /// Make sure that nothing writes to a dump or truncates it meanwhile: that may end the tool with SIGBUS.
+    /// Do not write to a dump or truncate it while it is being compared: that can end the command with SIGBUS.
     Diff {
-        /// A dump: raw, an ELF core, a lime file, or what `xl dump-core` writes; also compressed with zstd (it is
-        /// decompressed into a nameless file in the folder TMPDIR, or in /var/tmp if that is not set)
+        /// A dump: raw, ELF core, LiME, or made by `xl dump-core`; zstd-compressed or not
+        ///
+        /// A compressed dump is first decompressed to an unnamed file in the directory TMPDIR, by default /var/tmp.
         old: PathBuf,
-        /// Another; without it, the guest that --domain or --mock names
+        /// Another dump; without it, OLD is compared with the guest
         new: Option<PathBuf>,
-        /// Which dump is raw, though it begins as something else does
+        /// Treat a dump as raw even if it looks like another format
         #[arg(long, value_name = "WHICH")]
         raw: Option<RawDumps>,
         #[command(flatten)]
@@ -135,31 +174,29 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Draws where the guest's RAM is, as a PNG
+    /// Draw where a guest's RAM is, as a PNG image
     Picture {
-        /// The file, which must not exist
+        /// Image file to create; it must not exist
         out: PathBuf,
         #[command(flatten)]
         search: SearchArgs,
-        /// A dump, as `diff` takes it: pages that have changed since are shown. Make sure that nothing writes to it or
-        /// truncates it meanwhile: that may end the tool with SIGBUS
+        /// Mark the pages that differ from this dump, in any format that `diff` reads
+        ///
+        /// Do not write to the dump or truncate it meanwhile: that can end the command with SIGBUS.
         #[arg(long, value_name = "DUMP")]
         since: Option<PathBuf>,
-        /// The dump is raw, though it begins as something else does
+        /// Treat the dump as raw even if it looks like another format
         #[arg(long, requires = "since")]
         raw: bool,
     },
-    /// Prints a script that completes this tool's arguments in a shell
+    /// Print a shell completion script
     Completions {
-        /// Which shell
+        /// Shell to complete for
         shell: Shell,
     },
-    /// Copies a share of a dump (`dump` starts this itself)
-    #[command(hide = true)]
-    Worker,
 }
 
-/// Which of two dumps are raw, whatever they begin with.
+/// Which of two dumps are raw, whatever they look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RawDumps {
     Old,
@@ -169,63 +206,66 @@ pub(crate) enum RawDumps {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
 pub(crate) struct SearchArgs {
-    /// Try every frame number, also where Xen says that there is no RAM: slow, but finds what Xen lends to the guest
+    /// Try every frame number; slow, but finds all memory that Xen lends to the guest
+    ///
+    /// By default, the search for RAM ends when it has found as many pages as the guest owns. The memory that Xen lends to
+    /// the guest, such as its grant table, is then only found where it lies among RAM.
     #[arg(long)]
     pub(crate) thorough: bool,
-    /// Stop looking for RAM after so many seconds in which none was found; 0 for no limit [default: 60, with
-    /// --thorough 0]
+    /// Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) search_limit: Option<u64>,
 }
 
-/// In which address space an address is.
+/// The address space of an address.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct SpaceArgs {
-    /// The address is a virtual one, of what a vcpu runs
+    /// Treat the address as virtual, and translate it with a vcpu's page tables
     #[arg(long)]
     pub(crate) r#virtual: bool,
-    /// Which vcpu
+    /// Use the page tables of this vcpu
     #[arg(long, value_name = "N", default_value_t = 0, requires = "virtual")]
     pub(crate) vcpu: u32,
-    /// The page-table base to use instead of the vcpu's (its CR3, on Arm TTBR0; of a PV guest a machine address); its
-    /// tables are made as the vcpu's are, or on x86 have four levels if that cannot be learned
+    /// Use this page-table base instead of the vcpu's (CR3; on Arm TTBR0)
+    ///
+    /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if that cannot be read, x86 tables have
+    /// four levels.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }
 
-/// Bytes, in one of these forms.
+/// Bytes, given in one of these forms.
 #[derive(Clone, Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct BytesArgs {
-    /// As text
+    /// The bytes as text
     #[arg(long, value_name = "TEXT")]
     pub(crate) text: Option<String>,
-    /// As hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit
+    /// The bytes as hexadecimal digits, such as "de ad be ef"; in a search, ? stands for any digit
     #[arg(long, value_name = "DIGITS")]
     pub(crate) hex: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DumpArgs {
-    /// The file, which must not exist; - for standard output
+    /// File to create, which must not exist; - for standard output
     pub(crate) out: PathBuf,
-    /// How the file is made
+    /// Choose the file format
     #[arg(long, default_value = "raw")]
     pub(crate) format: Format,
-    /// Compress it
+    /// Compress the dump
     #[arg(long, value_name = "METHOD")]
     pub(crate) compress: Option<Compression>,
-    /// The guest goes on running: the frames are of different moments
+    /// Let the guest run: its pages are copied at different moments
     #[arg(long, conflicts_with = "pause")]
     pub(crate) live: bool,
-    /// The guest stands still until the dump is written, and then runs again
+    /// Pause the guest until the dump is written
     #[arg(long)]
     pub(crate) pause: bool,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
-    /// How to copy to an uncompressed file; by this process alone unless said otherwise, which was the fastest where it
-    /// was measured
-    #[arg(long, value_name = "WAY")]
+    /// Choose how to copy to an uncompressed file [default: single]
+    #[arg(long, value_name = "METHOD")]
     pub(crate) copy_by: Option<CopyBy>,
     /// Print the summary as a JSON object; on stderr if the dump goes to standard output
     #[arg(long)]
@@ -235,13 +275,13 @@ pub(crate) struct DumpArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
-    /// Each frame at its address, sparse; what is no RAM cannot be told from zeros
+    /// Sparse file with each page at the offset that is its address; missing pages look like zeros
     Raw,
-    /// An ELF core, which gdb, drgn and volatility3 read
+    /// ELF core, for gdb, drgn and volatility3
     Elf,
-    /// What the kernel module lime.ko writes, which volatility3 reads
+    /// LiME, for volatility3
     Lime,
-    /// What xl dump-core writes, without the registers of vcpus
+    /// The format of `xl dump-core`, without the registers of vcpus
     Xen,
 }
 
@@ -253,18 +293,10 @@ pub(crate) enum Compression {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CopyBy {
-    /// By this process alone
+    /// In one thread
     Single,
-    /// By threads of this process
+    /// In several threads
     Threads,
-    /// By short-lived processes
+    /// In several processes
     Workers,
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|e| format!("{e} (give a decimal number, or a hexadecimal one after 0x)"))
 }

@@ -1,18 +1,18 @@
-//! Which domain the person means.
+//! Finds the domain that `--domain` names.
 
 use xenmap::{Domid, Error, ForeignMemory};
 
 use crate::Result;
 use crate::domains::in_words;
 
-/// What the person calls a guest.
+/// The value of `--domain`.
 pub(crate) enum Called<'a> {
     Number(Domid),
     Name(&'a str),
 }
 
 impl<'a> Called<'a> {
-    /// Digits are a number, anything else is a name, and so is whatever follows `name:`.
+    /// Takes digits for a number, and everything else for a name; so is all that follows `name:`.
     pub(crate) fn from_argument(argument: &'a str) -> Result<Called<'a>> {
         let is_number = !argument.is_empty() && argument.bytes().all(|byte| byte.is_ascii_digit());
         Ok(match argument.strip_prefix("name:") {
@@ -27,7 +27,7 @@ impl<'a> Called<'a> {
             Called::Number(domid) => return Ok(domid),
             Called::Name(name) => name,
         };
-        let missing = || format!("no domain is called {name:?}; `domains` lists them");
+        let missing = || format!("no domain is called {name:?}; 'xenmap domains' lists them");
         match memory.domain_by_name(name) {
             Err(Error::AmbiguousName { domids, .. }) => Err(ambiguous(memory, name, &domids).into()),
             found => Ok(found?.ok_or_else(missing)?),
@@ -35,9 +35,9 @@ impl<'a> Called<'a> {
     }
 }
 
-/// What to tell the person who has given the name of several domains.
+/// Returns the error for a name that several domains have.
 fn ambiguous(memory: &ForeignMemory, name: &str, domids: &[Domid]) -> String {
-    // At once, since names are waited for.
+    // One call for all domains: a call for each would wait for each name.
     let domains = memory.domains().unwrap_or_default();
     let state = |domid| domains.iter().find(|info| info.domid == domid)?.state;
     let described = domids.iter().map(|&domid| match state(domid) {

@@ -1,7 +1,8 @@
-//! `domains`: which there are.
+//! `domains`: lists the domains of the host.
 
 use std::io::Write;
 
+use anstyle::Style;
 use serde::Serialize;
 use xenmap::{DomainInfo, DomainState, FRAME_SIZE, ForeignMemory, GuestKind};
 
@@ -9,7 +10,7 @@ use crate::Result;
 use crate::palette::palette;
 use crate::printable::{self, printable};
 
-/// What is known of a domain, in the words of this tool.
+/// What Xen tells about a domain, as the tool prints it.
 #[derive(Serialize)]
 pub(crate) struct Domain {
     pub(crate) domid: u16,
@@ -18,8 +19,8 @@ pub(crate) struct Domain {
     pub(crate) state: Option<&'static str>,
     pub(crate) pages: u64,
     pub(crate) max_pages: Option<u64>,
-    pub(crate) paged_out: Option<u64>,
-    pub(crate) shared: Option<u64>,
+    pub(crate) pages_paged_out: Option<u64>,
+    pub(crate) pages_shared: Option<u64>,
     pub(crate) vcpus: Option<u32>,
     pub(crate) uuid: Option<String>,
 }
@@ -39,15 +40,15 @@ impl From<DomainInfo> for Domain {
             state: info.state.map(in_words),
             pages: info.pages,
             max_pages: info.max_pages,
-            paged_out: info.paged_out,
-            shared: info.shared,
+            pages_paged_out: info.paged_out,
+            pages_shared: info.shared,
             vcpus: info.vcpus,
             uuid: info.handle.map(uuid),
         }
     }
 }
 
-/// What a domain is doing.
+/// Returns the name of a state.
 pub(crate) fn in_words(state: DomainState) -> &'static str {
     match state {
         DomainState::Running => "running",
@@ -59,39 +60,51 @@ pub(crate) fn in_words(state: DomainState) -> &'static str {
 }
 
 impl Domain {
-    /// Its name for a terminal: it may have anything in it.
+    /// Returns the name with everything escaped that a terminal would obey.
     pub(crate) fn printable_name(&self) -> Option<String> {
         self.name.as_deref().map(printable)
     }
 }
 
+#[derive(Serialize)]
+struct Domains {
+    domains: Vec<Domain>,
+}
+
 pub(crate) fn domains(memory: &ForeignMemory, as_json: bool, out: &mut impl Write) -> Result<()> {
     let domains: Vec<Domain> = memory.domains()?.into_iter().map(Domain::from).collect();
     if as_json {
-        writeln!(out, "{}", printable::json(&domains)?)?;
+        writeln!(out, "{}", printable::json(&Domains { domains })?)?;
         return Ok(());
     }
-    let heading = palette().heading;
+    let palette = palette();
+    let heading = palette.heading;
     write!(out, "{heading}{:>5}  {:4}  {:8}  {:>8}  ", "id", "kind", "state", "MiB")?;
     writeln!(out, "{:>8}  {:>5}  name{heading:#}", "max MiB", "vcpus")?;
     for domain in domains {
         let max = or_dash(domain.max_pages.map(mib));
         let (state, vcpus) = (domain.state.unwrap_or("-"), or_dash(domain.vcpus));
-        write!(out, "{:>5}  {:4}  {state:8}  {:>8}  ", domain.domid, domain.kind, mib(domain.pages))?;
+        let style = match state {
+            "running" => palette.good,
+            "paused" => palette.warning,
+            "shutdown" | "dying" => palette.bad,
+            _ => Style::new(),
+        };
+        write!(out, "{:>5}  {:4}  {style}{state:8}{style:#}  {:>8}  ", domain.domid, domain.kind, mib(domain.pages))?;
         writeln!(out, "{max:>8}  {vcpus:>5}  {}", or_dash(domain.printable_name()))?;
     }
     Ok(())
 }
 
-/// What is not known is a dash.
+/// Returns the value as text, or a dash.
 pub(crate) fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// How much memory so many pages are, to the next tenth.
+/// Returns how many MiB these pages are, rounded down to a tenth.
 pub(crate) fn mib(pages: u64) -> String {
     const PER_MIB: u128 = (1 << 20) / FRAME_SIZE as u128;
-    // Xen says that a domain may own any number of pages with all bits set.
+    // `max_pages` is u64::MAX for a domain without a limit.
     let tenths = u128::from(pages) * 10 / PER_MIB;
     format!("{}.{}", tenths / 10, tenths % 10)
 }

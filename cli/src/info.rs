@@ -1,4 +1,4 @@
-//! `info`: what is known of the guest and its host.
+//! `info`: shows what Xen tells about a guest and its host.
 
 use std::io::Write;
 
@@ -7,13 +7,14 @@ use xenmap::{Guest, HostKind};
 
 use crate::Result;
 use crate::domains::{Domain, mib, or_dash};
+use crate::palette::palette;
 use crate::printable::{self, printable};
 
 #[derive(Serialize)]
 struct Info {
     #[serde(flatten)]
     domain: Domain,
-    /// Of a populate-on-demand guest: frames without memory, and frames of memory for them.
+    /// Pages of a populate-on-demand guest that have no memory yet, and pages of memory set aside for them.
     pages_unpopulated: u64,
     pages_in_pool: u64,
     highest_frame: u64,
@@ -48,8 +49,9 @@ pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result
     let domain = info.domain;
     let toolstack = match info.domctl_version {
         Some(version) => format!("domctl version {version:#x}"),
-        None => "not understood: less is known".to_owned(),
+        None => "unknown version; some values are missing".to_owned(),
     };
+    let style = palette().name;
     let pages = |pages: Option<u64>| or_dash(pages.map(|pages| format!("{pages} ({} MiB)", mib(pages))));
     for (name, value) in [
         ("domid", domain.domid.to_string()),
@@ -60,8 +62,8 @@ pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result
         ("vcpus", or_dash(domain.vcpus)),
         ("pages owned", pages(Some(domain.pages))),
         ("pages at most", pages(domain.max_pages)),
-        ("pages paged out", or_dash(domain.paged_out)),
-        ("pages shared", or_dash(domain.shared)),
+        ("pages paged out", or_dash(domain.pages_paged_out)),
+        ("pages shared", or_dash(domain.pages_shared)),
         ("pages unpopulated", format!("{} (memory set aside: {})", info.pages_unpopulated, info.pages_in_pool)),
         ("highest frame", format!("{:#x}", info.highest_frame)),
         ("xen version", printable(&info.xen_version)),
@@ -69,7 +71,7 @@ pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result
         ("host kind", info.host_kind.to_owned()),
         ("toolstack interface", toolstack),
     ] {
-        writeln!(out, "{:21}{value}", format!("{name}:"))?;
+        writeln!(out, "{style}{:21}{style:#}{value}", format!("{name}:"))?;
     }
     Ok(())
 }

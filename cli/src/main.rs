@@ -1,14 +1,10 @@
-//! Looks at a guest's RAM: what is known of it, where it is, its bytes, or all of it as a file.
+//! Inspects, searches, compares and dumps the RAM of Xen guests.
 //!
 //!     cargo run -p xenmap-cli -- domains
-//!     cargo run -p xenmap-cli -- --mock FILE info
-//!     cargo run -p xenmap-cli -- --mock FILE read 0x1000 64
-//!     cargo run -p xenmap-cli -- --domain 5 search --text canary
-//!     cargo run -p xenmap-cli -- --domain 5 dump OUT
+//!     cargo run -p xenmap-cli -- read --mock FILE 0x1000 64
+//!     cargo run -p xenmap-cli -- dump --domain 5 --pause OUT
 //!
-//! Exit codes: 0; 1 if `search` finds nothing or `diff` a difference; 2 if it could not be done, with one line on
-//! stderr; 3 if a dump lacks frames that should be there or not all of the guest was searched; 128 and the signal
-//! if a dump was interrupted.
+//! `examples.rs` has more examples, and the exit codes.
 
 mod args;
 mod called;
@@ -17,11 +13,13 @@ mod chain;
 mod diff;
 mod domains;
 mod dump;
+mod examples;
 mod guest_pages;
 mod hexdump;
 mod image;
 mod info;
 mod map;
+mod number;
 mod palette;
 mod pattern;
 mod picture;
@@ -32,16 +30,20 @@ mod search;
 mod sheet;
 mod source;
 mod space;
+mod usage;
 mod window;
 mod write;
 
+use std::env;
 use std::error::Error;
+use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
-use args::{Args, Command, SearchArgs};
+use anstyle::Style;
+use args::{Args, Command, WorkerArgs};
 use chain::chain;
-use clap::{CommandFactory, Parser};
+use clap::{ColorChoice, Parser, ValueEnum};
 use image::Making;
 use pattern::Pattern;
 use printable::printable;
@@ -49,7 +51,7 @@ use search::Outcome;
 use source::Host;
 use space::Space;
 
-/// What anything that can fail returns: the error is a line for the person who has typed the command.
+/// The result of anything that can fail: the error becomes one line on stderr.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 const NOTHING_FOUND: u8 = 1;
@@ -61,13 +63,22 @@ fn main() -> ExitCode {
     if let Err(error) = dump::interrupt::survive_size_limits() {
         return fail(&chain(&*error));
     }
-    let args = match Args::try_parse() {
+    if env::args_os().nth(1).is_some_and(|first| first == "worker") {
+        return worker();
+    }
+    let args = match usage::parse(env::args_os()) {
         Ok(args) => args,
-        Err(error) => return usage(&error),
+        Err(error) => {
+            palette::choose(color_of(env::args_os()));
+            // Nothing can be done if this fails.
+            let _ = error.print();
+            return if error.use_stderr() { FAILED.into() } else { ExitCode::SUCCESS };
+        }
     };
+    palette::choose(args.color);
     match run(&args) {
         Ok(code) => code,
-        // Whoever reads our output (`| head`) has seen enough. Of a comparison it was a difference.
+        // The reader of our output (`| head`) has seen enough. What `diff` prints first is a difference.
         Err(error) if is_broken_pipe(&*error) => match args.command {
             Command::Diff { .. } => DIFFERENT.into(),
             _ => ExitCode::SUCCESS,
@@ -78,10 +89,10 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode> {
     let mut stdout = BufWriter::new(io::stdout().lock());
-    let host = || Host::open_for_guest(&args.source);
+    let host = || Host::open(&args.source);
     let mut code = ExitCode::SUCCESS;
     match &args.command {
-        Command::Domains { json } => domains::domains(&Host::open(&args.source)?.memory, *json, &mut stdout)?,
+        Command::Domains { json } => domains::domains(&host()?.memory, *json, &mut stdout)?,
         Command::Info { json } => info::info(&host()?.guest()?, *json, &mut stdout)?,
         Command::Map { search, json } => {
             if !map::map(&host()?.guest_to_touch()?, *search, *json, &mut stdout)? {
@@ -119,9 +130,6 @@ fn run(args: &Args) -> Result<ExitCode> {
         }
         Command::Diff { old, new, raw, search, json } => {
             let same = match new {
-                Some(_) if source::is_given(&args.source) || *search != SearchArgs::default() => {
-                    return Err("two dumps are compared without a guest".into());
-                }
                 Some(new) => Some(diff::dumps(old, new, *raw, *json, &mut stdout)?),
                 None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, *json, &mut stdout)?,
             };
@@ -138,48 +146,58 @@ fn run(args: &Args) -> Result<ExitCode> {
             }
         }
         Command::Completions { shell } => {
-            // Not straight to stdout: clap_complete panics if that fails.
+            // Not straight to stdout: clap_complete panics on errors.
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Args::command(), "xenmap", &mut script);
+            clap_complete::generate(*shell, &mut usage::command(), "xenmap", &mut script);
             stdout.write_all(&script)?;
-        }
-        Command::Worker => {
-            dump::worker::begin()?;
-            dump::worker::work(&host()?.guest()?)?;
         }
     }
     match stdout.flush() {
-        // All is known by now, whoever reads it.
+        // The exit code holds even if nobody reads the output.
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(code),
     }
 }
 
-/// What clap has to say: `--help` as it is, an error in one line.
-fn usage(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        // Nobody is left to be told if this fails.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+/// Runs as a process that `dump --copy-by workers` has started.
+fn worker() -> ExitCode {
+    let work = || {
+        // The dump that has started this process prints its errors, without the prefix.
+        palette::choose(ColorChoice::Never);
+        // The first argument stands for the name of the program.
+        let args = WorkerArgs::try_parse_from(env::args_os().skip(1))?;
+        dump::worker::begin()?;
+        dump::worker::work(&Host::open(&args.source)?.guest()?)
+    };
+    match work() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&chain(&*error)),
     }
-    let text = error.to_string();
-    // Tips and the usage come last. An argument that is quoted before may hold anything, empty lines too.
-    let mut message = text.as_str();
-    for last in ["\n\nFor more information", "\n\nUsage:", "\n\n  tip:"] {
-        message = message.rsplit_once(last).map_or(message, |(before, _)| before);
-    }
-    let lines: Vec<&str> = message.lines().map(str::trim).collect();
-    fail(lines.join(" ").trim_start_matches("error: "))
+}
+
+/// Finds --color in a command line that clap returns no arguments of: it has an error, or asks for help.
+fn color_of(arguments: impl Iterator<Item = OsString>) -> ColorChoice {
+    let arguments: Vec<String> = arguments.map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let separate = arguments.windows(2).filter(|pair| pair[0] == "--color").map(|pair| pair[1].as_str());
+    let joined = arguments.iter().filter_map(|argument| argument.strip_prefix("--color="));
+    separate.chain(joined).find_map(|value| ColorChoice::from_str(value, false).ok()).unwrap_or_default()
 }
 
 fn fail(message: &str) -> ExitCode {
-    say(message);
+    write_line(message, palette::ERROR);
     FAILED.into()
 }
 
-/// Writes a line to stderr. Names of files and domains in the message may contain anything.
+/// Writes a line to stderr.
 fn say(message: &str) {
-    let _ = writeln!(io::stderr(), "xenmap: {}", printable(message.trim_end()));
+    write_line(message, Style::new());
+}
+
+/// Writes a line to stderr. The names of files and domains in the message may contain anything.
+fn write_line(message: &str, prefix: Style) {
+    let line = format!("{prefix}xenmap:{prefix:#} {}\n", printable(message.trim_end()));
+    // Nothing can be done if this fails.
+    let _ = anstream::stderr().write_all(line.as_bytes());
 }
 
 fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {

@@ -1,4 +1,4 @@
-//! `map`: where a guest's RAM is.
+//! `map`: shows where a guest's RAM is.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use xenmap::{FrameKind, Guest, NumberRange, Pfn, RamMap, Search};
 
 use crate::args::SearchArgs;
+use crate::palette::palette;
 use crate::progress::Progress;
 use crate::{Result, say};
 
@@ -39,37 +40,39 @@ impl From<Range<u64>> for AddressRange {
 struct Map {
     domid: u16,
     extents: Vec<Extent>,
-    /// Bytes of each kind.
-    totals: BTreeMap<&'static str, u64>,
+    /// The size of all extents of a kind.
+    total_bytes: BTreeMap<&'static str, u64>,
     not_searched: Vec<AddressRange>,
 }
 
-/// Prints where the guest's RAM is; returns whether it was looked for everywhere.
+/// Prints where the guest's RAM is. Returns whether the search for it was complete.
 pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
     let found = scan(guest, search)?;
     let complete = found.is_complete();
     let mut map = Map {
         domid: guest.domid().get(),
         extents: Vec::new(),
-        totals: BTreeMap::new(),
+        total_bytes: BTreeMap::new(),
         not_searched: found.not_searched(),
     };
     for extent in found.map.extents() {
         let (range, kind) = (addresses_of(&extent.pfns), name(extent.kind));
-        *map.totals.entry(kind).or_default() += range.bytes;
+        *map.total_bytes.entry(kind).or_default() += range.bytes;
         map.extents.push(Extent { range, kind });
     }
     if as_json {
         writeln!(out, "{}", serde_json::to_string(&map)?)?;
         return Ok(complete);
     }
-    writeln!(out, "{:>14}  {:>14}  {:>14}  kind", "first", "last", "size")?;
+    let palette = palette();
+    let (heading, address) = (palette.heading, palette.address);
+    writeln!(out, "{heading}{:>14}  {:>14}  {:>14}  kind{heading:#}", "first", "last", "size")?;
     for Extent { range: AddressRange { first, last, bytes }, kind } in map.extents {
-        let size = size(bytes);
-        writeln!(out, "{first:>#14x}  {last:>#14x}  {size:>14}  {kind}")?;
+        let (size, style) = (size(bytes), if kind == "ram" { palette.good } else { palette.warning });
+        writeln!(out, "{address}{first:>#14x}  {last:>#14x}{address:#}  {size:>14}  {style}{kind}{style:#}")?;
     }
-    for (kind, bytes) in map.totals {
-        writeln!(out, "{:>14}  {:14}  {:>14}  {kind}", "in all", "", size(bytes))?;
+    for (kind, bytes) in map.total_bytes {
+        writeln!(out, "{:>14}  {:14}  {:>14}  {kind}", "total", "", size(bytes))?;
     }
     Ok(complete)
 }
@@ -119,14 +122,14 @@ pub(crate) fn find(guest: &Guest, args: SearchArgs) -> Result<Found> {
     Ok(Found { map: scan.into_map(), not_searched, idle })
 }
 
-/// How long a search may go on without finding anything.
+/// Returns how long a search may find nothing before it ends.
 fn limit(args: SearchArgs) -> Option<Duration> {
     let default = if args.thorough { 0 } else { 60 };
     let seconds = args.search_limit.unwrap_or(default);
     (seconds > 0).then(|| Duration::from_secs(seconds))
 }
 
-/// What is said of frames that were not looked at.
+/// Returns the message about frames that were not searched.
 fn complaint(not_searched: &[NumberRange<Pfn>], idle: Duration) -> String {
     const LISTED: usize = 3;
     let list = |pfns: &NumberRange<Pfn>| {
@@ -138,8 +141,7 @@ fn complaint(not_searched: &[NumberRange<Pfn>], idle: Duration) -> String {
         ranges.push(format!("{} more ranges", not_searched.len() - LISTED));
     }
     format!(
-        "the search for RAM was stopped after {:.0} s in which it found none; not searched: {} (--search-limit sets the \
-         limit)",
+        "the search for RAM ended after {:.0} s without finding any; not searched: {} (--search-limit sets the limit)",
         idle.as_secs_f64(),
         ranges.join(", ")
     )

@@ -1,4 +1,4 @@
-//! The guest to look at, on the real host or on a simulated one.
+//! The host and the guest of a command, real or simulated.
 
 use std::path::Path;
 
@@ -11,9 +11,7 @@ use crate::called::Called;
 use crate::chain::chain;
 use crate::image;
 
-const NO_GUEST: &str = "which guest? give --domain DOMAIN or --mock FILE, before the command";
-
-/// A handle of the host, and the guest that the person has named, if any.
+/// The host, and the guest if one was named.
 pub(crate) struct Host {
     pub(crate) memory: ForeignMemory,
     domid: Option<Domid>,
@@ -33,23 +31,15 @@ impl Host {
         Ok(Host { memory, domid, pod_populate: source.pod_populate })
     }
 
-    /// The same, for what is done with a guest.
-    pub(crate) fn open_for_guest(source: &Source) -> Result<Host> {
-        if !is_given(source) {
-            return Err(NO_GUEST.into());
-        }
-        Host::open(source)
-    }
-
     pub(crate) fn guest(&self) -> Result<Guest> {
-        let domid = self.domid.ok_or(NO_GUEST)?;
+        let domid = self.domid.ok_or("no guest was named")?;
         Guest::open(&self.memory, domid).map_err(|e| match e.errno() {
-            libc::ESRCH => format!("no such domain: {domid} (for a domain of that name give name:{domid})").into(),
+            libc::ESRCH => format!("no such domain: {domid} (a domain with that name is name:{domid})").into(),
             _ => e.into(),
         })
     }
 
-    /// The guest, for what touches its memory.
+    /// Returns the guest for commands that access its memory.
     pub(crate) fn guest_to_touch(&self) -> Result<Guest> {
         let guest = self.guest()?;
         match guest.check_populated() {
@@ -63,11 +53,6 @@ impl Host {
     }
 }
 
-/// Whether the person has named a guest.
-pub(crate) fn is_given(source: &Source) -> bool {
-    source.mock.is_some() || source.domain.is_some()
-}
-
 fn simulate(path: &Path, kind: MockKind, is_raw: bool) -> Result<(ForeignMemory, Domid)> {
     let file = image::open_file(path)?;
     if !is_raw {
@@ -78,7 +63,7 @@ fn simulate(path: &Path, kind: MockKind, is_raw: bool) -> Result<(ForeignMemory,
         MockKind::Pvh => host.create_domain_from_file(&file)?,
         MockKind::Pv => host.create_pv_domain_from_file(&file)?,
     };
-    // Nothing in it runs, as in a guest that is paused.
+    // Nothing runs in it.
     domain.pause();
     Ok((host.open()?, domain.domid()))
 }

@@ -2,9 +2,9 @@
 //!
 //! In a PV dom0, the end of a process gives back the references of its mappings at a half to a quarter of the cost of
 //! munmap: the kernel unpins the page tables first, and Xen drops the references of all entries at once. Each process
-//! also has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap --domain N
-//! worker`) for each share. A simulated guest is made anew in each worker, from the same file. Starting a process has a
-//! cost too: in measurements, one process that leaves its mappings to its own end was faster.
+//! also has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap worker
+//! --domain N`) for each share. A simulated guest is made anew in each worker, from the same file. Starting a process
+//! has a cost too: in measurements, one process that leaves its mappings to its own end was faster.
 //!
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
 //! each. It reports errors on stderr, as the tool does.
@@ -92,6 +92,7 @@ fn send(out: &mut impl Write, report: &Report) -> Result<()> {
 /// Runs a worker for a job, and calls `copied` as it makes progress.
 pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     let mut command = Command::new("/proc/self/exe");
+    command.arg("worker");
     if let Some(file) = &source.mock {
         // In one, since the name may begin with a dash.
         let mut mock = OsString::from("--mock=");
@@ -107,7 +108,6 @@ pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMu
         // By its number: another domain may get its name meanwhile.
         command.args(["--domain", &domid.to_string()]);
     }
-    command.arg("worker");
     employ_as(command, job, copied)
 }
 

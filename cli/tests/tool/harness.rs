@@ -1,4 +1,4 @@
-//! Runs the tool as a person does, on files that it takes for a guest's RAM.
+//! Runs the tool as a person does, on files that are the RAM of a simulated guest.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -24,7 +24,7 @@ pub(crate) fn run_in(folder: &Path, args: &str) -> Output {
     tool().current_dir(folder).args(args.split_whitespace()).output().unwrap()
 }
 
-/// A shell script in a folder, in which the tool is `$0`.
+/// Returns a shell script that runs in a folder; the tool is `$0` in it.
 pub(crate) fn shell(folder: &Path, script: &str) -> Command {
     let mut shell = Command::new("sh");
     shell.current_dir(folder).args(["-c", script]).arg(tool().get_program());
@@ -45,10 +45,26 @@ pub(crate) fn refusal(output: &Output) -> &str {
     line.strip_prefix("xenmap: ").unwrap()
 }
 
-/// A folder for one test, empty at first.
+/// Checks for clap's exit code and form of an error, and returns the error.
+#[track_caller]
+pub(crate) fn usage_error(output: &Output) -> &str {
+    let stderr = text(&output.stderr);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(2), ""), "{stderr}");
+    let error = stderr.strip_suffix("\n\nFor more information, try '--help'.\n").unwrap();
+    error.strip_prefix("error: ").unwrap()
+}
+
+/// Returns the output of a command, which must be JSON.
+#[track_caller]
+pub(crate) fn json(output: &Output) -> serde_json::Value {
+    assert_eq!(text(&output.stderr), "");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Makes an empty folder for one test.
 pub(crate) fn folder(test: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap").join(test);
-    // What an earlier run may have left.
+    // An earlier run may have left it.
     let _ = fs::remove_dir_all(&path);
     fs::create_dir_all(&path).unwrap();
     path
@@ -62,17 +78,17 @@ pub(crate) fn ram(folder: &Path, content: &[(u64, &[u8])]) {
     }
 }
 
-/// The address of a frame.
+/// Returns the address of a frame.
 pub(crate) const fn frame(number: u64) -> u64 {
     number * FRAME_SIZE as u64
 }
 
-/// Bytes that do not repeat.
+/// Returns bytes that do not repeat.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
     (1..=len as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]).collect()
 }
 
-/// Where a sparse file holds data.
+/// Returns the ranges of a sparse file that hold data.
 pub(crate) fn extents(path: &Path) -> Vec<(i64, i64)> {
     let file = File::open(path).unwrap();
     let mut extents = Vec::new();
@@ -84,12 +100,13 @@ pub(crate) fn extents(path: &Path) -> Vec<(i64, i64)> {
     extents
 }
 
-/// What [`extents`] says of a file with data in these frames, each pair being a first one and one past the last.
+/// Returns the [`extents`] of a file with data in these frames, each pair being the first and one past the last.
 pub(crate) fn extents_of_frames(frames: &[(u64, u64)]) -> Vec<(i64, i64)> {
     let at = |number| i64::try_from(frame(number)).unwrap();
     frames.iter().map(|&(start, end)| (at(start), at(end))).collect()
 }
 
+/// Returns the sorted names of the files in a folder.
 pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<String> = entries.collect();

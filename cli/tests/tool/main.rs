@@ -1,8 +1,7 @@
-//! Tests of the tool: its commands run as a person does (`harness`), and some of its modules by themselves.
-//!
-//! The modules are included here, where they find each other as in the tool.
+//! Tests of the tool. Some run its commands as a person does (`harness`), others call its modules, which are included
+//! here.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a failed test says where")]
 
 #[path = "../../src/args.rs"]
 mod args;
@@ -21,6 +20,8 @@ mod domains;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/dump/mod.rs"]
 mod dump;
+#[path = "../../src/examples.rs"]
+mod examples;
 #[path = "../../src/guest_pages.rs"]
 mod guest_pages;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -30,6 +31,9 @@ mod image;
 mod info;
 #[path = "../../src/map.rs"]
 mod map;
+#[path = "../../src/number.rs"]
+mod number;
+#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/palette.rs"]
 mod palette;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -46,6 +50,8 @@ mod sheet;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/space.rs"]
 mod space;
+#[path = "../../src/usage.rs"]
+mod usage;
 #[path = "../../src/window.rs"]
 mod window;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -55,7 +61,7 @@ mod write;
 mod dumps;
 mod harness;
 
-/// One for each part of the tool.
+/// The tests, by part of the tool.
 mod cases {
     mod commands;
     mod diff;
@@ -72,9 +78,12 @@ mod cases {
     mod hostile;
     mod last_address;
     mod names;
+    mod number;
     mod picture;
     mod search;
+    mod share;
     mod space;
+    mod usage;
     mod worker;
     mod write;
     mod zst;
@@ -85,16 +94,16 @@ use std::cell::RefCell;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 thread_local! {
-    /// What the included modules have said in this thread.
+    /// The messages of the included modules in this thread.
     static SAID: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What the tool has for its messages.
+/// Stands for the function of the tool that writes messages to stderr.
 fn say(message: &str) {
     SAID.with_borrow_mut(|said| said.push(message.to_owned()));
 }
 
-/// What was said in this test, which has a thread of its own.
+/// Takes the messages of this test, which has a thread of its own.
 fn said() -> Vec<String> {
     SAID.take()
 }

@@ -1,9 +1,9 @@
-//! The commands `info`, `domains`, `map`, `read` and `write`, and bad input, run as a person does.
+//! The commands `info`, `domains`, `map`, `read` and `write`, run as a person does, and bad input.
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use xenmap::FRAME_SIZE;
 
@@ -13,7 +13,7 @@ use crate::harness::*;
 const CANARY_ROW: &str = "78 65 6e 6d 61 70 20 63  61 6e 61 72 79           |xenmap canary|\n";
 
 #[test]
-fn info_tells_what_is_known() {
+fn info_shows_the_guest_and_the_host() {
     let folder = folder("info");
     ram(&folder, &[(0, &pattern(2 * FRAME_SIZE)), (frame(9), b"x")]);
     let output = run_in(&folder, "--mock ram info");
@@ -48,18 +48,19 @@ fn info_as_json_is_one_object() {
 }
 
 #[test]
-fn domains_lists_those_of_the_host() {
+fn domains_lists_the_domains_of_the_host() {
     let folder = folder("domains");
     ram(&folder, &[(0, &pattern(512 * FRAME_SIZE))]);
     let table = run_in(&folder, "--mock ram domains");
     let lines: Vec<Vec<&str>> = text(&table.stdout).lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["id", "kind", "state", "MiB", "max", "MiB", "vcpus", "name"]);
-    // Dom0 is there, too.
+    // Dom0 is listed, too.
     assert_eq!((lines.len(), lines[2][..4].to_vec()), (3, vec!["1", "pvh", "paused", "2.0"]));
 
-    let array = json(&run_in(&folder, "--mock ram domains --json"));
-    let (domids, guest) = ([&array[0]["domid"], &array[1]["domid"]], &array[1]);
-    assert_eq!((array.as_array().unwrap().len(), domids), (2, [&0.into(), &1.into()]));
+    let object = json(&run_in(&folder, "--mock ram domains --json"));
+    let domains = object["domains"].as_array().unwrap();
+    let (domids, guest) = ([&domains[0]["domid"], &domains[1]["domid"]], &domains[1]);
+    assert_eq!((domains.len(), domids), (2, [&0.into(), &1.into()]));
     assert_eq!((&guest["pages"], &guest["state"], &guest["name"]), (&512.into(), &"paused".into(), &().into()));
 }
 
@@ -71,7 +72,7 @@ fn map_shows_where_the_ram_is() {
         "         first            last            size  kind\n",
         "           0x0          0x2fff          12 KiB  ram\n",
         "      0x100000        0x1fffff           1 MiB  ram\n",
-        "        in all                        1036 KiB  ram\n",
+        "         total                        1036 KiB  ram\n",
     );
     for args in ["--mock ram map", "--mock ram map --thorough"] {
         let output = run_in(&folder, args);
@@ -90,7 +91,7 @@ fn map_as_json_is_one_object() {
             {"first": 0, "last": 0x2FFF, "bytes": 0x3000, "kind": "ram"},
             {"first": 0x10_0000, "last": 0x10_0FFF, "bytes": 0x1000, "kind": "ram"},
         ],
-        "totals": {"ram": 0x4000},
+        "total_bytes": {"ram": 0x4000},
         "not_searched": [],
     });
     assert_eq!(json(&run_in(&folder, "--mock ram map --json")), expected);
@@ -101,13 +102,6 @@ fn map_of_a_guest_without_ram_is_empty() {
     let folder = folder("map-none");
     ram(&folder, &[]);
     assert_eq!(json(&run_in(&folder, "--mock ram map --json"))["extents"], serde_json::json!([]));
-}
-
-/// What the tool has printed, which must be JSON.
-#[track_caller]
-fn json(output: &Output) -> serde_json::Value {
-    assert_eq!(text(&output.stderr), "");
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]
@@ -166,14 +160,14 @@ fn read_into_a_hole_shows_nothing() {
 fn read_into_a_far_hole_shows_the_windows_before_it() {
     let folder = folder("far-hole");
     ram(&folder, &[(0, &pattern(1 << 20))]);
-    // No machine has memory for so many bytes.
+    // More bytes than any machine has memory for.
     let output = run_in(&folder, "--mock ram read 0 0x8000000000000");
     assert_eq!(refusal(&output), "cannot access domain 1 at 0x100000: no RAM there");
     assert_eq!(text(&output.stdout).lines().count(), (1 << 20) / 16);
 }
 
 #[test]
-fn read_of_binary_gives_the_bytes_themselves() {
+fn binary_read_writes_the_bytes_themselves() {
     let folder = folder("binary");
     let bytes = pattern((1 << 20) + 5 * FRAME_SIZE);
     ram(&folder, &[(0, &bytes)]);
@@ -207,7 +201,7 @@ fn write_that_reaches_a_hole_is_refused() {
 }
 
 #[test]
-fn pv_guest_has_its_own_addresses() {
+fn addresses_of_a_pv_guest_are_pseudo_physical() {
     let folder = folder("pv");
     ram(&folder, &[(frame(2) - 5, CANARY), (frame(3) - 1, b"\xff")]);
     let output = run_in(&folder, "--mock ram --mock-kind pv read 0x1ffb 13");
@@ -218,13 +212,13 @@ fn pv_guest_has_its_own_addresses() {
         serde_json::json!({"first": 0, "last": 0xFFF, "bytes": 0x1000, "kind": "ballooned out"})
     );
     assert_eq!((&map["extents"][1]["first"], &map["extents"][1]["kind"]), (&0x1000.into(), &"ram".into()));
-    assert!(map["totals"]["page table"].as_u64().is_some_and(|bytes| bytes > 0), "{map}");
+    assert!(map["total_bytes"]["page table"].as_u64().is_some_and(|bytes| bytes > 0), "{map}");
     let info = json(&run_in(&folder, "--mock ram --mock-kind pv info --json"));
     assert_eq!(info["kind"], "pv");
 }
 
-/// Page tables of four levels in frames 1 to 4, which map the page at `0xffff_8000_0000_0000` to frame 9
-/// and the one behind it to frame 7.
+/// Makes four levels of page tables in frames 1 to 4, which map the page at `0xffff_8000_0000_0000` to frame 9
+/// and the next one to frame 7.
 fn ram_with_page_tables(folder: &Path) {
     let present = |pfn| (frame(pfn) | 3).to_le_bytes();
     let tables = [present(2), present(3), present(4), present(9), present(7)];
@@ -244,7 +238,7 @@ fn ram_with_page_tables(folder: &Path) {
 }
 
 #[test]
-fn virtual_addresses_lead_through_the_page_tables() {
+fn virtual_addresses_are_translated_by_the_page_tables() {
     let folder = folder("virtual");
     ram_with_page_tables(&folder);
     let output = run_in(&folder, "--mock ram read 0xffff800000000ffb 13 --virtual --cr3 0x1000");
@@ -252,7 +246,7 @@ fn virtual_addresses_lead_through_the_page_tables() {
 }
 
 #[test]
-fn virtual_address_that_leads_nowhere_is_refused() {
+fn virtual_address_without_a_translation_is_refused() {
     let folder = folder("virtual-nowhere");
     ram_with_page_tables(&folder);
     for args in [
@@ -269,7 +263,7 @@ fn virtual_address_that_leads_nowhere_is_refused() {
 }
 
 #[test]
-fn completions_are_a_script_that_bash_takes() {
+fn completions_are_a_valid_bash_script() {
     let script = run(["completions", "bash"]).stdout;
     let folder = folder("completions");
     fs::write(folder.join("script"), &script).unwrap();
@@ -280,42 +274,51 @@ fn completions_are_a_script_that_bash_takes() {
 }
 
 #[test]
-fn bad_input_is_told_in_one_line() {
-    let folder = folder("bad-input");
+fn usage_errors_are_those_of_clap() {
+    let folder = folder("usage-errors");
     ram(&folder, &[(0, CANARY)]);
     for (args, expected) in [
-        ("", "requires a subcommand"),
-        ("info", "which guest? give --domain DOMAIN or --mock FILE"),
+        ("--color auto", "requires a subcommand"),
         ("--mock ram", "requires a subcommand"),
-        ("--mock ram --domain 3 info", "cannot be used with '--domain <DOMAIN>'"),
-        ("--mock missing info", "cannot use missing: No such file"),
-        ("--mock . info", "cannot use .: not a regular file"),
         ("--mock ram --mock-kind hvm info", "invalid value 'hvm'"),
-        ("--mock-kind pv info", "required arguments were not provided: --mock <FILE>"),
-        ("--domain 70000 info", "70000 does not name a domain"),
         ("--mock ram look", "unrecognized subcommand 'look'"),
-        ("--mock ram read", "required arguments were not provided: <ADDRESS> <LEN>"),
+        ("--mock ram rea", "tip: a similar subcommand exists: 'read'"),
+        ("--mock ram read", "required arguments were not provided:\n  <ADDRESS>\n  <LEN>"),
         ("--mock ram read here 1", "invalid value 'here' for '<ADDRESS>'"),
         ("--mock ram read 0x 1", "invalid value '0x' for '<ADDRESS>'"),
-        ("--mock ram read 0 0", "LEN is 0"),
         ("--mock ram read 0 18446744073709551616", "too large"),
+        ("--mock ram read 0 1 --vcpu 1", "required arguments were not provided:\n  --virtual"),
+        ("--mock ram write 0", "required arguments were not provided"),
+        ("completions", "required arguments were not provided:\n  <SHELL>"),
+        ("--mock ram dump", "required arguments were not provided:\n  <OUT>"),
+    ] {
+        let output = run_in(&folder, args);
+        let error = usage_error(&output);
+        assert!(error.contains(expected), "{args}: {error}");
+    }
+    assert_eq!(names(&folder), ["ram"]);
+}
+
+#[test]
+fn other_errors_are_one_line() {
+    let folder = folder("errors");
+    ram(&folder, &[(0, CANARY)]);
+    for (args, expected) in [
+        ("--mock missing info", "cannot use missing: No such file"),
+        ("--mock . info", "cannot use .: not a regular file"),
+        ("--domain 70000 info", "70000"),
+        ("--mock ram read 0 0", "LEN is 0"),
         ("--mock ram read 0xffffffffffffffff 2", "reach beyond the last address"),
         ("--mock ram read 0xffffffffffffffff 1", "the highest is 0xffffffffff"),
         ("--mock ram read 4096 1", "cannot access domain 1 at 0x1000: no RAM there"),
         ("--mock ram read 4095 2", "cannot access domain 1 at 0x1000: no RAM there"),
-        ("--mock ram read 0 1 --vcpu 1", "required arguments were not provided: --virtual"),
-        ("--mock ram write 0", "required arguments were not provided: <--text <TEXT>|--hex <DIGITS>>"),
-        ("--mock ram write 0 --text a --hex aa", "cannot be used with"),
         ("--mock ram write 0 --hex DEad0", "half of one"),
         ("--mock ram write 0 --hex a?", "? stands for any digit, which cannot be written"),
         ("--mock ram write 4096 --hex aa", "cannot write at 0x1000: no RAM there"),
         ("--mock ram diff missing", "cannot use missing as a dump: No such file"),
         ("--mock ram diff .", "cannot use . as a dump: not a regular file"),
-        ("diff ram", "which guest?"),
         ("--mock ram picture ram", "output exists: ram"),
         ("--mock ram picture missing/out", "cannot create missing/out: No such file"),
-        ("completions", "required arguments were not provided: <SHELL>"),
-        ("--mock ram dump", "required arguments were not provided: <OUT>"),
         ("--mock ram dump missing/out", "cannot create missing/out: No such file"),
         ("--mock ram dump ram/out", "cannot create ram/out: Not a directory"),
     ] {
@@ -328,12 +331,12 @@ fn bad_input_is_told_in_one_line() {
 }
 
 #[test]
-fn domain_that_cannot_be_had_is_told_in_one_line() {
+fn domain_of_a_host_without_xen_is_an_error_in_one_line() {
     let devices = ["/dev/xen/privcmd", "/proc/xen/privcmd"];
     let is_xen = devices.iter().any(|path| Path::new(path).exists());
     let expected =
         "privcmd (not on xen, or the module xen-privcmd is not loaded): No such file or directory (os error 2)";
-    // The second is no number, so it may be larger than a domain's.
+    // The second is a name, so the range of domain numbers does not matter.
     for domain in ["31000", "name:70000"] {
         let output = run(["--domain", domain, "info"]);
         let line = refusal(&output);
@@ -342,21 +345,7 @@ fn domain_that_cannot_be_had_is_told_in_one_line() {
 }
 
 #[test]
-fn version_is_that_of_the_crate() {
-    let output = run(["--version"]);
-    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
-    assert_eq!(text(&output.stdout), concat!("xenmap ", env!("CARGO_PKG_VERSION"), "\n"));
-}
-
-#[test]
-fn help_is_no_error() {
-    let output = run(["--help"]);
-    assert!(text(&output.stdout).contains("Usage: xenmap [OPTIONS] <COMMAND>"));
-    assert!(output.status.success());
-}
-
-#[test]
-fn reader_that_has_seen_enough_ends_it_quietly() {
+fn closed_pipe_ends_the_tool_quietly() {
     let folder = folder("pipe");
     ram(&folder, &[(0, &pattern(1 << 20))]);
     let mut command = tool();
@@ -380,18 +369,11 @@ fn full_stdout_is_an_error() {
 }
 
 #[test]
-fn reader_that_has_gone_does_not_change_what_a_comparison_tells() {
+fn closed_pipe_does_not_change_the_exit_code_of_diff() {
     let folder = folder("pipe-diff");
     ram(&folder, &[(0, &pattern(FRAME_SIZE))]);
     let (read, write) = std::io::pipe().unwrap();
     drop(read);
     let output = tool().current_dir(&folder).args(["diff", "ram", "ram"]).stdout(write).output().unwrap();
     assert_eq!((text(&output.stderr), output.status.code()), ("", Some(0)));
-}
-
-#[test]
-fn argument_with_empty_lines_does_not_hide_what_is_wrong_with_it() {
-    let output = run(["--mock", "ram", "--mock-kind", "a\n\nFor more", "info"]);
-    let line = refusal(&output);
-    assert!(line.contains("for '--mock-kind <KIND>'") && line.contains("[possible values: pv, pvh]"), "{line}");
 }

@@ -402,7 +402,7 @@ fn pausing_and_not_pausing_exclude_each_other() {
     let folder = folder("pause-live");
     ram(&folder, &[(0, CANARY)]);
     let output = run_in(&folder, "--mock ram dump --pause --live out");
-    assert!(refusal(&output).contains("'--pause' cannot be used with '--live'"), "{}", text(&output.stderr));
+    assert!(usage_error(&output).contains("'--pause' cannot be used with '--live'"), "{}", text(&output.stderr));
     for how in ["--pause", "--live"] {
         assert!(run_in(&folder, &format!("--mock ram dump {how} out{how}")).status.success());
     }

@@ -152,7 +152,7 @@ fn elf_header_of_more_extents_than_it_can_count() {
 /// Returns the arguments and the output of a dump to a new file.
 pub(crate) fn dump_to(out: &Path, args: &str) -> (args::Source, args::DumpArgs, Output) {
     let line = ["xenmap", "--mock", "ram", "dump"].into_iter().chain(args.split_whitespace());
-    let Args { source, command } = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
+    let Args { source, command, .. } = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
     let args::Command::Dump(args) = command else { panic!("no dump") };
     (source, args, Output::create(out).unwrap())
 }

@@ -139,7 +139,7 @@ fn worker_handles_signals_that_its_parent_blocks() {
     ram(&folder, &[(0, CANARY)]);
     for signal in ASKING {
         let mut command = tool();
-        command.current_dir(&folder).args(["--mock", "ram", "worker"]);
+        command.current_dir(&folder).args(["worker", "--mock", "ram"]);
         // It gets no job, but looks at signals before that.
         let mut worker = Process::start(command.stdin(Stdio::piped()));
         send(worker.pid(), signal);
@@ -153,7 +153,7 @@ fn worker_does_not_outlive_its_parent() {
     ram(&folder, &[(0, CANARY)]);
     let mut command = Command::new("sh");
     // It waits for its job, which the test could still give.
-    let script = "exec 3<&0; \"$0\" --mock ram worker <&3 >/dev/null & echo $!; wait";
+    let script = "exec 3<&0; \"$0\" worker --mock ram <&3 >/dev/null & echo $!; wait";
     command.current_dir(&folder).args(["-c", script]).arg(tool().get_program());
     let mut shell = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let mut line = String::new();

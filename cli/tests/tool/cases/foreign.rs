@@ -226,7 +226,7 @@ fn each_of_two_dumps_is_raw_only_with_the_option() {
         assert_eq!(refusal(&output), "there is only one dump: give --raw old, or another dump");
     }
     // The option needs a value.
-    let line = refusal(&run_in(&folder, "diff --raw odd elf")).to_owned();
+    let line = usage_error(&run_in(&folder, "diff --raw odd elf")).to_owned();
     assert!(line.contains("--raw <WHICH>") && line.contains("old, new, both"), "{line}");
 }
 

@@ -1,5 +1,4 @@
-//! Dumps that claim much more than they hold: `xenmap diff` must not take longer, or more memory, for what is only
-//! claimed.
+//! Dumps whose headers claim much more than the files hold: `xenmap diff` must spend neither time nor memory on claims.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -16,13 +15,13 @@ use crate::harness::*;
 
 const PROGRAM_HEADER: u64 = 56;
 
-/// Runs the tool in a folder with 5 seconds of a processor and 64 MiB of memory of its own.
+/// Runs the tool in a folder with at most 5 seconds of processor time and 64 MiB of data.
 fn run_limited(folder: &Path, args: &str) -> Output {
     let limited = format!("ulimit -t 5; ulimit -d 65536; exec \"$0\" {args}");
     Command::new("sh").current_dir(folder).args(["-c", &limited]).arg(tool().get_program()).output().unwrap()
 }
 
-/// Makes a sparse file of some bytes at some offsets.
+/// Makes a sparse file with these bytes at these offsets.
 fn sparse(path: &Path, len: u64, content: &[(u64, &[u8])]) {
     let file = File::create(path).unwrap();
     for (offset, bytes) in content {
@@ -31,7 +30,7 @@ fn sparse(path: &Path, len: u64, content: &[(u64, &[u8])]) {
     file.set_len(len).unwrap();
 }
 
-/// A section header: name, type, offset, size and information.
+/// Returns a section header: name, type, offset, size and information.
 fn section(name: u32, kind: u32, offset: u64, size: u64, info: u32) -> Vec<u8> {
     let mut header = [name, kind].map(u32::to_le_bytes).concat();
     header.extend([0, 0, offset, size].map(u64::to_le_bytes).concat());
@@ -41,7 +40,7 @@ fn section(name: u32, kind: u32, offset: u64, size: u64, info: u32) -> Vec<u8> {
 }
 
 #[test]
-fn sections_that_are_only_claimed_are_refused_at_once() {
+fn claimed_sections_are_refused_at_once() {
     let folder = folder("hostile-sections");
     let core = [elf_header(0, 0, 64, 0), section(0, 0, 0, 1 << 26, 0)].concat();
     sparse(&folder.join("core"), 64 + (64 << 26), &[(0, &core)]);
@@ -50,10 +49,10 @@ fn sections_that_are_only_claimed_are_refused_at_once() {
 }
 
 #[test]
-fn program_headers_that_are_only_claimed_are_refused_at_once() {
+fn claimed_program_headers_are_refused_at_once() {
     let folder = folder("hostile-segments");
     let mut core = [elf_header(128, 0xffff, 64, 1), section(0, 0, 0, 0, u32::MAX)].concat();
-    // No section has the names.
+    // No section holds the names of sections.
     core[62] = 0;
     sparse(&folder.join("core"), 128 + PROGRAM_HEADER * u64::from(u32::MAX), &[(0, &core)]);
     let line = refusal(&run_limited(&folder, "diff core core")).to_owned();
@@ -78,7 +77,7 @@ fn table_of_frames_that_is_a_hole_is_refused_at_once() {
     let line = refusal(&run_limited(&folder, "diff core core")).to_owned();
     assert!(line.ends_with("a part of its table of frames is a hole of the file"), "{line}");
 
-    // Or the table has other entries before and after the hole.
+    // The same with entries before and after the hole.
     let entries = [1_u64, 2, 3].map(u64::to_le_bytes).concat();
     let content = [(0, &core[..]), (names_at, names), (table_at, &entries), (pages_at - 24, &entries)];
     sparse(&folder.join("core"), pages_at + frames * 4096, &content);
@@ -87,10 +86,10 @@ fn table_of_frames_that_is_a_hole_is_refused_at_once() {
 }
 
 #[test]
-fn entry_of_frame_0_that_is_in_a_hole_is_read() {
+fn entry_of_frame_0_in_a_hole_is_read() {
     let folder = folder("hostile-entry");
     let names = b"\0.shstrtab\0.xen_pages\0.xen_pfn\0";
-    // The first entry is in a block of which all else is zeros, too.
+    // The first entry is in a block of zeros only.
     let (names_at, table_at, pages_at) = (1024, 2 * 4096 - 8, 4 * 4096);
     let core = [
         elf_header(0, 0, 64, 4),
@@ -112,7 +111,7 @@ fn entry_of_frame_0_that_is_in_a_hole_is_read() {
 }
 
 #[test]
-fn names_of_sections_without_an_end_are_looked_through_once() {
+fn unterminated_names_of_sections_are_searched_once() {
     let folder = folder("hostile-names");
     let (count, names) = (65_000, vec![b'.'; 1 << 24]);
     let names_at = 64 + 64 * count;
@@ -150,7 +149,7 @@ fn pages_in_holes_cost_nothing() {
 }
 
 #[test]
-fn segments_that_overlap_again_and_again_cost_what_is_in_the_file() {
+fn overlapping_segments_cost_no_more_than_the_file() {
     let folder = folder("hostile-overlaps");
     let bytes = pattern(1000 * FRAME_SIZE);
     let (len, count) = (bytes.len() as u64, 60_000);
@@ -165,7 +164,7 @@ fn segments_that_overlap_again_and_again_cost_what_is_in_the_file() {
     let line = refusal(&run_limited(&folder, "diff elsewhere elsewhere")).to_owned();
     assert!(line.ends_with("are the same bytes of the file"), "{line}");
 
-    // Each in a hole of its own of 64 MiB, one frame further than the one before.
+    // Each in its own hole of 64 MiB, one frame after the previous one.
     let hole = 1 << 26;
     let body_at = 1 << 22;
     let offset = |i: u64| body_at - 64 - PROGRAM_HEADER * count as u64 + i * hole;
@@ -182,7 +181,7 @@ fn segments_that_overlap_again_and_again_cost_what_is_in_the_file() {
 fn segments_in_holes_at_any_address_cost_nothing() {
     let folder = folder("hostile-steps");
     let count = 16_000_u64;
-    // Each in a hole of its own, one byte further than the one before.
+    // Each in its own hole, one byte after the previous one.
     let body_at = 1 << 20;
     let offset = |i: u64| body_at - 64 - PROGRAM_HEADER * count + i * 8192;
     let steps: Vec<Segment> = (0..count).map(|i| Segment::whole(offset(i), i, 4096)).collect();
@@ -191,7 +190,7 @@ fn segments_in_holes_at_any_address_cost_nothing() {
     let stdout = text(&output.stdout);
     assert_eq!(stdout, "5 the same, 0 different, 0 only in OLD, 0 only in NEW\n", "{}", text(&output.stderr));
 
-    // The same with data, of which each byte is compared once.
+    // The same with data: each byte is compared once.
     let count = 4000;
     let steps: Vec<Segment> = (0..count).map(|i| Segment::whole(4096 * i, i, 4096)).collect();
     let bytes = vec![b'x'; 4096 * usize::try_from(count).unwrap()];
@@ -200,7 +199,7 @@ fn segments_in_holes_at_any_address_cost_nothing() {
     let stdout = text(&output.stdout);
     assert_eq!(stdout, "2 the same, 0 different, 0 only in OLD, 0 only in NEW\n", "{}", text(&output.stderr));
 
-    // Or over the same bytes of the file.
+    // All over the same bytes of the file.
     let steps: Vec<Segment> = (0..60_000).map(|i| Segment::whole(i % 4096, i, 4096)).collect();
     fs::write(folder.join("aliased"), elf_of_segments(&steps, &bytes)).unwrap();
     let line = refusal(&run_limited(&folder, "diff aliased aliased")).to_owned();
@@ -220,9 +219,9 @@ fn frame_in_thousands_of_pieces_is_compared() {
 }
 
 #[test]
-fn core_of_more_segments_than_its_header_can_count_is_read() {
+fn core_with_more_segments_than_its_header_can_count_is_read() {
     let folder = folder("hostile-many");
-    // A page in every other frame, nearly all of them zeros, which need no room in the dump; and no disk.
+    // A page in every other frame. Nearly all are zeros, which take no space in the dump; the RAM takes none on the disk.
     let frames = 65_600_u64;
     let file = File::from(memfd_create("ram", MFdFlags::MFD_CLOEXEC).unwrap());
     for pfn in 0..frames {
@@ -239,7 +238,7 @@ fn core_of_more_segments_than_its_header_can_count_is_read() {
     assert!(text(&output.stdout).starts_with(expected), "{}", text(&output.stdout));
 }
 
-/// Numbers that overflow, or nearly.
+/// Returns numbers that overflow, or nearly do.
 fn any_number() -> impl Strategy<Value = u64> {
     let near = |border: u64| (0..5000_u64).prop_map(move |n| border.wrapping_add(n).wrapping_sub(2500));
     prop_oneof![
@@ -257,7 +256,7 @@ fn any_number() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever headers say: an answer or a refusal, never a crash.
+    /// With any headers, the tool answers or refuses; it never crashes.
     #[test]
     fn no_header_crashes_it(
         format in 0..FORMATS.len(),

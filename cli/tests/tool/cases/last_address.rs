@@ -1,4 +1,4 @@
-//! What the tool does with the last addresses that there are: of 64 bits if they are virtual, of the last frame if not.
+//! The last addresses: virtual ones of 64 bits, and physical ones of the last frame.
 
 use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
@@ -10,7 +10,7 @@ use crate::pattern::Pattern;
 use crate::sheet::Sheet;
 use crate::{map, said, search};
 
-/// Page tables of four levels in frames 1 to 4, which map the last page of all to frame 9 and the one before to frame 7.
+/// Makes four levels of page tables in frames 1 to 4, which map the last page to frame 9 and the one before to frame 7.
 fn ram_with_the_last_pages(test: &str, last_page: &[u8]) -> std::path::PathBuf {
     let folder = folder(test);
     let present = |pfn| (frame(pfn) | 3).to_le_bytes();
@@ -54,7 +54,7 @@ fn read_shows_the_last_virtual_bytes() {
         assert!(shown.ends_with(&[last_row, end].concat()), "{args}: {shown}");
     }
     assert_eq!(read(&folder, "0xffffffffffffffff 1 --binary"), "z");
-    // What is not the end does not change.
+    // Before the last byte, the end has 16 digits.
     assert!(read(&folder, "0xfffffffffffffffe 1").ends_with("\nffffffffffffffff\n"));
 }
 
@@ -70,7 +70,7 @@ fn bytes_past_the_last_virtual_address_are_refused() {
     }
 }
 
-/// A guest of one frame, the last that there may be, which ends with this text.
+/// Makes a guest with one frame, the last possible one, which ends with this text.
 fn guest_at_the_top(host: &MockHost, text: &[u8]) -> MockDomain {
     let domain = host.create_domain(GuestKind::Hvm, 0);
     domain.populate(&[Gfn::MAX]);

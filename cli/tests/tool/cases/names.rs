@@ -1,4 +1,4 @@
-//! Names of files and domains that would do something to a terminal, in what the tool prints.
+//! Names of files and domains that a terminal would obey.
 
 use std::fs;
 
@@ -8,7 +8,7 @@ use xenmap::{Guest, GuestKind};
 use crate::harness::*;
 use crate::{domains, info};
 
-/// An escape sequence in C0 and one in C1, a line break, DEL, and characters that turn text around.
+/// An escape sequence in C0 and one in C1, a line break, DEL, and characters that change the direction of text.
 const NAME: &str = "a\u{1b}[31mb\nc\r\u{9b}32m\u{7f}\u{85}\u{202e}d\u{2066}e\u{2069}\u{200f}\u{2028}f\té";
 const ESCAPED: &str = r"a\u{1b}[31mb\nc\r\u{9b}32m\u{7f}\u{85}\u{202e}d\u{2066}e\u{2069}\u{200f}\u{2028}f\té";
 
@@ -23,12 +23,16 @@ fn names_of_files_are_escaped_in_every_message() {
         vec!["--mock", "ram", "diff", NAME],
         vec!["--mock", "ram", "picture", "--since", NAME, "new"],
         vec!["--mock", NAME, "dump", "missing/out"],
-        vec!["--mock", "missing", "--mock-kind", NAME, "info"],
         vec!["--domain", NAME, "info"],
-        vec![NAME],
     ] {
         let output = tool().current_dir(&folder).args(&args).output().unwrap();
         assert_safe(refusal(&output));
+    }
+    for args in [vec!["--mock", "missing", "--mock-kind", NAME, "info"], vec![NAME]] {
+        let output = tool().current_dir(&folder).args(&args).output().unwrap();
+        let error = usage_error(&output);
+        error.lines().for_each(|line| _ = assert_safe(line));
+        assert!(error.contains(ESCAPED), "{error}");
     }
     let missing = format!("{NAME}/out");
     let output = tool().current_dir(&folder).args(["--mock", "ram", "dump", &missing]).output().unwrap();
@@ -51,7 +55,7 @@ fn names_of_domains_are_escaped_as_text_and_as_json() {
         if as_json {
             let list: serde_json::Value = serde_json::from_str(assert_safe(list.trim_end())).unwrap();
             let one: serde_json::Value = serde_json::from_str(assert_safe(one.trim_end())).unwrap();
-            assert_eq!((&list[1]["name"], &one["name"]), (&NAME.into(), &NAME.into()));
+            assert_eq!((&list["domains"][1]["name"], &one["name"]), (&NAME.into(), &NAME.into()));
         } else {
             list.lines().chain(one.lines()).for_each(|line| _ = assert_safe(line));
             assert!(list.ends_with(&format!("  {ESCAPED}\n")), "{list:?}");
@@ -60,7 +64,7 @@ fn names_of_domains_are_escaped_as_text_and_as_json() {
     }
 }
 
-/// Checks that a line has nothing in it that a terminal obeys.
+/// Checks that a line has no character that a terminal obeys.
 #[track_caller]
 fn assert_safe(line: &str) -> &str {
     let obeyed = |c: char| c.is_control() || "\u{202e}\u{2066}\u{2069}\u{200f}\u{2028}".contains(c);

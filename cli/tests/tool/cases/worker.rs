@@ -1,4 +1,4 @@
-//! The worker that `xenmap dump --copy-by workers` starts, given any job.
+//! The worker of `xenmap dump --copy-by workers`, with valid and invalid jobs.
 
 use std::fs;
 use std::io::Write;
@@ -9,17 +9,19 @@ use xenmap::FRAME_SIZE;
 
 use crate::harness::*;
 
-/// Runs a worker with this as its job.
+/// Runs a worker on a job.
 fn work(folder: &Path, job: &str) -> Output {
     let mut command = tool();
-    command.current_dir(folder).args(["--mock", "ram", "worker"]);
+    // Without an effect, since the dump strips the prefix from errors.
+    command.env("CLICOLOR_FORCE", "1");
+    command.current_dir(folder).args(["worker", "--mock", "ram"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(job.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
 
 #[test]
-fn worker_copies_its_parts_to_their_places() {
+fn worker_copies_its_parts_to_their_offsets() {
     let folder = folder("worker");
     let bytes = pattern(4 * FRAME_SIZE);
     ram(&folder, &[(0, &bytes)]);
@@ -43,7 +45,7 @@ fn worker_that_cannot_write_says_why() {
 }
 
 #[test]
-fn job_that_makes_no_sense_is_refused() {
+fn invalid_job_is_refused() {
     let folder = folder("worker-bad");
     ram(&folder, &[(0, CANARY)]);
     fs::write(folder.join("out"), "as it was").unwrap();
@@ -64,7 +66,7 @@ fn job_that_makes_no_sense_is_refused() {
         let output = work(&folder, &format!(r#"{{"file":"out","name":"out","parts":[{part}],"find_notes":true}}"#));
         let line = refusal(&output);
         assert!(line.starts_with("not a worker's job: ") && line.contains(expected), "{part}: {line}");
-        // The first report says only that it is there.
+        // The first report only says that the worker has started.
         assert_eq!(text(&output.stdout).matches("Copied").count(), 1, "{part}");
         assert!(!text(&output.stdout).contains("Done"), "{part}");
     }
@@ -80,7 +82,7 @@ fn job_that_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn job_at_the_last_place_of_a_file_is_an_error_of_writing() {
+fn job_at_the_largest_offset_is_a_write_error() {
     let folder = folder("worker-far");
     ram(&folder, &[(0, CANARY)]);
     fs::write(folder.join("out"), "as it was").unwrap();
@@ -88,7 +90,7 @@ fn job_at_the_last_place_of_a_file_is_an_error_of_writing() {
     let job = format!(
         r#"{{"file":"out","name":"out","parts":[{{"pfns":{{"start":0,"end":1}},"offset":{offset}}}],"find_notes":false}}"#
     );
-    // Some file systems take a file as long as that.
+    // Some file systems support files of that length.
     let output = work(&folder, &job);
     assert!(output.status.success() || refusal(&output).starts_with("cannot write out: "), "{}", text(&output.stderr));
 }

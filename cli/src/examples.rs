@@ -1,0 +1,118 @@
+//! Examples and exit codes of each command, for the help and the man pages.
+
+use std::fmt::Write;
+
+use clap::builder::Styles;
+
+/// Returns command lines for a command and their purposes; for the whole tool if it is empty.
+pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
+    match command {
+        "" => &[
+            ("xenmap domains", "List the guests of this host"),
+            ("xenmap map --domain web", "Show where the RAM of the guest web is"),
+            ("xenmap read --domain 5 0x1000 64", "Show 64 bytes of the RAM of domain 5"),
+            ("xenmap dump --domain web --pause --format elf web.elf", "Dump the guest for gdb or drgn"),
+            ("xenmap read --mock ram.raw 0 256", "Try it without Xen, on a file"),
+        ],
+        "domains" => &[
+            ("xenmap domains", "List the domains"),
+            ("xenmap domains --json | jq -r '.domains[].name'", "Print only their names"),
+        ],
+        "info" => &[
+            ("xenmap info --domain 5", "Show what is known about domain 5"),
+            ("xenmap info --domain name:17", "Show what is known about the domain that is called 17"),
+            ("xenmap info --domain web --json | jq .pages", "Print how many pages it owns"),
+        ],
+        "map" => &[
+            ("xenmap map --domain web", "Show where the guest's RAM is"),
+            ("xenmap map --domain web --thorough --search-limit 600", "Try all frames, with a time limit"),
+            ("xenmap map --domain web --json | jq '.extents[].first'", "Print where each extent begins"),
+        ],
+        "read" => &[
+            ("xenmap read --domain 5 0x1000 64", "Show 64 bytes at a physical address"),
+            ("xenmap read --domain 5 --virtual 0xffffffff82000000 64", "Show bytes at a virtual address"),
+            ("xenmap read --domain 5 --binary 1M 64K >bytes", "Copy 64 KiB to a file"),
+        ],
+        "write" => &[
+            ("xenmap write --domain 5 0x1000 --text hello", "Write five characters"),
+            ("xenmap write --domain 5 0x1000 --hex 'de ad be ef' --yes", "Write four bytes without asking"),
+        ],
+        "search" => &[
+            ("xenmap search --domain web --text password=", "Find some text"),
+            ("xenmap search --domain web --hex 'de ad ?? ef'", "Find four bytes, the third of which can be any"),
+            ("xenmap search --domain web --text canary --max 1", "Check whether a text occurs"),
+        ],
+        "dump" => &[
+            ("xenmap dump --domain web --pause --format elf web.elf", "Pause a guest, dump it, and let it run again"),
+            ("xenmap dump --domain web --live web.raw", "Dump a guest while it is running"),
+            (
+                "xenmap dump --domain 5 --pause --compress zstd - | ssh host 'cat >5.zst'",
+                "Send a compressed dump to another host",
+            ),
+        ],
+        "diff" => &[
+            ("xenmap diff before.elf after.elf", "Compare two dumps"),
+            ("xenmap diff --domain web before.elf", "Show what has changed since the dump"),
+        ],
+        "picture" => &[
+            ("xenmap picture --domain web ram.png", "Draw where the guest's RAM is"),
+            ("xenmap picture --domain web --since before.elf ram.png", "Mark what has changed since the dump"),
+        ],
+        "completions" => &[
+            ("xenmap completions bash >~/.local/share/bash-completion/completions/xenmap", "Install for bash"),
+            ("xenmap completions zsh >~/.zfunc/_xenmap", "Install for zsh, if ~/.zfunc is in fpath"),
+            ("xenmap completions fish >~/.config/fish/completions/xenmap.fish", "Install for fish"),
+        ],
+        _ => &[],
+    }
+}
+
+/// Returns the exit codes of a command and their meanings; of the whole tool if it is empty.
+pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str)] {
+    match command {
+        "" => &[
+            ("0", "success"),
+            ("1", "search found nothing, or diff found a difference"),
+            ("2", "error"),
+            ("3", "incomplete: a dump lacks frames, or --search-limit ended the search for RAM"),
+            ("128+N", "dump was interrupted by signal N"),
+        ],
+        "map" | "picture" => {
+            &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")]
+        }
+        "search" => &[
+            ("0", "found"),
+            ("1", "not found"),
+            ("2", "error"),
+            ("3", "incomplete: --search-limit ended the search for RAM"),
+        ],
+        "dump" => &[
+            ("0", "success"),
+            ("2", "error; no file is left"),
+            ("3", "incomplete: stderr lists pages that could not be read, or addresses that were not searched"),
+            ("128+N", "interrupted by signal N; no file is left"),
+        ],
+        "diff" => &[
+            ("0", "no difference"),
+            ("1", "differences"),
+            ("2", "error"),
+            ("3", "nothing compared: --search-limit ended the search for the guest's RAM"),
+        ],
+        _ => &[("0", "success"), ("2", "error")],
+    }
+}
+
+/// Returns what the help of a command shows at its end.
+pub(crate) fn notes(command: &str) -> String {
+    let styles = Styles::styled();
+    let heading = styles.get_header();
+    let mut notes = format!("{heading}Examples:{heading:#}\n");
+    for (command, purpose) in of(command) {
+        let _ = writeln!(notes, "  # {purpose}\n  {command}");
+    }
+    let _ = writeln!(notes, "\n{heading}Exit codes:{heading:#}");
+    for (code, meaning) in exit_codes(command) {
+        let _ = writeln!(notes, "  {code:<5}  {meaning}");
+    }
+    notes
+}

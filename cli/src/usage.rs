@@ -1,0 +1,182 @@
+//! The command line as clap sees it: usage lines, what is shown after the help, and the checks of several arguments.
+
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
+
+use crate::args::Args;
+use crate::examples;
+use crate::printable::printable;
+
+/// The ids of the arguments of [`crate::args::Source`].
+const SOURCE: [&str; 5] = ["domain", "mock", "mock_raw", "mock_kind", "pod_populate"];
+
+/// What a command is used on.
+#[derive(Clone, Copy, PartialEq)]
+enum Subject {
+    Nothing,
+    Host,
+    Guest,
+    /// `diff`: two dumps, or a dump and a guest.
+    DumpAndGuest,
+}
+
+impl Subject {
+    fn of(command: &str) -> Subject {
+        match command {
+            "completions" | "help" => Subject::Nothing,
+            "domains" => Subject::Host,
+            "diff" => Subject::DumpAndGuest,
+            _ => Subject::Guest,
+        }
+    }
+
+    /// Returns whether an argument can be used; all can but some of [`SOURCE`].
+    fn takes(self, argument: &str) -> bool {
+        match argument {
+            "mock" | "mock_raw" | "mock_kind" => self != Subject::Nothing,
+            "domain" | "pod_populate" => matches!(self, Subject::Guest | Subject::DumpAndGuest),
+            _ => true,
+        }
+    }
+}
+
+/// Returns the command line as clap parses and documents it.
+pub(crate) fn command() -> Command {
+    let mut command = Args::command()
+        .after_help("'xenmap help <COMMAND>' shows the options of a command, with examples")
+        .after_long_help(examples::notes(""))
+        .mut_subcommands(|command| {
+            let notes = examples::notes(command.get_name());
+            command.after_long_help(notes)
+        });
+    // Usage lines need the names, and each command its copies of the global arguments.
+    command.build();
+    command.mut_subcommands(|command| {
+        let subject = Subject::of(command.get_name());
+        let command = command.mut_args(|arg| {
+            let takes = subject.takes(arg.get_id().as_str());
+            if takes { arg } else { arg.hide(true) }
+        });
+        with_usage(command, subject)
+    })
+}
+
+/// Adds the guest to the usage line that clap makes, which has only what clap itself requires.
+fn with_usage(mut command: Command, subject: Subject) -> Command {
+    let name = format!("xenmap {}", command.get_name());
+    let usage = command.render_usage().to_string();
+    let Some((_, arguments)) = usage.split_once(&format!("{name} ")) else { return command };
+    let literal = command.get_styles().get_literal();
+    let domain = format!("{literal}{name} --domain{literal:#} <DOMAIN>");
+    let mock = format!("{literal}{name} --mock{literal:#} <FILE>");
+    let lines = match subject {
+        Subject::Nothing | Subject::Host => return command,
+        Subject::Guest if command.get_name() == "dump" => {
+            // A simulated guest does not run.
+            vec![format!("{domain} <--pause|--live> {arguments}"), format!("{mock} {arguments}")]
+        }
+        Subject::Guest => vec![format!("{domain} {arguments}"), format!("{mock} {arguments}")],
+        Subject::DumpAndGuest => {
+            let (two, one) = (arguments.replace("[NEW]", "<NEW>"), arguments.replace(" [NEW]", ""));
+            vec![format!("{literal}{name}{literal:#} {two}"), format!("{domain} {one}"), format!("{mock} {one}")]
+        }
+    };
+    command.override_usage(lines.join("\n       "))
+}
+
+/// Parses the command line; the first argument is the name of the program.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Args, clap::Error> {
+    let arguments: Vec<OsString> = arguments.collect();
+    parse_as_they_are(&arguments).map_err(|error| {
+        // clap quotes arguments, and a terminal must not obey what is in them. Escaped ones have the same error.
+        let escaped: Vec<OsString> = arguments.iter().map(|arg| printable(&arg.to_string_lossy()).into()).collect();
+        parse_as_they_are(&escaped).err().unwrap_or(error)
+    })
+}
+
+fn parse_as_they_are(arguments: &[OsString]) -> Result<Args, clap::Error> {
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(arguments)?;
+    if let Some((name, matches)) = matches.subcommand()
+        && let Some(command) = command.find_subcommand(name)
+    {
+        check(command, matches).map_err(|problem| problem.error(command.clone()))?;
+    }
+    Args::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+/// What is wrong with a combination of arguments, which are named by their ids.
+enum Problem {
+    NotForCommand(&'static str),
+    Conflict(&'static str, &'static str),
+    Missing(&'static str),
+    MissingGuest(&'static str),
+}
+
+/// Checks the arguments of [`SOURCE`] against each other and against the command. clap cannot: it checks what an
+/// argument requires and excludes before it propagates global arguments.
+fn check(command: &Command, matches: &ArgMatches) -> Result<(), Problem> {
+    let subject = Subject::of(command.get_name());
+    let is_given = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let Some(id) = SOURCE.into_iter().filter(is_given).find(|id| !subject.takes(id)) {
+        return Err(Problem::NotForCommand(id));
+    }
+    let has_new = subject == Subject::DumpAndGuest && is_given(&"new");
+    let excluded = ["domain", "mock", "thorough", "search_limit"].into_iter().find(|id| has_new && is_given(id));
+    if let Some(id) = excluded {
+        return Err(Problem::Conflict("new", id));
+    }
+    match (is_given(&"domain"), is_given(&"mock")) {
+        (true, true) => Err(Problem::Conflict("mock", "domain")),
+        (_, false) if is_given(&"mock_raw") || is_given(&"mock_kind") => Err(Problem::Missing("mock")),
+        (false, false) if subject == Subject::Guest => Err(Problem::MissingGuest("<--domain <DOMAIN>|--mock <FILE>>")),
+        (false, false) if subject == Subject::DumpAndGuest && !has_new => {
+            Err(Problem::MissingGuest("<NEW|--domain <DOMAIN>|--mock <FILE>>"))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Problem {
+    /// Returns the error that clap itself would return.
+    fn error(self, mut command: Command) -> clap::Error {
+        let shown = |id: &str| command.get_arguments().find(|arg| arg.get_id() == id).map(ToString::to_string);
+        let string = |text: Option<String>| ContextValue::String(text.unwrap_or_default());
+        let strings = |text: Option<String>| ContextValue::Strings(text.into_iter().collect());
+        let (kind, context) = match self {
+            Problem::NotForCommand(id) => {
+                let command = (ContextKind::InvalidSubcommand, ContextValue::String(command.get_name().to_owned()));
+                (ErrorKind::ArgumentConflict, vec![command, (ContextKind::PriorArg, string(shown(id)))])
+            }
+            Problem::Conflict(one, other) => {
+                let one = (ContextKind::InvalidArg, string(shown(one)));
+                (ErrorKind::ArgumentConflict, vec![one, (ContextKind::PriorArg, string(shown(other)))])
+            }
+            Problem::Missing(id) => {
+                (ErrorKind::MissingRequiredArgument, vec![(ContextKind::InvalidArg, strings(shown(id)))])
+            }
+            Problem::MissingGuest(arguments) => {
+                let mut tips = vec!["'xenmap domains' lists the domains of this host".into()];
+                let lines = examples::of(command.get_name()).iter().map(|(line, _)| *line);
+                tips.extend(
+                    lines
+                        .filter(|line| line.contains("--domain"))
+                        .take(1)
+                        .map(|line| format!("for example, {line}").into()),
+                );
+                let missing = (ContextKind::InvalidArg, strings(Some(arguments.to_owned())));
+                let tips = (ContextKind::Suggested, ContextValue::StyledStrs(tips));
+                (ErrorKind::MissingRequiredArgument, vec![missing, tips])
+            }
+        };
+        let mut error = clap::Error::new(kind).with_cmd(&command);
+        for (kind, value) in context {
+            error.insert(kind, value);
+        }
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(command.render_usage()));
+        error
+    }
+}
