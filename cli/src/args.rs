@@ -103,8 +103,8 @@ pub(crate) enum Command {
     },
     /// Show bytes of a guest's memory, as `hexdump -vC` does
     ///
-    /// Bytes that cannot be read, such as where there is no RAM, take one line for each range of them, with two dashes
-    /// after the address of the first. If no byte can be read, that is an error.
+    /// A range that cannot be read takes one line: its first address, two dashes, its size and the reason. If no byte at
+    /// all can be read, that is an error.
     Read {
         /// Address of the first byte: 4096, 0x1000, 4K ...
         #[arg(value_parser = number)]
@@ -116,10 +116,13 @@ pub(crate) enum Command {
         space: SpaceArgs,
         /// Write the bytes themselves, to a file or a pipe
         ///
-        /// If one of them cannot be read, nothing is written, and that is an error.
+        /// If any of them cannot be read, nothing is written, and that is an error.
         #[arg(long)]
         binary: bool,
         /// Print a JSON object
+        ///
+        /// Its parts are the ranges that could be read, each with its bytes as hexadecimal digits ("hex"), and those that
+        /// could not, each with the reason ("error").
         #[arg(long, conflicts_with = "binary")]
         json: bool,
     },

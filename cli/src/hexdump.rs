@@ -19,11 +19,11 @@ pub(crate) struct Hexdump {
     /// The bytes of a row that is not complete yet, and the address of the first.
     row: Vec<u8>,
     row_address: u64,
-    /// The line being built.
+    /// Room for a line, which is printed at once.
     line: Vec<u8>,
 }
 
-/// What to write before and after a text.
+/// The escape sequences before and after a text.
 struct Colour {
     start: String,
     end: String,
@@ -97,21 +97,15 @@ impl Hexdump {
 
     fn hole(&mut self, out: &mut impl Write, hole: &Hole) -> Result<()> {
         self.end(out)?;
-        self.begin_line(hole.first)?;
-        let Colour { start, end } = &self.hole;
-        // No byte is shown as dashes.
-        writeln!(out, "{}  {start}-- {hole}{end}", String::from_utf8_lossy(&self.line))
-    }
-
-    fn begin_line(&mut self, address: u64) -> Result<()> {
-        let Colour { start, end } = &self.address;
-        self.line.clear();
-        write!(self.line, "{start}{address:08x}{end}")
+        let (address, colour) = (&self.address, &self.hole);
+        // A row has the digits of a byte in place of the dashes.
+        writeln!(out, "{}{:08x}{}  {}-- {hole}{}", address.start, hole.first, address.end, colour.start, colour.end)
     }
 
     fn print_row(&mut self, out: &mut impl Write, address: u64, row: &[u8]) -> Result<()> {
-        self.begin_line(address)?;
         let mut line = std::mem::take(&mut self.line);
+        line.clear();
+        write!(line, "{}{address:08x}{}", self.address.start, self.address.end)?;
         let mut colour = &self.plain;
         for (i, &byte) in row.iter().enumerate() {
             line.extend_from_slice(if i % 8 == 0 { b"  " } else { b" " });
@@ -142,7 +136,7 @@ impl Hexdump {
     }
 }
 
-/// Ends the colour of the text before, unless the text after has the same one.
+/// Switches to the colour of the text that follows.
 fn change_colour<'a>(line: &mut Vec<u8>, colour: &mut &'a Colour, to: &'a Colour) {
     if !std::ptr::eq(*colour, to) {
         line.extend_from_slice(colour.end.as_bytes());

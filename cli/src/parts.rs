@@ -3,7 +3,9 @@
 use std::fmt;
 use std::ops::Range;
 
-use xenmap::{Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, Protection};
+use xenmap::{
+    Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, PagingMode, Protection,
+};
 
 use crate::Result;
 use crate::space::Space;
@@ -14,8 +16,10 @@ const FRAME: u64 = FRAME_SIZE as u64;
 const WINDOW: u64 = 1024;
 /// Bytes that are copied at a time: few enough for a processor's cache. A power of two.
 const CHUNK: usize = 1 << 20;
-/// A frame of a page table has 512 entries, each for a page at least.
-const TABLE_BYTES: u64 = 512 * FRAME;
+/// Bits of an address within the smallest page, and within what a frame of a page table covers at least: it has 512
+/// entries, each for a page or more.
+const PAGE_BITS: u32 = FRAME.trailing_zeros();
+const TABLE_BITS: u32 = PAGE_BITS + 9;
 
 /// A part of a range.
 pub(crate) enum Part<'a> {
@@ -34,7 +38,7 @@ pub(crate) struct Hole {
 
 impl Hole {
     pub(crate) fn bytes(&self) -> u64 {
-        // Fits: a range has at most `u64::MAX` bytes.
+        // It fits, because a range has at most `u64::MAX` bytes.
         self.last - self.first + 1
     }
 }
@@ -73,7 +77,7 @@ struct Parts<F> {
 impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
     fn read_physical(&mut self, guest: &Guest) -> Result<()> {
         let pfns = self.first / FRAME..self.last / FRAME + 1;
-        // The guest has never had a frame above the highest, so the first one answers for all of them.
+        // The guest has never had a frame above the highest. So if the first of them is no RAM, none is.
         let highest = guest.memory().maximum_gpfn(guest.domid()).unwrap_or(u64::MAX);
         let end = highest.saturating_add(1).clamp(pfns.start, pfns.end);
         self.read_frames(guest, pfns.start..end)?;
@@ -103,7 +107,7 @@ impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
         Ok(())
     }
 
-    /// Copies bytes of a mapping, which begins at the address `base`: those that are in the range.
+    /// Copies those bytes of a mapping that are in the range. The mapping begins at the address `base`.
     fn copy(&mut self, mapping: &ForeignMapping, base: u64, bytes: Range<usize>) -> Result<()> {
         let start = bytes.start.max(usize::try_from(self.first.saturating_sub(base))?);
         let end = bytes.end.min(usize::try_from(self.last - base)?.saturating_add(1));
@@ -129,11 +133,12 @@ impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
                     by_page = true;
                     continue;
                 }
-                Err(_) => {
-                    let (reason, block) = why_unreadable(guest, tables, at)?;
-                    end = self.last.min(at | (block - 1));
+                Err(Error::Translation { .. } | Error::GuestAddress { .. }) => {
+                    let (reason, last) = why_unreadable(guest, tables, at)?;
+                    end = self.last.min(last);
                     self.add_hole(at, end, reason)?;
                 }
+                Err(e) => return Err(e.into()),
             }
             if end == self.last {
                 return Ok(());
@@ -168,48 +173,66 @@ impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
     }
 }
 
-/// Returns why the page of a virtual address cannot be read, and the size of a block (a power of two) of which all that
-/// follows the address cannot be read for the same reason.
+/// Returns why a virtual address cannot be read, and the last address that certainly cannot be read for the same reason.
 fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(String, u64)> {
     let frame_reason = |errno| FrameError::new(0, Gfn::MAX, errno).reason();
     let physical = match guest.translate(tables, address) {
         Ok(physical) => physical,
         Err(Error::Translation { reason, .. }) => {
-            return Ok(("no translation".to_owned(), untranslated_block(tables, reason)));
+            return Ok(("no translation".to_owned(), untranslated_until(tables, address, reason)));
         }
         Err(Error::GuestAddress { errno, .. }) => {
-            return Ok((format!("no translation (page table: {})", frame_reason(errno)), TABLE_BYTES));
+            return Ok((
+                format!("no translation (page table: {})", frame_reason(errno)),
+                end_of_block(address, TABLE_BITS),
+            ));
         }
         Err(e) => return Err(e.into()),
     };
     match guest.read(physical, &mut [0]) {
-        // It can be read by now, but could not be a moment ago.
-        Ok(()) => Ok(("the guest was changing it".to_owned(), FRAME)),
-        Err(Error::GuestAddress { errno, .. }) => Ok((frame_reason(errno), FRAME)),
+        // It could not be read a moment ago.
+        Ok(()) => Ok(("the guest was changing it".to_owned(), end_of_block(address, PAGE_BITS))),
+        Err(Error::GuestAddress { errno, .. }) => Ok((frame_reason(errno), end_of_block(address, PAGE_BITS))),
         Err(e) => Err(e.into()),
     }
 }
 
-/// Returns the size of a block around an address without translation, of which the rest has none either.
+/// Returns the last of the addresses from `address` on that certainly have no translation, as `address` has none.
 ///
-/// It may be smaller than what the missing entry covers: then more blocks follow, a step each.
-fn untranslated_block(tables: &PageTables, reason: &str) -> u64 {
-    // x86 counts its levels from the page table upwards, arm64 from the top downwards, to 3.
+/// There may be more: it can take several steps to get past a hole.
+fn untranslated_until(tables: &PageTables, address: u64, reason: &str) -> u64 {
+    // x86 counts its levels upwards from 1, and arm64 downwards to 3.
     let levels = if matches!(tables, PageTables::X86 { .. }) { [1, 2, 3, 4, 5] } else { [3, 2, 1, 0, -1] };
-    let mut bits_of_levels = (12..).step_by(9).zip(levels);
+    let mut bits_of_levels = (PAGE_BITS..).step_by(9).zip(levels);
     if let Some((bits, _)) = bits_of_levels.find(|(_, level)| reason.contains(&format!("level {level}"))) {
-        return 1 << bits;
+        return end_of_block(address, bits);
     }
     match *tables {
-        // A PV guest's frame that its p2m does not have.
-        _ if reason.contains("p2m") => FRAME,
-        // An entry above those that can be pages: it covers 1 GiB at least.
-        _ if reason.contains("page") => 1 << 30,
-        // Addresses that no processor translates begin and end at multiples of 2^47, with five levels of 2^56; in PAE
-        // mode they are all from 2^32 on.
-        PageTables::X86 { .. } => 1 << 47,
-        // T0SZ and T1SZ say how many bits of an address each half does not translate.
-        PageTables::Arm64 { tcr, .. } => 1 << (64 - (tcr & 0x3F).max(tcr >> 16 & 0x3F)).clamp(12, 55),
-        _ => FRAME,
+        // The addresses that a processor does not translate begin and end at multiples of 2^47 or, with five levels, of
+        // 2^56. In PAE mode they are all those from 2^32 on.
+        PageTables::X86 { mode, .. } if !has_address(mode, address) => end_of_block(address, 47),
+        // Where bit 55 is clear, the first addresses are translated; where it is set, the last ones are, by T1SZ.
+        PageTables::Arm64 { tcr, .. } if reason.contains("TCR_EL1") => {
+            let end = end_of_block(address, 55);
+            let translated = end - ((1 << (64 - (tcr >> 16 & 0x3F)).min(55)) - 1);
+            if address >> 55 & 1 == 1 && address < translated { translated - 1 } else { end }
+        }
+        // An entry is taken for a page at a level that has none: such a level is so high that the entry covers more.
+        _ if reason.contains("none of that size") => end_of_block(address, 30),
+        _ => end_of_block(address, PAGE_BITS),
+    }
+}
+
+/// Returns the last address of the block around an address. A block has 2^`bits` bytes, and begins at a multiple of that.
+fn end_of_block(address: u64, bits: u32) -> u64 {
+    address | ((1 << bits) - 1)
+}
+
+/// Returns whether an x86 processor translates an address in a mode.
+fn has_address(mode: PagingMode, address: u64) -> bool {
+    match mode {
+        PagingMode::Pae => address >> 32 == 0,
+        PagingMode::FiveLevels => matches!(address.cast_signed() >> 56, 0 | -1),
+        _ => matches!(address.cast_signed() >> 47, 0 | -1),
     }
 }

@@ -44,7 +44,10 @@ pub(crate) fn read(
     let range = (first, last);
     let unread = match format {
         Format::Hexdump => print(guest, space, range, out)?,
-        Format::Binary => copy(guest, space, range, out)?,
+        Format::Binary => {
+            write_binary(guest, space, range, out)?;
+            0
+        }
         Format::Json => {
             let document = Document::read(guest, space, range)?;
             let unread = document.unread_bytes();
@@ -64,7 +67,7 @@ pub(crate) fn read(
     Ok(unread == 0)
 }
 
-/// Prints a hexdump, unless no byte can be read. Returns how many cannot.
+/// Prints a hexdump, unless no byte can be read. Returns how many bytes cannot be read.
 fn print(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<u64> {
     let mut hexdump = Hexdump::new(palette(), None);
     let mut unread = 0;
@@ -97,9 +100,9 @@ fn print(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) 
     Ok(unread)
 }
 
-/// Writes the bytes themselves. Returns 0: if one cannot be read, that is an error, before anything is written.
-fn copy(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<u64> {
-    // They are read twice, because there may be too many to keep.
+/// Writes the bytes themselves. If one cannot be read, fails before it writes anything.
+fn write_binary(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<()> {
+    // The bytes are read twice, because there may be too many to keep.
     each_part(guest, space, range, |part| match part {
         Part::Bytes(..) => Ok(()),
         Part::Hole(hole) => Err(cannot_read(guest, space, hole.first)),
@@ -107,11 +110,10 @@ fn copy(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) -
     each_part(guest, space, range, |part| match part {
         Part::Bytes(_, bytes) => Ok(out.write_all(bytes)?),
         Part::Hole(hole) => Err(cannot_read(guest, space, hole.first)),
-    })?;
-    Ok(0)
+    })
 }
 
-/// The library's error for an address that could not be read: it says more than the reason of a hole.
+/// Returns the library's error for an address that could not be read, which says more than the reason of a hole.
 fn cannot_read(guest: &Guest, space: &Space, address: u64) -> Box<dyn Error> {
     match space.read(guest, address, &mut [0]) {
         Err(e) => e,

@@ -1,4 +1,4 @@
-//! `translate`: what an address leads to.
+//! `translate`: from addresses to the frames that hold them.
 
 use std::io::Write;
 
@@ -11,7 +11,7 @@ use crate::palette::palette;
 use crate::space::Space;
 use crate::{printable, say};
 
-/// Prints what each address leads to, and an error for those that lead nowhere. Returns whether there were none.
+/// Prints the translation of each address, or an error. Returns whether there was no error.
 pub(crate) fn translate(
     guest: &Guest,
     space: &Space,
@@ -65,7 +65,7 @@ pub(crate) fn translate(
     Ok(all)
 }
 
-/// The physical address that an address leads to, and the frame that holds it, as it is mapped.
+/// Returns the physical address of an address, and the frame that is mapped to access it.
 fn find(guest: &Guest, space: &Space, address: u64) -> Result<(u64, Gfn)> {
     let physical = space.translate(guest, address)?;
     let gfns = guest.gfns(Pfn::containing(physical)?.range(1)?)?;

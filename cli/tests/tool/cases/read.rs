@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use xenmap::mock::MockHost;
-use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
+use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind, PageTables, PagingMode};
 
 use crate::harness::*;
 use crate::read;
@@ -202,6 +202,35 @@ fn huge_virtual_hole_is_skipped() {
     let hole = "ffff800000002000  -- 140737488347136 bytes cannot be read: no translation";
     assert_eq!((tail[0], tail[1], shown.len()), (hole, "10000000000000000", 515));
     assert_incomplete(&output, "18446744073709543423 of 18446744073709551615");
+}
+
+#[test]
+fn huge_hole_is_skipped_whatever_the_page_tables() {
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Hvm, 8);
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let write = |frame: u64, entry: usize, value: u64| {
+        domain.write(Gfn::new(frame).unwrap(), entry * 8, &value.to_le_bytes());
+    };
+    // The last page of all addresses is frame 5: by the tables of x86 in frames 0 to 4, and by those of arm64.
+    for (table, entry) in [(0, 511), (1, 511), (2, 511), (3, 511), (4, 511)] {
+        write(table, entry, (table + 1) << 12 | 3);
+    }
+    write(5, 511, u64::from_le_bytes(*b"the last"));
+    let five_levels = PageTables::X86 { cr3: 0, mode: PagingMode::FiveLevels };
+    let four_levels = PageTables::X86 { cr3: 0x1000, mode: PagingMode::FourLevels };
+    // T0SZ and T1SZ for 39 bits, and pages of 4 KiB.
+    let arm64 = PageTables::Arm64 { ttbr0: 0x6000, ttbr1: 0x2000, tcr: 25 | 25 << 16 | 2 << 30 };
+    for tables in [five_levels, four_levels, arm64] {
+        let mut out = Vec::new();
+        let complete = read::read(&guest, &Space::Virtual(tables), (1, u64::MAX), Format::Hexdump, &mut out).unwrap();
+        let shown: Vec<&str> = text(&out).lines().collect();
+        assert_eq!(shown[0], "00000001  -- 18446744073709547519 bytes cannot be read: no translation", "{tables:?}");
+        assert!(shown[1].starts_with("fffffffffffff000  "), "{tables:?}: {}", shown[1]);
+        assert!(shown[256].ends_with("|........the last|"), "{tables:?}: {}", shown[256]);
+        assert_eq!((shown.len(), complete), (258, false), "{tables:?}");
+    }
 }
 
 #[test]
