@@ -221,7 +221,7 @@ fn huge_hole_is_skipped_whatever_the_page_tables() {
     let five_levels = PageTables::X86 { cr3: 0, mode: PagingMode::FiveLevels };
     let four_levels = PageTables::X86 { cr3: 0x1000, mode: PagingMode::FourLevels };
     // T0SZ and T1SZ for 39 bits, and pages of 4 KiB.
-    let arm64 = PageTables::Arm64 { ttbr0: 0x6000, ttbr1: 0x2000, tcr: 25 | 25 << 16 | 2 << 30 };
+    let arm64 = PageTables::Arm64 { ttbr0: 0x6000, ttbr1: 0x2000, tcr: 0x8019_0019 };
     for tables in [five_levels, four_levels, arm64] {
         let mut out = Vec::new();
         let complete = read::read(&guest, &Space::Virtual(tables), (1, u64::MAX), Format::Hexdump, &mut out).unwrap();
