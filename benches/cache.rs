@@ -1,12 +1,12 @@
-//! What it costs to use what a map cache has mapped, beside bare atomic counters and beside QEMU's way of doing it.
+//! The cost of a hit in the map cache, compared with bare atomic counters and with QEMU's algorithm.
 //!
-//! QEMU's xen-mapcache is re-created as an algorithm: one mutex for all; buckets by the frame number modulo their
-//! count, each a chain of entries with a bitmap of what is valid; for each mapping handed out an allocated record at
-//! the head of a list, which is searched from the head when it is given back.
+//! The algorithm of QEMU's xen-mapcache is re-created: one mutex for everything; buckets by the frame number modulo
+//! their count, each a chain of entries with a bitmap of valid frames; for each mapping handed out, an allocated record
+//! at the head of a list, which is searched from the head when the mapping is returned.
 //!
-//! `cargo bench --bench cache` prints the figures; with `-- --check` it fails if a goal is missed.
+//! `cargo bench --bench cache` prints the figures. With `-- --check` it fails if a goal is missed.
 
-#![expect(clippy::print_stdout, reason = "says what it has measured")]
+#![expect(clippy::print_stdout, reason = "prints what it has measured")]
 #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
 use std::hint::black_box;
@@ -19,11 +19,11 @@ use xenmap::mock::MockHost;
 use xenmap::{Access, FRAME_SIZE, Guest, GuestKind, MapCache, NumberRange, Pfn, Protection, View};
 
 const BUCKET: u64 = 1 << 20;
-/// Buckets of the guest, all mapped.
+/// Buckets of the guest, all of them mapped.
 const BUCKETS: u64 = 64;
-/// Pins that are held at a time, where many are.
+/// Pins that are held at a time, where there are many.
 const PINS: usize = 64;
-/// Many short rounds: some are not disturbed by what else the machine does.
+/// Many short rounds, so that other load does not disturb all of them.
 const ROUNDS: usize = 400;
 const TRIES: usize = 10;
 
@@ -38,18 +38,18 @@ fn main() -> ExitCode {
     let memory = host.open().expect("the mock opens");
     let cache = MapCache::new(Guest::open(&memory, domain.domid()).expect("the guest is there"));
     cache.prefetch(Protection::ReadWrite, 0..BUCKETS * BUCKET).expect("there is memory");
-    let mapping = cache.guest().map(Protection::ReadWrite, domain_start()).expect("there is memory");
+    let mapping = cache.guest().map(Protection::ReadWrite, first_bucket()).expect("there is memory");
     let memories = Memories { cache: &cache, view: mapping.view(), qemu: &Qemu::new() };
 
-    // A goal that is missed is measured again, and of each figure the best counts: the machine may have had something
-    // else to do.
+    // If a goal is missed, everything is measured again, and the best of each figure counts: the machine may have been
+    // busy.
     let mut figures = Figures::measure(&memories, operations);
     figures.print();
     for _ in 0..TRIES {
         if !is_check || figures.missed().is_empty() {
             break;
         }
-        println!("missed: {}; once more", figures.missed().join("; "));
+        println!("missed: {}; measuring again", figures.missed().join("; "));
         figures = figures.or_better(&Figures::measure(&memories, operations));
         figures.print();
     }
@@ -57,28 +57,28 @@ fn main() -> ExitCode {
         println!("missed: {}", figures.missed().join("; "));
         return ExitCode::FAILURE;
     }
-    assert_eq!(cache.statistics().misses, BUCKETS, "all were hits");
+    assert_eq!(cache.statistics().misses, BUCKETS, "all uses were hits");
     ExitCode::SUCCESS
 }
 
-/// The frames of the first bucket.
-fn domain_start() -> NumberRange<Pfn> {
+/// Returns the frames of the first bucket.
+fn first_bucket() -> NumberRange<Pfn> {
     NumberRange::try_from(0..BUCKET / FRAME_SIZE as u64).expect("few frames")
 }
 
-/// What is measured.
+/// The memory and the caches to measure.
 struct Memories<'a> {
     cache: &'a MapCache,
     view: View<'a>,
     qemu: &'a Qemu,
 }
 
-/// Nanoseconds for each operation; for two threads, of both together.
+/// Nanoseconds for each operation; with two threads, for each operation of either.
 struct Figures([f64; 10]);
 
 impl Figures {
-    /// Of each figure, that of the fastest eighth of alternating rounds that took longest: other machines on the same
-    /// processor slow ours down for a while, some ways of using it more than others.
+    /// Runs alternating rounds, and takes the slowest of the fastest eighth of each figure: other machines on the same
+    /// processor slow ours down for a while, and not every figure equally.
     fn measure(&Memories { cache, view, qemu }: &Memories<'_>, operations: u64) -> Figures {
         let guard = cache.get(Protection::ReadWrite, 0, BUCKET as usize).expect("it is mapped");
         let round = |_| {
@@ -100,7 +100,7 @@ impl Figures {
         let quiet = |i: usize| {
             let mut figures: Vec<f64> = rounds.iter().map(|round| round[i]).collect();
             figures.sort_by(f64::total_cmp);
-            // Two threads that wait for each other are no disturbance.
+            // Threads that wait for each other are not a disturbance, so for them it is the median.
             figures[if i == 7 { figures.len() / 2 } else { figures.len() / 8 }]
         };
         Figures(std::array::from_fn(quiet))
@@ -123,21 +123,21 @@ impl Figures {
             view,
             guard,
         ] = self.0;
-        println!("ns for each use                     counter     ours     QEMU's way   times");
+        println!("ns per use                          counter     ours         QEMU's   ratio");
         let line = |what: &str, counter: Option<f64>, ours: f64, qemu: f64| {
             let counter = counter.map_or_else(|| "–".to_owned(), |ns| format!("{ns:.1}"));
             println!("{what:<36}{counter:>7}  {ours:>7.1}        {qemu:>7.1}  {:>6.1}", qemu / ours);
         };
         line("get, read 8 bytes, drop", Some(counter), newest, qemu_newest);
-        line("the oldest of 64 is dropped", None, oldest, qemu_oldest);
+        line("same, but drop the oldest of 64", None, oldest, qemu_oldest);
         line("two threads, different buckets", Some(counter_by_two), newest_by_two, qemu_by_two);
         println!(
-            "from one thread to two: counters {:.2} times as many a second, ours {:.2}, QEMU's way {:.2}",
+            "throughput of two threads compared with one: counters {:.2}, ours {:.2}, QEMU's {:.2}",
             counter / counter_by_two,
             newest / newest_by_two,
             qemu_newest / qemu_by_two
         );
-        println!("64 bytes written: through a view {view:.1} ns, through a guard that is held {guard:.1} ns");
+        println!("writing 64 bytes: {view:.1} ns through a view, {guard:.1} ns through a held guard");
     }
 
     fn missed(&self) -> Vec<&'static str> {
@@ -155,12 +155,12 @@ impl Figures {
         ] = self.0;
         let growth = (newest / newest_by_two) / (counter / counter_by_two);
         [
-            ("a use takes at most 10 ns more than a counter", newest <= counter + 10.0),
-            ("1.3 times as cheap as QEMU's way", qemu_newest >= 1.3 * newest),
-            ("4 times if the oldest of 64 is dropped", qemu_oldest >= 4.0 * oldest),
-            ("10 times with two threads", qemu_by_two >= 10.0 * newest_by_two),
-            ("two threads gain 0.9 of what counters gain", growth >= 0.9),
-            ("a write through a guard takes at most 8 ns more than through a view", guard <= view + 8.0),
+            ("at most 10 ns more than a counter", newest <= counter + 10.0),
+            ("1.3 times as fast as QEMU's", qemu_newest >= 1.3 * newest),
+            ("4 times as fast as QEMU's when the oldest of 64 is dropped", qemu_oldest >= 4.0 * oldest),
+            ("10 times as fast as QEMU's with two threads", qemu_by_two >= 10.0 * newest_by_two),
+            ("two threads gain at least 0.9 times what counters gain", growth >= 0.9),
+            ("writing through a guard takes at most 8 ns more than through a view", guard <= view + 8.0),
         ]
         .into_iter()
         .filter_map(|(goal, is_met)| (!is_met).then_some(goal))
@@ -168,14 +168,14 @@ impl Figures {
     }
 }
 
-/// The address of a use: any of some buckets (a power of two), not always at the same place. One after the other would
-/// have the processor fetch the other thread's in advance.
+/// Returns the address of a use: it spreads over some buckets (a power of two) and over places in them. With
+/// consecutive buckets, the processor would prefetch those of the other thread.
 fn address(buckets: &std::ops::Range<u64>, i: u64) -> u64 {
     let bucket = i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32 & (buckets.end - buckets.start - 1);
     (buckets.start + bucket) * BUCKET + i % 512 * 8
 }
 
-/// The buckets of one of two threads.
+/// Returns the buckets of one of two threads.
 fn half(thread: usize) -> std::ops::Range<u64> {
     if thread == 0 { 0..BUCKETS / 2 } else { BUCKETS / 2..BUCKETS }
 }
@@ -187,7 +187,7 @@ fn ours_newest(cache: &MapCache, buckets: std::ops::Range<u64>, operations: u64)
     }
 }
 
-/// Writes 64 bytes, at different places of one frame.
+/// Writes 64 bytes, at different places in one frame.
 fn written(memory: &impl Access, operations: u64) {
     for i in 0..operations {
         memory.write_bytes((i % 504 * 8) as usize, black_box(&[1; 64])).expect("it is inside");
@@ -203,7 +203,7 @@ fn ours_oldest(cache: &MapCache, operations: u64) {
     }
 }
 
-/// What a reference count costs at least.
+/// The least that a reference count can cost.
 #[derive(Default)]
 #[repr(align(128))]
 struct Counter(AtomicU64);
@@ -217,7 +217,7 @@ impl Counter {
     }
 }
 
-/// See the top of the file.
+/// QEMU's algorithm: see the top of the file.
 struct Qemu(Mutex<Cache>);
 
 struct Cache {
@@ -235,7 +235,7 @@ struct Entry {
     next: Option<Box<Entry>>,
 }
 
-/// A mapping that was handed out.
+/// A mapping that has been handed out.
 struct Record {
     at: usize,
     index: u64,
@@ -253,12 +253,12 @@ impl Qemu {
             users: 0,
             next: None,
         };
-        // As many as there are, so that none shares its place with another.
+        // As many chains as buckets, so that each has its own.
         Qemu(Mutex::new(Cache { buckets: (0..BUCKETS).map(entry).collect(), records: None }))
     }
 
     fn get(&self, address: u64) -> usize {
-        let mut cache = self.0.lock().expect("nobody panics");
+        let mut cache = self.0.lock().expect("no thread panics");
         let (index, offset) = (address / BUCKET, address % BUCKET);
         let frame = (offset / FRAME_SIZE as u64) as usize;
         let entry = cache.entry(index, BUCKET, Some(frame)).expect("it is mapped");
@@ -270,10 +270,10 @@ impl Qemu {
     }
 
     fn put(&self, at: usize) {
-        let mut cache = self.0.lock().expect("nobody panics");
+        let mut cache = self.0.lock().expect("no thread panics");
         let mut place = &mut cache.records;
         while place.as_ref().is_some_and(|record| record.at != at) {
-            place = &mut place.as_mut().expect("it was looked at").next;
+            place = &mut place.as_mut().expect("it was checked").next;
         }
         let record = place.take().expect("it was handed out");
         *place = record.next;
@@ -283,7 +283,7 @@ impl Qemu {
     fn use_once(&self, address: u64) -> usize {
         let at = self.get(address);
         #[expect(unsafe_code, reason = "QEMU hands out addresses")]
-        // SAFETY: `get` has made it of one of these atomics, which live as long as the cache.
+        // SAFETY: `get` returned the address of an atomic, which lives as long as the cache.
         black_box(unsafe { &*(at as *const AtomicU64) }.load(Ordering::Relaxed));
         at
     }
@@ -308,7 +308,7 @@ impl Qemu {
 }
 
 impl Cache {
-    /// The entry of a chain that is this bucket, with a frame that is valid.
+    /// Finds the entry of a bucket, in which the frame, if given, must be valid.
     fn entry(&mut self, index: u64, size: u64, frame: Option<usize>) -> Option<&mut Entry> {
         let place = (index % self.buckets.len() as u64) as usize;
         let mut next = self.buckets.get_mut(place);
@@ -329,11 +329,11 @@ fn one(operations: u64, f: impl Fn(u64)) -> f64 {
     per_operation(start.elapsed(), operations)
 }
 
-/// Two threads at once; the time from the first one's start to the other's end, for each of all operations.
+/// Runs two threads at once. Returns the time from the first start to the last end, per operation of either.
 fn two(operations: u64, f: impl Fn(usize, u64) + Sync) -> f64 {
     let ready = AtomicUsize::new(0);
     let run = |i| {
-        // Spinning: to be woken takes as long as many operations.
+        // Spin, because waking up takes as long as many operations.
         ready.fetch_add(1, Ordering::AcqRel);
         while ready.load(Ordering::Acquire) < 2 {
             std::hint::spin_loop();

@@ -1,12 +1,16 @@
-//! What it costs to copy out of a mapping and into it, beside memcpy between the same two places, and beside
-//! vm-memory's `VolatileSlice`.
+//! The cost of copying from and to a mapping, compared with memcpy between the same two places and with vm-memory's
+//! `VolatileSlice`.
 //!
-//! `cargo bench --bench copy` prints a table: nanoseconds of a memcpy, and how many times as fast the others are (0.9:
-//! it takes 1/0.9 of the time). `-- --check` measures again what is slower than it should be, and fails if it still is.
+//! `cargo bench --bench copy` prints a table: nanoseconds of a memcpy, and how many times as fast the others are (0.9
+//! means 1/0.9 of the time). With `-- --check` it measures again what is slower than its goal, and fails if it still
+//! is.
 
-#![expect(unsafe_code, reason = "memcpy from and to a mapping that nobody else uses")]
-#![expect(clippy::inline_always, reason = "memcpy is called from the loop that measures it, so the others are, too")]
-#![expect(clippy::print_stdout, reason = "the figures are what it is for")]
+#![expect(unsafe_code, reason = "memcpy from and to a mapping that nothing else uses")]
+#![expect(
+    clippy::inline_always,
+    reason = "memcpy is called directly from the measuring loop, so the others must be, too"
+)]
+#![expect(clippy::print_stdout, reason = "prints what it has measured")]
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -20,13 +24,13 @@ use xenmap::{Access, FRAME_SIZE, GuestKind, Protection, View};
 struct Sample {
     /// In bytes.
     len: usize,
-    /// Where it begins in the mapping.
+    /// The offset in the mapping.
     mapped: usize,
-    /// Where it begins in the private buffer.
+    /// The offset in the private buffer.
     private: usize,
 }
 
-/// Between two pages at the same place in them memcpy is slower, so they begin elsewhere.
+/// memcpy is slower between two places at the same offset in their pages, so the offsets differ.
 const fn aligned(len: usize) -> Sample {
     Sample { len, mapped: 0, private: 2048 }
 }
@@ -50,12 +54,12 @@ const SAMPLES: [Sample; 17] = [
     aligned(1 << 20),
     aligned(4 << 20),
 ];
-/// One more than the longest copy has, for places to begin at.
+/// One more than the longest copy needs, for different places to begin at.
 const FRAMES: usize = (4 << 20) / FRAME_SIZE + 1;
 
 const ROUNDS: usize = 400;
 
-/// How many times as fast as memcpy a copy of so many bytes should be at least.
+/// Returns how many times as fast as memcpy a copy of `len` bytes must be.
 fn goal(len: usize) -> f64 {
     match len {
         64..=512 => 0.9,
@@ -75,8 +79,8 @@ fn main() -> ExitCode {
     let mut bench = Bench { view: mapping.view(), buffer: &mut buffer[aligned..] };
 
     if !std::env::args().any(|argument| argument == "--bench") {
-        // `cargo test --benches`: only that it works.
-        bench.copies_are_right();
+        // `cargo test --benches` only checks that it works.
+        bench.check_copies();
         return ExitCode::SUCCESS;
     }
     let check = std::env::args().any(|argument| argument == "--check");
@@ -91,7 +95,7 @@ fn main() -> ExitCode {
     }
     for _ in 0..2 {
         if !slow.is_empty() {
-            println!("slower than they should be, so once more:");
+            println!("measuring again what misses its goal:");
             slow = bench.print_table(&slow);
         }
     }
@@ -115,7 +119,7 @@ enum Direction {
 fn memcpy(direction: Direction, view: &View<'_>, at: usize, bytes: &mut [u8]) {
     let mapped = view.as_ptr().wrapping_add(at);
     match direction {
-        // SAFETY: nobody else uses the mapping, which is longer than all that is copied.
+        // SAFETY: nothing else uses the mapping, which is longer than any copy.
         Direction::Read => unsafe { mapped.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) },
         // SAFETY: as above.
         Direction::Write => unsafe { mapped.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) },
@@ -133,7 +137,7 @@ fn ours(direction: Direction, view: &View<'_>, at: usize, bytes: &mut [u8]) {
 
 #[inline(always)]
 fn vm_memory(direction: Direction, view: &View<'_>, at: usize, bytes: &mut [u8]) {
-    // SAFETY: the mapping lives as long as the view, and is longer than all that is copied.
+    // SAFETY: the mapping lives as long as the view, and is longer than any copy.
     let mapped = unsafe { VolatileSlice::new(view.as_ptr().wrapping_add(at), bytes.len()) };
     match direction {
         Direction::Read => {
@@ -145,12 +149,12 @@ fn vm_memory(direction: Direction, view: &View<'_>, at: usize, bytes: &mut [u8])
 
 struct Bench<'a> {
     view: View<'a>,
-    /// At least as long as the view, and a page's start as that is.
+    /// At least as long as the view, and page-aligned like it.
     buffer: &'a mut [u8],
 }
 
 impl Bench<'_> {
-    fn copies_are_right(&mut self) {
+    fn check_copies(&mut self) {
         for Sample { len, mapped: at, private } in SAMPLES {
             let bytes = &mut self.buffer[private..][..len];
             for (i, copy) in (1..).zip([memcpy, ours, vm_memory]) {
@@ -165,7 +169,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Measures these; and returns those of them that do not meet their goals.
+    /// Measures samples and prints a row for each. Returns those that miss their goals.
     fn print_table(&mut self, samples: &[(Direction, Sample)]) -> Vec<(Direction, Sample)> {
         println!("direction      bytes   memcpy, ns       ours  vm-memory");
         let mut slow = Vec::new();
@@ -179,21 +183,21 @@ impl Bench<'_> {
         slow
     }
 
-    /// Nanoseconds of a memcpy, of ours, and of vm-memory's, for each sample.
+    /// Measures the nanoseconds of memcpy, of ours, and of vm-memory's, for each sample.
     ///
-    /// They alternate, each going first in turn, and what counts are the medians of the quiet rounds, the quarter in
-    /// which all three together were fastest: another machine on the same processor slows all down for seconds, and
-    /// not by the same factor.
+    /// They take turns, also in going first. The results are the medians of the quietest quarter of the rounds, in
+    /// which all three together were fastest: another machine on the same processor slows all of them down for seconds,
+    /// and not by the same factor.
     fn measure(&mut self, samples: &[(Direction, Sample)]) -> Vec<[f64; 3]> {
         let mut rounds = vec![Vec::new(); samples.len()];
         for round in 0..ROUNDS {
-            // Where a store and a load of something else are the same distance from the start of a page, the load is
-            // slow. What there is on the stack is in each process elsewhere, so that no single place would do.
+            // A load is slow if a store to another page has the same offset in its page. The stack's offset is
+            // different in each process, so no single place avoids that.
             let shift = round % 16 * 256;
             for (&(direction, sample), rounds) in samples.iter().zip(&mut rounds) {
                 let bytes = &mut self.buffer[sample.private + shift..][..sample.len];
                 let at = sample.mapped + shift;
-                // What was measured before has used the caches for something else.
+                // Warms up: the sample before has filled the caches with something else.
                 time(memcpy, direction, &self.view, at, bytes);
                 let mut times = [0.0; 3];
                 for way in (0..3).map(|i| (round + i) % 3) {
@@ -206,11 +210,11 @@ impl Bench<'_> {
                 rounds.push(times);
             }
         }
-        rounds.into_iter().map(medians_of_the_quiet).collect()
+        rounds.into_iter().map(medians_of_quiet_rounds).collect()
     }
 }
 
-fn medians_of_the_quiet(mut rounds: Vec<[f64; 3]>) -> [f64; 3] {
+fn medians_of_quiet_rounds(mut rounds: Vec<[f64; 3]>) -> [f64; 3] {
     let together = |times: &[f64; 3]| times.iter().sum::<f64>();
     rounds.sort_by(|a, b| together(a).total_cmp(&together(b)));
     rounds.truncate(ROUNDS / 4);
@@ -221,7 +225,7 @@ fn medians_of_the_quiet(mut rounds: Vec<[f64; 3]>) -> [f64; 3] {
     })
 }
 
-/// Nanoseconds of a copy. It is compiled for each of them, and for each direction, as a caller's loop would be.
+/// Returns the nanoseconds of a copy. It is compiled for each way of copying and each direction, like a caller's loop.
 #[inline(never)]
 fn time(
     copy: impl Fn(Direction, &View<'_>, usize, &mut [u8]),
@@ -230,7 +234,7 @@ fn time(
     at: usize,
     bytes: &mut [u8],
 ) -> f64 {
-    let times = u32::try_from(1_000_000 / (bytes.len() + 50)).expect("not so many").max(1);
+    let times = u32::try_from(1_000_000 / (bytes.len() + 50)).expect("at most 20,000").max(1);
     let mut loops = |direction| {
         let start = Instant::now();
         for _ in 0..times {

@@ -1,8 +1,9 @@
-//! What it costs to map and unmap frames of a guest on the mock, beside the bare system calls that the mock makes for it.
+//! The cost of mapping and unmapping a guest's frames on the mock, compared with the bare system calls that the mock
+//! makes.
 //!
-//! This is for seeing that the mock stays fast enough to test with. The ratio is **not** what the library costs on Xen:
-//! the mock is the hypervisor and the kernel too, and keeps the state of both (a lock, a look-up of each frame, page
-//! tables as a `Vec`), while the bare calls know nothing of frames. For Xen there is `benches/xen_cost.rs`.
+//! It shows whether the mock stays fast enough for tests. The ratio is **not** what the library costs on Xen: the mock
+//! is also the hypervisor and the kernel, and keeps the state of both (a lock, a look-up of each frame, page tables as
+//! a `Vec`), while the bare calls know nothing of frames. `benches/xen_cost.rs` measures on Xen.
 
 #![expect(unsafe_code, reason = "maps memory files")]
 
@@ -24,7 +25,7 @@ fn main() {
     let xenmap = Xenmap::new();
     let bare = Bare::new();
     if !std::env::args().any(|argument| argument == "--bench") {
-        // `cargo test --benches`: only that it works. Criterion would have much to say here.
+        // `cargo test --benches` only checks that it works. Criterion would print a lot.
         for frames in SIZES {
             xenmap.map_unmap(frames);
             bare.map_unmap(frames);
@@ -67,11 +68,11 @@ impl Xenmap {
     }
 }
 
-/// What the mock's kernel side asks of the real kernel for one device mapping of consecutive frames, and no more: the
-/// mmap(2) of an empty file, for the mapping before it is populated; another over it, of the file that is the guest's RAM;
-/// after either, the two madvise(2) that make it as uninheritable and undumpable as a foreign mapping is; one munmap(2).
+/// Exactly the calls that the mock makes for one device mapping of consecutive frames: the mmap(2) of an empty file,
+/// for the mapping before it is populated; another over it, of the file that is the guest's RAM; after each, the two
+/// madvise(2) that keep it from children and core dumps, like a foreign mapping; and one munmap(2).
 ///
-/// Of 32768 frames the library makes two device mappings inside one reservation, so it needs 8 calls more there.
+/// For 32768 frames the library makes two device mappings inside one reservation, which takes 8 more calls.
 struct Bare {
     empty: File,
     ram: File,
@@ -88,7 +89,7 @@ impl Bare {
     fn map_unmap(&self, frames: usize) {
         let len = NonZeroUsize::new(frames * FRAME_SIZE).expect("at least one frame");
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel picks unused addresses.
         let mapped = unsafe { mman::mmap(None, len, prot, MapFlags::MAP_SHARED, &self.empty, 0) };
         let addr = mapped.expect("mmap");
         advise(addr, len);
@@ -96,7 +97,7 @@ impl Bare {
         // SAFETY: the range has just been mapped, and nothing uses it.
         let mapped = unsafe { mman::mmap(Some(addr.addr()), len, prot, flags, &self.ram, 0) };
         advise(mapped.expect("mmap over the first"), len);
-        // SAFETY: the whole mapping, which nothing uses.
+        // SAFETY: it is the whole mapping, which nothing uses.
         unsafe { mman::munmap(addr, len.get()) }.expect("munmap");
     }
 }

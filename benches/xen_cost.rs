@@ -1,12 +1,12 @@
-//! What mapping costs on a real Xen, from Rust and through our C library, beside Debian's libxenforeignmemory. Both C
-//! libraries are opened while this runs.
+//! The cost of mapping on a real Xen, from Rust and through our C library, compared with Debian's libxenforeignmemory.
+//! It opens both C libraries at run time.
 //!
-//! `tests/xen/run pv --lane cost` (or `pvh`, `arm64`) runs it in a dom0 whose clock counts instructions, so that the figures
-//! repeat and their ratios can be asserted. `xen_cost --syscalls ours|drop-in|theirs` is for counting system calls from
-//! outside.
+//! `tests/xen/run pv --lane cost` (or `pvh`, `arm64`) runs it in a dom0 whose clock counts instructions, so that the
+//! figures are repeatable and their ratios can be asserted. `xen_cost --syscalls ours|drop-in|theirs` lets strace(1)
+//! count the system calls.
 
 #![expect(unsafe_code, reason = "calls a C library, and counts allocations")]
-#![expect(clippy::print_stdout, reason = "the figures are what it is for")]
+#![expect(clippy::print_stdout, reason = "prints what it has measured")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -19,14 +19,14 @@ use xenmap::{Domid, ForeignMemory, Gfn, GuestKind, Protection};
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-/// Frames of a call; rounds; and how much more than theirs ours may cost.
+/// The frames of a call, the number of rounds, and how much more than theirs ours may cost.
 const SIZES: [(u32, usize, f64); 5] =
     [(1, 401, 1.05), (16, 101, 1.02), (512, 21, 1.02), (8192, 7, 1.02), (32768, 3, 1.02)];
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     if std::env::var_os("XENMAP_TEST_XEN").is_none() {
-        println!("only on a real Xen: tests/xen/run pv --lane cost");
+        println!("needs a real Xen: tests/xen/run pv --lane cost");
         return;
     }
     match (arguments.next().as_deref(), arguments.next().as_deref()) {
@@ -46,8 +46,9 @@ fn with_guest(run: impl Fn(Domid, &[Gfn])) {
     });
 }
 
-/// What is compared: how long it takes to map all of the frames, read-write, and to unmap them.
+/// A library to compare.
 trait Maps {
+    /// Maps frames read-write and unmaps them, and returns how long both took.
     fn map_unmap(&self, domid: Domid, gfns: &[Gfn]) -> Cost;
 }
 
@@ -75,11 +76,11 @@ impl Maps for Ours {
     }
 }
 
-/// Debian's library, and ours, of the same name, where the lab puts it.
+/// Debian's library, and ours with the same name, where the lab installs it.
 const THEIRS: &CStr = c"libxenforeignmemory.so.1";
 const DROP_IN: &CStr = c"/tests/libxenforeignmemory.so.1";
 
-/// The functions that are called here, as in xenforeignmemory.h of Debian 12.
+/// The functions that are called here, with the types of xenforeignmemory.h in Debian 12.
 struct CLibrary {
     handle: *mut c_void,
     map: unsafe extern "C" fn(*mut c_void, u32, c_int, usize, *const u64, *mut c_int) -> *mut c_void,
@@ -89,13 +90,13 @@ struct CLibrary {
 
 impl CLibrary {
     fn open(path: &CStr) -> CLibrary {
-        // SAFETY: an ordinary library, whose constructors do nothing of note.
+        // SAFETY: the constructors of this library have no preconditions.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
         assert!(!library.is_null(), "{} is missing", path.to_string_lossy());
         // SAFETY: the type is that of the header.
         let open: unsafe extern "C" fn(*mut c_void, c_uint) -> *mut c_void =
             unsafe { function(library, c"xenforeignmemory_open") };
-        // SAFETY: without a logger it makes its own.
+        // SAFETY: the logger may be null.
         let handle = unsafe { open(std::ptr::null_mut(), 0) };
         assert!(!handle.is_null(), "xenforeignmemory_open: {}", std::io::Error::last_os_error());
         CLibrary {
@@ -114,7 +115,7 @@ impl CLibrary {
 ///
 /// `F` is the type of the function pointer.
 unsafe fn function<F: Copy>(library: *mut c_void, name: &CStr) -> F {
-    // SAFETY: an open library, and a string.
+    // SAFETY: `library` is open, and the name is a C string.
     let address = unsafe { libc::dlsym(library, name.as_ptr()) };
     assert!(!address.is_null(), "libxenforeignmemory has no {}", name.to_string_lossy());
     const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
@@ -124,16 +125,16 @@ unsafe fn function<F: Copy>(library: *mut c_void, name: &CStr) -> F {
 
 impl Maps for CLibrary {
     fn map_unmap(&self, domid: Domid, gfns: &[Gfn]) -> Cost {
-        // A `Gfn` is a `u64` (`repr(transparent)`); nothing of this is part of what is measured.
+        // A `Gfn` is a `u64` (`repr(transparent)`). None of this is measured.
         let (arr, pages, dom) = (gfns.as_ptr().cast::<u64>(), gfns.len(), domid.get().into());
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let start = Instant::now();
-        // SAFETY: `arr` has so many entries. Without an array for errors it maps all of them or none, as ours does.
+        // SAFETY: `arr` has `pages` entries. Without an array for errors it maps all frames or none, as ours does.
         let addr = unsafe { (self.map)(self.handle, dom, prot, pages, arr, std::ptr::null_mut()) };
         let mapped = Instant::now();
         assert!(!addr.is_null(), "xenforeignmemory_map: {}", std::io::Error::last_os_error());
         let before = Instant::now();
-        // SAFETY: just mapped, and unused.
+        // SAFETY: just mapped, and nothing uses it.
         let result = unsafe { (self.unmap)(self.handle, addr, pages) };
         let unmap = before.elapsed();
         assert_eq!(result, 0, "xenforeignmemory_unmap: {}", std::io::Error::last_os_error());
@@ -143,7 +144,7 @@ impl Maps for CLibrary {
 
 impl Drop for CLibrary {
     fn drop(&mut self) {
-        // SAFETY: open, and not used any more.
+        // SAFETY: the handle is open, and not used any more.
         unsafe { (self.close)(self.handle) };
     }
 }
@@ -155,7 +156,7 @@ fn compare() {
         all_good.set(all_good.get() && good);
     };
     with_guest(|domid, gfns| {
-        // Theirs first: by its name alone the loader would take ours, if that were loaded already.
+        // Theirs first: if ours were loaded already, the loader would find ours by the same name.
         let theirs = CLibrary::open(THEIRS);
         let (ours, drop_in) = (Ours::open(), CLibrary::open(DROP_IN));
         println!(
@@ -163,10 +164,10 @@ fn compare() {
         );
         println!("|---|---|---|---|---|---|---|");
         for (frames, rounds, limit) in SIZES {
-            // Not frame 0, which takes a system call more if it is alone (src/handle/populated.rs).
+            // Not frame 0, which takes another system call if it is mapped alone (src/handle/populated.rs).
             let gfns = &gfns[1..=frames as usize];
-            // The first round of a size is for warming up. They take turns, and begin in turn, so that what else goes on
-            // meets all of them, even if it comes back once a round.
+            // The first round of a size warms up. The libraries take turns, also in going first, so that other load
+            // affects all of them equally, even if it recurs once a round.
             let all: [&dyn Maps; 3] = [&ours, &drop_in, &theirs];
             let mut costs = [const { Vec::new() }; 3];
             for round in 0..=rounds {
@@ -195,7 +196,7 @@ fn compare() {
             (calls, bytes)
         });
         verdict(calls_512 == calls_32768 && calls_512 <= 4, "allocations_do_not_grow_with_frames");
-        // A copied frame number alone would be 8 bytes; the error that the kernel writes for each is 4.
+        // A copy of a frame number would take 8 bytes; the error that the kernel writes for each frame takes 4.
         verdict(bytes_512 < 8 * 512 && bytes_32768 < 8 * 32768, "gfns_are_not_copied");
     });
     if !all_good.get() {
@@ -203,7 +204,7 @@ fn compare() {
     }
 }
 
-/// The cheapest round's. What else goes on in the kernel makes rounds dearer, at some sizes most of them.
+/// Returns the cost of the cheapest round. Other work of the kernel adds to the cost of rounds, at some sizes of most.
 fn cheapest(costs: &[Cost], part: fn(&Cost) -> Duration) -> Duration {
     costs.iter().map(part).min().unwrap_or_default()
 }
@@ -221,7 +222,7 @@ fn make_system_calls(maps: &impl Maps) {
     });
 }
 
-/// How many allocations a function makes, and of how many bytes altogether.
+/// Returns how many allocations a function makes, and their total size in bytes.
 fn allocated<T>(run: impl FnOnce() -> T) -> (usize, usize) {
     let now = || (CALLS.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed));
     let before = now();
@@ -233,7 +234,7 @@ fn allocated<T>(run: impl FnOnce() -> T) -> (usize, usize) {
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static BYTES: AtomicUsize = AtomicUsize::new(0);
 
-/// The usual allocator, counting. It adds a few instructions to our side of the comparison, and none to theirs.
+/// The system allocator, with counters. It adds a few instructions to our side of the comparison only.
 struct Counting;
 
 #[global_allocator]
@@ -244,7 +245,7 @@ fn count(bytes: usize) {
     BYTES.fetch_add(bytes, Ordering::Relaxed);
 }
 
-// SAFETY: all is done by the usual allocator.
+// SAFETY: forwards every call to the system allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());

@@ -1,9 +1,9 @@
-//! What the C library in `capi/` is made of; not part of the API, may change in any release.
+//! The parts of this crate that the C library in `capi/` needs; not part of the API, may change in any release.
 //!
-//! Here a mapping is an address that its caller unmaps, frames go where the caller says, and domains and resources are
-//! the numbers that Xen has for them.
+//! Here a mapping is an address that the caller unmaps, the caller chooses where frames are mapped, and domains and
+//! resources are named by Xen's own numbers.
 
-#![expect(unsafe_code, reason = "maps where C says, and unmaps what C was given")]
+#![expect(unsafe_code, reason = "maps where a C caller says, and unmaps what it was given")]
 
 use std::ffi::c_int;
 use std::io;
@@ -15,17 +15,17 @@ use crate::handle::ForeignMemory;
 use crate::mapping::region::{Region, Reservation};
 use crate::types::{Domid, Gfn, Protection};
 
-/// The domain with any number, one included that Xen keeps for itself: for callers who speak C and know what they do.
+/// Accepts any domain number, even one that Xen reserves: C callers are expected to know what they do.
 #[must_use]
 pub fn domid(number: u16) -> Domid {
     Domid::as_given(number)
 }
 
-/// Maps frames in one piece, where mmap(2) puts it for `addr` and `flags`: all of them or none, or with `partial` those
-/// that can be mapped, and tells which failed.
+/// Maps frames in one piece, where mmap(2) puts it for `addr` and `flags`. Maps all frames or none; with `partial`,
+/// maps those that can be mapped, and returns the ones that failed.
 ///
-/// Whoever calls it unmaps all of it, by [`unmap`] or munmap(2). If it fails after it has replaced something
-/// (`MAP_FIXED`), the addresses stay taken by memory that cannot be accessed.
+/// The caller unmaps all of it, by [`unmap`] or munmap(2). If the call fails after it has replaced something
+/// (`MAP_FIXED`), `PROT_NONE` memory stays at the addresses.
 ///
 /// # Errors
 ///
@@ -33,8 +33,8 @@ pub fn domid(number: u16) -> Domid {
 ///
 /// # Safety
 ///
-/// If `flags` have it replace what is at `addr`, that is the caller's own, all the pages that the frames take, and
-/// nothing uses them.
+/// If `flags` make it replace what is at `addr`, the caller owns all the pages that the frames take, and nothing uses
+/// them.
 pub unsafe fn map_at(
     memory: &ForeignMemory,
     (addr, flags): (usize, c_int),
@@ -48,11 +48,11 @@ pub unsafe fn map_at(
     Ok(mapping.release())
 }
 
-/// Takes the addresses that `frames` frames at `addr` would have, for good, by memory that cannot be accessed.
+/// Maps `PROT_NONE` memory where `frames` frames at `addr` would be, and leaves it there.
 ///
 /// # Errors
 ///
-/// What mmap(2) said; EEXIST if anything is there.
+/// The error of mmap(2); EEXIST if anything is mapped there.
 pub fn reserve_at(memory: &ForeignMemory, addr: NonNull<u8>, frames: usize) -> io::Result<()> {
     Reservation::at(addr, memory.backend().mapped_bytes(frames)).map(Reservation::keep)
 }
@@ -61,21 +61,21 @@ pub fn reserve_at(memory: &ForeignMemory, addr: NonNull<u8>, frames: usize) -> i
 ///
 /// # Errors
 ///
-/// What munmap(2) said.
+/// The error of munmap(2).
 ///
 /// # Safety
 ///
-/// The `frames` frames at `addr` are all of a mapping of the caller's that was made with this device, and nothing uses
-/// them any more.
+/// The `frames` frames at `addr` are one whole mapping, which the caller owns and made with this device, and nothing
+/// uses them any more.
 pub unsafe fn unmap(memory: &ForeignMemory, addr: NonNull<u8>, frames: usize) -> io::Result<()> {
     let backend = memory.backend();
-    // SAFETY: the caller's promise; so many bytes were mapped for so many frames.
+    // SAFETY: the caller's promise; `mapped_bytes` is the size that was mapped for that many frames.
     unsafe { backend.unmapper().munmap(addr, backend.mapped_bytes(frames)) }
 }
 
-/// Maps frames of the resource of a type and id, near an address if the kernel likes; it replaces nothing.
+/// Maps frames of the resource with a type and id. The address is a hint: nothing is replaced.
 ///
-/// Whoever calls it unmaps them, by [`unmap`] or munmap(2).
+/// The caller unmaps them, by [`unmap`] or munmap(2).
 ///
 /// # Errors
 ///
@@ -92,7 +92,7 @@ pub fn map_resource(
     memory.map_resource_near(near, domid, protection, type_and_id, first, frames).map(Region::release)
 }
 
-/// How many frames the resource of a type and id has.
+/// Returns the size, in frames, of the resource with a type and id.
 ///
 /// # Errors
 ///
@@ -101,7 +101,7 @@ pub fn resource_size(memory: &ForeignMemory, domid: Domid, type_and_id: (u32, u3
     memory.resource_size_of(domid, type_and_id)
 }
 
-/// What this kernel answers to an ioctl that it does not have: ENOTTY since Linux 4.11, EINVAL before.
+/// Returns the errno with which this kernel answers an unknown ioctl: ENOTTY since Linux 4.11, EINVAL before.
 #[must_use]
 pub fn unimplemented_errno(memory: &ForeignMemory) -> i32 {
     memory.backend().unimplemented_errno()

@@ -1,6 +1,6 @@
 //! `xenforeignmemory_handle`.
 
-#![expect(unsafe_code, reason = "is shared with C by pointer")]
+#![expect(unsafe_code, reason = "C holds pointers to it")]
 
 use std::ffi::c_int;
 use std::ptr::NonNull;
@@ -11,42 +11,43 @@ use xenmap::{Error, ForeignMemory, raw};
 use crate::xentool::{ActiveHandle, Logger, XentoollogLogger};
 use crate::{Errno, answer};
 
-/// An open handle, which any number of threads may use.
+/// An open handle, which threads may share.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Handle {
-    /// First, so that a pointer to it is one to the handle.
+    /// The first field, so that a pointer to it is also one to the handle.
     active: ActiveHandle,
-    /// Set once the device is open, which comes after the registration.
+    /// Set when the device is opened, after the registration.
     memory: OnceLock<ForeignMemory>,
     logger: Logger,
 }
 
 const _: fn() = || {
-    fn can_be_shared<T: Sync>() {}
-    can_be_shared::<Handle>();
+    fn assert_sync<T: Sync>() {}
+    assert_sync::<Handle>();
 };
 
 impl Handle {
-    /// One that libxentoolcore does not know yet.
+    /// Creates a handle that is not registered with libxentoolcore yet.
     pub(super) fn new(logger: Logger, memory: OnceLock<ForeignMemory>) -> Handle {
         Handle { active: ActiveHandle::new(restrict), memory, logger }
     }
 
     /// # Safety
     ///
-    /// `logger` is null, or stays until the handle is closed.
+    /// `logger` is null, or lives until the handle is closed.
     pub(super) unsafe fn open(logger: *mut XentoollogLogger) -> Result<NonNull<Handle>, Errno> {
         // SAFETY: the caller's promise.
         let logger = unsafe { Logger::new(logger) }?;
         let handle = NonNull::from(Box::leak(Box::new(Handle::new(logger, OnceLock::new()))));
-        // Before the device is opened: else a handle could be open that xentoolcore_restrict_all does not know.
-        // SAFETY: boxed, and freed by `close` only, which takes it out of the list.
+        // Before the device is opened: otherwise xentoolcore_restrict_all could miss an open handle.
+        // SAFETY: the handle is new, so it is not in the list. It is boxed, so it does not move, and only `close` frees
+        // it, after taking it out of the list.
         unsafe { ActiveHandle::register(handle.cast()) };
-        // SAFETY: just made.
+        // SAFETY: just boxed, and there are only shared references to it until it is closed.
         let opened = unsafe { handle.as_ref() }.open_device();
         if opened.is_err() {
-            // SAFETY: registered, and nobody else has it.
+            // SAFETY: boxed and registered above, and the caller does not have it.
             unsafe { Handle::close(handle) };
         }
         opened.map(|()| handle)
@@ -54,11 +55,11 @@ impl Handle {
 
     /// # Safety
     ///
-    /// The handle is from `open`, and nothing uses it any more.
+    /// The handle was created by `open`, and nothing uses it any more.
     pub(super) unsafe fn close(handle: NonNull<Handle>) {
-        // SAFETY: `open` has registered it.
+        // SAFETY: `open` registered it.
         unsafe { ActiveHandle::deregister(handle.cast()) };
-        // SAFETY: `open` has boxed it; nobody else knows of it now.
+        // SAFETY: `open` boxed it. The caller does not use it (its promise), and libxentoolcore no longer does.
         drop(unsafe { Box::from_raw(handle.as_ptr()) });
     }
 
@@ -79,7 +80,7 @@ impl Handle {
         self.memory()?.restrict(raw::domid(domid)).map_err(|error| self.errno_of(&error))
     }
 
-    /// What C is told of an error. The logger is told more, unless it is only that frames cannot be mapped.
+    /// Returns the errno for C, and logs the error unless it is only that frames cannot be mapped.
     pub(super) fn errno_of(&self, error: &Error) -> Errno {
         if !matches!(error, Error::Frames(_)) {
             self.log(&chain(error));
@@ -87,7 +88,7 @@ impl Handle {
         error.errno()
     }
 
-    /// The same for the mapping of a resource. That there are none is not worth a message: callers try another way.
+    /// Does the same for the mapping of a resource. A missing feature is not logged, because callers try another way.
     pub(super) fn errno_of_resource(&self, error: &Error) -> Errno {
         match self.errno_of_resource_size(error) {
             libc::EOPNOTSUPP => libc::EOPNOTSUPP,
@@ -95,13 +96,13 @@ impl Handle {
         }
     }
 
-    /// What C is told of a resource's size; the logger is told nothing. Where there are no resources, in an old kernel,
-    /// that is EOPNOTSUPP.
+    /// Returns the errno for the size of a resource, and logs nothing. If an old kernel does not support resources, it
+    /// is EOPNOTSUPP.
     pub(super) fn errno_of_resource_size(&self, error: &Error) -> Errno {
         let errno = error.errno();
         let is_missing = match errno {
             libc::ENOTTY => true,
-            // Before Linux 4.11 an unknown ioctl is EINVAL, which an argument may be as well.
+            // Before Linux 4.11 an unknown ioctl fails with EINVAL, as does a bad argument.
             libc::EINVAL => self.memory.get().is_some_and(|memory| raw::unimplemented_errno(memory) == errno),
             _ => false,
         };
@@ -109,20 +110,20 @@ impl Handle {
     }
 }
 
-/// An error with its causes: `what: why`.
+/// Formats an error with its causes: `what: why`.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// Called by `xentoolcore_restrict_all`, on any thread.
+/// Restricts a handle. `xentoolcore_restrict_all` calls it, on any thread.
 unsafe extern "C" fn restrict(active: *mut ActiveHandle, domid: u16) -> c_int {
     let handle: *const Handle = active.cast_const().cast();
     answer(-1, || {
-        // SAFETY: only `open` registers handles, of which this is the first field, and `close` does not free one that
-        // is in the list; libxentoolcore has its list locked during the call.
+        // SAFETY: `active` is the first field of a handle, because only `open` registers any. `close` frees a handle
+        // only after taking it out of the list, which libxentoolcore keeps locked during this call.
         let handle = unsafe { handle.as_ref() }.ok_or(libc::EINVAL)?;
-        // What is being opened may or may not be restricted.
+        // A handle that is still being opened may stay unrestricted.
         if handle.memory.get().is_none() { Ok(0) } else { handle.restrict(domid).map(|()| 0) }
     })
 }

@@ -1,13 +1,13 @@
-//! The C interface of libxenforeignmemory 1.4, so that programs made for it run on xenmap.
+//! The C interface of libxenforeignmemory 1.4, so that programs written for it run on xenmap.
 //!
-//! What the functions do, their arguments, results and errno are those of xenforeignmemory.h. Where that library cuts
-//! numbers off, waits for ever, or leaves a hole, these do not: the README says where. `capi/install` makes the
-//! library: what is in libxentoolcore and libxentoollog is linked only then.
+//! The functions, their arguments, results and errno are those of xenforeignmemory.h. Where that library truncates
+//! numbers, waits forever or leaves a hole, this one does not; xenmap's docs/c-library.md lists the differences. The
+//! script `install` builds the library. Only it links with libxentoolcore and libxentoollog.
 //!
-//! Nothing here unwinds into C, or from C: a panic, which would be a bug, is an error with errno `ENOTRECOVERABLE`,
+//! Nothing unwinds into C or out of it: a panic, which would be a bug, becomes an error with errno `ENOTRECOVERABLE`,
 //! and a thread is not cancelled in the middle of a call.
 
-#![expect(unsafe_code, reason = "is called by C, with pointers")]
+#![expect(unsafe_code, reason = "C calls it with pointers")]
 
 mod handle;
 mod map;
@@ -25,7 +25,7 @@ use handle::Handle;
 use map::{MappedResource, Place, Request};
 use xentool::XentoollogLogger;
 
-/// A number of Linux, which C finds in errno.
+/// An error number, which C finds in errno.
 type Errno = c_int;
 
 const PTHREAD_CANCEL_DISABLE: c_int = 1;
@@ -34,15 +34,15 @@ unsafe extern "C" {
     fn pthread_setcancelstate(state: c_int, old: *mut c_int) -> c_int;
 }
 
-/// What C gets: the value, or `failure` with errno set.
+/// Returns the value of `body`, or sets errno and returns `failure`.
 fn answer<T>(failure: T, body: impl FnOnce() -> Result<T, Errno>) -> T {
     let mut state = 0;
-    // A thread that pthread_cancel(3) ends would be unwound through Rust, which ends the process instead. It has to
-    // wait until the call is over.
-    // SAFETY: writes one integer, and changes nothing else.
+    // pthread_cancel(3) would unwind the thread through Rust, which ends the process instead. So cancellation waits
+    // until the call is over.
+    // SAFETY: writes one integer, to our own variable.
     unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut state) };
     let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or(Err(libc::ENOTRECOVERABLE));
-    // SAFETY: the state that it had.
+    // SAFETY: as above; it restores the state that the thread had.
     unsafe { pthread_setcancelstate(state, &raw mut state) };
     result.unwrap_or_else(|errno| {
         nix::errno::Errno::set_raw(errno);
@@ -52,15 +52,15 @@ fn answer<T>(failure: T, body: impl FnOnce() -> Result<T, Errno>) -> T {
 
 /// # Safety
 ///
-/// `handle` is null, or from `xenforeignmemory_open` and not closed yet.
+/// `handle` is null, or comes from `xenforeignmemory_open` and has not been closed.
 unsafe fn open_handle<'a>(handle: *const Handle) -> Result<&'a Handle, Errno> {
-    // SAFETY: the caller's promise; a handle is changed by nobody.
+    // SAFETY: the caller's promise; there are only shared references to a handle until it is closed.
     unsafe { handle.as_ref() }.ok_or(libc::EINVAL)
 }
 
 /// # Safety
 ///
-/// `logger` is null, or one of libxentoollog's that stays until the handle is closed.
+/// `logger` is null, or a logger of libxentoollog that lives until the handle is closed.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_open(logger: *mut XentoollogLogger, _open_flags: c_uint) -> *mut Handle {
     answer(ptr::null_mut(), || {
@@ -71,7 +71,7 @@ unsafe extern "C" fn xenforeignmemory_open(logger: *mut XentoollogLogger, _open_
 
 /// # Safety
 ///
-/// `handle` is null, or from `xenforeignmemory_open`, and is not used any more.
+/// `handle` is null, or comes from `xenforeignmemory_open` and is not used any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_close(handle: *mut Handle) -> c_int {
     answer(-1, || {
@@ -114,9 +114,9 @@ unsafe extern "C" fn xenforeignmemory_map(
 
 /// # Safety
 ///
-/// `handle` is null or open. `arr` is null, or points to `pages` frame numbers, and `err` to as many integers, which
-/// nobody else uses during the call. With `MAP_FIXED` and not `MAP_FIXED_NOREPLACE`, the range at `addr` is the
-/// caller's, and nothing uses it.
+/// `handle` is null or open. `arr` is null or points to `pages` frame numbers, `err` is null or points to as many
+/// integers, and nothing else uses either array during the call. With `MAP_FIXED` and without `MAP_FIXED_NOREPLACE`,
+/// the range at `addr` is the caller's own, and nothing uses it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_map2(
     handle: *const Handle,
@@ -135,7 +135,7 @@ unsafe extern "C" fn xenforeignmemory_map2(
 
 /// # Safety
 ///
-/// `handle` is null or open, and the `pages` frames at `addr` are a mapping of the caller's that nothing uses any more.
+/// `handle` is null or open. The `pages` frames at `addr` are a mapping of the caller's, which nothing uses any more.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_unmap(handle: *const Handle, addr: *mut c_void, pages: usize) -> c_int {
     answer(-1, || {
@@ -160,7 +160,7 @@ unsafe extern "C" fn xenforeignmemory_restrict(handle: *const Handle, domid: u16
 
 /// # Safety
 ///
-/// `handle` is null or open. `paddr` is null, or points to an address.
+/// `handle` is null or open. `paddr` is null or points to an address.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_map_resource(
     handle: *const Handle,
@@ -189,15 +189,15 @@ unsafe extern "C" fn xenforeignmemory_map_resource(
 
 /// # Safety
 ///
-/// `handle` is null or open, and `resource` is null, or from `xenforeignmemory_map_resource`, and nothing uses it any
-/// more.
+/// `handle` is null or open. `resource` is null, or comes from `xenforeignmemory_map_resource` and is not used any
+/// more, nor is its memory.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_unmap_resource(handle: *const Handle, resource: *mut MappedResource) -> c_int {
     answer(-1, || {
         // SAFETY: the caller's promise.
         let handle = unsafe { open_handle(handle) }?;
         let Some(resource) = NonNull::new(resource) else { return Ok(0) };
-        // SAFETY: it was boxed by `xenforeignmemory_map_resource`.
+        // SAFETY: `xenforeignmemory_map_resource` boxed it, and nothing uses it any more (the caller's promise).
         let resource = unsafe { Box::from_raw(resource.as_ptr()) };
         // SAFETY: the caller's promise.
         unsafe { resource.unmap(handle) }.map(|()| 0)
@@ -206,7 +206,7 @@ unsafe extern "C" fn xenforeignmemory_unmap_resource(handle: *const Handle, reso
 
 /// # Safety
 ///
-/// `handle` is null or open, and `size` is null, or points to a number.
+/// `handle` is null or open. `size` is null or points to a number.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn xenforeignmemory_resource_size(
     handle: *const Handle,

@@ -1,6 +1,6 @@
-//! Mapping for C: what Rust's types promise is checked here.
+//! Mapping for C. It checks what Rust's types guarantee elsewhere.
 
-#![expect(unsafe_code, reason = "takes C's pointers, and hands mappings out as such")]
+#![expect(unsafe_code, reason = "takes and returns pointers of C")]
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::ptr::NonNull;
@@ -10,10 +10,10 @@ use xenmap::{Error, FRAME_SIZE, ForeignMemory, Gfn, Protection, raw};
 use crate::Errno;
 use crate::handle::{Handle, chain};
 
-/// What of mmap(2)'s flags a mapping of a resource may have. It is shared in any case.
+/// The flags of mmap(2) that a mapping of a resource may have. It is always shared.
 const RESOURCE_FLAGS: c_int = libc::MAP_SHARED | libc::MAP_PRIVATE;
 
-/// Where a mapping goes: `addr` and `flags` of mmap(2). By default where the kernel wants.
+/// Where to map: `addr` and `flags` of mmap(2). By default the kernel picks the address.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Place {
     pub(super) addr: usize,
@@ -21,19 +21,20 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// As a caller of mmap(2) asks for it: with both flags `MAP_FIXED_NOREPLACE` counts, and Linux before 4.17, which
-    /// does not know that one, is not told of `MAP_FIXED` then.
+    /// Creates a place from the arguments of mmap(2). With both flags, `MAP_FIXED_NOREPLACE` counts: `MAP_FIXED` is
+    /// dropped, because Linux before 4.17 does not know the other flag, and would replace what is there.
     pub(super) fn requested(addr: usize, flags: c_int) -> Place {
         let drop = if flags & libc::MAP_FIXED_NOREPLACE != 0 { libc::MAP_FIXED } else { 0 };
         Place { addr, flags: flags & !drop }
     }
 
-    fn is_over(self) -> bool {
+    /// Returns whether the mapping may replace others.
+    fn replaces(self) -> bool {
         self.flags & libc::MAP_FIXED != 0
     }
 
-    /// Whether it is to be at address 0 and nowhere else, where memory of Rust's cannot be.
-    fn is_nowhere(self) -> bool {
+    /// Returns whether the mapping must be at address 0, where Rust cannot have memory.
+    fn is_at_null(self) -> bool {
         self.addr == 0 && self.flags & (libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE) != 0
     }
 }
@@ -48,28 +49,28 @@ pub(super) struct Request {
     pub(super) err: *mut c_int,
 }
 
-/// Maps frames: with `err` those that can be mapped, else all or none.
+/// Maps frames: with `err` those that can be mapped, without it all or none.
 ///
 /// # Safety
 ///
-/// As `xenforeignmemory_map2` says.
+/// As for `xenforeignmemory_map2`.
 pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_void, Errno> {
     let &Request { place, pages, arr, err, .. } = request;
     let domid = u16::try_from(request.dom).map(raw::domid).map_err(|_| libc::EINVAL)?;
     let protection = protection(request.prot)?;
     check_pages(pages)?;
-    if arr.is_null() || place.is_nowhere() || place.flags & libc::MAP_ANONYMOUS != 0 {
+    if arr.is_null() || place.is_at_null() || place.flags & libc::MAP_ANONYMOUS != 0 {
         return Err(libc::EINVAL);
     }
     let mut gfns = Vec::new();
     gfns.try_reserve_exact(pages).map_err(|_| libc::ENOMEM)?;
     gfns.extend((0..pages).map(|page| {
-        // SAFETY: the caller's promise.
+        // SAFETY: `arr` has `pages` entries (the caller's promise).
         let number = unsafe { arr.add(page) };
-        // SAFETY: the caller's promise.
+        // SAFETY: as above.
         let number = unsafe { number.read_unaligned() };
-        // The last frame that there could be stands for those beyond: there is no RAM either. A PV dom0 would take the
-        // number's lower part for the whole.
+        // The highest possible frame number stands for larger ones: there is no RAM at either. A PV dom0 would truncate
+        // the number.
         Gfn::new(number).unwrap_or(Gfn::MAX)
     }));
     let memory = handle.memory()?;
@@ -77,29 +78,29 @@ pub(super) unsafe fn map(handle: &Handle, request: &Request) -> Result<*mut c_vo
     let mapped = unsafe { raw::map_at(memory, (place.addr, place.flags), domid, protection, &gfns, !err.is_null()) };
     let (addr, failed) = mapped.map_err(|error| errno_of_failure(handle, memory, request, &error))?;
     if !err.is_null() {
-        // SAFETY: the caller's promise.
+        // SAFETY: `err` has `pages` entries (the caller's promise).
         unsafe { err.write_bytes(0, pages) };
         for frame in failed {
-            // SAFETY: the index is that of a frame of the request.
+            // SAFETY: `err` has an entry for each frame of the request, and the index is that of one of them.
             let entry = unsafe { err.add(frame.index) };
-            // SAFETY: the caller's promise.
+            // SAFETY: as above.
             unsafe { entry.write(-frame.errno) };
         }
     }
     Ok(addr.as_ptr().cast())
 }
 
-/// What C is told of a mapping that failed.
+/// Returns the errno for a mapping that failed, and logs the error unless it is only that frames cannot be mapped.
 fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, error: &Error) -> Errno {
     let &Request { place, pages, .. } = request;
-    // What it was to go over is reserved already, or nobody's, if the kernel ran out of memory after it had unmapped
-    // what was there: then it must not become somebody else's while the caller believes that it is its own. Whatever
-    // else mmap(2) minds, it finds before it unmaps anything.
-    let may_be_gone = place.is_over() && matches!(error, Error::Reserve { .. }) && error.errno() == libc::ENOMEM;
+    // With MAP_FIXED the range is still reserved now, except if mmap(2) ran out of memory after it had unmapped the old
+    // mapping. Then the range is free, and must be reserved before another thread gets it, because the caller believes
+    // that it owns the range. mmap(2) finds all other errors before it unmaps anything.
+    let may_be_gone = place.replaces() && matches!(error, Error::Reserve { .. }) && error.errno() == libc::ENOMEM;
     let addr = NonNull::new(std::ptr::with_exposed_provenance_mut(place.addr)).filter(|_| may_be_gone);
     match addr.map(|addr| raw::reserve_at(memory, addr, pages)) {
         Some(Err(e)) if e.raw_os_error() != Some(libc::EEXIST) => {
-            handle.log(&format!("{}; nor can its addresses be reserved: {e}", chain(error)));
+            handle.log(&format!("{}; its address range cannot be reserved either: {e}", chain(error)));
             return error.errno();
         }
         _ => {}
@@ -107,11 +108,11 @@ fn errno_of_failure(handle: &Handle, memory: &ForeignMemory, request: &Request, 
     handle.errno_of(error)
 }
 
-/// Unmaps what C has been given.
+/// Unmaps a mapping.
 ///
 /// # Safety
 ///
-/// As `xenforeignmemory_unmap` says.
+/// As for `xenforeignmemory_unmap`.
 pub(super) unsafe fn unmap(handle: &Handle, addr: *mut c_void, pages: usize) -> Result<(), Errno> {
     check_pages(pages)?;
     let addr = NonNull::new(addr).ok_or(libc::EINVAL)?;
@@ -134,7 +135,7 @@ impl MappedResource {
 
     /// # Safety
     ///
-    /// Nothing uses it any more.
+    /// Nothing uses the mapping any more.
     pub(super) unsafe fn unmap(&self, handle: &Handle) -> Result<(), Errno> {
         // SAFETY: the caller's promise.
         unsafe { unmap(handle, self.addr(), self.pages) }
@@ -163,20 +164,20 @@ pub(super) fn map_resource(
     Ok(MappedResource { base, pages })
 }
 
-/// The size of a resource in bytes.
+/// Returns the size of a resource in bytes.
 pub(super) fn resource_size(handle: &Handle, domid: u16, name: (u32, u32)) -> Result<usize, Errno> {
     let size = raw::resource_size(handle.memory()?, raw::domid(domid), name);
     let frames = size.map_err(|error| handle.errno_of_resource_size(&error))?;
     usize::try_from(frames).ok().and_then(|frames| frames.checked_mul(FRAME_SIZE)).ok_or(libc::EOVERFLOW)
 }
 
-/// That a mapping can have so many frames: the kernel counts them in 32 bits.
+/// Checks the number of frames of a mapping, which the kernel counts in 32 bits.
 fn check_pages(pages: usize) -> Result<(), Errno> {
     let fits = u32::try_from(pages).is_ok_and(|pages| pages != 0);
     if fits { Ok(()) } else { Err(libc::EINVAL) }
 }
 
-/// The kernel has no memory that can be written and not read, so `PROT_WRITE` alone is both.
+/// Translates `prot`. Memory that can be written can be read, too, so `PROT_WRITE` alone means both.
 fn protection(prot: c_int) -> Result<Protection, Errno> {
     match prot {
         libc::PROT_READ => Ok(Protection::ReadOnly),

@@ -1,10 +1,14 @@
-//! A simulated host for tests of C programs, chosen by the environment variable `XENMAP_MOCK`.
+//! A simulated host for tests of C programs, selected by the environment variable `XENMAP_MOCK`.
 //!
-//! `pv` and `auto` are the kinds of dom0. The host has domain 1, an HVM guest, in whose frames 0 to 63 the first 8
-//! bytes are the frame's number, and a grant table of two frames, of which frame i begins with [`GRANTS`] + i. In a PV
-//! dom0 its frame 64 is paged out for a while, and frame 65 for good.
+//! Its value is the kind of dom0, `pv` or `auto`. The host has one guest, an HVM domain with number 1. Each of its
+//! frames 0 to 63 begins with its own number, in 8 bytes. Its grant table has two frames, and frame i begins with
+//! [`GRANTS`] + i. In a PV dom0, frame 64 is paged out and comes back after a few attempts, and frame 65 never comes
+//! back.
 
-#![expect(unsafe_code, reason = "the environment of a program that runs with more rights than its user is not trusted")]
+#![expect(
+    unsafe_code,
+    reason = "secure_getenv: a program with more privileges than its user must not trust its environment"
+)]
 
 use std::ffi::{CStr, c_char};
 use std::io;
@@ -17,23 +21,23 @@ use xenmap::{Access, Error, FRAME_SIZE, GuestKind, Protection, Resource, Result}
 const VARIABLE: &CStr = c"XENMAP_MOCK";
 const RAM_FRAMES: usize = 64;
 const GRANTS: u64 = 0x6772_616E_7400_0000;
-/// How often a frame is asked for until it is back.
-const ASKS: u32 = 3;
+/// How often mapping frame 64 fails before it is back.
+const ATTEMPTS: u32 = 3;
 
 unsafe extern "C" {
     fn secure_getenv(name: *const c_char) -> *const c_char;
 }
 
-/// The process's simulated host, if there is to be one.
+/// Returns the process's simulated host if the environment asks for one.
 pub(super) fn host() -> Result<Option<&'static MockHost>> {
     static HOST: OnceLock<Option<MockHost>> = OnceLock::new();
-    // SAFETY: a string; nobody may change the environment while another thread reads it.
+    // SAFETY: the name is a C string, and a program must not change its environment while another thread reads it.
     let Some(value) = NonNull::new(unsafe { secure_getenv(VARIABLE.as_ptr()) }.cast_mut()) else { return Ok(None) };
-    // SAFETY: a string of the environment.
+    // SAFETY: the value is a C string of the environment, which does not change meanwhile (as above).
     let dom0 = match unsafe { CStr::from_ptr(value.as_ptr()) }.to_bytes() {
         b"pv" => Dom0::Pv,
         b"auto" => Dom0::Pvh,
-        // Never the real device instead.
+        // Never fall back to the real device.
         _ => return Err(unusable(io::ErrorKind::InvalidInput.into())),
     };
     let host = HOST.get_or_init(|| make_host(dom0).ok()).as_ref();
@@ -59,9 +63,9 @@ fn make_host(dom0: Dom0) -> Result<MockHost> {
         grants.view().write(usize::from(frame) * FRAME_SIZE, GRANTS + u64::from(frame))?;
     }
     if dom0 == Dom0::Pv {
-        for (gfn, asks) in domain.add_frames(2).into_iter().zip([ASKS, u32::MAX]) {
+        for (gfn, attempts) in domain.add_frames(2).into_iter().zip([ATTEMPTS, u32::MAX]) {
             domain.write(gfn, 0, &gfn.get().to_le_bytes());
-            domain.page_out(gfn, asks).map_err(unusable)?;
+            domain.page_out(gfn, attempts).map_err(unusable)?;
         }
     }
     Ok(host)

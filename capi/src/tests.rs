@@ -1,4 +1,4 @@
-//! What needs the simulated host's faults; the rest is tested from C (tests/debian.rs).
+//! Tests that need the simulated host's faults. The rest is tested in C (tests/debian.rs).
 
 pub(crate) mod doubles;
 mod places;
@@ -33,12 +33,12 @@ fn host_with(config: HostConfig) -> (MockHost, MockDomain, Handle) {
     (host, guest, handle)
 }
 
-/// The same, with the messages of its handle.
+/// Also returns the messages of the handle.
 fn host_that_logs(config: HostConfig) -> (MockHost, MockDomain, Handle, &'static Messages) {
     let host = MockHost::with_config(config);
     let guest = host.create_domain(GuestKind::Hvm, 16);
     let log: &'static Messages = Box::leak(Box::default());
-    // SAFETY: it stays for good.
+    // SAFETY: it is leaked, so it outlives the handle.
     let logger = unsafe { Logger::new(log.as_logger()) }.unwrap();
     let handle = Handle::new(logger, OnceLock::from(host.open().unwrap()));
     (host, guest, handle, log)
@@ -46,17 +46,17 @@ fn host_that_logs(config: HostConfig) -> (MockHost, MockDomain, Handle, &'static
 
 fn reserved(pages: usize) -> NonNull<u8> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: the kernel picks the place.
+    // SAFETY: the kernel picks unused addresses.
     let addr = unsafe { libc::mmap(ptr::null_mut(), pages * FRAME_SIZE, libc::PROT_NONE, flags, -1, 0) };
     assert_ne!(addr, libc::MAP_FAILED);
     NonNull::new(addr.cast()).unwrap()
 }
 
-/// What is logged when mmap(2) cannot map two frames.
+/// The message if mmap(2) cannot map two frames.
 const NO_ADDRESSES: &str = "no address range of 8192 bytes for a mapping (see vm.max_map_count and ulimit -v): Cannot \
                             allocate memory (os error 12)";
 
-/// How the kernel lists what is at an address: the permissions, and the file.
+/// Returns the kernel's description of the mapping at an address: its permissions and its file.
 fn listed(addr: NonNull<u8>) -> Option<String> {
     let addr = addr.as_ptr().addr();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -68,22 +68,22 @@ fn listed(addr: NonNull<u8>) -> Option<String> {
     })
 }
 
-/// Which file a mapping is of, by what [`listed`] says: `permissions offset device inode name`.
+/// Returns the inode in the description by [`listed`]: `permissions offset device inode name`.
 fn inode(listed: &str) -> u64 {
     listed.split_ascii_whitespace().nth(3).unwrap().parse().unwrap()
 }
 
-/// Maps frames 0, 1… over a range, all or none.
+/// Maps frames over a range, all or none.
 fn map_over(handle: &Handle, addr: NonNull<u8>, gfns: &[u64]) -> Result<*mut c_void, c_int> {
     let (prot, err) = (libc::PROT_READ | libc::PROT_WRITE, ptr::null_mut());
     let place = Place { addr: addr.as_ptr().expose_provenance(), flags: libc::MAP_FIXED };
     let request = Request { dom: 1, place, prot, pages: gfns.len(), arr: gfns.as_ptr(), err };
-    // SAFETY: the range is reserved or mapped by the test, which does not use it.
+    // SAFETY: the range is the test's own, or free, and the test does not use it.
     unsafe { map::map(handle, &request) }
 }
 
 #[test]
-fn mapping_over_a_range_that_fails_leaves_it_reserved() {
+fn failed_mapping_over_a_range_leaves_it_reserved() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let (host, guest, handle) = host_of(dom0, (6, 1));
         let addr = reserved(3);
@@ -94,36 +94,36 @@ fn mapping_over_a_range_that_fails_leaves_it_reserved() {
         assert_eq!(host.references(guest.domid()), 0);
         assert_eq!(map_over(&handle, addr, &[0, 2, 1]), Ok(addr.as_ptr().cast()));
         assert_eq!(host.references(guest.domid()), 3);
-        // SAFETY: just mapped, and not used.
+        // SAFETY: just mapped, and nothing uses it.
         unsafe { map::unmap(&handle, addr.as_ptr().cast(), 3) }.unwrap();
         assert_eq!(host.references(guest.domid()), 0);
     }
 }
 
 #[test]
-fn larger_pages_are_reserved_and_unmapped_whole() {
+fn larger_pages_are_reserved_and_unmapped_as_a_whole() {
     let config = config(|config| (config.dom0, config.page_size) = (Dom0::Arm, 4 * FRAME_SIZE));
     let (host, guest, handle) = host_with(config);
     let addr = reserved(8);
 
     assert_eq!(map_over(&handle, addr, &[0, 99, 1, 2, 3]), Err(libc::EINVAL));
 
-    // SAFETY: inside what is reserved.
+    // SAFETY: inside the reservation.
     let last = unsafe { addr.add(7 * FRAME_SIZE) };
     assert!(listed(last).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(last));
     assert_eq!(map_over(&handle, addr, &[0, 4, 1, 2, 3]), Ok(addr.as_ptr().cast()));
     assert_eq!(host.references(guest.domid()), 5);
-    // What is behind the last frame in its page has a file of its own, which only this host's mappings show.
+    // Memory past the last frame in its page belongs to a file that only this host maps.
     let file = inode(&listed(last).unwrap());
-    // SAFETY: just mapped, and not used.
+    // SAFETY: just mapped, and nothing uses it.
     unsafe { map::unmap(&handle, addr.as_ptr().cast(), 5) }.unwrap();
     assert_eq!(host.references(guest.domid()), 0);
-    // Not that nothing is there: another test may map there by now.
+    // The range need not be free: another test may have mapped there by now.
     assert_ne!(listed(last).map(|at| inode(&at)), Some(file));
 }
 
 #[test]
-fn batch_call_that_fails_leaves_the_range_reserved() {
+fn failed_batch_call_leaves_the_range_reserved() {
     let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
     let addr = reserved(2);
     map_over(&handle, addr, &[0, 1]).unwrap();
@@ -136,7 +136,7 @@ fn batch_call_that_fails_leaves_the_range_reserved() {
 }
 
 #[test]
-fn frames_that_fail_over_a_range_are_not_logged() {
+fn failed_frames_over_a_range_are_not_logged() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let (_host, _guest, handle, log) = host_that_logs(config(|config| config.dom0 = dom0));
 
@@ -147,22 +147,22 @@ fn frames_that_fail_over_a_range_are_not_logged() {
 }
 
 #[test]
-fn range_that_cannot_be_reserved_is_a_part_of_the_one_message() {
+fn range_that_cannot_be_reserved_is_in_the_same_message() {
     let (_host, _guest, handle, log) = host_that_logs(HostConfig::default());
-    // No process has these addresses.
+    // No process can have these addresses.
     let addr = NonNull::new(ptr::with_exposed_provenance_mut(usize::MAX - 4 * FRAME_SIZE + 1)).unwrap();
 
     assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
 
     let [message] = &log.all()[..] else { panic!("{:?}", log.all()) };
     assert!(message.starts_with(NO_ADDRESSES), "{message}");
-    assert!(message.contains("; nor can its addresses be reserved: Cannot allocate memory"), "{message}");
+    assert!(message.contains("; its address range cannot be reserved either: Cannot allocate memory"), "{message}");
 }
 
 #[test]
-fn range_that_is_free_after_mmap_ran_out_of_memory_is_reserved() {
+fn range_that_mmap_left_free_when_out_of_memory_is_reserved() {
     let (host, _guest, handle, log) = host_that_logs(HostConfig::default());
-    // Where nothing is, and where the kernel puts nothing that may be anywhere.
+    // A free address, far from where the kernel puts mappings of its own choice.
     let addr = NonNull::new(ptr::with_exposed_provenance_mut(0x2000_0000_0000)).unwrap();
     host.inject(Fault::MmapEarly(libc::ENOMEM));
 
@@ -170,12 +170,12 @@ fn range_that_is_free_after_mmap_ran_out_of_memory_is_reserved() {
 
     assert!(listed(addr).is_some_and(|at| at.starts_with("---p")), "{:?}", listed(addr));
     assert_eq!(log.all(), [NO_ADDRESSES]);
-    // SAFETY: just reserved for the test.
+    // SAFETY: just reserved for the test, which does not use it.
     assert_eq!(unsafe { libc::munmap(addr.as_ptr().cast(), 2 * FRAME_SIZE) }, 0);
 }
 
 #[test]
-fn range_that_another_thread_got_meanwhile_is_left_alone() {
+fn range_that_another_thread_has_mapped_is_left_alone() {
     let (host, guest, handle, log) = host_that_logs(HostConfig::default());
     let addr = reserved(2);
     host.inject(Fault::Mmap(libc::ENOMEM));
@@ -183,13 +183,13 @@ fn range_that_another_thread_got_meanwhile_is_left_alone() {
     assert_eq!(map_over(&handle, addr, &[0, 1]), Err(libc::ENOMEM));
 
     assert_eq!(log.all(), [NO_ADDRESSES]);
-    // The count would panic if the other thread's mapping were gone.
+    // This count would panic if the other thread's mapping were gone.
     assert_eq!(host.references(guest.domid()), 0);
     assert!(listed(addr).is_some_and(|at| at.starts_with("r--s")), "{:?}", listed(addr));
 }
 
 #[test]
-fn range_whose_retry_cannot_be_mapped_is_left_alone() {
+fn range_that_a_failed_retry_lost_is_left_alone() {
     let (host, guest, handle) = host_of(Dom0::Pvh, (6, 1));
     let addr = reserved(1);
     host.inject(Fault::Frame { index: 0, error: -libc::ENOENT });
@@ -202,7 +202,7 @@ fn range_whose_retry_cannot_be_mapped_is_left_alone() {
 }
 
 #[test]
-fn nothing_replaces_what_is_there_unless_it_was_asked_to() {
+fn only_map_fixed_replaces_a_mapping() {
     let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
     let addr = reserved(1);
     let gfns = [5];
@@ -223,13 +223,14 @@ fn nothing_replaces_what_is_there_unless_it_was_asked_to() {
     assert_ne!(hinted, addr.as_ptr().cast());
     assert_eq!(refused, Err(libc::EEXIST));
     assert_eq!(host.references(guest.domid()), 1);
-    // SAFETY: just mapped, and not used. As C programs do.
+    // Plain munmap, as C programs use it.
+    // SAFETY: just mapped, and nothing uses it.
     assert_eq!(unsafe { libc::munmap(hinted, FRAME_SIZE) }, 0);
     assert_eq!(host.references(guest.domid()), 0);
 }
 
 #[test]
-fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
+fn resources_are_not_supported_on_an_old_kernel() {
     for kernel in [(4, 9), (4, 14)] {
         let (_host, guest, handle, log) = host_that_logs(config(|config| config.kernel = kernel));
         let domid = guest.domid().get();
@@ -244,7 +245,7 @@ fn resources_that_an_old_kernel_does_not_have_are_not_supported() {
 }
 
 #[test]
-fn xen_that_gives_one_size_for_all_resources_is_not_supported() {
+fn sizes_of_resources_are_not_supported_on_an_old_xen() {
     for (xen, expected) in [((4, 14), Err(libc::EOPNOTSUPP)), ((4, 15), Ok(2 * FRAME_SIZE))] {
         let (_host, guest, handle, log) = host_that_logs(config(|config| config.xen = xen));
         guest.add_resource(Resource::GrantTable, 2);
@@ -257,7 +258,7 @@ fn xen_that_gives_one_size_for_all_resources_is_not_supported() {
 }
 
 #[test]
-fn size_of_a_resource_that_xen_does_not_know_is_an_error() {
+fn size_of_a_resource_unknown_to_xen_is_an_error() {
     for (xen, errno) in [((4, 17), libc::EOPNOTSUPP), ((4, 20), libc::EINVAL)] {
         let (_host, guest, handle, log) = host_that_logs(config(|config| config.xen = xen));
 
@@ -268,22 +269,22 @@ fn size_of_a_resource_that_xen_does_not_know_is_an_error() {
 }
 
 #[test]
-fn restricting_all_handles_restricts_one_that_is_open() {
+fn restricting_all_handles_restricts_an_open_one() {
     let (host, guest, handle) = host_of(Dom0::Pv, (6, 1));
     let other = host.create_domain(GuestKind::Hvm, 1);
     let handle = NonNull::from(Box::leak(Box::new(handle)));
     let active: NonNull<ActiveHandle> = handle.cast();
-    // SAFETY: boxed, and closed below.
+    // SAFETY: the handle is new and boxed, and is closed below.
     unsafe { ActiveHandle::register(active) };
 
-    // SAFETY: no other test has registered any.
+    // SAFETY: the list has only this handle, which is alive: no other test registers any.
     assert_eq!(unsafe { xentoolcore_restrict_all(other.domid().get()) }, 0);
 
-    // SAFETY: not closed yet.
+    // SAFETY: the handle has not been closed yet.
     let mapped = map_over(unsafe { handle.as_ref() }, reserved(1), &[0]);
     assert_eq!(mapped, Err(libc::EPERM));
     assert_eq!(host.references(guest.domid()), 0);
-    // SAFETY: boxed and registered as `Handle::open` does, and not used any more.
+    // SAFETY: boxed and registered as by `Handle::open`, and not used any more.
     unsafe { Handle::close(handle) };
     assert!(!is_active(active.as_ptr()));
 }
@@ -291,7 +292,7 @@ fn restricting_all_handles_restricts_one_that_is_open() {
 #[test]
 fn null_handle_is_an_invalid_argument() {
     Errno::clear();
-    // SAFETY: nothing is mapped without a handle.
+    // SAFETY: a null handle is allowed, and `arr` has one entry.
     let mapped =
         unsafe { xenforeignmemory_map2(ptr::null(), 1, ptr::null_mut(), 1, 0, 1, [0].as_ptr(), ptr::null_mut()) };
 
@@ -300,7 +301,7 @@ fn null_handle_is_an_invalid_argument() {
 }
 
 #[test]
-fn panic_is_an_error_for_c() {
+fn panic_becomes_an_error_for_c() {
     assert_eq!(answer(-1, || panic!("a bug")), -1);
     assert_eq!(io::Error::last_os_error().raw_os_error(), Some(libc::ENOTRECOVERABLE));
 }

@@ -1,6 +1,6 @@
-//! What is used of libxentoolcore, which knows all handles of a process, and of libxentoollog.
+//! Bindings to libxentoolcore, which keeps a list of all handles of a process, and to libxentoollog.
 //!
-//! `install` links with both. The unit tests have doubles of them, so that they run where Xen's libraries are not.
+//! `install` links with both. The unit tests use test doubles, so that they run where Xen's libraries are missing.
 
 #![expect(unsafe_code, reason = "calls C")]
 
@@ -12,12 +12,12 @@ use crate::Errno;
 #[cfg(test)]
 use crate::tests::doubles as libraries;
 
-/// `xentoollog_logger`, of which only pointers are known here.
+/// `xentoollog_logger`, an opaque type.
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct XentoollogLogger(UnsafeCell<[u8; 0]>);
 
-/// `Xentoolcore__Active_Handle`: what a handle is in libxentoolcore's list, whose links only that library touches
+/// `Xentoolcore__Active_Handle`: an entry of libxentoolcore's list of handles. Only that library uses its links
 /// (`tools/include/xentoolcore_internal.h` of Xen 4.11 and later).
 #[repr(C)]
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) struct ActiveHandle {
     links: UnsafeCell<[*mut c_void; 2]>,
 }
 
-/// `XTL_PROGRESS`, from which on libxenforeignmemory's own logger shows messages.
+/// `XTL_PROGRESS`, the lowest level that libxenforeignmemory's own logger shows.
 const XTL_PROGRESS: c_int = 4;
 /// `XTL_ERROR`.
 const XTL_ERROR: c_int = 8;
@@ -61,7 +61,7 @@ unsafe extern "C" {
     static mut stderr: *mut libc::FILE;
 }
 
-// SAFETY: only libxentoolcore touches the links, and has its list locked then.
+// SAFETY: only libxentoolcore uses the links, and only while it holds the lock of its list. `restrict` does not change.
 unsafe impl Sync for ActiveHandle {}
 
 impl ActiveHandle {
@@ -69,11 +69,11 @@ impl ActiveHandle {
         ActiveHandle { restrict, links: UnsafeCell::new([std::ptr::null_mut(); 2]) }
     }
 
-    /// Puts a handle into the list; from now on any thread may call its `restrict`.
+    /// Adds a handle to the list. From now on any thread may call its `restrict`.
     ///
     /// # Safety
     ///
-    /// It is not in the list, and neither moves nor goes before `deregister`.
+    /// The handle is not in the list, and is neither moved nor freed before `deregister`.
     pub(super) unsafe fn register(handle: NonNull<ActiveHandle>) {
         // SAFETY: the caller's promise.
         unsafe { libraries::xentoolcore__register_active_handle(handle.as_ptr()) }
@@ -81,37 +81,37 @@ impl ActiveHandle {
 
     /// # Safety
     ///
-    /// It is in the list.
+    /// The handle is in the list.
     pub(super) unsafe fn deregister(handle: NonNull<ActiveHandle>) {
         // SAFETY: the caller's promise.
         unsafe { libraries::xentoolcore__deregister_active_handle(handle.as_ptr()) }
     }
 }
 
-/// Where messages go.
+/// The logger of a handle.
 #[derive(Debug)]
 pub(super) struct Logger {
     logger: NonNull<XentoollogLogger>,
     is_ours: bool,
 }
 
-// SAFETY: libxentoollog's own loggers can be used by any thread, and a caller who shares a handle among threads must
-// have given it one that can.
+// SAFETY: any thread can use libxentoollog's own loggers, and a caller who shares a handle among threads must have
+// passed a logger that any thread can use.
 unsafe impl Sync for Logger {}
 
 impl Logger {
-    /// The caller's logger, or one that writes to stderr.
+    /// Uses the caller's logger, or creates one that writes to stderr.
     ///
     /// # Safety
     ///
-    /// `logger` is null, or stays for as long as this does.
+    /// `logger` is null, or outlives this.
     pub(super) unsafe fn new(logger: *mut XentoollogLogger) -> Result<Logger, Errno> {
         if let Some(logger) = NonNull::new(logger) {
             return Ok(Logger { logger, is_ours: false });
         }
-        // SAFETY: a program that assigns to stderr sees to it that no other thread uses it meanwhile.
+        // SAFETY: a program that assigns to stderr must make sure that no other thread uses it meanwhile.
         let file = unsafe { stderr };
-        // SAFETY: an open stream.
+        // SAFETY: stderr is an open stream.
         let logger = NonNull::new(unsafe { libraries::xtl_createlogger_stdiostream(file, XTL_PROGRESS, 0) });
         Ok(Logger { logger: logger.ok_or(libc::ENOMEM)?, is_ours: true })
     }
@@ -119,9 +119,9 @@ impl Logger {
     pub(super) fn error(&self, message: &str) {
         let context: &CStr = c"xenforeignmemory";
         let Ok(message) = CString::new(message) else { return };
-        // The errno is part of the message already.
+        // The message already contains the errno.
         let no_errno = -1;
-        // SAFETY: the logger is alive, and the format takes one string.
+        // SAFETY: the logger is alive (`new`), both strings end with a null byte, and the format takes one string.
         unsafe {
             libraries::xtl_log(
                 self.logger.as_ptr(),
@@ -138,7 +138,7 @@ impl Logger {
 impl Drop for Logger {
     fn drop(&mut self) {
         if self.is_ours {
-            // SAFETY: made by `new`, and not used any more.
+            // SAFETY: `new` created the logger, and nothing uses it any more.
             unsafe { libraries::xtl_logger_destroy(self.logger.as_ptr()) }
         }
     }

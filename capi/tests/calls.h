@@ -1,6 +1,6 @@
 /*
- * Calls of libxenforeignmemory with the arguments of a table's row, and what came of them as a line of text. Not every
- * table needs all of them.
+ * Calls of libxenforeignmemory with the arguments of a table's row. Each prints its result as a line of text. Not every
+ * table uses all of them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,25 +23,25 @@ enum { FRAME = 4096, FRAMES_MOST = 4 };
 /* The hosts. */
 enum {
     MOCK_PV = 1,    /* simulated by the library, with a PV dom0 */
-    MOCK_AUTO = 2,  /* the same with an auto-translated dom0 */
+    MOCK_AUTO = 2,  /* the same, with an auto-translated dom0 */
     FAKE = 4,       /* fake_privcmd.c: a PV dom0 */
-    FAKE_OLD = 8,   /* the same with an old kernel */
+    FAKE_OLD = 8,   /* the same, with an old kernel */
     XEN_PV = 16,    /* a real Xen, with a PV dom0 */
-    XEN_AUTO = 32,  /* the same with an auto-translated dom0: PVH, or arm64 */
+    XEN_AUTO = 32,  /* the same, with an auto-translated dom0: PVH, or arm64 */
     NO_XEN = 64,    /* a plain Linux */
     FAKE_OLD_XEN = 128, /* a new kernel on Xen 4.14 */
     SIMULATED = MOCK_PV | MOCK_AUTO | FAKE,
     ANY = SIMULATED | XEN_PV | XEN_AUTO,
 };
 
-/* The arguments of a row, as far as its function looks at them; what is 0 is as most rows want it. */
+/* The arguments of a row; its function ignores some. 0 stands for a default. */
 struct call {
     uint32_t dom;       /* 0: the guest */
     uint32_t dom_plus;  /* added to the number of the domain */
     int prot;           /* 0: PROT_READ | PROT_WRITE */
     int flags;
-    bool err;           /* whether there is an array for errors */
-    size_t pages;       /* 0: as many as there are frames */
+    bool err;           /* whether to pass an array for errors */
+    size_t pages;       /* 0: the number of frames */
     size_t n;
     uint64_t frames[FRAMES_MOST];
     unsigned type;
@@ -58,16 +58,16 @@ static uint32_t guest;
 #else
 #define RAM 0
 #endif
-/* The frame that rows know as 0. A real guest has its kernel in the lowest ones. */
+/* The frame that rows call 0. The lowest frames of a real guest hold its kernel. */
 static uint64_t base;
 
-/* A frame that no small guest has: at 2 GiB. */
+/* A frame that a small guest does not have: at 2 GiB. */
 #define HOLE (1ull << 19)
-/* Frame numbers that differ by this have the same page table entry in a PV dom0. */
+/* Frame numbers that differ by this have the same page-table entry in a PV dom0. */
 #define ALIAS (1ull << 40)
-enum { NOBODY = 0x7000, GRANT_TABLE = 1 };
+enum { NO_DOMAIN = 0x7000, GRANT_TABLE = 1 };
 
-/* ---- what a row says came of it ---- */
+/* ---- the results of a row ---- */
 
 __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 {
@@ -79,14 +79,14 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
     va_start(more, format);
     vprintf(format, more);
     va_end(more);
-    /* What comes next may be the end of the process. */
+    /* The next call may kill the process. */
     fflush(stdout);
 }
 
 static void say_error(int error)
 {
     const char *name = strerrorname_np(error);
-    say("%s", name ? name : "an errno that is none");
+    say("%s", name ? name : "unknown errno");
 }
 
 __attribute__((unused)) static void say_result(int result)
@@ -97,7 +97,7 @@ __attribute__((unused)) static void say_result(int result)
         say_error(error);
 }
 
-/* What is at an address, by /proc/self/maps: the access rights, or "hole". */
+/* Prints the permissions at an address according to /proc/self/maps, or "hole". */
 static void say_access(const void *addr)
 {
     FILE *maps = fopen("/proc/self/maps", "r");
@@ -113,13 +113,13 @@ static void say_access(const void *addr)
     say("hole");
 }
 
-/* The number of a frame, as rows count them, that begins with `content`. */
+/* Returns the row's number of a frame that begins with `content`. */
 static uint64_t number_of(uint64_t content)
 {
     return (host & (XEN_PV | XEN_AUTO) ? content / FRAME : content) - base;
 }
 
-/* What a map call returned: each frame's content or error. What has failed is never touched. */
+/* Prints the result of a map call: each frame's content or error. Failed frames are never touched. */
 static void say_mapped(const void *mapped, size_t n, const int *err)
 {
     if (!mapped) {
@@ -136,7 +136,7 @@ static void say_mapped(const void *mapped, size_t n, const int *err)
         }
 }
 
-/* ---- a logger, which keeps the last message ---- */
+/* ---- a logger that keeps the last message ---- */
 
 static struct {
     unsigned lines;
@@ -199,12 +199,12 @@ static int prot_of(const struct call *call)
     return call->prot == NO_ACCESS ? PROT_NONE : call->prot ? call->prot : PROT_READ | PROT_WRITE;
 }
 
-/* Maps the frames of a row at a place; with err[] full of nonsense before, which is left in `err`. */
+/* Maps the frames of a row at a place. Fills err[] with nonsense before the call, and leaves the result in `err`. */
 static void *map_at(xenforeignmemory_handle *handle, void *place, const struct call *call, int err[FRAMES_MOST])
 {
     xen_pfn_t gfns[FRAMES_MOST];
     for (size_t i = 0; i < FRAMES_MOST; i++) {
-        /* Small numbers are frames of the guest. */
+        /* Small numbers are relative to the guest's first frame. */
         gfns[i] = call->frames[i] + ((call->frames[i] & (ALIAS - 1)) < 100 ? base : 0);
         err[i] = 1;
     }
@@ -221,7 +221,7 @@ static void say_map_at(xenforeignmemory_handle *handle, void *place, const struc
     say_mapped(map_at(handle, place, call, err), call->n, call->err ? err : NULL);
 }
 
-/* Twelve pages that nothing is in; rows map to the four in the middle. */
+/* Reserves twelve pages; rows map to the four in the middle. */
 static char *reserve(void)
 {
     return mmap(NULL, 12 * FRAME, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -232,7 +232,7 @@ __attribute__((unused)) static void map(const struct call *call)
     say_map_at(open_handle(), NULL, call);
 }
 
-/* Maps into the middle of a reservation, and says what is there and around it in the end. */
+/* Maps into the middle of a reservation, and prints the permissions there and around it afterwards. */
 __attribute__((unused)) static void map_over_reservation(const struct call *call)
 {
     char *place = reserve() + 4 * FRAME;

@@ -1,8 +1,8 @@
-//! The C library that `install` makes, compared with Debian's libxenforeignmemory: the C programs in this folder run
-//! on both as they are. Needs gcc, binutils and libxen-dev.
+//! Compares the C library that `install` builds with Debian's libxenforeignmemory: the C programs in this directory run
+//! on both unchanged. Needs gcc, binutils and libxen-dev.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-#![expect(clippy::print_stdout, reason = "shows the table of differences")]
+#![expect(clippy::print_stdout, reason = "prints the table of differences")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,23 +10,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
-/// The one of a program's two columns that it is compared with.
+/// The library with which a program runs, and so the column of its table with which the results are compared.
 #[derive(Clone, Copy, PartialEq)]
 enum Library<'a> {
-    /// That in `lib` of a folder.
+    /// Our library, installed under this prefix.
     Ours(&'a Path),
-    /// That of the system.
+    /// The system's library.
     Original,
 }
 
-/// What came of each row, by its name.
+/// The results of rows, by their names.
 type Outcomes = BTreeMap<String, String>;
 
 const PROGRAMS: [&str; 3] = ["xen_table", "xen_flags", "sim_table"];
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
-fn every_function_answers_as_the_table_says_on_the_mock() {
+fn every_function_returns_what_the_table_says_on_the_mock() {
     for dom0 in ["pv", "auto"] {
         let mut outcomes = Outcomes::new();
         for program in PROGRAMS {
@@ -38,23 +38,23 @@ fn every_function_answers_as_the_table_says_on_the_mock() {
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
-fn every_function_answers_as_the_table_says_over_a_kernel() {
-    assert_names_every_function(ours_over_a_kernel());
+fn every_function_returns_what_the_table_says_on_a_simulated_kernel() {
+    assert_names_every_function(ours_on_a_kernel());
 }
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
 fn old_kernel_has_no_restrict_and_no_resources() {
     for library in [Library::Ours(installed()), Library::Original] {
-        assert_eq!(rows("sim_table", library, &over_a_kernel("old")).len(), 5);
+        assert_eq!(rows("sim_table", library, &on_a_kernel("old")).len(), 5);
     }
 }
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
 fn old_xen_has_no_sizes_of_resources() {
-    let ours = rows("sim_table", Library::Ours(installed()), &over_a_kernel("old-xen"));
-    let original = rows("sim_table", Library::Original, &over_a_kernel("old-xen"));
+    let ours = rows("sim_table", Library::Ours(installed()), &on_a_kernel("old-xen"));
+    let original = rows("sim_table", Library::Original, &on_a_kernel("old-xen"));
     let differ: Vec<_> = ours.keys().filter(|name| ours[*name] != original[*name]).collect();
     assert_eq!(differ, ["old Xen: resource_size", "old Xen: resource_size after restrict"]);
 }
@@ -72,24 +72,24 @@ fn open_without_a_device_says_why() {
 fn differs_from_the_original_where_it_is_better() {
     let mut original = Outcomes::new();
     for program in PROGRAMS {
-        original.extend(rows(program, Library::Original, &over_a_kernel("new")));
+        original.extend(rows(program, Library::Original, &on_a_kernel("new")));
     }
-    let ours = ours_over_a_kernel();
+    let ours = ours_on_a_kernel();
     println!("| case | libxenforeignmemory 4.17 | ours |\n|---|---|---|");
     for (name, original) in original.iter().filter(|(name, original)| ours[*name] != **original) {
         println!("| {name} | {original} | {} |", ours[name]);
     }
     for (name, was, is) in [
-        ("map: last frame does not come back, with err[]", "no answer in 10 s", "mapped 1 ENOENT"),
-        ("map: last frame does not come back, err NULL", "no answer in 10 s", "NULL ENOENT"),
+        ("map: last frame stays paged out, with err[]", "no answer in 10 s", "mapped 1 ENOENT"),
+        ("map: last frame stays paged out, err NULL", "no answer in 10 s", "NULL ENOENT"),
         ("map: first frame is paged out, with err[]", "mapped ENOENT 1", "mapped 64 1"),
         ("map: first frame is paged out, err NULL", "NULL ENOENT", "mapped 64 1"),
         ("map: domain 65536 + d", "mapped 1 2", "NULL EINVAL"),
         ("map: 2^52 + 1 frames", "mapped 1", "NULL EINVAL"),
         ("map: frame 2^40 + 5", "mapped 5", "mapped EINVAL"),
         ("map_resource: frame 2^32", "frame 0 0 hole 0", "NULL EINVAL"),
-        ("map_resource: no frames", "a handle of nothing", "NULL EINVAL"),
-        ("map2: MAP_FIXED, failure as a whole", "NULL EPERM hole", "NULL EPERM ---p"),
+        ("map_resource: no frames", "a handle without a mapping", "NULL EINVAL"),
+        ("map2: MAP_FIXED, whole call fails", "NULL EPERM hole", "NULL EPERM ---p"),
         ("map2: MAP_FIXED fails while another thread maps", "taken by another thread", "kept"),
         ("resource_size: no such type", "0 whole frames", "-1 EOPNOTSUPP untouched"),
         ("map: handle NULL", "SIGSEGV", "NULL EINVAL"),
@@ -110,7 +110,7 @@ fn exports_are_those_of_debians_library() {
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
-fn installed_library_knows_no_mock() {
+fn installed_library_does_not_contain_the_mock() {
     let run = run_table("sim_table", Library::Ours(installed()), &[("XENMAP_MOCK", "pv")]);
     assert_no_device(&run);
     let library = installed().join("lib");
@@ -131,20 +131,20 @@ fn setuid_program_gets_no_mock() {
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
 fn static_library_links() {
-    let program = folder().join("static_table");
+    let program = directory().join("static_table");
     let library = installed().join("lib/libxenforeignmemory.a");
     let private = pkg_config_field("Libs.private");
     let flags = ["-lxentoolcore", "-lxentoollog"].into_iter().chain(private.split_whitespace());
     run(compile("xen_table", &program).arg(&library).args(flags));
     assert!(!dynamic(&program, "NEEDED").iter().any(|name| name.contains("foreignmemory")));
-    let mut table = table(&program, Library::Original, &over_a_kernel("new"));
+    let mut table = table(&program, Library::Original, &on_a_kernel("new"));
     assert_passes(&run_unchecked(table.args(["ours", "1"])));
 }
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
 fn program_links_without_any_shared_library() {
-    let program = folder().join("wholly_static_table");
+    let program = directory().join("wholly_static_table");
     let library = with_mock().join("lib/libxenforeignmemory.a");
     let private = pkg_config_field("Libs.private");
     let flags = ["-lxentoolcore", "-lxentoollog"].into_iter().chain(private.split_whitespace());
@@ -161,10 +161,10 @@ fn pkg_config_file_names_what_is_needed() {
     assert_eq!(pkg_config_field("Version"), "1.4");
     assert_eq!(pkg_config_field("Requires.private"), "xentoollog, xentoolcore");
     assert_eq!(pkg_config_field("Libs"), format!("-L{} -lxenforeignmemory", lib.display()));
-    let program = folder().join("table_by_pkg_config");
+    let program = directory().join("table_by_pkg_config");
     let libs = pkg_config_field("Libs");
     run(compile("xen_table", &program).args(libs.split_whitespace()).args(["-lxentoolcore", "-lxentoollog"]));
-    let mut table = table(&program, Library::Ours(installed()), &over_a_kernel("new"));
+    let mut table = table(&program, Library::Ours(installed()), &on_a_kernel("new"));
     let run = run_unchecked(table.args(["ours", "1"]));
     assert_passes(&run);
     assert!(text(&run.stdout).contains(&format!("# {}", lib.display())));
@@ -172,27 +172,27 @@ fn pkg_config_file_names_what_is_needed() {
 
 // ---- the libraries ----
 
-/// Where this file's programs and libraries go.
-fn folder() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi");
-    fs::create_dir_all(&folder).unwrap();
-    folder
+/// Returns the directory for the programs and libraries of this file.
+fn directory() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("capi");
+    fs::create_dir_all(&directory).unwrap();
+    directory
 }
 
-/// The library as it is for everyone.
+/// Installs the library as users do, and returns the prefix.
 fn installed() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| install("kernel", &[]))
 }
 
-/// The library with the simulated host.
+/// Installs the library with the simulated host, and returns the prefix.
 fn with_mock() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| install("mock", &["--mock"]))
 }
 
 fn install(name: &str, options: &[&str]) -> PathBuf {
-    let prefix = folder().join(name);
+    let prefix = directory().join(name);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("install");
     run(Command::new(script).arg(&prefix).args(options).env_remove("DESTDIR"));
     prefix
@@ -202,7 +202,7 @@ fn shared_object(prefix: &Path) -> PathBuf {
     prefix.join("lib/libxenforeignmemory.so.1")
 }
 
-/// The file that the compiler takes for -lxenforeignmemory.
+/// Returns the file that the compiler uses for -lxenforeignmemory.
 fn debians_library() -> PathBuf {
     let output = run(cc().arg("-print-file-name=libxenforeignmemory.so"));
     let path = PathBuf::from(text(&output.stdout).trim());
@@ -210,14 +210,14 @@ fn debians_library() -> PathBuf {
     path
 }
 
-/// What a library exports, with versions.
+/// Returns the exported symbols of a library, with their versions.
 fn exports(library: &Path) -> BTreeSet<String> {
     let output = run(Command::new("nm").args(["-D", "--defined-only", "--with-symbol-versions"]).arg(library));
-    // All but the address.
+    // Without the address.
     text(&output.stdout).lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
 }
 
-/// The values of an entry of the dynamic section.
+/// Returns the values of an entry of the dynamic section.
 fn dynamic(library: &Path, entry: &str) -> BTreeSet<String> {
     let output = run(Command::new("readelf").args(["-W", "-d"]).arg(library));
     let entry = format!("({entry})");
@@ -225,7 +225,7 @@ fn dynamic(library: &Path, entry: &str) -> BTreeSet<String> {
     text(&output.stdout).lines().filter(|line| line.contains(&entry)).filter_map(value).collect()
 }
 
-/// A field of the installed .pc file, with its variables replaced.
+/// Returns a field of the installed .pc file, with its variables replaced.
 fn pkg_config_field(name: &str) -> String {
     let file = fs::read_to_string(installed().join("lib/pkgconfig/xenforeignmemory.pc")).unwrap();
     let after =
@@ -252,40 +252,40 @@ fn cc() -> Command {
     cc
 }
 
-/// The compiler's command for a C program of the tests. The caller adds the libraries.
+/// Returns the compiler command for a C program of the tests. The caller adds the libraries.
 fn compile(name: &str, program: &Path) -> Command {
     let mut cc = cc();
     cc.arg(source(name)).arg("-o").arg(program);
     cc
 }
 
-/// A library for `LD_PRELOAD`, compiled once.
+/// Compiles a library for `LD_PRELOAD`.
 fn shared(source: &Path) -> PathBuf {
-    let library = folder().join(source.file_stem().unwrap()).with_extension("so");
+    let library = directory().join(source.file_stem().unwrap()).with_extension("so");
     run(cc().args(["-shared", "-fPIC"]).arg(source).arg("-o").arg(&library));
     library
 }
 
-/// A C program of the tests, linked with Debian's library as anybody's program is.
+/// Returns a C program of the tests, linked with Debian's library.
 fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
         for name in PROGRAMS {
-            let mut cc = compile(name, &folder().join(name));
+            let mut cc = compile(name, &directory().join(name));
             run(cc.args(["-lxenforeignmemory", "-lxentoolcore", "-lxentoollog"]));
         }
     });
-    folder().join(name)
+    directory().join(name)
 }
 
-/// The environment in which `fake_privcmd.c` plays a new or old kernel.
-fn over_a_kernel(kernel: &'static str) -> [(&'static str, &'static str); 2] {
+/// Returns the environment in which `fake_privcmd.c` simulates a new or an old kernel.
+fn on_a_kernel(kernel: &'static str) -> [(&'static str, &'static str); 2] {
     static FAKE: OnceLock<PathBuf> = OnceLock::new();
     let fake = FAKE.get_or_init(|| shared(&source("fake_privcmd")));
     [("FAKE_PRIVCMD", kernel), ("LD_PRELOAD", fake.to_str().unwrap())]
 }
 
-/// The command that runs a table, without its arguments.
+/// Returns the command that runs a table, without its arguments.
 fn table(program: &Path, library: Library<'_>, env: &[(&str, &str)]) -> Command {
     let mut command = Command::new(program);
     for variable in ["LD_LIBRARY_PATH", "LD_PRELOAD", "XENMAP_MOCK", "FAKE_PRIVCMD"] {
@@ -303,7 +303,7 @@ fn run_table(name: &str, library: Library<'_>, env: &[(&str, &str)]) -> Output {
     run_unchecked(table(&program(name), library, env).args([column, "1"]))
 }
 
-/// Runs a table of which every row must pass.
+/// Runs a table, all of whose rows must pass.
 fn rows(name: &str, library: Library<'_>, env: &[(&str, &str)]) -> Outcomes {
     let output = run_table(name, library, env);
     assert_passes(&output);
@@ -318,13 +318,13 @@ fn rows(name: &str, library: Library<'_>, env: &[(&str, &str)]) -> Outcomes {
     stdout.lines().filter_map(row).collect()
 }
 
-/// What comes of all rows with our library over a simulated kernel, which takes a while.
-fn ours_over_a_kernel() -> &'static Outcomes {
+/// Returns the results of all rows with our library on a simulated kernel. It takes a while.
+fn ours_on_a_kernel() -> &'static Outcomes {
     static OUTCOMES: OnceLock<Outcomes> = OnceLock::new();
     OUTCOMES.get_or_init(|| {
         let mut outcomes = Outcomes::new();
         for program in PROGRAMS {
-            outcomes.extend(rows(program, Library::Ours(installed()), &over_a_kernel("new")));
+            outcomes.extend(rows(program, Library::Ours(installed()), &on_a_kernel("new")));
         }
         outcomes
     })

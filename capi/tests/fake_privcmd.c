@@ -1,15 +1,14 @@
 /*
- * A library for LD_PRELOAD that plays /dev/xen/privcmd on a Linux without Xen, as far as the tables of this folder need
- * it, so that any program that maps foreign memory through the C library's open, mmap and ioctl can be tried there.
+ * A library for LD_PRELOAD that simulates /dev/xen/privcmd on a Linux without Xen, as far as the tables in this
+ * directory need it. So they can run any library that maps foreign memory through libc's open, mmap and ioctl.
  *
- * It plays the kernel of a PV dom0, Linux 6.1, whatever it says to whom; facts are from drivers/xen/privcmd.c.
- * There is one domain, number 1, an HVM guest:
- *   frames 0..63   RAM; the first 8 bytes of each are its own number
- *   frame 64       paged out; it is back when it has been asked for ASKS times
+ * It simulates the kernel of a PV dom0, Linux 6.1 (drivers/xen/privcmd.c). There is one domain, HVM guest number 1:
+ *   frames 0..63   RAM; each begins with its own number, in 8 bytes
+ *   frame 64       paged out; it is back at attempt number ATTEMPTS
  *   frame 65       paged out, and never comes back
  *   grant table    2 frames (resource type 1, id 0); frame i begins with GRANT + i
- * Environment: FAKE_PRIVCMD=old makes the kernel one that knows neither RESTRICT nor MMAP_RESOURCE, and old-xen puts it
- * on Xen 4.14; else Xen is 4.17. Facts of Xen are from acquire_resource in xen/common/memory.c.
+ * With FAKE_PRIVCMD=old in the environment, the kernel has neither RESTRICT nor MMAP_RESOURCE. With old-xen it runs on
+ * Xen 4.14, otherwise on 4.17 (acquire_resource in xen/common/memory.c).
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -26,19 +25,20 @@
 #include <unistd.h>
 #include <xen/memory.h>
 #include <xen/xen.h>
-/* After xen.h, whose types it uses. */
+/* After xen.h, which defines its types. */
 #include <xen/sys/privcmd.h>
 
-enum { FRAME = 4096, BLOCK = FRAME / sizeof(xen_pfn_t), GUEST = 1, ASKS = 3, FDS = 1024, VMAS = 256 };
+enum { FRAME = 4096, BLOCK = FRAME / sizeof(xen_pfn_t), GUEST = 1, ATTEMPTS = 3, FDS = 1024, VMAS = 256 };
 enum { RAM = 64, COMES_BACK = 64, NEVER_COMES = 65, GRANTS = 2 };
-/* The pages of the file that holds the guest's memory: its frames, the one that comes back, its grant table. */
+/* The pages of the file that holds the guest's memory: its RAM, the frame that comes back, its grant table. */
 enum { GRANT_PAGE = RAM + 1, PAGES = GRANT_PAGE + GRANTS };
 #define GRANT 0x6772616e74000000ull
-/* Beyond the end of the file: memory mapped from there is SIGBUS, as a device mapping is before it is populated. */
+/* An offset past the end of the file: touching memory mapped from there raises SIGBUS, as does touching a device
+   mapping before it is populated. */
 #define NOTHING (1l << 30)
 #define UNRESTRICTED DOMID_INVALID
 
-/* A mapping of the device. `mapped` is NULL before it is populated; then it says which pages have a frame. */
+/* A mapping of the device. `mapped` is NULL until it is populated; then it tells which pages have a frame. */
 struct vma {
     uintptr_t start, end;
     int prot;
@@ -81,12 +81,12 @@ static void init(void)
 
 /* ---- open and close ---- */
 
-/* The file that stands for a path, or -1 if the path is not one that a Xen host has and others have not. */
+/* Opens a file in place of one that only a Xen host has. Returns -1 for all other paths. */
 static int fake_open(const char *path)
 {
     pthread_once(&once, init);
     if (!strcmp(path, "/sys/hypervisor/properties/features")) {
-        /* As Xen 4.17 gives them to a PV dom0. */
+        /* The features that Xen 4.17 reports to a PV dom0. */
         int fd = memfd_create("features", MFD_CLOEXEC);
         if (write(fd, "00002f13\n", 9) != 9 || lseek(fd, 0, SEEK_SET))
             abort();
@@ -108,28 +108,28 @@ static bool is_fake(int fd)
     return fd >= 0 && fd < FDS && is_device[fd];
 }
 
-static int open_any(int folder, const char *path, int flags, va_list more)
+static int open_any(int dirfd, const char *path, int flags, va_list more)
 {
     mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
     int fd = fake_open(path);
     if (fd >= 0)
         return fd;
-    return folder == AT_FDCWD ? real_open(path, flags, mode) : real_openat(folder, path, flags, mode);
+    return dirfd == AT_FDCWD ? real_open(path, flags, mode) : real_openat(dirfd, path, flags, mode);
 }
 
-#define OPEN(name, parameters, folder)                  \
+#define OPEN(name, parameters, dirfd)                  \
     int name parameters                          \
     {                                                   \
         va_list more;                                   \
         va_start(more, flags);                          \
-        int fd = open_any(folder, path, flags, more);   \
+        int fd = open_any(dirfd, path, flags, more);   \
         va_end(more);                                   \
         return fd;                                      \
     }
 OPEN(open, (const char *path, int flags, ...), AT_FDCWD)
 OPEN(open64, (const char *path, int flags, ...), AT_FDCWD)
-OPEN(openat, (int folder, const char *path, int flags, ...), folder)
-OPEN(openat64, (int folder, const char *path, int flags, ...), folder)
+OPEN(openat, (int dirfd, const char *path, int flags, ...), dirfd)
+OPEN(openat64, (int dirfd, const char *path, int flags, ...), dirfd)
 
 int close(int fd)
 {
@@ -141,8 +141,8 @@ int close(int fd)
 
 /* ---- mappings of the device ---- */
 
-/* Forgets the mappings inside a range that something else takes. False if it would take a part of one: the kernel does
-   not split mappings of the device (since XSA-487). */
+/* Forgets the device mappings in a range. Returns false if the range has only a part of one: the kernel does not split
+   device mappings (since XSA-487). */
 static bool forget(uintptr_t start, uintptr_t end)
 {
     for (struct vma *vma = vmas; vma < vmas + VMAS; vma++)
@@ -204,7 +204,7 @@ int munmap(void *addr, size_t len)
     return result;
 }
 
-/* The device mapping that holds a range, or NULL. */
+/* Returns the device mapping that contains a range, or NULL. */
 static struct vma *find(uintptr_t start, uintptr_t end)
 {
     for (struct vma *vma = vmas; vma < vmas + VMAS; vma++)
@@ -222,18 +222,18 @@ static void put(struct vma *vma, uintptr_t addr, size_t page)
     vma->mapped[(addr - vma->start) / FRAME] = true;
 }
 
-/* ---- the ioctls: each returns 0 or a negative errno ---- */
+/* ---- the ioctls, which return 0 or a negative errno ---- */
 
-/* What becomes of one frame: the page that is mapped, or a negative errno. */
+/* Returns the page of a frame, or a negative errno. */
 static long page_of(domid_t dom, xen_pfn_t gfn)
 {
-    static int asked;
+    static int attempts;
     if (dom != GUEST)
         return -ESRCH;
-    /* The page table entry of a PV dom0 has no room for more: beyond, frame numbers begin again. */
+    /* A page-table entry of a PV dom0 has no room for the upper bits. */
     gfn &= (1ull << 40) - 1;
     if (gfn == COMES_BACK)
-        return ++asked >= ASKS ? COMES_BACK : -ENOENT;
+        return ++attempts >= ATTEMPTS ? COMES_BACK : -ENOENT;
     if (gfn == NEVER_COMES)
         return -ENOENT;
     return gfn < RAM ? (long)gfn : -EINVAL;
@@ -253,7 +253,7 @@ static int map_batch(domid_t confined_to, const privcmd_mmapbatch_v2_t *batch)
     if (!vma)
         return -EINVAL;
     if (!vma->mapped) {
-        /* The first call is for all of the mapping. */
+        /* The first call must cover the whole mapping. */
         if (start != vma->start || end != vma->end)
             return -EINVAL;
         vma->mapped = calloc(batch->num, sizeof(bool));
@@ -290,7 +290,7 @@ static int map_resource(domid_t confined_to, privcmd_mmap_resource_t *resource)
     if (!query && !vma)
         return -EINVAL;
     if (query && old_xen) {
-        /* Whatever it is: the length of an array of Xen's. */
+        /* For any resource: the length of an array in Xen. */
         resource->num = 32;
         return 0;
     }
@@ -299,7 +299,7 @@ static int map_resource(domid_t confined_to, privcmd_mmap_resource_t *resource)
     if (resource->type != XENMEM_resource_grant_table) {
         if (!query)
             return -EOPNOTSUPP;
-        /* Xen 4.15 to 4.19 have the errno for a number of frames. */
+        /* Xen 4.15 to 4.19 return the errno as a number of frames. */
         resource->num = (uint32_t)-EOPNOTSUPP;
         return 0;
     }
@@ -333,14 +333,14 @@ static int fake_ioctl(int fd, unsigned long request, void *argument)
     case IOCTL_PRIVCMD_MMAPBATCH_V2:
         return map_batch(restricted[fd], argument);
     case IOCTL_PRIVCMD_MMAPBATCH:
-        /* Only asked when the call above was refused, and refused for the same reasons. */
+        /* Only called after the call above has failed, and fails for the same reasons. */
         return -EINVAL;
     case IOCTL_PRIVCMD_MMAP_RESOURCE:
         return map_resource(restricted[fd], argument);
     case IOCTL_PRIVCMD_RESTRICT:
         return restrict_to(&restricted[fd], *(domid_t *)argument);
     default:
-        /* What the library asks first, to know how the kernel says that it has no such call, ends here too. */
+        /* Also the library's first call, which finds out the errno of an unknown ioctl. */
         return -ENOTTY;
     }
 }

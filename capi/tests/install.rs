@@ -1,4 +1,4 @@
-//! `install` and `install --uninstall`: what is in a folder before, between and after.
+//! `install` and `install --uninstall`: the files in a directory before, between and after.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
@@ -7,13 +7,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// What is under a folder, by its name there: for a link where it leads, for a file what it holds.
+/// Everything in a directory, by its path there.
 type Tree = BTreeMap<PathBuf, Entry>;
 
 #[derive(Debug, PartialEq)]
 enum Entry {
-    Folder,
+    Directory,
+    /// A symbolic link, with its target.
     Link(PathBuf),
+    /// A file, with its content.
     File(Vec<u8>),
 }
 
@@ -28,14 +30,14 @@ const INSTALLED: [&str; 6] = [
     "lib/pkgconfig/xenforeignmemory.pc",
 ];
 
-/// A folder of a test's own, with nothing in it.
-fn empty_folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("install").join(name);
-    if folder.exists() {
-        fs::remove_dir_all(&folder).unwrap();
+/// Creates an empty directory for a test.
+fn empty_directory(name: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("install").join(name);
+    if directory.exists() {
+        fs::remove_dir_all(&directory).unwrap();
     }
-    fs::create_dir_all(&folder).unwrap();
-    folder
+    fs::create_dir_all(&directory).unwrap();
+    directory
 }
 
 fn write(file: &Path, text: &str) {
@@ -43,13 +45,13 @@ fn write(file: &Path, text: &str) {
     fs::write(file, text).unwrap();
 }
 
-fn add_to_tree(tree: &mut Tree, root: &Path, folder: &Path) {
-    for entry in fs::read_dir(folder).unwrap() {
+fn add_to_tree(tree: &mut Tree, root: &Path, directory: &Path) {
+    for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let file_type = path.symlink_metadata().unwrap().file_type();
         let entry = if file_type.is_dir() {
             add_to_tree(tree, root, &path);
-            Entry::Folder
+            Entry::Directory
         } else if file_type.is_symlink() {
             Entry::Link(fs::read_link(&path).unwrap())
         } else {
@@ -65,16 +67,18 @@ fn tree(root: &Path) -> Tree {
     tree
 }
 
-fn names_but_folders(tree: &Tree) -> Vec<&str> {
-    tree.iter().filter(|(_, entry)| **entry != Entry::Folder).map(|(path, _)| path.to_str().unwrap()).collect()
+/// Returns the paths of all files and links.
+fn files(tree: &Tree) -> Vec<&str> {
+    tree.iter().filter(|(_, entry)| **entry != Entry::Directory).map(|(path, _)| path.to_str().unwrap()).collect()
 }
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/install");
 
 fn script(arguments: &[&str]) -> Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("install");
-    Command::new(script).args(arguments).env_remove("DESTDIR").output().unwrap()
+    Command::new(SCRIPT).args(arguments).env_remove("DESTDIR").output().unwrap()
 }
 
-/// What a call says that succeeds.
+/// Checks that a call succeeds, and returns its output.
 fn succeeds(arguments: &[&str]) -> String {
     let output = script(arguments);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -82,7 +86,7 @@ fn succeeds(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The exit status of a call that fails, and what it says.
+/// Returns the exit status and the errors of a call, which must write nothing else.
 fn fails(arguments: &[&str]) -> (Option<i32>, String) {
     let output = script(arguments);
     assert_eq!(output.stdout, b"");
@@ -91,8 +95,8 @@ fn fails(arguments: &[&str]) -> (Option<i32>, String) {
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
-fn uninstall_leaves_nothing_of_what_install_has_made() {
-    let root = empty_folder("nothing");
+fn uninstall_removes_everything_that_install_created() {
+    let root = empty_directory("nothing");
     let prefix = root.join("a/prefix of its own");
     let prefix = prefix.to_str().unwrap();
 
@@ -100,23 +104,23 @@ fn uninstall_leaves_nothing_of_what_install_has_made() {
     let between = tree(Path::new(prefix));
     succeeds(&["--uninstall", prefix]);
 
-    assert_eq!(names_but_folders(&between), INSTALLED);
+    assert_eq!(files(&between), INSTALLED);
     assert_eq!(tree(&root), Tree::new());
 }
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
-fn uninstall_after_two_installs_leaves_what_others_have_there() {
-    let prefix = empty_folder("others");
+fn uninstall_after_two_installs_keeps_the_files_of_others() {
+    let prefix = empty_directory("others");
     write(&prefix.join("lib/libxentoollog.so.1"), "another library");
-    write(&prefix.join("lib/libxenforeignmemory.so.0"), "an older one of another maker");
+    write(&prefix.join("lib/libxenforeignmemory.so.0"), "an older one, not ours");
     fs::create_dir(prefix.join("lib/pkgconfig")).unwrap();
     let before = tree(&prefix);
     let argument = prefix.to_str().unwrap();
 
     succeeds(&[argument, "--mock"]);
     succeeds(&[argument]);
-    assert_eq!(names_but_folders(&tree(&prefix)).len(), INSTALLED.len() + 2);
+    assert_eq!(files(&tree(&prefix)).len(), INSTALLED.len() + 2);
     succeeds(&["--uninstall", argument]);
 
     assert_eq!(tree(&prefix), before);
@@ -124,27 +128,27 @@ fn uninstall_after_two_installs_leaves_what_others_have_there() {
 
 #[test]
 #[ignore = "needs gcc and libxen-dev: cargo test -p xenmap-capi -- --include-ignored"]
-fn uninstall_leaves_a_library_that_has_taken_the_place_of_ours() {
-    let prefix = empty_folder("replaced");
+fn uninstall_keeps_a_library_that_has_replaced_ours() {
+    let prefix = empty_directory("replaced");
     let argument = prefix.to_str().unwrap();
     succeeds(&[argument]);
-    write(&prefix.join(LIBRARY), "of another maker");
+    write(&prefix.join(LIBRARY), "not ours");
 
     let said = succeeds(&["--uninstall", argument]);
 
-    // With the links to it, by which programs find it.
+    // Including the links to it, by which programs find it.
     let names = ["lib/libxenforeignmemory.so", "lib/libxenforeignmemory.so.1", LIBRARY];
-    assert_eq!(names_but_folders(&tree(&prefix)), names);
-    assert_eq!(fs::read(prefix.join("lib/libxenforeignmemory.so")).unwrap(), b"of another maker");
+    assert_eq!(files(&tree(&prefix)), names);
+    assert_eq!(fs::read(prefix.join("lib/libxenforeignmemory.so")).unwrap(), b"not ours");
     for name in names {
-        assert!(said.contains(&format!("left {argument}/{name}, which is not what was installed")), "{said}");
+        assert!(said.contains(&format!("kept {argument}/{name}: it is not the installed file")), "{said}");
     }
 }
 
 #[test]
-fn uninstall_of_what_is_not_installed_touches_nothing() {
-    let prefix = empty_folder("not-installed");
-    write(&prefix.join(LIBRARY), "of another maker");
+fn uninstall_without_an_install_changes_nothing() {
+    let prefix = empty_directory("not-installed");
+    write(&prefix.join(LIBRARY), "not ours");
     let before = tree(&prefix);
 
     let (status, said) = fails(&["--uninstall", prefix.to_str().unwrap()]);
@@ -155,12 +159,17 @@ fn uninstall_of_what_is_not_installed_touches_nothing() {
 }
 
 #[test]
-fn help_is_shown_to_those_who_ask_and_to_those_who_err() {
+fn wrong_arguments_are_named_and_the_help_is_shown() {
     let help = succeeds(&["--help"]);
-    assert!(help.contains("capi/install PREFIX") && help.contains("capi/install --uninstall PREFIX"), "{help}");
-    for arguments in
-        [&[][..], &["relative"], &["/a", "/b"], &["--uninstall"], &["--uninstall", "--mock", "/a"], &["-x"]]
-    {
-        assert_eq!(fails(arguments), (Some(2), help.clone()), "{arguments:?}");
+    assert!(help.contains("install [--mock] PREFIX") && help.contains("install --uninstall PREFIX"), "{help}");
+    for (arguments, error) in [
+        (&[][..], "PREFIX is missing"),
+        (&["relative"], "PREFIX must be an absolute path: relative"),
+        (&["/a", "/b"], "more than one PREFIX: /a and /b"),
+        (&["--uninstall"], "PREFIX is missing"),
+        (&["--uninstall", "--mock", "/a"], "--uninstall takes no --mock"),
+        (&["-x"], "unknown option: -x"),
+    ] {
+        assert_eq!(fails(arguments), (Some(2), format!("{SCRIPT}: {error}\n{help}")), "{arguments:?}");
     }
 }

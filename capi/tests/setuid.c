@@ -1,6 +1,6 @@
 /*
- * A library for LD_PRELOAD that has a program believe that it runs with more rights than its user, as a setuid program
- * does: secure_getenv(3) knows no variable then.
+ * A library for LD_PRELOAD that makes a program believe that it runs with more privileges than its user, as a setuid
+ * program does: secure_getenv(3) then finds no variable.
  */
 #include <stddef.h>
 

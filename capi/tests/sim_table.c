@@ -1,17 +1,16 @@
 /*
- * What only a simulated kernel can be brought to, or one without Xen: frames that are paged out, known contents of a
- * resource, an old kernel, no device. See table.h.
+ * Rows that need a simulated kernel, or one without Xen: frames that are paged out, known contents of a resource, an
+ * old kernel, no device. See table.h.
  */
 #include "table.h"
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 
-/* Frames of the simulated guests that are paged out: one that comes back when it has been asked for, one that never
-   does. */
+/* Paged-out frames of the simulated guests: one comes back after some attempts, the other never does. */
 enum { AWAY = 64, GONE = 65 };
 enum { PAGING = MOCK_PV | FAKE };
-/* What the simulated grant table's frame 0 begins with; frame 1 is one more. */
+/* The first 8 bytes of frame 0 of the simulated grant table; those of frame 1 are one more. */
 #define GRANT 0x6772616e74000000ull
 
 static void resource_content(const struct call *call)
@@ -43,7 +42,7 @@ static void resource_bytes_when_restricted(const struct call *call)
     say_resource_bytes(handle, call);
 }
 
-/* Where a thread must get no memory, how often it has tried and did, and whether that is enough. */
+/* The address at which a thread must not get memory; how often it has tried, and got it; and whether it should stop. */
 static char *forbidden;
 static atomic_uint tries, taken;
 static atomic_bool enough;
@@ -51,7 +50,7 @@ static atomic_bool enough;
 static void *take_what_is_free(void *nothing)
 {
     while (!enough) {
-        /* The kernel gives what is asked for, if it is free. */
+        /* The kernel uses the hint if it is free. */
         char *got = mmap(forbidden, 4 * FRAME, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         taken += got == forbidden;
         munmap(got, 4 * FRAME);
@@ -60,8 +59,8 @@ static void *take_what_is_free(void *nothing)
     return nothing;
 }
 
-/* Fails to map over a reservation again and again, while another thread maps what is free of it; and that thread goes
-   on until it has tried once more from beginning to end. */
+/* Fails to map over a reservation again and again, while another thread tries to map the same addresses. That thread
+   continues until it has made one more complete attempt. */
 static void map_over_while_another_maps(const struct call *call)
 {
     pthread_t id;
@@ -92,7 +91,7 @@ static void *map_and_be_cancelled(void *call)
     return NULL;
 }
 
-/* A thread that is cancelled as soon as it can be. */
+/* Cancels a thread as soon as it makes a call. */
 static void cancel_in_a_call(const struct call *call)
 {
     pthread_t id;
@@ -102,7 +101,7 @@ static void cancel_in_a_call(const struct call *call)
     pthread_cancel(id);
     cancelled = true;
     pthread_join(id, &result);
-    say(result == PTHREAD_CANCELED ? "cancelled" : "went on");
+    say(result == PTHREAD_CANCELED ? "cancelled" : "not cancelled");
 }
 
 static void restrict_handle(const struct call *call)
@@ -118,7 +117,7 @@ static void restrict_all(const struct call *call)
     say_result(xentoolcore_restrict_all(guest));
 }
 
-/* Sends what goes to stderr into a file. */
+/* Redirects stderr to a file. */
 static int catch_stderr(void)
 {
     int file = memfd_create("stderr", 0);
@@ -168,37 +167,37 @@ static const struct row rows[] = {
     { "open: logger NULL", SIMULATED, open_without_logger, { 0 }, BOTH("a handle 0 on stderr") },
     { "open: no device", NO_XEN, open_here, { 0 }, BOTH("NULL ENOENT 1 error xenforeignmemory text 0 on stderr") },
     { "open: no device, logger NULL", NO_XEN, open_without_logger, { 0 }, BOTH("NULL ENOENT 1 on stderr") },
-    { "map: failure as a whole, logger NULL", SIMULATED, failure_without_logger, { .dom = NOBODY, FRAMES(1) },
+    { "map: whole call fails, logger NULL", SIMULATED, failure_without_logger, { .dom = NO_DOMAIN, FRAMES(1) },
       "NULL EPERM 1 on stderr", "NULL EPERM 0 on stderr" },
-    /* The kernel says ENOENT if the last frame is paged out; if another is, it says so in err[] only. */
+    /* The call fails with ENOENT if the last frame is paged out. For any other frame only err[] shows it. */
     { "map: last frame is paged out, with err[]", PAGING, map, { .err = true, FRAMES(1, AWAY) }, BOTH("mapped 1 64") },
     { "map: last frame is paged out, err NULL", PAGING, map, { FRAMES(1, AWAY) }, BOTH("mapped 1 64") },
     { "map: first frame is paged out, with err[]", PAGING, map, { .err = true, FRAMES(AWAY, 1) },
       "mapped 64 1", "mapped ENOENT 1" },
     { "map: first frame is paged out, err NULL", PAGING, map, { FRAMES(AWAY, 1) }, "mapped 64 1", "NULL ENOENT" },
-    { "map: last frame does not come back, with err[]", PAGING, map, { .err = true, FRAMES(1, GONE) },
+    { "map: last frame stays paged out, with err[]", PAGING, map, { .err = true, FRAMES(1, GONE) },
       "mapped 1 ENOENT", "no answer in 10 s" },
-    { "map: last frame does not come back, err NULL", PAGING, map, { FRAMES(1, GONE) },
+    { "map: last frame stays paged out, err NULL", PAGING, map, { FRAMES(1, GONE) },
       "NULL ENOENT", "no answer in 10 s" },
-    { "map: first frame does not come back, with err[]", PAGING, map, { .err = true, FRAMES(GONE, 1) },
+    { "map: first frame stays paged out, with err[]", PAGING, map, { .err = true, FRAMES(GONE, 1) },
       BOTH("mapped ENOENT 1") },
-    { "map: one comes back, one does not", PAGING, map, { .err = true, FRAMES(AWAY, GONE, 1) },
+    { "map: one frame comes back, one stays paged out", PAGING, map, { .err = true, FRAMES(AWAY, GONE, 1) },
       "mapped 64 ENOENT 1", "mapped ENOENT ENOENT 1" },
     { "map: errno is the first failed frame's (EINVAL)", PAGING, map, { FRAMES(HOLE, GONE, 1) }, BOTH("NULL EINVAL") },
     { "map: errno is the first failed frame's (ENOENT)", PAGING, map, { FRAMES(GONE, HOLE, 1) }, BOTH("NULL ENOENT") },
     { "map2: MAP_FIXED, frame is paged out", PAGING, map_over_reservation,
       { .flags = MAP_FIXED, .err = true, FRAMES(1, 2, AWAY, 3) },
       "mapped 1 2 64 3 around: ---p ---p there: rw-s", "mapped 1 2 ENOENT 3 around: ---p ---p there: rw-s" },
-    { "map2: MAP_FIXED, frame does not come back, err NULL", PAGING, map_over_reservation,
+    { "map2: MAP_FIXED, frame stays paged out, err NULL", PAGING, map_over_reservation,
       { .flags = MAP_FIXED, FRAMES(1, 2, GONE, 3) },
       "NULL ENOENT around: ---p ---p there: ---p", "NULL ENOENT around: ---p ---p there: hole" },
     { "map2: MAP_FIXED fails while another thread maps", SIMULATED, map_over_while_another_maps,
       { .flags = MAP_FIXED, FRAMES(1, 2, 3, HOLE) }, "kept", "taken by another thread" },
-    { "map: frame does not come back, and the thread is cancelled", PAGING, cancel_in_a_call, { FRAMES(1, GONE) },
+    { "map: frame stays paged out, and the thread is cancelled", PAGING, cancel_in_a_call, { FRAMES(1, GONE) },
       BOTH("cancelled") },
     { "map_resource: all", SIMULATED, resource_content, { .type = GRANT_TABLE, .nr = 2 }, BOTH("0 1") },
     { "map_resource: a part", SIMULATED, resource_content, { .type = GRANT_TABLE, .first = 1, .nr = 1 }, BOTH("1") },
-    { "map_resource: more than there is", SIMULATED, resource_content, { .type = GRANT_TABLE, .first = 1, .nr = 2 },
+    { "map_resource: too many frames", SIMULATED, resource_content, { .type = GRANT_TABLE, .first = 1, .nr = 2 },
       BOTH("NULL EINVAL") },
     { "resource_size: bytes", SIMULATED, resource_bytes, { .type = GRANT_TABLE }, BOTH("0 8192") },
     { "resource_size: bytes, after restrict", SIMULATED, resource_bytes_when_restricted, { .type = GRANT_TABLE },

@@ -1,19 +1,19 @@
 /*
- * Runs a table of calls on whatever library and host there is, each row in a process of its own, and compares what
- * came of it, as a line of text, with what the table says.
+ * Runs a table of calls on the library and host at hand, each row in a process of its own, and compares the result, a
+ * line of text, with the table.
  *
  *     PROGRAM ours|original DOMID
  *
- * A line for each row: `PASS name => what came of it` or `FAIL name => what came of it, expected ...`; the status is 0
- * if none failed.
+ * Prints a line for each row: `PASS name => result` or `FAIL name => result, expected ...`. The exit status is 0 if no
+ * row failed.
  *
- * DOMID is a guest whose frames hold their own number at offset 0 (on a real Xen: their own address). A row is left
- * out on hosts that it is not for, and with the original where that would do harm (NULL in its column).
+ * DOMID is a guest whose frames hold their own number at offset 0 (on a real Xen: their own address). A row is skipped
+ * on hosts that it is not for, and with the original library where it would do harm (NULL in its column).
  */
 #include "calls.h"
 #include <dlfcn.h>
 
-/* Seconds that a row may take: our library waits for 5 at most; a real Xen in an emulator is slow. */
+/* Seconds that a row may take. Our library waits for at most 5; a real Xen in an emulator is slow. */
 enum { LIMIT = 10, LIMIT_ON_XEN = 120 };
 
 struct row {
@@ -46,7 +46,7 @@ static unsigned find_host(void)
 
 enum { TEXT = 4096, ENDING = 64 };
 
-/* Runs a row in a process of its own, and leaves in `text` what it said and how it ended. */
+/* Runs a row in a process of its own, and stores in `text` what it printed and how it ended. */
 static void run_row(char *const argv[], size_t row, char text[TEXT + ENDING])
 {
     char number[24];
@@ -115,7 +115,7 @@ static int run_table(const struct row *rows, size_t n, int argc, char *const arg
         fflush(stdout);
     }
     if (!run)
-        printf("FAIL: no row is for this host\n");
+        printf("FAIL: the table has no row for this host\n");
     return failed || !run;
 }
 #define MAIN(rows)                                                                  \

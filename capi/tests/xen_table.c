@@ -1,6 +1,6 @@
 /*
- * Every function of libxenforeignmemory with good and bad arguments, on whatever host there is: see table.h.
- * Rows with two columns show where our library differs from Xen's own (4.17).
+ * Every function of libxenforeignmemory with good and bad arguments, on any host: see table.h. Rows with two results
+ * show where our library differs from Xen's own (4.17).
  */
 #include "table.h"
 #include <pthread.h>
@@ -55,7 +55,7 @@ static void map_at_hint(const struct call *call)
     say_mapped(mapped, call->n, NULL);
 }
 
-/* Maps onto four frames of our own in the middle of a reservation, as QEMU's map cache does. */
+/* Maps over four mapped frames in the middle of a reservation, as QEMU's map cache does. */
 static void map_over_mapping(const struct call *call)
 {
     int err[FRAMES_MOST];
@@ -87,7 +87,7 @@ static void map_over_reservation_restricted(const struct call *call)
     say_access(place);
 }
 
-/* More than 64 MiB; with err[], of every 64 frames the last is a hole, and else the caller unmaps by munmap. */
+/* Maps more than 64 MiB. With err[], the last of every 64 frames is a hole; without it, the caller unmaps by munmap. */
 static void map_many(const struct call *call)
 {
     enum { MANY = 17000, EVERY = 64 };
@@ -186,11 +186,11 @@ static void close_in_child(const struct call *call)
 
 static void say_confined(xenforeignmemory_handle *handle)
 {
-    struct call own = { FRAMES(1) }, other = { .dom = NOBODY, FRAMES(1) };
+    struct call own = { FRAMES(1) }, other = { .dom = NO_DOMAIN, FRAMES(1) };
     size_t size;
     say_map_at(handle, NULL, &own);
     say_map_at(handle, NULL, &other);
-    say_result(xenforeignmemory_resource_size(handle, NOBODY, GRANT_TABLE, 0, &size));
+    say_result(xenforeignmemory_resource_size(handle, NO_DOMAIN, GRANT_TABLE, 0, &size));
 }
 
 static void restrict_handle(const struct call *call)
@@ -228,8 +228,8 @@ static xenforeignmemory_resource_handle *map_res(xenforeignmemory_handle *handle
         PROT_READ | PROT_WRITE, call->flags);
 }
 
-/* Maps a part of a resource, and says which frame it is: by a mark at the end of the frame, where a grant table that is
-   hardly used has nothing. (A grant whose low 16 bits are 0 grants nothing.) */
+/* Maps a part of a resource, and prints which frame it is. It recognises the frame by a mark at its end, where a grant
+   table that is hardly used is empty. (A grant whose low 16 bits are 0 grants nothing.) */
 static void resource(const struct call *call)
 {
     xenforeignmemory_handle *handle = open_handle();
@@ -241,7 +241,7 @@ static void resource(const struct call *call)
         return;
     }
     if (!mapped) {
-        say("a handle of nothing");
+        say("a handle without a mapping");
         return;
     }
     xenforeignmemory_resource_handle *again = map_res(handle, &both, (void **)&first);
@@ -255,7 +255,7 @@ static void resource(const struct call *call)
     say_result(xenforeignmemory_unmap_resource(handle, again));
 }
 
-/* Maps a resource over the four pages in the middle of a reservation, or with those as a hint. */
+/* Maps a resource over the four pages in the middle of a reservation, or uses them as a hint. */
 static void resource_at(const struct call *call)
 {
     xenforeignmemory_handle *handle = open_handle();
@@ -269,7 +269,7 @@ static void resource_at(const struct call *call)
     say_access(place);
 }
 
-static void resource_nowhere(const struct call *call)
+static void resource_no_paddr(const struct call *call)
 {
     if (!map_res(open_handle(), call, NULL))
         say_mapped(NULL, 0, NULL);
@@ -289,7 +289,7 @@ static void size(const struct call *call)
     say(bytes == 1 ? "untouched" : bytes && bytes % FRAME == 0 ? "whole frames" : "parts");
 }
 
-/* What fails, and how many messages came of it. */
+/* The following calls fail, and print how many messages they logged. */
 static void map_resource_is_logged(const struct call *call)
 {
     void *addr = NULL;
@@ -324,7 +324,7 @@ static void size_no_handle(const struct call *call)
     say_result(xenforeignmemory_resource_size(NULL, guest, call->type, 0, &bytes));
 }
 
-static void size_nowhere(const struct call *call)
+static void size_no_result(const struct call *call)
 {
     say_result(xenforeignmemory_resource_size(open_handle(), guest, call->type, 0, NULL));
 }
@@ -373,7 +373,7 @@ static void threads(const struct call *call)
 #define GRANTS .type = GRANT_TABLE, .nr = 1
 
 static const struct row rows[] = {
-    { "map: frames in any order, also twice", ANY, map, { FRAMES(5, 3, 5) }, BOTH("mapped 5 3 5") },
+    { "map: frames in any order, one twice", ANY, map, { FRAMES(5, 3, 5) }, BOTH("mapped 5 3 5") },
     { "map: with err[]", ANY, map, { .err = true, FRAMES(1, 2) }, BOTH("mapped 1 2") },
     { "map: hole, with err[]", ANY, map, { .err = true, FRAMES(1, HOLE, 2) }, BOTH("mapped 1 EINVAL 2") },
     { "map: holes only, with err[]", ANY, map, { .err = true, FRAMES(HOLE, HOLE) }, BOTH("mapped EINVAL EINVAL") },
@@ -382,9 +382,9 @@ static const struct row rows[] = {
     { "map: frame 2^40 + 5", MOCK_PV | FAKE | XEN_PV, map, { .err = true, FRAMES(ALIAS + 5) },
       "mapped EINVAL", "mapped 5" },
     { "map: frame 2^40 + 5", MOCK_AUTO | XEN_AUTO, map, { .err = true, FRAMES(ALIAS + 5) }, BOTH("mapped EINVAL") },
-    { "map: no such domain, with err[]", ANY, map, { .dom = NOBODY, .err = true, FRAMES(1, 2) },
+    { "map: no such domain, with err[]", ANY, map, { .dom = NO_DOMAIN, .err = true, FRAMES(1, 2) },
       BOTH("mapped ESRCH ESRCH") },
-    { "map: no such domain, err NULL", ANY, map, { .dom = NOBODY, FRAMES(1, 2) }, BOTH("NULL ESRCH") },
+    { "map: no such domain, err NULL", ANY, map, { .dom = NO_DOMAIN, FRAMES(1, 2) }, BOTH("NULL ESRCH") },
     { "map: domain 65536 + d", ANY, map, { .dom_plus = 65536, FRAMES(1, 2) }, "NULL EINVAL", "mapped 1 2" },
     { "map: no frames", ANY, map, { .n = 0 }, BOTH("NULL EINVAL") },
     { "map: 2^52 + 1 frames", ANY, map, { .err = true, .pages = (1ul << 52) + 1, FRAMES(1) },
@@ -393,8 +393,8 @@ static const struct row rows[] = {
     { "map: 2^32 + 1 frames", ANY, map, { .err = true, .pages = (1ul << 32) + 1, FRAMES(1) }, "NULL EINVAL", NULL },
     { "map: handle NULL", ANY, map_with_no_handle, { FRAMES(1) }, "NULL EINVAL", "SIGSEGV" },
     { "map: arr NULL", ANY, map_no_array, { 0 }, "NULL EINVAL", "NULL EFAULT" },
-    { "map: no access", ANY, map, { .prot = NO_ACCESS, FRAMES(1) }, "NULL EINVAL", NULL },
-    { "map: for execution", ANY, map, { .prot = PROT_READ | PROT_EXEC, FRAMES(1) }, "NULL EINVAL", NULL },
+    { "map: PROT_NONE", ANY, map, { .prot = NO_ACCESS, FRAMES(1) }, "NULL EINVAL", NULL },
+    { "map: PROT_READ | PROT_EXEC", ANY, map, { .prot = PROT_READ | PROT_EXEC, FRAMES(1) }, "NULL EINVAL", NULL },
     { "map: PROT_READ", ANY, map_access, { .prot = PROT_READ, FRAMES(1) }, BOTH("r--s") },
     { "map: PROT_READ | PROT_WRITE", ANY, map_access, { FRAMES(1) }, BOTH("rw-s") },
     { "map: PROT_WRITE alone", ANY, map_access, { .prot = PROT_WRITE, FRAMES(1) }, "rw-s", "-w-s" },
@@ -417,17 +417,18 @@ static const struct row rows[] = {
     { "map2: MAP_FIXED over a reservation, hole, err NULL", ANY, map_over_reservation,
       { .flags = MAP_FIXED, FRAMES(1, 2, 3, HOLE) },
       "NULL EINVAL around: ---p ---p there: ---p", "NULL EINVAL around: ---p ---p there: hole" },
-    { "map2: MAP_FIXED at no page", ANY, map_over_unaligned, { .flags = MAP_FIXED, FRAMES(1) }, BOTH("NULL EINVAL") },
-    { "map2: MAP_FIXED, failure as a whole", ANY, map_over_reservation_restricted,
-      { .dom = NOBODY, .flags = MAP_FIXED, .err = true, FRAMES(1, 2) }, "NULL EPERM ---p", "NULL EPERM hole" },
+    { "map2: MAP_FIXED, not page-aligned", ANY, map_over_unaligned, { .flags = MAP_FIXED, FRAMES(1) },
+      BOTH("NULL EINVAL") },
+    { "map2: MAP_FIXED, whole call fails", ANY, map_over_reservation_restricted,
+      { .dom = NO_DOMAIN, .flags = MAP_FIXED, .err = true, FRAMES(1, 2) }, "NULL EPERM ---p", "NULL EPERM hole" },
     { "map: many frames, with err[]", ANY, map_many, { .err = true }, BOTH("16735 good, 265 holes 0 hole hole") },
     { "map: many frames, err NULL, released by munmap", ANY, map_many, { 0 },
       BOTH("17000 good, 0 holes 0 hole hole") },
-    { "map: failure as a whole, logged", ANY, whole_failure_is_logged, { .dom = NOBODY, .err = true, FRAMES(1) },
+    { "map: whole call fails, logged", ANY, whole_failure_is_logged, { .dom = NO_DOMAIN, .err = true, FRAMES(1) },
       "NULL EPERM 1 error xenforeignmemory text", "NULL EPERM 0" },
     { "unmap", ANY, unmap, { .pages = 2 }, BOTH("0 hole") },
     { "unmap: no frames", ANY, unmap_nothing, { 0 }, BOTH("-1 EINVAL") },
-    { "unmap: at no page", ANY, unmap_unaligned, { .pages = 2 }, BOTH("-1 EINVAL") },
+    { "unmap: not page-aligned", ANY, unmap_unaligned, { .pages = 2 }, BOTH("-1 EINVAL") },
     { "unmap: 2^52 + 2 frames", ANY, unmap, { .pages = (1ul << 52) + 2 }, "-1 EINVAL rw-s", "0 hole" },
     { "unmap: by munmap", ANY, munmap_by_the_caller, { FRAMES(3) }, BOTH("0 mapped 3 0") },
     { "close: handle NULL", ANY, close_nothing, { 0 }, BOTH("0") },
@@ -439,29 +440,31 @@ static const struct row rows[] = {
     { "xentoolcore_restrict_all", ANY, restrict_all, { 0 }, BOTH("0 mapped 1 NULL EPERM -1 EPERM") },
     { "map_resource", ANY, resource, { GRANTS }, BOTH("frame 0 0 hole 0") },
     { "map_resource: frame 2^32", ANY, resource, { GRANTS, .first = 1ul << 32 }, "NULL EINVAL", "frame 0 0 hole 0" },
-    { "map_resource: beyond its end", ANY, resource, { GRANTS, .first = 1ul << 31 }, BOTH("NULL EINVAL") },
-    { "map_resource: no frames", ANY, resource, { .type = GRANT_TABLE }, "NULL EINVAL", "a handle of nothing" },
+    { "map_resource: past the end", ANY, resource, { GRANTS, .first = 1ul << 31 }, BOTH("NULL EINVAL") },
+    { "map_resource: no frames", ANY, resource, { .type = GRANT_TABLE },
+      "NULL EINVAL", "a handle without a mapping" },
     { "map_resource: 2^52 + 1 frames", ANY, resource, { .type = GRANT_TABLE, .nr = (1ul << 52) + 1 },
       "NULL EINVAL", NULL },
     { "map_resource: no such type", ANY, resource, { .type = 77, .nr = 1 }, BOTH("NULL EOPNOTSUPP") },
-    { "map_resource: no such domain", ANY, resource, { .dom = NOBODY, GRANTS }, BOTH("NULL ESRCH") },
+    { "map_resource: no such domain", ANY, resource, { .dom = NO_DOMAIN, GRANTS }, BOTH("NULL ESRCH") },
     { "map_resource: MAP_ANONYMOUS", ANY, resource, { GRANTS, .flags = MAP_ANONYMOUS }, BOTH("NULL EINVAL") },
     { "map_resource: hint", ANY, resource_at, { GRANTS }, BOTH("there rw-s") },
     { "map_resource: MAP_FIXED", ANY, resource_at, { GRANTS, .flags = MAP_FIXED }, BOTH("NULL EINVAL ---p") },
     { "map_resource: handle NULL", ANY, resource_no_handle, { GRANTS }, "NULL EINVAL", "SIGSEGV" },
-    { "map_resource: paddr NULL", ANY, resource_nowhere, { GRANTS }, "NULL EINVAL", "SIGSEGV" },
+    { "map_resource: paddr NULL", ANY, resource_no_paddr, { GRANTS }, "NULL EINVAL", "SIGSEGV" },
     { "unmap_resource: NULL", ANY, unmap_no_resource, { 0 }, BOTH("0") },
     { "resource_size", ANY, size, { GRANTS }, BOTH("0 whole frames") },
     { "resource_size: no such type", ANY, size, { .type = 77 }, "-1 EOPNOTSUPP untouched", "0 whole frames" },
-    { "resource_size: no such domain", ANY, size, { .dom = NOBODY, GRANTS }, BOTH("-1 ESRCH untouched") },
+    { "resource_size: no such domain", ANY, size, { .dom = NO_DOMAIN, GRANTS }, BOTH("-1 ESRCH untouched") },
     { "resource_size: handle NULL", ANY, size_no_handle, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
-    { "resource_size: size NULL", ANY, size_nowhere, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
-    { "map_resource: failure, logged", ANY, map_resource_is_logged, { .dom = NOBODY, GRANTS },
+    { "resource_size: size NULL", ANY, size_no_result, { GRANTS }, "-1 EINVAL", "SIGSEGV" },
+    { "map_resource: failure, logged", ANY, map_resource_is_logged, { .dom = NO_DOMAIN, GRANTS },
       "NULL ESRCH 1 error xenforeignmemory text", "NULL ESRCH 0" },
     { "map_resource: no such type, logged", ANY, map_resource_is_logged, { .type = 77, .nr = 1 },
       BOTH("NULL EOPNOTSUPP 0") },
-    { "resource_size: failure, logged", ANY, size_is_logged, { .dom = NOBODY, GRANTS }, BOTH("-1 ESRCH untouched 0") },
-    { "restrict: failure, logged", ANY, restrict_is_logged, { .dom = NOBODY },
+    { "resource_size: failure, logged", ANY, size_is_logged, { .dom = NO_DOMAIN, GRANTS },
+      BOTH("-1 ESRCH untouched 0") },
+    { "restrict: failure, logged", ANY, restrict_is_logged, { .dom = NO_DOMAIN },
       "-1 EINVAL 1 error xenforeignmemory text", "-1 EINVAL 0" },
     { "unmap: failure, logged", ANY, unmap_is_logged, { .pages = 2 }, BOTH("-1 EINVAL 0") },
     { "several threads", ANY, threads, { 0 }, BOTH("200 good") },

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde::Serialize;
 
 use crate::number::number;
 
@@ -198,6 +199,9 @@ pub(crate) enum Command {
         raw: Option<RawDumps>,
         #[command(flatten)]
         search: SearchArgs,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
     },
     /// Draw where a guest's RAM is, as a PNG image
     Picture {
@@ -310,9 +314,13 @@ pub(crate) struct DumpArgs {
     /// Choose how to copy to an uncompressed file [default: single]
     #[arg(long, value_name = "METHOD")]
     pub(crate) copy_by: Option<CopyBy>,
+    /// Print the summary as a JSON object; on stderr if the dump goes to standard output
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Format {
     /// Sparse file with each page at the offset that is its address; missing pages look like zeros
     Raw,
@@ -324,7 +332,8 @@ pub(crate) enum Format {
     Xen,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Compression {
     Zstd,
 }

@@ -1,4 +1,4 @@
-//! Frames as pixels.
+//! A guest's frames as squares, and what their colours mean.
 
 use std::io::Write;
 use std::ops::Range;
@@ -7,17 +7,25 @@ use xenmap::FRAME_SIZE;
 
 use crate::Result;
 
+const FRAME: u64 = FRAME_SIZE as u64;
+
 /// Pixels of a row.
-const WIDTH: u64 = 512;
-/// Frames are squares of so many pixels, as long as the picture does not get higher than it should.
+pub(crate) const WIDTH: u64 = 512;
+/// The sides of squares in pixels, largest first. The first that keeps the picture below `GOOD_HEIGHT` is used.
 const SQUARES: [u64; 3] = [8, 4, 2];
 const GOOD_HEIGHT: u64 = 1024;
-/// A picture that is even higher has more than one frame to the pixel.
+/// A picture that would be higher than this has more than one frame to the pixel.
 const GREATEST_HEIGHT: u64 = 4096;
-/// Pixels between rows where addresses without RAM are left out, the middle one of which is a line.
+/// Pixels between blocks.
 const GAP: u64 = 5;
+/// Pixels between the labels of a large block, a multiple of all squares.
+const LABEL_DISTANCE: u64 = 64;
+/// The height of a label in pixels.
+const LABEL_HEIGHT: u64 = 10;
+/// Blocks that the legend on standard output lists.
+const LISTED: usize = 12;
 
-/// What a frame is, ever more remarkable: a pixel of several frames shows the last of these.
+/// A kind of frame, in ascending order of importance: a pixel of several frames shows the last of their kinds.
 #[derive(Clone, Copy)]
 pub(crate) enum Shade {
     Zero = 1,
@@ -31,29 +39,38 @@ pub(crate) enum Shade {
     Changed,
 }
 
-/// By shade: name and colour (red, green, blue), and what it stands for.
-const COLOURS: [(&str, [u8; 3], &str); 11] = [
-    ("black", [16, 18, 24], "no RAM"),
-    ("slate", [52, 62, 82], "zeros"),
-    ("blue", [64, 140, 220], "data"),
-    ("yellow", [250, 200, 60], "page table"),
-    ("violet", [170, 110, 230], "special: lent by Xen"),
-    ("green", [70, 110, 80], "ballooned out"),
-    ("cyan", [90, 220, 220], "paged out"),
-    ("brown", [140, 80, 40], "broken"),
-    ("red", [230, 50, 50], "cannot be read"),
-    ("orange", [255, 130, 40], "changed since the dump"),
-    ("grey", [120, 120, 120], "a gap"),
-];
-const BACKGROUND: u8 = 0;
-const LINE: u8 = 10;
+/// A colour by its name and its red, green and blue, and what it means.
+pub(crate) struct Colour {
+    name: &'static str,
+    pub(crate) rgb: [u8; 3],
+    pub(crate) meaning: &'static str,
+}
 
-/// How large frames are drawn.
+const fn colour(name: &'static str, rgb: [u8; 3], meaning: &'static str) -> Colour {
+    Colour { name, rgb, meaning }
+}
+
+/// The colours by shade; the first one is that of no shade.
+pub(crate) const COLOURS: [Colour; 10] = [
+    colour("black", [16, 18, 24], "no RAM (rows without any RAM are left out)"),
+    colour("slate", [52, 62, 82], "zeros"),
+    colour("blue", [64, 140, 220], "data"),
+    colour("yellow", [250, 200, 60], "page table"),
+    colour("violet", [170, 110, 230], "special: lent by Xen"),
+    colour("green", [70, 110, 80], "ballooned out"),
+    colour("cyan", [90, 220, 220], "paged out"),
+    colour("brown", [140, 80, 40], "broken"),
+    colour("red", [230, 50, 50], "cannot be read"),
+    colour("orange", [255, 130, 40], "changed since the dump"),
+];
+pub(crate) const NO_RAM: u8 = 0;
+
+/// The scale of a picture.
 #[derive(Clone, Copy)]
 struct Scale {
     /// The width and height of a square, in pixels.
     square: u64,
-    /// How many frames it shows.
+    /// The number of frames that a square shows.
     frames: u64,
 }
 
@@ -70,22 +87,43 @@ impl Scale {
 pub(crate) struct Canvas {
     scale: Scale,
     blocks: Vec<Block>,
-    /// An index into `COLOURS` for each square of all blocks.
+    /// An index into [`COLOURS`] for each square of all blocks.
     squares: Vec<u8>,
     /// Frames of each shade.
     counts: [u64; COLOURS.len()],
 }
 
-/// Rows of squares without a gap.
+/// Consecutive rows of squares.
 struct Block {
-    /// Their numbers, if those without RAM count too.
+    /// Their numbers; row 0 begins with frame 0.
     rows: Range<u64>,
-    /// The rows in the blocks before.
+    /// The number of rows in the blocks before.
     before: u64,
+    /// The distance from the top of the canvas, in pixels.
+    y: u64,
+}
+
+impl Block {
+    /// Returns the block that follows the others.
+    fn after(blocks: &[Block], rows: Range<u64>, scale: Scale) -> Block {
+        let before = blocks.last().map_or(0, |last| last.before + last.len());
+        Block { rows, before, y: before * scale.square + blocks.len() as u64 * GAP }
+    }
+
+    fn len(&self) -> u64 {
+        self.rows.end - self.rows.start
+    }
+}
+
+/// The address of a row, and its distance from the top of the canvas, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) address: u64,
+    pub(crate) y: u64,
 }
 
 impl Canvas {
-    /// A canvas for some frames, in ascending order; `None` if there are none.
+    /// Returns a canvas for some frames, which are in ascending order; `None` if there are none.
     pub(crate) fn new(frames: &[Range<u64>]) -> Option<Canvas> {
         let large = SQUARES.map(|square| (Scale { square, frames: 1 }, GOOD_HEIGHT));
         let small = (0..u64::BITS - 10).map(|n| (Scale { square: 1, frames: 1 << n }, GREATEST_HEIGHT));
@@ -94,8 +132,8 @@ impl Canvas {
             (height(&blocks, scale) <= most).then_some((scale, blocks))
         })?;
         let last = blocks.last()?;
-        let squares = (last.before + last.rows.end - last.rows.start) * scale.squares_of_row();
-        let squares = vec![BACKGROUND; usize::try_from(squares).ok()?];
+        let squares = (last.before + last.len()) * scale.squares_of_row();
+        let squares = vec![NO_RAM; usize::try_from(squares).ok()?];
         Some(Canvas { scale, blocks, squares, counts: [0; COLOURS.len()] })
     }
 
@@ -103,14 +141,14 @@ impl Canvas {
         let shade = shade as u8;
         self.counts[usize::from(shade)] += frames.end - frames.start;
         for number in frames.start / self.scale.frames..frames.end.div_ceil(self.scale.frames) {
-            if let Some(square) = self.square(number) {
+            if let Some(square) = self.square_mut(number) {
                 *square = shade.max(*square);
             }
         }
     }
 
-    /// The square with this number, if those without RAM count too.
-    fn square(&mut self, number: u64) -> Option<&mut u8> {
+    /// Returns the square with this number, if it is in a block; square 0 begins with frame 0.
+    fn square_mut(&mut self, number: u64) -> Option<&mut u8> {
         let width = self.scale.squares_of_row();
         let (row, column) = (number / width, number % width);
         let block = self.blocks.get(self.blocks.partition_point(|block| block.rows.end <= row))?;
@@ -118,61 +156,86 @@ impl Canvas {
         self.squares.get_mut(usize::try_from(row * width + column).ok()?)
     }
 
-    pub(crate) fn png(&self) -> Result<Vec<u8>> {
-        let mut png = Vec::new();
-        let height = height(&self.blocks, self.scale);
-        let mut encoder = png::Encoder::new(&mut png, u32::try_from(WIDTH)?, u32::try_from(height)?);
-        encoder.set_color(png::ColorType::Indexed);
-        encoder.set_depth(png::BitDepth::Eight);
-        encoder.set_palette(COLOURS.map(|(_, colour, _)| colour).concat());
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.pixels()?)?;
-        writer.finish()?;
-        Ok(png)
+    /// Returns the width and height of a square, in pixels.
+    pub(crate) fn square(&self) -> u64 {
+        self.scale.square
     }
 
-    fn pixels(&self) -> Result<Vec<u8>> {
-        let width = usize::try_from(WIDTH)?;
-        let square = usize::try_from(self.scale.square)?;
-        let mut rows = self.squares.chunks_exact(width / square);
-        let mut pixels = Vec::new();
+    /// Returns the height of all blocks and the gaps between them, in pixels.
+    pub(crate) fn height(&self) -> u64 {
+        height(&self.blocks, self.scale)
+    }
+
+    /// Returns the rows of all blocks: the distance of each from the top, in pixels, and the colours of its squares, as
+    /// indices into [`COLOURS`].
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let ys = self.blocks.iter().flat_map(|block| (0..block.len()).map(|row| block.y + row * self.scale.square));
+        let width = usize::try_from(self.scale.squares_of_row()).unwrap_or(usize::MAX);
+        ys.zip(self.squares.chunks_exact(width))
+    }
+
+    /// Returns labels that do not overlap: for the first row of each block, and at regular distances in large ones.
+    pub(crate) fn labels(&self) -> Vec<Label> {
+        let step = LABEL_DISTANCE / self.scale.square;
+        let mut labels: Vec<Label> = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
-            if i > 0 {
-                for y in 0..GAP {
-                    let colour = if y == GAP / 2 { LINE } else { BACKGROUND };
-                    pixels.extend(std::iter::repeat_n(colour, width));
-                }
-            }
-            for row in rows.by_ref().take(usize::try_from(block.rows.end - block.rows.start)?) {
-                let row: Vec<u8> = row.iter().flat_map(|&colour| std::iter::repeat_n(colour, square)).collect();
-                for _ in 0..square {
-                    pixels.extend_from_slice(&row);
+            let next = self.blocks.get(i + 1).map_or(u64::MAX, |next| next.y);
+            let first = block.rows.start;
+            let inner = (first.next_multiple_of(step)..block.rows.end).step_by(usize::try_from(step).unwrap_or(1));
+            for row in std::iter::once(first).chain(inner) {
+                let y = block.y + (row - first) * self.scale.square;
+                let is_free = labels.last().is_none_or(|last| last.y + LABEL_HEIGHT <= y);
+                if is_free && (row == first || y + LABEL_HEIGHT <= next) {
+                    labels.push(Label { address: row * self.bytes_of_row(), y });
                 }
             }
         }
-        Ok(pixels)
+        labels
     }
 
-    /// Says what is where, and what the colours mean.
-    pub(crate) fn legend(&self, out: &mut impl Write) -> Result<()> {
+    /// Returns the colours that occur, as indices into [`COLOURS`], and the number of frames of each.
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (u8, u64)> {
+        (0..).zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
+    /// Says in a sentence how large things are drawn.
+    pub(crate) fn scale(&self) -> String {
         let Scale { square, frames } = self.scale;
-        let frames_of_row = self.scale.frames_of_row();
-        let what = if frames == 1 { "a frame".to_owned() } else { format!("{frames} frames") };
-        let height = height(&self.blocks, self.scale);
-        writeln!(out, "{WIDTH} x {height} pixels, {square} x {square} for {what}; a row is {} KiB", frames_of_row * 4)?;
-        for (Block { rows, before }, gaps) in self.blocks.iter().zip(0..) {
-            let [start, end] = [rows.start, rows.end].map(|row| row * frames_of_row * FRAME_SIZE as u64);
-            writeln!(out, "from y = {:<5} {start:#x} to {:#x}", before * square + gaps * GAP, end - 1)?;
+        let what = if square == 1 { "pixel" } else { "square" };
+        let row = size(self.bytes_of_row());
+        if frames == 1 {
+            return format!("A {what} is a frame of 4 KiB, a row is {row}.");
         }
-        for ((name, _, meaning), count) in COLOURS.iter().zip(self.counts).filter(|(_, count)| *count > 0) {
+        let bytes = size(frames * FRAME);
+        format!("A {what} is {frames} frames ({bytes}) and shows the one listed last here; a row is {row}.")
+    }
+
+    fn bytes_of_row(&self) -> u64 {
+        self.scale.frames_of_row() * FRAME
+    }
+
+    /// Says where the blocks are in the picture, in which they begin at `top`, and what the colours mean.
+    pub(crate) fn legend(&self, top: u64, out: &mut impl Write) -> Result<()> {
+        for Block { rows, y, .. } in self.blocks.iter().take(LISTED) {
+            let [start, end] = [rows.start, rows.end].map(|row| row * self.bytes_of_row());
+            writeln!(out, "from y = {:<5} {start:#x} to {:#x}", top + y, end - 1)?;
+        }
+        match self.blocks.len().saturating_sub(LISTED) {
+            0 => {}
+            1 => writeln!(out, "and 1 more block, see the picture")?,
+            more => writeln!(out, "and {more} more blocks, see the picture")?,
+        }
+        for (shade, count) in self.counts() {
+            let Colour { name, meaning, .. } = &COLOURS[usize::from(shade)];
             writeln!(out, "{name:6} {count:>10}  {meaning}")?;
         }
-        writeln!(out, "black, and grey lines where rows are left out: no RAM")?;
+        let Colour { name, meaning, .. } = &COLOURS[usize::from(NO_RAM)];
+        writeln!(out, "{name:6} {:>10}  {meaning}", "")?;
         Ok(())
     }
 }
 
-/// The rows that some frames are in.
+/// Returns the rows that some frames are in.
 fn blocks(frames: &[Range<u64>], scale: Scale) -> Vec<Block> {
     let row = scale.frames_of_row();
     let mut blocks: Vec<Block> = Vec::new();
@@ -180,17 +243,22 @@ fn blocks(frames: &[Range<u64>], scale: Scale) -> Vec<Block> {
         let rows = frames.start / row..frames.end.div_ceil(row);
         match blocks.last_mut() {
             Some(last) if rows.start <= last.rows.end => last.rows.end = rows.end,
-            last => {
-                let before = last.map_or(0, |last| last.before + (last.rows.end - last.rows.start));
-                blocks.push(Block { rows, before });
-            }
+            _ => blocks.push(Block::after(&blocks, rows, scale)),
         }
     }
     blocks
 }
 
-/// The height of the picture in pixels.
+/// Returns the height of some blocks in pixels.
 fn height(blocks: &[Block], scale: Scale) -> u64 {
-    let rows: u64 = blocks.iter().map(|block| block.rows.end - block.rows.start).sum();
-    rows * scale.square + GAP * (blocks.len() as u64).saturating_sub(1)
+    blocks.last().map_or(0, |last| last.y + last.len() * scale.square)
+}
+
+/// Returns a number of bytes in the largest unit that it is a multiple of.
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB")];
+    match units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{} {name}", bytes / unit),
+        None => format!("{} KiB", bytes >> 10),
+    }
 }

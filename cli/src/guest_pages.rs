@@ -1,4 +1,4 @@
-//! The pages of a guest, of which a window at a time is here as a copy: the guest may change them at any time.
+//! Copies of a guest's pages, a window at a time: the guest may change its memory at any time.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub(crate) struct GuestPages<'a> {
     guest: &'a Guest,
     window: Range<u64>,
     pages: Vec<Page>,
-    /// Those of the window, by index, that cannot be read.
+    /// The indices of the pages that cannot be read.
     failed: Vec<usize>,
 }
 
@@ -42,7 +42,7 @@ impl<'a> GuestPages<'a> {
         Ok(())
     }
 
-    /// The page of a frame of the window, if it could be read.
+    /// Returns the page of a frame of the window; `None` if it cannot be read.
     pub(crate) fn page(&self, pfn: u64) -> Option<&Page> {
         if !self.window.contains(&pfn) {
             return None;
@@ -52,7 +52,7 @@ impl<'a> GuestPages<'a> {
     }
 }
 
-/// Frames in windows of at most `size`.
+/// Returns frames in windows of at most `size`.
 pub(crate) fn windows(pfns: Range<u64>, size: usize) -> impl Iterator<Item = Range<u64>> {
     let end = pfns.end;
     pfns.step_by(size).map(move |start| start..end.min(start + size as u64))

@@ -28,6 +28,7 @@ mod printable;
 mod progress;
 mod read;
 mod search;
+mod sheet;
 mod source;
 mod space;
 mod translate;
@@ -136,14 +137,14 @@ fn run(args: &Args) -> Result<ExitCode> {
             };
         }
         Command::Dump(dump) => {
-            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source)? {
+            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Diff { old, new, raw, search } => {
+        Command::Diff { old, new, raw, search, json } => {
             let same = match new {
-                Some(new) => Some(diff::dumps(old, new, *raw, &mut stdout)?),
-                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, &mut stdout)?,
+                Some(new) => Some(diff::dumps(old, new, *raw, *json, &mut stdout)?),
+                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, *json, &mut stdout)?,
             };
             code = match same {
                 Some(true) => ExitCode::SUCCESS,

@@ -22,10 +22,18 @@ struct Extent {
 
 /// The addresses of a range's first and last byte, and how many it has.
 #[derive(Serialize)]
-struct AddressRange {
+pub(crate) struct AddressRange {
     first: u64,
     last: u64,
     bytes: u64,
+}
+
+impl From<Range<u64>> for AddressRange {
+    /// The range must not be empty.
+    fn from(addresses: Range<u64>) -> AddressRange {
+        let Range { start: first, end } = addresses;
+        AddressRange { first, last: end - 1, bytes: end - first }
+    }
 }
 
 #[derive(Serialize)]
@@ -45,7 +53,7 @@ pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut im
         domid: guest.domid().get(),
         extents: Vec::new(),
         total_bytes: BTreeMap::new(),
-        not_searched: found.not_searched.iter().map(addresses_of).collect(),
+        not_searched: found.not_searched(),
     };
     for extent in found.map.extents() {
         let (range, kind) = (addresses_of(&extent.pfns), name(extent.kind));
@@ -74,6 +82,8 @@ pub(crate) struct Found {
     pub(crate) map: RamMap,
     /// Frames that were not looked at.
     not_searched: Vec<NumberRange<Pfn>>,
+    /// How long the search found nothing before it ended.
+    idle: Duration,
 }
 
 impl Found {
@@ -81,10 +91,24 @@ impl Found {
     pub(crate) fn is_complete(&self) -> bool {
         self.not_searched.is_empty()
     }
+
+    /// The addresses where RAM was not looked for.
+    pub(crate) fn not_searched(&self) -> Vec<AddressRange> {
+        self.not_searched.iter().map(addresses_of).collect()
+    }
+}
+
+/// Looks for the guest's RAM as [`find`] does, and says so if it was not looked for everywhere.
+pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
+    let found = find(guest, args)?;
+    if !found.is_complete() {
+        say(&complaint(&found.not_searched, found.idle));
+    }
+    Ok(found)
 }
 
 /// Looks for the guest's RAM, and shows how far it is. Whether the guest can be touched must be known.
-pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
+pub(crate) fn find(guest: &Guest, args: SearchArgs) -> Result<Found> {
     let mut scan = guest.scan_populating(if args.thorough { Search::EveryFrame } else { Search::UntilAllFound })?;
     let progress = Progress::new("finding", scan.owned())?;
     while scan.step()? {
@@ -94,11 +118,8 @@ pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
         }
     }
     drop(progress);
-    let not_searched = scan.not_searched();
-    if !not_searched.is_empty() {
-        say(&complaint(&not_searched, scan.idle_time()));
-    }
-    Ok(Found { map: scan.into_map(), not_searched })
+    let (not_searched, idle) = (scan.not_searched(), scan.idle_time());
+    Ok(Found { map: scan.into_map(), not_searched, idle })
 }
 
 /// Returns how long a search may find nothing before it ends.
@@ -127,8 +148,7 @@ fn complaint(not_searched: &[NumberRange<Pfn>], idle: Duration) -> String {
 }
 
 fn addresses_of(pfns: &NumberRange<Pfn>) -> AddressRange {
-    let Range { start: first, end } = pfns.addresses();
-    AddressRange { first, last: end - 1, bytes: end - first }
+    pfns.addresses().into()
 }
 
 fn name(kind: FrameKind) -> &'static str {

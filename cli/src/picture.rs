@@ -1,4 +1,4 @@
-//! `picture`: the map of a guest's RAM, drawn.
+//! `picture`: draws where a guest's RAM is.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,6 +13,7 @@ use crate::guest_pages::{GuestPages, WINDOW, windows};
 use crate::image::{Image, Making, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
+use crate::sheet::Sheet;
 
 /// Draws the map; returns whether RAM was looked for everywhere.
 pub(crate) fn picture(
@@ -27,17 +28,17 @@ pub(crate) fn picture(
     let found = scan(guest, args)?;
     let map = &found.map;
     let progress = Progress::new("drawing", map.extents().iter().map(|extent| extent.pfns.len() as u64).sum())?;
-    // What a guest has ballooned out may be much more than it has: it is drawn where there is RAM nearby.
-    let there = map.extents().iter().filter(|extent| extent.kind != FrameKind::BalloonedOut);
-    let there: Vec<_> = there.map(|extent| extent.pfns.numbers()).collect();
-    let mut canvas = Canvas::new(&there).ok_or("the guest has no RAM: there is nothing to draw")?;
+    // A guest may have ballooned out much more than it has: that is drawn only in rows with RAM.
+    let drawn = map.extents().iter().filter(|extent| extent.kind != FrameKind::BalloonedOut);
+    let drawn: Vec<_> = drawn.map(|extent| extent.pfns.numbers()).collect();
+    let mut canvas = Canvas::new(&drawn).ok_or("the guest has no RAM: there is nothing to draw")?;
     let mut pages = GuestPages::new(guest);
     let mut done = 0;
     for extent in map.extents() {
         let pfns = extent.pfns.numbers();
         let shade = match extent.kind {
             FrameKind::BalloonedOut => Some(Shade::BalloonedOut),
-            // To look at them would bring them back.
+            // Reading them would page them in.
             FrameKind::PagedOut => Some(Shade::PagedOut),
             FrameKind::Broken => Some(Shade::Broken),
             _ => None,
@@ -69,9 +70,11 @@ pub(crate) fn picture(
             progress.set(done);
         }
     }
-    let written = output.file()?.write_all(&canvas.png()?);
+    let sheet = Sheet::new(&canvas)?;
+    let written = output.file()?.write_all(&sheet.png()?);
     written.map_err(|e| format!("cannot write {}: {e}", path.display()))?;
     output.finish()?;
-    canvas.legend(out)?;
+    writeln!(out, "{} x {} pixels. {}", sheet.width, sheet.height, canvas.scale())?;
+    canvas.legend(sheet.top, out)?;
     Ok(found.is_complete())
 }

@@ -1,3 +1,3 @@
-//! The bindings as build.rs has just made them.
+//! The bindings that build.rs has just generated.
 
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));

@@ -1,9 +1,9 @@
-//! The ABI of /dev/xen/privcmd and of the hypercalls behind it: all that this crate uses, by name.
+//! The ABI of /dev/xen/privcmd and of the hypercalls made through it: everything that this crate uses, by name.
 //!
-//! `bindings.rs` is generated from the installed headers (`build.rs`) and checked in. Nothing of this module is
-//! part of the public API.
+//! `bindings.rs` is generated from the installed headers (`build.rs`) and checked in. This module is not part of the
+//! public API.
 
-#[rustfmt::skip] // it is as bindgen has made it, so that a change shows
+#[rustfmt::skip] // stays as bindgen wrote it, so that a diff shows only real changes
 #[cfg_attr(xenmap_bindgen, path = "generated.rs")]
 #[expect(
     non_camel_case_types,
@@ -58,11 +58,11 @@ pub(crate) const CAPABILITIES_BYTES: usize = 1024;
 /// Bytes of `struct multicall_entry` (xen/include/public/xen.h): the operation, its result, and 6 arguments.
 pub(crate) const MULTICALL_ENTRY_BYTES: usize = 64;
 
-/// A number that no kernel has given to anything.
+/// An ioctl number that no kernel uses.
 pub(crate) const IOCTL_PRIVCMD_UNIMPLEMENTED: u32 = 0x50FF;
 
-// The numbers as every Linux since 3.8 (MMAPBATCH_V2), 4.11 (RESTRICT) and 4.18 (MMAP_RESOURCE) has them. They hold
-// the size of their argument, so a structure of another size fails here, at compile time.
+// The numbers in every Linux since 3.8 (MMAPBATCH_V2), 4.11 (RESTRICT) and 4.18 (MMAP_RESOURCE). Each encodes the size
+// of its argument, so a structure of another size fails to compile here.
 const _: () = assert!(IOCTL_PRIVCMD_HYPERCALL == 0x0030_5000);
 const _: () = assert!(IOCTL_PRIVCMD_MMAPBATCH_V2 == 0x0020_5004);
 const _: () = assert!(IOCTL_PRIVCMD_RESTRICT == 0x0002_5006);

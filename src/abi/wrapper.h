@@ -1,12 +1,13 @@
 /*
- * What bindgen reads. The headers are the installed ones: <xen/privcmd.h> of linux-libc-dev, the rest of libxen-dev.
- * Constants that the headers spell with casts or token pasting, which bindgen cannot evaluate, are given a name here.
+ * The input of bindgen. The headers are the installed ones: <xen/privcmd.h> from linux-libc-dev, the rest from
+ * libxen-dev. Constants that the headers write with casts or token pasting, which bindgen cannot evaluate, get a name
+ * here.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <linux/ioctl.h>
 
-/* Shows the parts that toolstacks use, the resource types among them. */
+/* Makes the headers declare what toolstacks use, including the resource types. */
 #define __XEN_TOOLS__ 1
 #include <xen/xen.h>
 #include <xen/features.h>
@@ -32,7 +33,7 @@ enum privcmd_ioctl {
 static const domid_t FIRST_RESERVED_DOMID = DOMID_FIRST_RESERVED;
 static const domid_t XEN_DOMID = DOMID_XEN;
 
-/* Where the few fields lie that we read of structures that differ by guest or are large, in bytes. */
+/* Byte offsets of the few fields that we read from structures which are large or differ by guest. */
 enum offset {
 	SHARED_INFO_64_MAX_PFN = offsetof(struct shared_info_x86_64, arch.max_pfn),
 	SHARED_INFO_64_FRAME_LIST_LIST = offsetof(struct shared_info_x86_64, arch.pfn_to_mfn_frame_list_list),

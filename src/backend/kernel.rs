@@ -19,38 +19,39 @@ use super::{Backend, Ioctl, Place, Unmapper};
 use crate::abi;
 use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 
-/// The device since Linux 2.6.39, and where xenfs had it before.
+/// The device since Linux 2.6.39, and its older place in xenfs.
 const DEVICES: [&str; 2] = ["/dev/xen/privcmd", "/proc/xen/privcmd"];
 
 /// Memory for hypercalls, since Linux 4.18.
 const HYPERCALL_DEVICE: &str = "/dev/xen/hypercall";
 
-/// The features of the hypervisor that we run on, as a hexadecimal bit mask.
+/// The hypervisor's features, as a hexadecimal bit mask.
 const FEATURES: &str = "/sys/hypervisor/properties/features";
 
 #[derive(Debug)]
 pub(crate) struct KernelDevice {
     fd: OwnedFd,
-    /// Opened when the first buffer is wanted; `None` where the kernel has no such device.
+    /// Opened for the first buffer; `None` if the kernel has no such device.
     hypercall: OnceLock<Option<File>>,
 }
 
 impl KernelDevice {
     /// Opens the device of the host that we run on. The error names the path that was tried last.
     pub(crate) fn open() -> Result<KernelDevice, (PathBuf, io::Error)> {
-        let [device, before] = DEVICES;
+        let [device, old] = DEVICES;
         match open(device) {
             Ok(file) => Ok(KernelDevice::from(OwnedFd::from(file))),
-            // What the older place says counts only if there is one.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && Path::new(before).exists() => {
-                open(before).map(|file| KernelDevice::from(OwnedFd::from(file))).map_err(|e| (before.into(), e))
+            // An error of the old place is reported only if that exists.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && Path::new(old).exists() => {
+                open(old).map(|file| KernelDevice::from(OwnedFd::from(file))).map_err(|e| (old.into(), e))
             }
             Err(e) => Err((device.into(), e)),
         }
     }
 }
 
-// SAFETY: both map by mmap(2), a buffer for reading and writing, and keep nothing of it; munmap(2) is all that unmaps.
+// SAFETY: both functions map by mmap(2), which returns a new mapping or replaces what the caller owns, and keep no
+// pointer to it; a buffer is mapped for reading and writing; only munmap(2), by `unmapper`, unmaps.
 unsafe impl Backend for KernelDevice {
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         // SAFETY: the caller promises that the range is its own and unused.
@@ -58,7 +59,8 @@ unsafe impl Backend for KernelDevice {
     }
 
     unsafe fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
-        // The numbers say _IOC_NONE whatever the direction is: what the kernel may write goes by `&mut`.
+        // The numbers say _IOC_NONE even where the kernel writes to the argument, so all arguments are passed by
+        // `&mut`.
         let (number, argument) = match call {
             Ioctl::MmapBatchV2(batch) => (abi::IOCTL_PRIVCMD_MMAPBATCH_V2, (&raw mut *batch).cast()),
             Ioctl::MmapResource(resource) => (abi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
@@ -67,12 +69,12 @@ unsafe impl Backend for KernelDevice {
             Ioctl::Unimplemented => (abi::IOCTL_PRIVCMD_UNIMPLEMENTED, std::ptr::null_mut()),
         };
         let argument: *mut libc::c_void = argument;
-        // SAFETY: the number says the size of the argument (abi asserts it), which is exclusively borrowed; what the
-        // argument points to is the caller's promise.
+        // SAFETY: the number encodes the size of the argument (abi asserts it), which is exclusively borrowed; what the
+        // argument points to is valid by the caller's promise.
         let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::Ioctl::from(number), argument) };
         u64::try_from(result).map_err(|_| match result {
             -1 => io::Error::last_os_error(),
-            // What a hypercall has returned does not fit.
+            // A hypercall's result does not fit.
             _ => io::Error::from_raw_os_error(libc::EOVERFLOW),
         })
     }
@@ -80,16 +82,16 @@ unsafe impl Backend for KernelDevice {
     fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>> {
         let device = self.hypercall.get_or_init(|| open(HYPERCALL_DEVICE).ok());
         if let Some(device) = device {
-            // SAFETY: the kernel picks addresses that nobody uses.
+            // SAFETY: the kernel picks addresses that nothing uses.
             let addr = unsafe { map(Place::default(), len, Protection::ReadWrite, device) }?;
-            // SAFETY: the range has just been mapped, and nobody knows of it.
+            // SAFETY: the range has just been mapped, and nothing else refers to it.
             unsafe { advise(addr, len, &[MmapAdvise::MADV_DONTFORK]) }?;
-            // Linux on arm64 marks a page writable when it is first written, and Xen, which writes where the page
-            // tables let it, says EFAULT until then.
+            // Linux on arm64 makes a page writable in the page table only when it is first written. Until then Xen,
+            // which goes by the page table, fails with EFAULT.
             for offset in (0..len).step_by(FRAME_SIZE) {
-                // SAFETY: less than `len` bytes from the beginning of the range.
+                // SAFETY: less than `len` bytes from the start of the range.
                 let byte = unsafe { addr.add(offset) };
-                // SAFETY: the byte has just been mapped for writing, and nobody else knows of it.
+                // SAFETY: the byte has just been mapped for writing, and nothing else refers to it.
                 unsafe { byte.write_volatile(0) };
             }
             return Ok(addr);
@@ -129,17 +131,17 @@ impl From<OwnedFd> for KernelDevice {
     }
 }
 
-/// Opens a device as mappings need it: for reading and writing, and closed on exec. An open that a signal
-/// interrupts (possible in a domU since XSA-482, which waits for xenstore) is tried again by the standard library.
+/// Opens a device as mappings need it: for reading and writing, and closed on exec. If a signal interrupts the open
+/// (possible in a domU since XSA-482, where it waits for xenstore), the standard library retries it.
 fn open(path: &str) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path)
 }
 
-/// Maps a device: shared always, since a private mapping would hand out copies.
+/// Maps a device, always shared: a private mapping would be a copy.
 ///
 /// # Safety
 ///
-/// If it goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+/// If the mapping replaces anything, the caller owns all `len` bytes of it, and nothing uses them.
 unsafe fn map(place: Place, len: usize, protection: Protection, device: impl AsFd) -> io::Result<NonNull<u8>> {
     let place = Place { flags: place.flags | libc::MAP_SHARED, ..place };
     let prot = match protection {
@@ -150,25 +152,25 @@ unsafe fn map(place: Place, len: usize, protection: Protection, device: impl AsF
     unsafe { mmap(place, len, prot, Some((device.as_fd(), 0))) }
 }
 
-/// Memory for hypercalls where /dev/xen/hypercall is missing (before Linux 4.18): locked, and not shared with children,
-/// since a copy-on-write fault would move it away under the hypervisor's hands.
+/// Maps memory for hypercalls if /dev/xen/hypercall is missing (before Linux 4.18). It is locked, and children do not
+/// inherit it: a copy-on-write fault would move it while the hypervisor uses it.
 fn lock_memory(len: usize) -> io::Result<NonNull<u8>> {
     let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let place = Place { addr: 0, flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS };
-    // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+    // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses.
     let addr = unsafe { mmap(place, len, prot, None) }?;
-    // SAFETY: the range has just been mapped, and nobody knows of it.
+    // SAFETY: the range has just been mapped, and nothing else refers to it.
     unsafe { advise(addr, len, &[MmapAdvise::MADV_DONTFORK]) }?;
     // SAFETY: the range has just been mapped.
     if let Err(e) = unsafe { mman::mlock(addr.cast(), len) } {
-        // SAFETY: the range has just been mapped, and nobody knows of it.
+        // SAFETY: the range has just been mapped, and nothing else refers to it.
         unsafe { munmap(addr, len) }?;
         return Err(e.into());
     }
     Ok(addr)
 }
 
-/// Bytes of a page of this system.
+/// Returns the page size of this system in bytes.
 pub(crate) fn page_size() -> usize {
     static SIZE: OnceLock<usize> = OnceLock::new();
     *SIZE.get_or_init(|| {
@@ -191,13 +193,13 @@ mod tests {
 
     #[test]
     fn features_tell_the_kind_of_host() {
-        // As Xen 4.17 gives them to a PV dom0 and to a PVH dom0.
+        // The features that Xen 4.17 gives to a PV dom0 and to a PVH dom0.
         assert_eq!(parse_features("00002f13\n"), HostKind::Pv);
         assert_eq!(parse_features("00007ffc\n"), HostKind::AutoTranslated);
     }
 
     #[test]
-    fn features_that_make_no_sense_are_no_kind() {
+    fn invalid_features_leave_the_kind_unknown() {
         assert_eq!(parse_features(""), HostKind::Unknown);
         assert_eq!(parse_features("yes"), HostKind::Unknown);
     }

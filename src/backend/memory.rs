@@ -1,4 +1,4 @@
-//! mmap(2) and madvise(2): all that this crate maps, it maps here.
+//! mmap(2), madvise(2) and munmap(2): the crate maps memory only here.
 
 #![expect(unsafe_code, reason = "maps memory")]
 
@@ -10,15 +10,15 @@ use nix::sys::mman::{self, MmapAdvise, ProtFlags};
 
 use super::Place;
 
-/// Maps `len` bytes of a file from an offset on, or of no file with `MAP_ANONYMOUS`.
+/// Maps `len` bytes of a file, beginning at an offset, or of no file with `MAP_ANONYMOUS`.
 ///
-/// The kernel maps address 0 too, if it is to be there and nowhere else and this process may (`vm.mmap_min_addr`,
-/// `CAP_SYS_RAWIO`). No pointer of Rust's can point to such memory: it is unmapped again, and the error is EINVAL.
-/// (`nix::sys::mman::mmap` takes 0 for an impossible answer.)
+/// If a mapping is requested at exactly address 0, the kernel maps it there if the process is allowed to
+/// (`vm.mmap_min_addr`, `CAP_SYS_RAWIO`). Rust code cannot use such memory, so it is unmapped again and the error is
+/// EINVAL. (`nix::sys::mman::mmap` assumes that the kernel never returns 0.)
 ///
 /// # Safety
 ///
-/// If it goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+/// If the mapping replaces anything, the caller owns all `len` bytes of it, and nothing uses them.
 pub(crate) unsafe fn mmap(
     place: Place,
     len: usize,
@@ -27,13 +27,13 @@ pub(crate) unsafe fn mmap(
 ) -> io::Result<NonNull<u8>> {
     let addr: *mut libc::c_void = std::ptr::with_exposed_provenance_mut(place.addr);
     let (fd, offset) = file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset));
-    // SAFETY: either the kernel picks addresses that nobody uses, or the caller owns them.
+    // SAFETY: either the kernel picks addresses that nothing uses, or the caller owns them.
     let mapped = unsafe { libc::mmap(addr, len, prot.bits(), place.flags, fd, offset) };
     if mapped == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(mapped.cast()).ok_or_else(|| {
-        // SAFETY: just mapped, and nobody knows of it.
+        // SAFETY: just mapped, and nothing else refers to it.
         let unmapped = unsafe { libc::munmap(mapped, len) };
         if unmapped != 0 {
             log::error!("cannot unmap {len} bytes at address 0: {}", io::Error::last_os_error());
@@ -42,14 +42,14 @@ pub(crate) unsafe fn mmap(
     })
 }
 
-/// Advises the kernel about a new mapping. If it does not take an advice, the mapping is unmapped.
+/// Advises the kernel about a new mapping. If the kernel refuses, the mapping is unmapped.
 ///
 /// # Safety
 ///
-/// The `len` bytes at `addr` have just been mapped, and nobody uses them.
+/// The `len` bytes at `addr` have just been mapped, and nothing uses them.
 pub(crate) unsafe fn advise(addr: NonNull<u8>, len: usize, advice: &[MmapAdvise]) -> io::Result<()> {
     for &advice in advice {
-        // SAFETY: the caller's own memory, in which there is nothing yet that an advice could change.
+        // SAFETY: the caller owns the memory, which holds nothing yet that the advice could change.
         if let Err(e) = unsafe { mman::madvise(addr.cast(), len, advice) } {
             // SAFETY: the caller's promise.
             if let Err(e) = unsafe { munmap(addr, len) } {
@@ -61,9 +61,11 @@ pub(crate) unsafe fn advise(addr: NonNull<u8>, len: usize, advice: &[MmapAdvise]
     Ok(())
 }
 
+/// Unmaps.
+///
 /// # Safety
 ///
-/// The `len` bytes at `addr` are the caller's own mapping, and nothing uses them.
+/// The caller owns the mapping of the `len` bytes at `addr`, and nothing uses them.
 pub(crate) unsafe fn munmap(addr: NonNull<u8>, len: usize) -> io::Result<()> {
     // SAFETY: the caller's promise.
     unsafe { mman::munmap(addr.cast(), len) }.map_err(io::Error::from)
@@ -80,7 +82,7 @@ mod tests {
 
     const READ_WRITE: ProtFlags = ProtFlags::PROT_READ.union(ProtFlags::PROT_WRITE);
 
-    /// The kernel's lines about this process's mappings in which there is a text.
+    /// Returns the lines of /proc/self/maps that contain a text.
     fn lines_with(text: &str) -> Vec<String> {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         maps.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
@@ -88,7 +90,7 @@ mod tests {
 
     #[test]
     fn address_0_is_an_error_and_not_a_mapping() {
-        // Without the right to map there, the kernel refuses it itself.
+        // The kernel itself refuses it (EPERM) to a process that is not allowed to map there.
         let may = libc::MAP_FIXED_NOREPLACE | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         for flags in [may, may | libc::MAP_FIXED, may & !libc::MAP_FIXED_NOREPLACE | libc::MAP_FIXED] {
             // SAFETY: nothing is at address 0.
@@ -101,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn mapping_is_gone_if_an_advice_is_refused() {
+    fn mapping_is_unmapped_if_advice_is_refused() {
         let file = memfd_create(c"xenmap-advised", MFdFlags::MFD_CLOEXEC).unwrap();
         let place = Place { addr: 0, flags: libc::MAP_SHARED };
         for (advice, stays) in [(MmapAdvise::MADV_DONTFORK, true), (MmapAdvise::MADV_WIPEONFORK, false)] {
-            // SAFETY: the kernel picks the place.
+            // SAFETY: the kernel picks addresses that nothing uses.
             let addr = unsafe { mmap(place, FRAME_SIZE, READ_WRITE, Some((file.as_fd(), 0))) }.unwrap();
 
-            // What is shared is not wiped.
+            // The kernel refuses MADV_WIPEONFORK for shared memory.
             // SAFETY: just mapped.
             let advised = unsafe { advise(addr, FRAME_SIZE, &[MmapAdvise::MADV_DONTDUMP, advice]) };
 

@@ -1,11 +1,10 @@
-//! The backend: the few kernel operations that everything else is built on, and the kernel's device, which carries them
-//! out.
+//! The backend: the few kernel operations that everything else is built on. One backend is the kernel's device, the
+//! other the simulated host.
 //!
-//! The simulated host is another backend. A backend is at the level of system calls (mmap, munmap and ioctl on the
-//! device), so all that is above it, from the arguments' layout to `Drop`, is the same code on a real Xen and on the
-//! simulated one.
+//! A backend is at the level of system calls (mmap, munmap and ioctl on the device), so everything above it, from the
+//! layout of arguments to `Drop`, is the same code on a real Xen and on the simulated one.
 
-#![expect(unsafe_code, reason = "hands promises about memory on to the host")]
+#![expect(unsafe_code, reason = "passes promises about memory on to the host")]
 
 mod kernel;
 mod memory;
@@ -29,8 +28,8 @@ pub(crate) use memory::advise;
 pub(crate) use memory::{mmap, munmap};
 pub(crate) use process::ProcessId;
 
-/// Where a device mapping goes: `addr` and `flags` of mmap(2), to which `MAP_SHARED` is added. By default where the
-/// kernel wants.
+/// Where a device mapping goes: `addr` and `flags` of mmap(2), to which `MAP_SHARED` is added. By default the kernel
+/// chooses.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Place {
     pub(crate) addr: usize,
@@ -38,11 +37,12 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// In exchange for what is mapped there.
+    /// Replaces what is mapped at an address.
     pub(crate) fn over(addr: NonNull<u8>) -> Place {
         Place { addr: addr.as_ptr().expose_provenance(), flags: libc::MAP_FIXED }
     }
 
+    /// Returns whether the mapping replaces what is there.
     pub(crate) fn is_over(self) -> bool {
         self.flags & libc::MAP_FIXED != 0
     }
@@ -63,18 +63,19 @@ pub(crate) enum Ioctl<'a> {
 ///
 /// # Safety
 ///
-/// What `mmap_at` and `map_hypercall_buffer` return is the beginning of a new mapping of `len` bytes, which nobody else
-/// knows of and which stays until the caller replaces it or has `unmapper` unmap it. The memory of a hypercall buffer
-/// can be read and written.
+/// `mmap_at` and `map_hypercall_buffer` return the start of a new mapping of `len` bytes, which nothing else refers to
+/// and which stays until the caller replaces it or unmaps it by `unmapper`. The memory of a hypercall buffer can be
+/// read and written.
 pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
-    /// Maps `len` bytes of the device, unpopulated: every access is a SIGBUS until a batch or resource is mapped there.
+    /// Maps `len` bytes of the device, unpopulated: every access raises SIGBUS until a batch or resource is mapped
+    /// there.
     ///
     /// # Safety
     ///
-    /// If the mapping goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+    /// If the mapping replaces anything, the caller owns all `len` bytes of it, and nothing uses them.
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>>;
 
-    /// Makes an ioctl on the device, and returns what it returned.
+    /// Makes an ioctl on the device, and returns its result.
     ///
     /// # Safety
     ///
@@ -84,39 +85,39 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// Maps `len` bytes of zeroed memory that a hypercall may use.
     fn map_hypercall_buffer(&self, len: usize) -> io::Result<NonNull<u8>>;
 
-    /// The open device, or of a simulated host something on which each ioctl of the device is ENOTTY.
+    /// Returns the open device; for a simulated host, a file on which every ioctl of the device fails with ENOTTY.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// What unmaps the mappings of this device, once it may be closed.
+    /// Returns what unmaps the mappings of this device, even after the device is closed.
     fn unmapper(&self) -> Unmapper;
 
-    /// Bytes of a page of the host's kernel: a frame's, or on Arm 16 or 64 KiB.
+    /// Returns the page size of the host's kernel in bytes: that of a frame, or on Arm 16 or 64 KiB.
     fn page_size(&self) -> usize;
 
-    /// What kind of domain we are in, as far as the system tells without privilege.
+    /// Returns the kind of the domain that we run in, as far as the system tells without privilege.
     fn host_kind(&self) -> HostKind;
 
-    /// The architecture of the host: of a real one that of this program, which a simulated one need not have.
+    /// Returns the architecture of the host. A real host has that of this program; a simulated one may have another.
     fn architecture(&self) -> Architecture;
 
-    /// The names that xenstore has of some domains, in their order.
+    /// Returns the names that xenstore has for some domains, in the same order.
     fn domain_names(&self, domids: &[Domid]) -> Vec<Option<String>>;
 
-    /// Bytes that the kernel maps for so many frames: it knows only its own pages.
+    /// Returns how many bytes the kernel maps for this many frames: it maps whole pages of its own size.
     fn mapped_bytes(&self, frames: usize) -> usize {
         (frames * FRAME_SIZE).next_multiple_of(self.page_size())
     }
 
     /// Populates the device mapping at `addr` with a domain's frames (`IOCTL_PRIVCMD_MMAPBATCH_V2`).
     ///
-    /// `Ok` says that `errors`, one per frame, is filled in (0: mapped, else a negative errno), not that anything was
-    /// mapped. The kernel's ENOENT (some frame is paged out) is `Ok` too: the frame's own entry says so.
+    /// `Ok` means that `errors`, one per frame, is filled in (0: mapped, else a negative errno), not that anything was
+    /// mapped. The kernel's ENOENT (some frame is paged out) is `Ok` too: the frame's own entry tells.
     ///
     /// # Safety
     ///
-    /// The addresses are within a live device mapping of the caller's that nothing uses.
+    /// The addresses are within a live device mapping that the caller owns and nothing uses.
     unsafe fn map_batch(&self, domid: Domid, addr: NonNull<u8>, gfns: &[Gfn], errors: &mut [i32]) -> io::Result<()> {
-        // The kernel goes by one count for both arrays.
+        // The kernel takes one count for both arrays.
         if gfns.len() != errors.len() {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -136,31 +137,31 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
         }
     }
 
-    /// Populates the device mapping at `resource.addr` with a resource; with `num` and `addr` 0 asks for its size,
-    /// which it puts into `num` (`IOCTL_PRIVCMD_MMAP_RESOURCE`).
+    /// Populates the device mapping at `resource.addr` with a resource (`IOCTL_PRIVCMD_MMAP_RESOURCE`). If `num` and
+    /// `addr` are 0, stores the resource's size in `num` instead.
     ///
     /// # Safety
     ///
-    /// `resource.addr` is 0, or an unpopulated device mapping of the caller's of exactly `resource.num` frames.
+    /// `resource.addr` is 0, or an unpopulated device mapping of exactly `resource.num` frames that the caller owns.
     unsafe fn map_resource(&self, resource: &mut abi::MmapResource) -> io::Result<()> {
         // SAFETY: the structure holds no pointer but `addr`, which is the caller's promise.
         unsafe { self.ioctl(Ioctl::MmapResource(resource)) }.map(|_| ())
     }
 
-    /// Confines this open file to one domain, for good (`IOCTL_PRIVCMD_RESTRICT`).
+    /// Permanently restricts this open file to one domain (`IOCTL_PRIVCMD_RESTRICT`).
     fn restrict(&self, domid: Domid) -> io::Result<()> {
         // SAFETY: the argument is a domid, and holds no pointer.
         unsafe { self.ioctl(Ioctl::Restrict(&mut domid.get())) }.map(|_| ())
     }
 
-    /// What this kernel answers to an ioctl that it does not have: ENOTTY since Linux 4.11, EINVAL before.
+    /// Returns the errno with which this kernel answers an unknown ioctl: ENOTTY since Linux 4.11, EINVAL before.
     fn unimplemented_errno(&self) -> i32 {
         // SAFETY: it has no argument.
         let refused = unsafe { self.ioctl(Ioctl::Unimplemented) }.err();
         refused.and_then(|e| e.raw_os_error()).unwrap_or(libc::ENOTTY)
     }
 
-    /// Makes a hypercall (`IOCTL_PRIVCMD_HYPERCALL`) and returns what it returned.
+    /// Makes a hypercall (`IOCTL_PRIVCMD_HYPERCALL`), and returns its result.
     ///
     /// # Safety
     ///
@@ -171,11 +172,12 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     }
 }
 
-/// What unmaps: all of a backend that a mapping needs, so that it outlives the handle it was made with.
+/// Unmaps mappings. This is all that a mapping keeps of its backend, so that it can outlive the handle it was made
+/// with.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Unmapper(Option<Arc<dyn Unmap>>);
 
-/// How the mappings of a backend are unmapped that needs more than the kernel for it.
+/// Unmaps the mappings of a backend for which munmap(2) alone is not enough.
 pub(crate) trait Unmap: fmt::Debug + Send + Sync {
     /// # Safety
     ///
@@ -193,13 +195,13 @@ impl Unmapper {
     ///
     /// # Safety
     ///
-    /// The `len` bytes at `addr` are a whole mapping of the caller's, made through this device or with
+    /// The `len` bytes at `addr` are one whole mapping that the caller owns, made through this device or by
     /// `map_hypercall_buffer`, and nothing uses them any more.
     pub(crate) unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
         match &self.0 {
-            // SAFETY: the caller's promise is the one that is asked for.
+            // SAFETY: the caller makes the same promise.
             None => unsafe { munmap(addr, len) },
-            // SAFETY: the caller's promise is the one that is asked for.
+            // SAFETY: the caller makes the same promise.
             Some(unmap) => unsafe { unmap.munmap(addr, len) },
         }
     }

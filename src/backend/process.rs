@@ -1,6 +1,6 @@
-//! Which process this is, at no system call.
+//! Identifies the current process without a system call.
 
-#![expect(unsafe_code, reason = "a page that the kernel wipes on fork")]
+#![expect(unsafe_code, reason = "maps a page that the kernel wipes on fork")]
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,13 +12,14 @@ use super::memory::{advise, mmap};
 
 /// Identifies a process among its ancestors.
 ///
-/// A mapping is not inherited over fork (the kernel sets `VM_DONTCOPY`), but the object that owns it is. Its `Drop` in
-/// the child must not unmap addresses that may hold something else by then. Asking getpid(2) each time would add a
-/// third to the system calls of a map and unmap, and a child in another pid namespace may have its parent's number.
+/// A forked child does not inherit a mapping (the kernel sets `VM_DONTCOPY`), but it does inherit the object that owns
+/// it. In the child, `Drop` must not unmap the addresses, which may hold something else by then. Calling getpid(2) each
+/// time would add a third to the system calls of a map and unmap, and a child in another pid namespace may have its
+/// parent's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessId(u32);
 
-/// The number that the next process gets. Children inherit it, so they never get one of an ancestor's.
+/// The number that the next process gets. Children inherit it, so they never get an ancestor's number.
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 impl ProcessId {
@@ -38,16 +39,16 @@ impl ProcessId {
     }
 }
 
-/// A word that is 0 in every new child: the kernel wipes its page on fork, however the fork is made. `None` where it
-/// cannot (before Linux 4.14).
+/// Returns a word that is 0 in every new child: the kernel wipes its page on fork, however the fork is made. `None` if
+/// the kernel cannot do that (before Linux 4.14).
 fn cache() -> Option<&'static AtomicU32> {
     static CACHE: OnceLock<Option<&'static AtomicU32>> = OnceLock::new();
     *CACHE.get_or_init(|| {
         let (place, len) = (Place { addr: 0, flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS }, size_of::<AtomicU32>());
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses.
         let addr = unsafe { mmap(place, len, prot, None) }.ok()?;
-        // SAFETY: the page has just been mapped, and nobody knows of it.
+        // SAFETY: the page has just been mapped, and nothing else refers to it.
         unsafe { advise(addr, len, &[MmapAdvise::MADV_WIPEONFORK]) }.ok()?;
         // SAFETY: the page is zeroed, aligned, never unmapped, and only ever used through this type.
         Some(unsafe { addr.cast::<AtomicU32>().as_ref() })
@@ -62,12 +63,12 @@ mod tests {
     fn child_is_another_process() {
         let parent = ProcessId::current();
         assert_eq!(parent, ProcessId::current());
-        // SAFETY: the child only reads the identifier and leaves, without running anything of the parent's.
+        // SAFETY: the child only reads the identifier and exits, without running any of the parent's code.
         match unsafe { libc::fork() } {
             0 => {
                 let other = ProcessId::current();
                 let same = other == parent || other != ProcessId::current();
-                // SAFETY: leaves at once.
+                // SAFETY: exits at once.
                 unsafe { libc::_exit(i32::from(same)) }
             }
             child => {

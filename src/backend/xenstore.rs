@@ -1,4 +1,4 @@
-//! The names of domains, from xenstore.
+//! Reads the names of domains from xenstore.
 
 use std::env;
 use std::fs::File;
@@ -15,28 +15,28 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 
 use crate::types::Domid;
 
-/// Where the kernel hands messages on, if xenstored has no socket here because it runs in a domain of its own.
+/// Where the kernel forwards messages if xenstored has no socket here because it runs in a domain of its own.
 const DEVICES: [&str; 2] = ["/dev/xen/xenbus", "/proc/xen/xenbus"];
 
-/// How long a caller waits for all the names it asks for together. The device opens even if there is no xenstored.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a caller waits for all its names together. The device can be opened even if no xenstored runs.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 // xen/include/public/io/xs_wire.h
 const XS_READ: u32 = 2;
 const XS_WATCH_EVENT: u32 = 15;
 const XS_ERROR: u32 = 16;
-/// Bytes in front of a message: type, request, transaction and length of what follows, each a u32.
+/// The size of a message's header in bytes: type, request, transaction and length of the payload, each a u32.
 const HEADER: usize = 16;
-/// The most bytes that follow (`XENSTORE_PAYLOAD_MAX`).
+/// The largest payload in bytes (`XENSTORE_PAYLOAD_MAX`).
 const MAX_PAYLOAD: usize = 4096;
 
-/// What tells the names of domains; nothing, where there is no xenstore or it does not answer.
+/// Reads domain names; `None` if xenstore is missing or does not answer.
 pub(super) struct Names(Option<Connection>);
 
-/// A connection to xenstored, of which nothing is expected after the deadline. A peer may send anything, at any pace,
-/// and so may whoever has taken its place.
+/// A connection to xenstored, which is given up at the deadline. The peer is not trusted: it may send anything, at any
+/// pace.
 struct Connection {
-    /// Never blocks (`O_NONBLOCK`). Linux before 4.11 waits for the answer in write(2) on the device all the same.
+    /// Never blocks (`O_NONBLOCK`). Before Linux 4.11, write(2) on the device waits for the answer all the same.
     stream: Box<dyn Stream>,
     deadline: Instant,
 }
@@ -53,14 +53,14 @@ impl Names {
         Names(sockets.next().or_else(|| devices.next()))
     }
 
-    /// The name of a domain, if it has one.
+    /// Returns the name of a domain, if it has one.
     pub(super) fn of(&mut self, domid: Domid) -> Option<String> {
         let path = format!("/local/domain/{domid}/name");
         match self.0.as_mut()?.read(&path) {
             Ok(name) => name.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
             Err(e) => {
                 log::debug!("no names of domains from xenstore: {e}");
-                // It may be out of step, or the time is up.
+                // The connection may be out of sync, or the time is up.
                 self.0 = None;
                 None
             }
@@ -70,11 +70,11 @@ impl Names {
 
 impl Connection {
     fn new(stream: impl Stream + 'static) -> Connection {
-        Connection { stream: Box::new(stream), deadline: Instant::now() + PATIENCE }
+        Connection { stream: Box::new(stream), deadline: Instant::now() + TIMEOUT }
     }
 
     fn to_socket(path: &Path) -> io::Result<Connection> {
-        // `UnixStream::connect` waits for ever for a xenstored that takes no more callers.
+        // `UnixStream::connect` blocks forever if xenstored's backlog is full.
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
@@ -86,12 +86,12 @@ impl Connection {
         Ok(Connection::new(options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?))
     }
 
-    /// What xenstore has under a path; `None` if that does not exist or may not be read.
+    /// Reads the value of a path; `None` if the path does not exist or may not be read.
     fn read(&mut self, path: &str) -> io::Result<Option<Vec<u8>>> {
         let len = u32::try_from(path.len() + 1).map_err(io::Error::other)?;
         let mut message: Vec<u8> = [XS_READ, 0, 0, len].into_iter().flat_map(u32::to_ne_bytes).collect();
         message.extend(path.bytes().chain([0]));
-        // If there is no room for so few bytes, xenstored has not read many requests: then this is an error.
+        // If there is no room for these few bytes, xenstored has left many requests unread: an error is right.
         self.stream.write_all(&message)?;
         loop {
             let header = self.receive(HEADER)?;
@@ -101,7 +101,7 @@ impl Connection {
                 return Err(ErrorKind::InvalidData.into());
             }
             let payload = self.receive(len)?;
-            // The number of the request tells nothing: Linux 4.11 to 4.15 puts one of its own in its place.
+            // The number of the request is ignored: Linux 4.11 to 4.15 replaces it by one of its own.
             match kind {
                 XS_WATCH_EVENT => {}
                 XS_READ => return Ok(Some(payload)),
@@ -111,14 +111,14 @@ impl Connection {
         }
     }
 
-    /// The next `len` bytes that xenstored sends.
+    /// Receives `len` bytes.
     fn receive(&mut self, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len];
         let mut rest = bytes.as_mut_slice();
         while !rest.is_empty() {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // A poll that waits for nothing would still find what a flood has brought.
+                // Even a poll with no timeout would succeed while a flood of messages comes in.
                 return Err(ErrorKind::TimedOut.into());
             }
             let timeout = PollTimeout::try_from(left).map_err(io::Error::other)?;
@@ -149,7 +149,7 @@ mod tests {
 
     const NONE: &str = "(no name)";
 
-    /// A message that answers the request of this number.
+    /// Makes a message that answers a request.
     fn message(kind: u32, request: u32, payload: &[u8]) -> Vec<u8> {
         let len = u32::try_from(payload.len()).unwrap();
         let mut bytes: Vec<u8> = [kind, request, 0, len].into_iter().flat_map(u32::to_ne_bytes).collect();
@@ -157,7 +157,7 @@ mod tests {
         bytes
     }
 
-    /// A folder for a test, and a socket in it.
+    /// Makes a folder for a test, and the path of a socket in it.
     fn socket_path(test: &str) -> (PathBuf, PathBuf) {
         let folder = env::temp_dir().join(format!("xenmap-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -165,8 +165,8 @@ mod tests {
         (folder, socket)
     }
 
-    /// Asks a xenstored that gives these answers for the names of domains 1, 2, …, one for each answer. An empty
-    /// answer is none.
+    /// Asks a xenstored that gives these answers for the names of domains 1, 2, …, one for each answer. It does not
+    /// answer where the answer is empty.
     fn names(test: &str, answers: &[Vec<u8>]) -> Vec<String> {
         let (folder, socket) = socket_path(test);
         let listener = UnixListener::bind(&socket).unwrap();
@@ -181,7 +181,7 @@ mod tests {
                     let expected = message(XS_READ, 0, format!("/local/domain/{domid}/name\0").as_bytes());
                     let mut asked = vec![0; expected.len()];
                     if stream.read_exact(&mut asked).is_err() {
-                        return; // It has given up.
+                        return; // The client has given up.
                     }
                     assert_eq!(asked, expected);
                     // In two pieces, as a stream may deliver it.
@@ -189,7 +189,7 @@ mod tests {
                     stream.write_all(first).unwrap();
                     stream.write_all(second).unwrap();
                 }
-                // Silent until the other side has gone.
+                // Silent until the client has closed the connection.
                 assert_eq!(stream.read(&mut [0]).unwrap(), 0);
             });
             let ask = |domid| names.of(Domid::new(domid).unwrap()).unwrap_or_else(|| NONE.to_owned());
@@ -206,13 +206,13 @@ mod tests {
     }
 
     #[test]
-    fn watch_event_is_not_taken_for_the_answer() {
+    fn watch_event_is_skipped() {
         let event = message(XS_WATCH_EVENT, 0, b"path\0token\0");
         assert_eq!(names("event", &[[event, message(XS_READ, 0, b"web")].concat()]), ["web"]);
     }
 
     #[test]
-    fn answer_whose_number_the_kernel_has_changed_is_read() {
+    fn request_number_in_the_answer_is_ignored() {
         assert_eq!(names("number", &[message(XS_READ, 77, b"web")]), ["web"]);
     }
 
@@ -220,10 +220,10 @@ mod tests {
     fn silent_xenstored_is_waited_for_once() {
         let start = Instant::now();
         assert_eq!(names("silent", &[vec![], message(XS_READ, 2, b"db")]), [NONE; 2]);
-        assert!((PATIENCE / 2..2 * PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!((TIMEOUT / 2..2 * TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
 
-    /// A device that takes every request and repeats a message for ever, so many bytes a call at most.
+    /// A device that accepts every request and repeats a message forever, `at_most` bytes per call.
     struct Flood {
         message: Vec<u8>,
         next: usize,
@@ -263,11 +263,11 @@ mod tests {
     }
 
     #[test]
-    fn flood_of_watch_events_holds_no_caller_beyond_the_deadline() {
+    fn flood_of_watch_events_ends_at_the_deadline() {
         for at_most in [1, usize::MAX] {
             let (found, time) = three_names(flood(&message(XS_WATCH_EVENT, 0, b"path\0token\0"), at_most));
             assert_eq!(found, [NONE; 3]);
-            assert!(time < 2 * PATIENCE, "{time:?}");
+            assert!(time < 2 * TIMEOUT, "{time:?}");
         }
     }
 
@@ -284,20 +284,20 @@ mod tests {
         while ours.write(&[0; 64]).is_ok() {}
         let (found, time) = three_names(Names(Some(Connection::new(ours))));
         assert_eq!(found, [NONE; 3]);
-        assert!(time < PATIENCE, "{time:?}");
+        assert!(time < TIMEOUT, "{time:?}");
     }
 
     #[test]
-    fn deadline_is_one_for_all_names() {
+    fn all_names_share_one_deadline() {
         let mut names = flood(&message(XS_READ, 0, b"web"), usize::MAX);
         let domid = Domid::new(1).unwrap();
         assert_eq!(names.of(domid).as_deref(), Some("web"));
-        // As if the first answer had taken all the time there is.
+        // As if the first answer had taken all the time.
         names.0.as_mut().unwrap().deadline = Instant::now();
         assert_eq!(names.of(domid), None);
     }
 
-    /// Asks for the names of domains 1 to 3. How long it took, too.
+    /// Asks for the names of domains 1 to 3, and measures the time.
     fn three_names(mut names: Names) -> (Vec<String>, Duration) {
         let start = Instant::now();
         let ask = |domid| names.of(Domid::new(domid).unwrap()).unwrap_or_else(|| NONE.to_owned());
@@ -305,10 +305,10 @@ mod tests {
     }
 
     #[test]
-    fn xenstored_that_takes_no_more_callers_is_not_waited_for() {
+    fn xenstored_with_a_full_backlog_is_not_waited_for() {
         let (folder, socket) = socket_path("full");
         let listener = UnixListener::bind(&socket).unwrap();
-        // Else it may take more callers than this process can have open files.
+        // With a longer backlog, this process may run out of file descriptors first.
         nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
         let mut callers = Vec::new();
         let refused = loop {
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_no_name() {
+    fn invalid_answer_is_no_name() {
         let mut too_long = message(XS_READ, 1, b"");
         too_long[12..].fill(0xFF);
         assert_eq!(names("length", &[too_long]), [NONE]);

@@ -5,34 +5,34 @@ use std::io;
 
 use crate::types::{Domid, Gfn};
 
-/// One frame that could not be mapped.
+/// A frame that could not be mapped. [`FrameErrors`] shows an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct FrameError {
-    /// Its place in the batch.
+    /// The frame's position in the batch, from 0.
     pub index: usize,
-    /// Its number.
+    /// The frame's number.
     pub gfn: Gfn,
-    /// Why, as an errno of Linux (positive).
+    /// The reason, as a Linux errno (positive).
     pub errno: i32,
 }
 
 impl FrameError {
-    /// What became of a frame: its place in a batch, its number, and an errno of Linux (positive).
+    /// Makes an error from a frame's position in its batch, its number, and a Linux errno (positive).
     #[must_use]
     pub const fn new(index: usize, gfn: Gfn, errno: i32) -> FrameError {
         FrameError { index, gfn, errno }
     }
 
-    /// What the errno means for a frame.
+    /// Returns what the errno means for a frame, as a text.
     #[must_use]
     pub fn reason(&self) -> String {
         reason(self.errno)
     }
 }
 
-/// What an errno means for a frame, as Linux's privcmd.c has it from Xen's `mod_l1_entry` (PV) and `p2m_add_foreign`
-/// (auto-translated).
+/// Returns what an errno means for a frame. Linux's privcmd.c has it from Xen's `mod_l1_entry` (PV) and
+/// `p2m_add_foreign` (auto-translated).
 pub(super) fn reason(errno: i32) -> String {
     let reason = match errno {
         libc::EINVAL => "no RAM there",
@@ -54,6 +54,26 @@ impl fmt::Display for FrameError {
 impl std::error::Error for FrameError {}
 
 /// The frames of a batch that could not be mapped, in the order of the batch.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Error, Gfn, GuestKind, Protection};
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Hvm, 4); // frames 0 to 3
+/// let gfns = [Gfn::new(3)?, Gfn::new(4)?];
+///
+/// match host.open()?.map_foreign_batch(guest.domid(), Protection::ReadOnly, &gfns) {
+///     Err(Error::Frames(errors)) => {
+///         assert_eq!(errors.requested(), 2);
+///         let frame = errors.failed()[0];
+///         assert_eq!((frame.index, frame.gfn), (1, gfns[1]));
+///         assert_eq!(frame.reason(), "no RAM there");
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FrameErrors {
     pub(crate) domid: Domid,
@@ -62,19 +82,19 @@ pub struct FrameErrors {
 }
 
 impl FrameErrors {
-    /// The domain.
+    /// Returns the domain whose frames were to be mapped.
     #[must_use]
     pub fn domid(&self) -> Domid {
         self.domid
     }
 
-    /// How many frames the batch had.
+    /// Returns the number of frames in the batch.
     #[must_use]
     pub fn requested(&self) -> usize {
         self.requested
     }
 
-    /// The frames that failed: at least one.
+    /// Returns the frames that failed: at least one.
     #[must_use]
     pub fn failed(&self) -> &[FrameError] {
         &self.failed

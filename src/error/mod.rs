@@ -1,4 +1,4 @@
-//! What can go wrong, and what the person can do about it.
+//! The crate's errors: what failed, and what to do about it.
 
 mod frames;
 mod text;
@@ -13,12 +13,13 @@ use crate::types::{Domid, InvalidNumber};
 /// [`std::result::Result`] with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// An operation that failed: which one, on what, and what to do about it.
+/// A failed operation. The message says what failed, on what, and what to do about it.
 ///
-/// Why it failed is not in its text if it is the [`source`](std::error::Error::source), such as what the system said:
-/// print the whole chain, as `anyhow` and the like do.
+/// The message does not repeat the [`source`](std::error::Error::source), such as the system's error: print the whole
+/// chain, as `anyhow` does.
 ///
-/// It becomes an [`io::Error`] of the [kind](io::Error::kind) that its cause has, and stays reachable in it:
+/// The error converts into an [`io::Error`] that has the [kind](io::Error::kind) of the cause, and from which it can be
+/// recovered:
 ///
 /// ```
 /// use std::io;
@@ -42,30 +43,30 @@ pub enum Error {
     Open {
         /// The device that was tried last.
         path: PathBuf,
-        /// What open(2) said.
+        /// The error of open(2).
         source: io::Error,
     },
-    /// The handle could not be confined to one domain.
+    /// The handle could not be restricted to one domain.
     Restrict {
-        /// The domain it should have been confined to.
+        /// The domain it was to be restricted to.
         domid: Domid,
-        /// What the ioctl said.
+        /// The error of the ioctl.
         source: io::Error,
     },
-    /// No address range could be had for a mapping.
+    /// No address range could be reserved for a mapping.
     Reserve {
         /// The size of the range in bytes.
         bytes: usize,
-        /// What mmap(2) said.
+        /// The error of mmap(2).
         source: io::Error,
     },
-    /// The mapping call failed as a whole; no frame was looked at.
+    /// The mapping call failed as a whole, not for single frames.
     MapBatch {
         /// The domain whose frames were to be mapped.
         domid: Domid,
-        /// How many frames.
+        /// The number of frames.
         frames: usize,
-        /// What the ioctl said.
+        /// The error of the ioctl.
         source: io::Error,
     },
     /// Some frames could not be mapped, and nothing stays mapped.
@@ -74,30 +75,30 @@ pub enum Error {
     Resource {
         /// The domain whose resource it is.
         domid: Domid,
-        /// What the ioctl said.
+        /// The error of the ioctl.
         source: io::Error,
     },
-    /// The size of a resource could not be learned.
+    /// The size of a resource could not be determined.
     ResourceSize {
         /// The domain whose resource it is.
         domid: Domid,
-        /// What the ioctl said; EOPNOTSUPP if this Xen answers incorrectly.
+        /// The error of the ioctl; EOPNOTSUPP if this Xen answers incorrectly.
         source: io::Error,
     },
     /// A hypercall failed.
     Hypercall {
         /// Its name in Xen's headers.
         name: &'static str,
-        /// The domain that was asked about, if it was about one.
+        /// The domain it was about, if any.
         domid: Option<Domid>,
-        /// What the ioctl said.
+        /// The error of the ioctl.
         source: io::Error,
     },
-    /// No memory could be had that a hypercall may use.
+    /// Memory for a hypercall could not be allocated.
     HypercallBuffer {
-        /// Its size in bytes.
+        /// The size in bytes.
         bytes: usize,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A guest-physical address cannot be read or written.
@@ -106,34 +107,34 @@ pub enum Error {
         domid: Domid,
         /// The first address that failed, in bytes.
         address: u64,
-        /// Why, as an errno of Linux (positive).
+        /// The reason, as a Linux errno (positive).
         errno: i32,
     },
-    /// A guest-virtual address leads nowhere.
+    /// A guest-virtual address cannot be translated.
     Translation {
         /// The address.
         address: u64,
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
-    /// A vcpu has no page tables, or of a kind that is not known here.
+    /// A vcpu has no page tables, or uses a paging mode that is not supported.
     Paging {
         /// The guest.
         domid: Domid,
         /// The number of the vcpu.
         vcpu: u32,
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
     /// A PV guest's table of machine frames (its p2m) cannot be used.
     P2m {
         /// The guest.
         domid: Domid,
-        /// What is wrong.
+        /// The reason.
         reason: &'static str,
     },
-    /// Touching every frame of a populate-on-demand guest would crash it: fewer frames of memory are set aside than it
-    /// has frames without memory ([`Guest::check_populated`](crate::Guest::check_populated)).
+    /// Touching every frame of a populate-on-demand guest would crash it, because more of its frames lack memory than
+    /// Xen has set aside for it ([`Guest::check_populated`](crate::Guest::check_populated)).
     PopulateOnDemand {
         /// The guest.
         domid: Domid,
@@ -146,54 +147,54 @@ pub enum Error {
     CacheConfig {
         /// The size of a bucket in bytes.
         bucket_size: usize,
-        /// The bytes that may stay mapped.
+        /// The most bytes that may stay mapped.
         budget: usize,
     },
     /// Several domains have the name.
     AmbiguousName {
         /// The name.
         name: String,
-        /// The domains that were considered, two at least, in ascending order.
+        /// The domains found, at least two, in ascending order.
         domids: Vec<Domid>,
     },
-    /// A number names no domain or frame.
+    /// A number is not valid for a domain or a frame.
     InvalidNumber(InvalidNumber),
-    /// `DOMID_XEN` was to be mapped writable.
+    /// A writable mapping of `DOMID_XEN` was requested.
     XenIsReadOnly,
-    /// A mapping of no frames was asked for.
+    /// A mapping of no frames was requested.
     Empty,
-    /// A mapping of more frames than an address range can hold was asked for.
+    /// A mapping of more frames than an address range can hold was requested.
     TooManyFrames {
-        /// How many.
+        /// The number of frames.
         frames: usize,
     },
-    /// Several frames of a resource were to be mapped by a kernel whose pages are larger than a frame: it would take
-    /// them for so many pages, and write page-table entries past the mapping's end (`privcmd_ioctl_mmap_resource`).
+    /// Several frames of a resource were requested on a kernel whose pages are larger than a frame. The kernel would
+    /// map a page for each frame, and write page-table entries past the mapping's end (`privcmd_ioctl_mmap_resource`).
     ResourceFrames {
-        /// How many.
+        /// The number of frames.
         frames: usize,
-        /// Bytes of a page of the kernel.
+        /// The kernel's page size in bytes.
         page_size: usize,
     },
     /// An access reaches past the end of a mapping or view.
     OutOfBounds {
-        /// Where it starts, in bytes.
+        /// Where the access starts, in bytes.
         offset: usize,
-        /// How many bytes.
+        /// The length of the access in bytes.
         len: usize,
-        /// The bytes that there are.
+        /// The size of the mapping or view in bytes.
         size: usize,
     },
-    /// An atomic access is not at a multiple of its size.
+    /// The address of an atomic access is not a multiple of its size.
     Misaligned {
-        /// Where it is, in bytes.
+        /// Where the access starts, in bytes.
         offset: usize,
-        /// The size in bytes.
+        /// The size of the access in bytes.
         align: usize,
     },
     /// A write to a read-only mapping.
     ReadOnly {
-        /// Where it starts, in bytes.
+        /// Where the write starts, in bytes.
         offset: usize,
     },
     /// An access to a frame that is not mapped.
@@ -203,17 +204,17 @@ pub enum Error {
         /// The frame, and why it is not mapped.
         frame: FrameError,
     },
-    /// Bytes could not be moved between a mapping and a file descriptor.
+    /// Bytes could not be transferred between a mapping and a file descriptor.
     Transfer {
-        /// How many bytes were moved before.
+        /// The number of bytes that were transferred before the error.
         done: usize,
-        /// What read(2) or write(2) said.
+        /// The error of read(2) or write(2).
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The errno of Linux (positive) that says best what happened, for callers that speak C.
+    /// Returns the Linux errno (positive) that best describes the error, for a C interface.
     #[must_use]
     pub fn errno(&self) -> i32 {
         if let Some(source) = self.io_error() {
@@ -230,7 +231,7 @@ impl Error {
         }
     }
 
-    /// What the system said, where it was asked.
+    /// Returns the system's error, if that is the cause.
     fn io_error(&self) -> Option<&io::Error> {
         match self {
             Error::Open { source, .. }
@@ -251,7 +252,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Hole { frame, .. } => Some(frame),
-            // That of `Frames` and of `InvalidNumber` is this error itself, and has no source.
+            // `Frames` and `InvalidNumber` show the text of the error that they hold, which is therefore not a source.
             _ => self.io_error().map(|source| source as &(dyn std::error::Error + 'static)),
         }
     }
@@ -269,8 +270,8 @@ impl From<FrameErrors> for Error {
     }
 }
 
-/// Keeps the kind, which the standard library makes of an errno, and the error itself: an [`io::Error`] holds a number
-/// of the system's or an error, not both. [`Error::errno`] has the number.
+/// Keeps the error itself, and the kind that the standard library derives from its errno. An [`io::Error`] cannot hold
+/// both an error and an errno; [`Error::errno`] returns the latter.
 impl From<Error> for io::Error {
     fn from(error: Error) -> io::Error {
         let kind = match error.io_error() {
@@ -287,7 +288,7 @@ mod tests {
     use crate::types::Gfn;
 
     #[test]
-    fn errors_go_to_other_threads() {
+    fn errors_can_be_sent_to_other_threads() {
         fn can_be_sent<T: std::error::Error + Send + Sync + 'static>(_: T) {}
 
         can_be_sent(Error::Empty);
@@ -316,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_an_error_does_not_repeat_its_sources() {
+    fn text_of_an_error_does_not_repeat_its_source() {
         use std::error::Error as _;
 
         let source = || io::Error::from_raw_os_error(libc::EINVAL);
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn transparent_error_has_the_text_of_what_it_holds_and_no_source() {
+    fn transparent_error_has_the_text_of_the_error_it_holds_and_no_source() {
         use std::error::Error as _;
 
         let held = FrameErrors { domid: Domid::XEN, requested: 2, failed: vec![FrameError::new(1, Gfn::MAX, 1)] };

@@ -1,4 +1,4 @@
-//! What errors say, with what to do about them.
+//! The messages of errors, with hints on what to do.
 
 use std::fmt;
 use std::io;
@@ -25,7 +25,7 @@ impl fmt::Display for Error {
                 write!(f, "cannot map the resource of domain {domid}{}", resource_hint(source))
             }
             Error::ResourceSize { domid, source } => {
-                write!(f, "cannot learn the size of the resource of domain {domid}{}", resource_size_hint(source))
+                write!(f, "cannot get the size of the resource of domain {domid}{}", resource_size_hint(source))
             }
             Error::Hypercall { name, domid, source } => {
                 write!(f, "{name}")?;
@@ -34,46 +34,51 @@ impl fmt::Display for Error {
                 }
                 write!(f, " failed{}", hypercall_hint(name, source))
             }
-            Error::HypercallBuffer { bytes, .. } => write!(f, "cannot get {bytes} bytes of memory for a hypercall"),
+            Error::HypercallBuffer { bytes, .. } => write!(f, "cannot allocate {bytes} bytes for a hypercall"),
             Error::GuestAddress { domid, address, errno } => {
                 write!(f, "cannot access domain {domid} at {address:#x}: {}", reason(*errno))
             }
             Error::Translation { address, reason } => write!(f, "virtual address {address:#x}: {reason}"),
             Error::Paging { domid, vcpu, reason } => {
-                write!(f, "no page tables of vcpu {vcpu} of domain {domid}: {reason}")
+                write!(f, "vcpu {vcpu} of domain {domid} has no usable page tables: {reason}")
             }
-            Error::P2m { domid, reason } => write!(f, "the p2m of pv guest {domid} cannot be used: {reason}"),
+            Error::P2m { domid, reason } => write!(f, "cannot use the p2m of pv guest {domid}: {reason}"),
             Error::PopulateOnDemand { domid, unpopulated, pool } => write!(
                 f,
                 "domain {domid} is populated on demand, and touching all of its memory would crash it ({unpopulated} \
                  frames have no memory yet, and {pool} are set aside): wait until its balloon driver has started"
             ),
-            Error::CacheConfig { .. } => f.write_str("a bucket is a power of two, 4 KiB to 1 GiB, within the budget"),
+            Error::CacheConfig { .. } => {
+                f.write_str("a bucket must be a power of two from 4 KiB to 1 GiB, and not larger than the budget")
+            }
             Error::AmbiguousName { name, domids } => {
                 write!(f, "{} domains are called {name:?}: {}", domids.len(), numbers(domids))?;
                 f.write_str("; choose one by its number")
             }
             Error::InvalidNumber(number) => number.fmt(f),
             Error::XenIsReadOnly => f.write_str("frames of xen itself can only be mapped read-only"),
-            Error::Empty => f.write_str("a mapping has at least one frame"),
+            Error::Empty => f.write_str("cannot map 0 frames: give at least one"),
             Error::TooManyFrames { frames } => {
-                write!(f, "{frames} frames do not fit into one mapping: the most is {MAX_FRAMES}")
+                write!(f, "{frames} frames do not fit into one mapping: map at most {MAX_FRAMES}")
             }
             Error::ResourceFrames { frames, page_size } => write!(
                 f,
-                "{frames} frames of a resource cannot be mapped by a kernel with pages of {page_size} bytes: \
+                "cannot map {frames} frames of a resource at once on a kernel with pages of {page_size} bytes: \
                  map them one by one"
             ),
             Error::OutOfBounds { offset, len, size } => {
                 write!(f, "{len} bytes at offset {offset:#x} reach past the end ({size} bytes)")
             }
             Error::Misaligned { offset, align } => {
-                write!(f, "an atomic access of {align} bytes cannot be at offset {offset:#x}: align it")
+                write!(
+                    f,
+                    "atomic access at offset {offset:#x} is not aligned: its address must be a multiple of {align}"
+                )
             }
             Error::ReadOnly { offset } => {
                 write!(f, "cannot write at offset {offset:#x}: map with Protection::ReadWrite")
             }
-            Error::Hole { offset, .. } => write!(f, "access at offset {offset:#x} reaches what is not mapped"),
+            Error::Hole { offset, .. } => write!(f, "access at offset {offset:#x} touches a frame that is not mapped"),
             Error::Transfer { done, source } => write!(f, "stopped after {done} bytes{}", transfer_hint(source)),
         }
     }
@@ -88,15 +93,15 @@ fn open_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ENOENT) => " (not on xen, or the module xen-privcmd is not loaded)",
         Some(libc::ENODEV | libc::ENXIO) => " (not on xen)",
-        Some(libc::EACCES | libc::EPERM) => " (only root may by default: see the device's mode)",
+        Some(libc::EACCES | libc::EPERM) => " (by default only root may open it: see the device's mode)",
         _ => "",
     }
 }
 
 fn restrict_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EINVAL) => " (it is restricted to another domain already, or this is older than linux 4.11)",
-        Some(libc::ENOTTY) => " (needs linux 4.11)",
+        Some(libc::EINVAL) => " (already restricted to another domain, or unsupported: needs linux 4.11 or later)",
+        Some(libc::ENOTTY) => " (needs linux 4.11 or later)",
         _ => "",
     }
 }
@@ -112,7 +117,7 @@ fn reserve_hint(source: &io::Error) -> &'static str {
 fn map_batch_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => " (is linux older than 3.8?)",
-        Some(libc::ENOTTY) => " (this is no privcmd device)",
+        Some(libc::ENOTTY) => " (this is not a privcmd device)",
         _ => hint(source),
     }
 }
@@ -129,11 +134,11 @@ fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::ESRCH) => " (no such domain)",
         Some(libc::EPERM) if name == "XENMEM_get_pod_target" => {
-            " (only a control domain may ask, through a handle that is not restricted; scan_populating does not ask)"
+            " (only a control domain may ask, through an unrestricted handle; Guest::scan_populating does not ask)"
         }
         Some(libc::EPERM) => " (no privilege, or the handle is restricted)",
         Some(libc::EACCES) if name.starts_with("XEN_DOMCTL_") || name.starts_with("XEN_SYSCTL_") => {
-            " (this xen's toolstack interface is of a version that is not known here, or its policy forbids it)"
+            " (this xen's toolstack interface has an unknown version, or its policy forbids the call)"
         }
         Some(libc::ENOENT | libc::EINVAL | libc::ENODATA) if is_about_a_vcpu => " (no such vcpu, or it is not up)",
         _ => "",
@@ -142,30 +147,30 @@ fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
 
 fn resource_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::ENOTTY) => " (needs linux 4.18)",
-        Some(libc::EINVAL) => " (no such resource, or not so many frames in it)",
+        Some(libc::ENOTTY) => " (needs linux 4.18 or later)",
+        Some(libc::EINVAL) => " (no such resource, or it has fewer frames)",
         Some(libc::ESRCH) => " (no such domain)",
-        Some(libc::EOPNOTSUPP) => " (this xen does not have it)",
+        Some(libc::EOPNOTSUPP) => " (this xen does not support the resource)",
         _ => hint(source),
     }
 }
 
 fn resource_size_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::ENOTTY) => " (needs linux 5.12)",
-        Some(libc::EINVAL) => " (no such resource, or this is older than linux 5.12)",
-        Some(libc::EOPNOTSUPP) => " (needs xen 4.15, or this xen does not have the resource)",
+        Some(libc::ENOTTY) => " (needs linux 5.12 or later)",
+        Some(libc::EINVAL) => " (no such resource, or unsupported: needs linux 5.12 or later)",
+        Some(libc::EOPNOTSUPP) => " (needs xen 4.15 or later, or this xen does not support the resource)",
         _ => resource_hint(source),
     }
 }
 
-/// What to do about an errno that any mapping call may give.
+/// Returns what to do about an errno of any mapping call.
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::EPERM) => " (the handle is restricted to another domain, or no privilege)",
+        Some(libc::EPERM) => " (no privilege over the domain, or the handle is restricted to another one)",
         Some(libc::ENOMEM) => {
-            " (out of memory, this domain's or Xen's, of addresses or mappings; each mapped frame may take a page of \
-             this domain's: map less at a time)"
+            " (out of memory, this domain's or Xen's, or out of addresses or mappings; each mapped frame may take a \
+             page of this domain's memory: map less at a time)"
         }
         _ => "",
     }

@@ -1,6 +1,6 @@
-//! Mapping batches of foreign frames.
+//! Maps batches of foreign frames.
 
-#![expect(unsafe_code, reason = "takes over what the device has mapped")]
+#![expect(unsafe_code, reason = "takes ownership of what the device has mapped")]
 
 use std::time::{Duration, Instant};
 
@@ -11,34 +11,52 @@ use crate::mapping::ForeignMapping;
 use crate::mapping::region::{Region, Reservation};
 use crate::types::{Domid, FRAME_SIZE, Gfn, HostKind, MAX_FRAMES, Protection};
 
-/// Frames of one device mapping: 64 MiB. The kernel holds the lock of the whole address space while it populates one,
-/// and populates it by one call only; larger batches are cut, so that no thread waits for long. It is whole pages of
-/// any kernel, so that the next one begins where it ends.
+/// The most frames in one device mapping: 64 MiB. While the kernel populates a device mapping, by a single call, it
+/// locks the whole address space. Larger batches are split, so that no other thread waits long. The size is a multiple
+/// of any kernel's page size, so that the next mapping begins where this one ends.
 const VMA_FRAMES: usize = 16 * 1024;
 
-/// The shortest and the longest pause before a paged-out frame is asked for again.
+/// The shortest and the longest pause before a paged-out frame is retried.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(20));
 
-/// What becomes of a batch of which some frames cannot be mapped.
+/// What to do if some frames of a batch cannot be mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnFailure {
+    /// Fail.
     Refuse,
+    /// Keep the others.
     Keep,
-    /// And wait for none that is paged out.
+    /// Keep the others, and do not wait for frames that are paged out.
     KeepAtOnce,
 }
 
 impl ForeignMemory {
-    /// Maps frames of a domain one after the other, in the order given: all of them or none.
+    /// Maps frames of a domain one after the other, in the given order: all of them or none.
     ///
-    /// A frame may be given more than once. Frames that are paged out are asked for until the
+    /// A frame may be given more than once. Frames that are paged out are retried until the
     /// [timeout](ForeignMemory::with_paged_out_timeout).
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Access, Gfn, GuestKind, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let guest = host.create_domain(GuestKind::Hvm, 8);
+    /// let memory = host.open()?;
+    ///
+    /// let gfns = [Gfn::new(7)?, Gfn::new(2)?];
+    /// let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadWrite, &gfns)?;
+    /// mapping.view().write_bytes(4096, b"hello")?; // to frame 2, the second of the mapping
+    /// assert_eq!(guest.read(gfns[1], 0, 5), b"hello");
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Which call to use
     ///
-    /// The calls of a handle take the numbers by which Xen maps frames ([`Gfn`]): of a PV guest machine frames, which
-    /// the caller must know. Those of a [`Guest`](crate::Guest) take pfns, the guest's own count of its frames, which
-    /// they look up if it is a PV guest. And a frame that cannot be mapped either fails the call or becomes a hole:
+    /// The methods of a handle take the numbers by which Xen maps frames ([`Gfn`]). For a PV guest these are machine
+    /// frames, which the caller must know. The methods of a [`Guest`](crate::Guest) take pfns, the guest's own frame
+    /// numbers, and look up a PV guest's machine frames. If a frame cannot be mapped, the call either fails or leaves a
+    /// hole:
     ///
     /// | | all or none | what can be mapped |
     /// |---|---|---|
@@ -53,24 +71,40 @@ impl ForeignMemory {
     ///
     /// # Errors
     ///
-    /// - [`Error::Frames`] if any frame could not be mapped; it lists each of them, and nothing stays mapped.
-    /// - [`Error::Empty`], [`Error::TooManyFrames`], [`Error::XenIsReadOnly`] if the request makes no sense.
-    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole; the latter with `ENOMEM`, too, if
-    ///   it ran out of memory for page tables part-way, which it does not report.
+    /// - [`Error::Frames`] if any frame could not be mapped. It lists all of those, and nothing stays mapped.
+    /// - [`Error::Empty`], [`Error::TooManyFrames`], [`Error::XenIsReadOnly`] if the request is invalid.
+    /// - [`Error::Reserve`], [`Error::MapBatch`] if the kernel refused it as a whole. The latter also occurs with
+    ///   `ENOMEM` if the kernel silently ran out of memory for page tables, which this crate detects.
     #[doc(alias = "IOCTL_PRIVCMD_MMAPBATCH_V2")]
     #[doc(alias = "xenforeignmemory_map")]
     pub fn map_foreign_batch(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {
         self.map(domid, protection, gfns, OnFailure::Refuse)
     }
 
-    /// Maps those frames of a domain that can be mapped; the others are holes, which every access checks for.
+    /// Maps those frames of a domain that can be mapped. The others are holes, which every access checks for.
     ///
-    /// [`ForeignMapping::failed`] lists them. It is not an error if there is nothing else.
+    /// [`ForeignMapping::failed`] lists the holes. It is not an error if all frames fail.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Access, Error, Gfn, GuestKind, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let guest = host.create_domain(GuestKind::Hvm, 8);
+    /// let (memory, domid) = (host.open()?, guest.domid());
+    ///
+    /// let gfns = [Gfn::new(7)?, Gfn::new(8)?]; // there is no frame 8
+    /// let mapping = memory.map_foreign_batch_partial(domid, Protection::ReadOnly, &gfns)?;
+    /// assert_eq!(mapping.failed().len(), 1);
+    /// assert!(mapping.view().read::<u8>(4095).is_ok());
+    /// assert!(matches!(mapping.view().read::<u8>(4096), Err(Error::Hole { .. })));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), but [`Error::Frames`]. But unless this
-    /// is a PV domain, a frame that Xen had no memory to map is [`Error::MapBatch`] with `ENOMEM`.
+    /// Those of [`map_foreign_batch`](ForeignMemory::map_foreign_batch), except [`Error::Frames`]. Unless this program
+    /// runs in a PV domain, a frame that Xen had no memory to map is not a hole but [`Error::MapBatch`] with `ENOMEM`.
     pub fn map_foreign_batch_partial(
         &self,
         domid: Domid,
@@ -102,7 +136,7 @@ impl ForeignMemory {
         self.map_foreign_batch(domid, protection, &gfns)
     }
 
-    /// Maps those frames of a domain that can be mapped, without waiting for any that is paged out.
+    /// Maps those frames of a domain that can be mapped, without waiting for frames that are paged out.
     pub(crate) fn map_at_once(&self, domid: Domid, protection: Protection, gfns: &[Gfn]) -> Result<ForeignMapping> {
         self.map(domid, protection, gfns, OnFailure::KeepAtOnce)
     }
@@ -115,13 +149,13 @@ impl ForeignMemory {
         }
         let mut batch = Batch::new(self, domid, protection, on_failure);
         let region = if frames <= VMA_FRAMES {
-            // SAFETY: the kernel picks the place.
+            // SAFETY: the kernel picks addresses that nothing uses.
             unsafe { batch.map_whole(gfns, Place::default()) }?
         } else {
             batch.map_chunked(gfns)?
         };
         let mapping = batch.finish(region, frames)?;
-        // Xen has no memory left for mappings of an auto-translated domain: of the frame itself that says nothing.
+        // In an auto-translated domain, ENOMEM means that Xen has no memory left for mappings, whatever the frame is.
         if self.host_kind() != HostKind::Pv && mapping.failed().iter().any(|e| e.errno == libc::ENOMEM) {
             let source = std::io::Error::from_raw_os_error(libc::ENOMEM);
             return Err(Error::MapBatch { domid, frames, source });
@@ -129,13 +163,13 @@ impl ForeignMemory {
         Ok(mapping)
     }
 
-    /// Maps frames in one piece, at a place of the caller's choice; with `partial`, those of them that can be mapped.
+    /// Maps frames in one piece, at a place of the caller's choice; with `partial`, those that can be mapped.
     ///
-    /// What a batch that fails was to be mapped over stays reserved, and cannot be accessed.
+    /// If a batch that was to replace something fails, `PROT_NONE` memory stays there.
     ///
     /// # Safety
     ///
-    /// If the mapping goes over something, that is the caller's own, and nothing uses it.
+    /// If the mapping replaces anything, the caller owns that, and nothing uses it.
     pub(crate) unsafe fn map_at(
         &self,
         place: Place,
@@ -153,7 +187,7 @@ impl ForeignMemory {
     }
 }
 
-/// That a mapping can have so many frames.
+/// Checks the frame count.
 pub(crate) fn check_frames(frames: usize) -> Result<()> {
     match frames {
         0 => Err(Error::Empty),
@@ -162,15 +196,15 @@ pub(crate) fn check_frames(frames: usize) -> Result<()> {
     }
 }
 
-/// A mapping in the making.
+/// A mapping call in progress.
 struct Batch<'a> {
     memory: &'a ForeignMemory,
     domid: Domid,
     protection: Protection,
     on_failure: OnFailure,
-    /// Set when the first paged-out frame is met.
+    /// Set at the first paged-out frame.
     deadline: Option<Instant>,
-    /// What the kernel writes, one for each frame of a device mapping; used again for the next.
+    /// The kernel's answer, one entry for each frame of the current device mapping.
     errors: Vec<i32>,
     failed: Vec<FrameError>,
 }
@@ -180,7 +214,7 @@ impl<'a> Batch<'a> {
         Batch { memory, domid, protection, on_failure, deadline: None, errors: Vec::new(), failed: Vec::new() }
     }
 
-    /// What the caller gets of `region`, where all `frames` have been asked for.
+    /// Makes the result, after all `frames` have been mapped into `region` or have failed.
     fn finish(self, region: Region, frames: usize) -> Result<ForeignMapping> {
         let Batch { domid, protection, failed, .. } = self;
         if !failed.is_empty() && self.on_failure == OnFailure::Refuse {
@@ -194,15 +228,17 @@ impl<'a> Batch<'a> {
         move |source| Error::Reserve { bytes, source }
     }
 
+    /// Maps frames as one device mapping.
+    ///
     /// # Safety
     ///
-    /// If the mapping goes over something, that is the caller's own, and nothing uses it.
+    /// If the mapping replaces anything, the caller owns that, and nothing uses it.
     unsafe fn map_whole(&mut self, gfns: &[Gfn], place: Place) -> Result<Region> {
         let backend = self.memory.backend();
         let len = backend.mapped_bytes(gfns.len());
         // SAFETY: the caller's promise.
         let addr = unsafe { backend.mmap_at(place, len, self.protection) }.map_err(Self::reserve_error(len))?;
-        // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
+        // SAFETY: just mapped by the device, `len` bytes in one piece, and nothing else refers to it.
         let mut region = unsafe { Region::new(addr, len, len, backend.unmapper()) };
         if place.is_over() {
             region.keep_addresses();
@@ -211,31 +247,33 @@ impl<'a> Batch<'a> {
         Ok(region)
     }
 
+    /// Maps frames as several device mappings, one after the other.
     fn map_chunked(&mut self, gfns: &[Gfn]) -> Result<Region> {
         let backend = self.memory.backend();
         let len = backend.mapped_bytes(gfns.len());
         let mut reservation = Reservation::new(len).map_err(Self::reserve_error(len))?;
-        // SAFETY: no bytes at all.
+        // SAFETY: the region is empty.
         let mut region = unsafe { Region::new(reservation.base(), 0, VMA_FRAMES * FRAME_SIZE, backend.unmapper()) };
         for (chunk, first) in gfns.chunks(VMA_FRAMES).zip((0..).step_by(VMA_FRAMES)) {
             let len = backend.mapped_bytes(chunk.len());
-            // SAFETY: the reservation is ours, has as many bytes left, and nothing uses them.
+            // SAFETY: we own the reservation, it has that many bytes left, and nothing uses them.
             let mapped = unsafe { backend.mmap_at(Place::over(reservation.base()), len, self.protection) };
-            // The kernel may have removed what was there before it failed, and another thread may have the addresses by
-            // now: they are nobody's to give back. It looks at access rights before.
+            // If mmap fails, the kernel may already have unmapped the reservation, and another thread may have the
+            // addresses by now, so we must not unmap them. EACCES comes from a check before that.
             if mapped.as_ref().map_or_else(|e| e.raw_os_error() != Some(libc::EACCES), |_| true) {
                 reservation.give_up(len);
             }
             mapped.map_err(Self::reserve_error(len))?;
-            // SAFETY: just mapped by the device, after the last one; all but the last are `VMA_FRAMES` long.
+            // SAFETY: just mapped by the device, right after the previous one, which has `VMA_FRAMES` frames as all but
+            // the last have.
             unsafe { region.grow(len) };
             self.populate(&mut region, first * FRAME_SIZE, chunk, first)?;
         }
         Ok(region)
     }
 
-    /// Populates the last device mapping of a region, which is at `offset`, with frames, of which `first` is the
-    /// first one's place in the batch, and notes those that fail.
+    /// Populates the last device mapping of a region, which is at `offset`, and records the frames that fail. `first`
+    /// is the position of the first frame in the batch.
     fn populate(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn], first: usize) -> Result<()> {
         let mut pause = PAUSES.0;
         let out_of_memory = |_| Error::MapBatch {
@@ -261,53 +299,53 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Whether a frame is paged out, and none has failed for good that makes all of it vain.
+    /// Returns whether a frame is paged out, and no permanent failure makes waiting pointless.
     fn is_worth_waiting(&self) -> bool {
         let paged_out = |error: &i32| *error == -libc::ENOENT;
-        let vain = match self.on_failure {
+        let pointless = match self.on_failure {
             OnFailure::Refuse => !self.failed.is_empty() || self.errors.iter().any(|e| *e != 0 && !paged_out(e)),
             OnFailure::Keep => false,
             OnFailure::KeepAtOnce => true,
         };
-        !vain && self.errors.iter().any(paged_out)
+        !pointless && self.errors.iter().any(paged_out)
     }
 
-    /// Asks for some of the frames, and has their errors filled in.
+    /// Asks the kernel to map some of the frames, and fills in their errors.
     fn ask(&mut self, region: &Region, offset: usize, gfns: &[Gfn], range: std::ops::Range<usize>) -> Result<()> {
         let backend = self.memory.backend();
-        // SAFETY: the frames lie one after the other from `offset` on, which is inside the region.
+        // SAFETY: the frames lie one after the other, beginning at `offset`, and all inside the region.
         let addr = unsafe { region.base().add(offset + range.start * FRAME_SIZE) };
         let (gfns, errors) = (&gfns[range.clone()], &mut self.errors[range]);
-        // SAFETY: the range is part of a device mapping of ours that nobody has seen yet.
+        // SAFETY: the range is part of a device mapping that we own and nothing uses yet.
         let asked = unsafe { backend.map_batch(self.domid, addr, gfns, errors) };
         let error = |source| Error::MapBatch { domid: self.domid, frames: gfns.len(), source };
         asked.map_err(error)?;
-        // When the kernel runs out of memory for page tables half-way it says nothing, and leaves parts of frame
-        // numbers in the place of errors (see `populated`): then no entry can be believed.
+        // If the kernel runs out of memory for page tables, it says nothing, and leaves parts of frame numbers in place
+        // of errors (see `populated`): then no entry can be trusted.
         let makes_sense = !any_failed(errors) || errors.iter().copied().all(populated::makes_sense);
-        // SAFETY: the range is as above.
+        // SAFETY: the range is that device mapping's, as above.
         if makes_sense && unsafe { populated::is_true(addr, backend.page_size(), gfns, errors) } {
             return Ok(());
         }
         Err(error(std::io::Error::from_raw_os_error(libc::ENOMEM)))
     }
 
-    /// Asks again for the frames that were paged out.
+    /// Retries the frames that were paged out.
     fn retry(&mut self, region: &mut Region, offset: usize, gfns: &[Gfn]) -> Result<()> {
         if self.memory.host_kind() == HostKind::Pv {
             match self.ask_for_missing(region, offset, gfns) {
-                // Linux before 3.12 populates a mapping once only.
+                // Linux before 3.12 populates a mapping only once.
                 Err(e) if e.errno() == libc::EINVAL => {}
                 asked => return asked,
             }
         }
-        // In an auto-translated domain frames that failed count as populated, and asking for a part of a mapping takes
-        // the wrong pages from its pool: only a new mapping can be populated. It takes the old one's place in one call.
+        // In an auto-translated domain, frames that failed count as populated, and populating a part of a mapping takes
+        // the wrong pages from its pool. Only a new mapping can be populated, so one call replaces the old one.
         let backend = self.memory.backend();
         let len = backend.mapped_bytes(gfns.len());
         // SAFETY: `offset` is inside the region.
         let addr = unsafe { region.base().add(offset) };
-        // SAFETY: one whole device mapping of ours that nobody has seen yet.
+        // SAFETY: it replaces one whole device mapping, which we own and nothing uses yet.
         if let Err(e) = unsafe { backend.mmap_at(Place::over(addr), len, self.protection) } {
             region.abandon(offset);
             return Err(Self::reserve_error(len)(e));
@@ -315,6 +353,7 @@ impl<'a> Batch<'a> {
         self.ask(region, offset, gfns, 0..gfns.len())
     }
 
+    /// Asks the kernel again for each run of paged-out frames.
     fn ask_for_missing(&mut self, region: &Region, offset: usize, gfns: &[Gfn]) -> Result<()> {
         let mut next = 0;
         while let Some(skip) = self.errors[next..].iter().position(|&e| e == -libc::ENOENT) {
@@ -326,10 +365,10 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Waits for paged-out frames, longer each time; `false` once the deadline has passed.
+    /// Waits for paged-out frames, longer each time. Returns `false` once the deadline has passed.
     fn wait(&mut self, pause: &mut Duration) -> bool {
         let now = Instant::now();
-        // A deadline that is too far to be a time is none.
+        // A timeout that is too long for an `Instant` means no deadline.
         let timeout = self.memory.paged_out_timeout;
         let left = match self.deadline.or_else(|| now.checked_add(timeout)) {
             Some(deadline) => {
@@ -348,10 +387,10 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Whether any entry of the kernel's answer is not 0. It looks at all of them, a vector at a time: most often none is.
+/// Returns whether any entry of the kernel's answer is not 0. Usually all are 0, so it checks all of them, many at a
+/// time.
 ///
-/// It only saves time: the loops over entries that follow it do nothing with zeros. So no test fails if this is always
-/// true.
+/// It only saves time, since the loops that follow skip zeros: no test fails if this is always true.
 fn any_failed(errors: &[i32]) -> bool {
     errors.iter().fold(0, |all, error| all | error) != 0
 }

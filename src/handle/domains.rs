@@ -1,4 +1,4 @@
-//! Which domains there are, and what is known of each.
+//! Lists the domains, with what is known about each.
 
 #![expect(unsafe_code, reason = "makes hypercalls")]
 
@@ -10,63 +10,70 @@ use crate::abi::{self, DomctlDomainInfo};
 use crate::error::{Error, Result};
 use crate::types::{Architecture, Domid, Gfn, GuestKind};
 
-/// What a domain is doing.
+/// The state of a domain. [`DomainInfo`] shows an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DomainState {
-    /// It runs, or would if a processor were free or an event came.
+    /// The domain runs, or waits for a processor or an event.
     Running,
-    /// The toolstack has paused it.
+    /// The toolstack has paused the domain.
     Paused,
-    /// Its system has shut down, and it waits to be destroyed.
+    /// The domain's system has shut down, and the domain waits to be destroyed.
     Shutdown,
-    /// It has been destroyed, and foreign mappings keep some of its frames. While its frames are being freed, Xen
-    /// does not say so yet.
+    /// The domain has been destroyed, but foreign mappings keep some of its frames. Xen does not report this state
+    /// while it is still freeing the domain's frames.
     Dying,
 }
 
-/// What is known of a domain. What only the toolstack's interface tells is `None` where that is not understood
-/// ([`ForeignMemory::domctl_version`]).
+/// What is known about a domain.
+///
+/// Fields that only the toolstack's interface tells are `None` if that is unknown ([`ForeignMemory::domctl_version`]).
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{DomainState, GuestKind};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Pvh, 16);
+/// domain.set_name("web");
+///
+/// let info = host.open()?.domain_info(domain.domid())?;
+/// assert_eq!((info.kind, info.pages), (GuestKind::Pvh, 16));
+/// assert_eq!(info.state, Some(DomainState::Running));
+/// assert_eq!(info.name.as_deref(), Some("web"));
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct DomainInfo {
-    /// Its number.
+    /// The domain's number.
     pub domid: Domid,
-    /// How its memory is managed.
+    /// How the domain's memory is managed.
     pub kind: GuestKind,
-    /// What it is doing.
+    /// The domain's state.
     pub state: Option<DomainState>,
-    /// Frames that it owns.
+    /// The number of frames that the domain owns.
     pub pages: u64,
-    /// Frames that it may own.
+    /// The number of frames that the domain may own.
     pub max_pages: Option<u64>,
-    /// Frames that are paged out.
+    /// The number of frames that are paged out.
     pub paged_out: Option<u64>,
-    /// Frames that it shares with other domains, which Xen does not count among those that it owns.
+    /// The number of frames that the domain shares with others. Xen does not count them as its own.
     pub shared: Option<u64>,
-    /// Virtual processors that are online.
+    /// The number of vcpus that are online.
     pub vcpus: Option<u32>,
-    /// Its UUID.
+    /// The domain's UUID.
     pub handle: Option<[u8; 16]>,
-    /// Its name, if xenstore can be reached and has one. It may hold any characters.
+    /// The domain's name, if xenstore can be reached and has one. It may contain any characters.
     pub name: Option<String>,
-    /// The frame that Xen shares with it, if it is a PV guest.
+    /// The frame that Xen shares with the domain, if it is a PV guest.
     pub(crate) shared_info: Option<Gfn>,
 }
 
 impl ForeignMemory {
-    /// What is known of a domain. Its name is waited for up to a second.
+    /// Returns what is known about a domain. Waits up to a second for its name.
     ///
-    /// ```
-    /// use xenmap::mock::MockHost;
-    /// use xenmap::{DomainState, GuestKind};
-    ///
-    /// let host = MockHost::new();
-    /// let domain = host.create_domain(GuestKind::Pvh, 16);
-    /// let info = host.open()?.domain_info(domain.domid())?;
-    /// assert_eq!((info.kind, info.pages, info.state), (GuestKind::Pvh, 16, Some(DomainState::Running)));
-    /// # Ok::<(), xenmap::Error>(())
-    /// ```
+    /// [`DomainInfo`] shows an example.
     ///
     /// # Errors
     ///
@@ -78,10 +85,21 @@ impl ForeignMemory {
         Ok(info)
     }
 
-    /// The domains that there are, in ascending order of their numbers; dying ones and the one we are in, too.
+    /// Returns all domains, in ascending order of their numbers, including dying ones and the one that this program
+    /// runs in.
     ///
-    /// Where neither of the toolstack's interfaces is understood each number is tried, which takes a second or so. All
-    /// names together are waited for up to a second; those that xenstored has not told by then are `None`.
+    /// If neither of the toolstack's interfaces is known, each number is tried, which takes about a second. Waits up to
+    /// another second for all names; those that xenstored has not sent by then are `None`.
+    ///
+    /// ```
+    /// use xenmap::GuestKind;
+    ///
+    /// let host = xenmap::mock::MockHost::new();
+    /// let created = host.create_domain(GuestKind::Pv, 16);
+    /// let domains = host.open()?.domains()?;
+    /// assert!(domains.iter().any(|info| info.domid == created.domid()));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -108,8 +126,8 @@ impl ForeignMemory {
         Ok(domains)
     }
 
-    /// The domain of this name, if xenstore can be reached and tells of one in time (see [`ForeignMemory::domains`]). A
-    /// dying domain counts only if no living one has the name.
+    /// Returns the domain with a name, if xenstore can be reached and answers in time (see [`ForeignMemory::domains`]).
+    /// A dying domain counts only if no living one has the name.
     ///
     /// ```
     /// let host = xenmap::mock::MockHost::new();
@@ -139,7 +157,7 @@ impl ForeignMemory {
         }
     }
 
-    /// The frame that Xen shares with a PV guest (`shared_info`).
+    /// Returns the frame that Xen shares with a PV guest (`shared_info`).
     pub(crate) fn shared_info_frame(&self, domid: Domid) -> Result<Gfn> {
         let missing = Error::P2m { domid, reason: "xen does not say where its shared_info is" };
         self.get_domain_info(domid)?.shared_info.ok_or(missing)
@@ -152,26 +170,26 @@ impl ForeignMemory {
         }
     }
 
-    /// What the toolstack is told of a domain (`XEN_DOMCTL_getdomaininfo`).
+    /// Returns what the toolstack's interface tells about a domain (`XEN_DOMCTL_getdomaininfo`).
     pub(crate) fn get_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
         let (name, command) = ("XEN_DOMCTL_getdomaininfo", abi::XEN_DOMCTL_GETDOMAININFO);
         let missing =
             || Error::Hypercall { name, domid: Some(domid), source: std::io::Error::from_raw_os_error(libc::ESRCH) };
         if domid == Domid::XEN {
-            // It owns frames, but is no domain; up to 4.17 Xen says EINVAL.
+            // It owns frames, but is not a domain; up to 4.17, Xen returns EINVAL.
             return Err(missing());
         }
         // SAFETY: its arguments hold no address.
         let answer = unsafe { self.domctl(name, command, domid, [0; ARGUMENTS]) }?;
         let info = DomainInfo::from_answer(&answer, self.domctl_version().unwrap_or_default(), self.architecture())?;
-        // Up to 4.17 Xen tells of the next domain where there is none of this number.
+        // Up to 4.17, if there is no such domain, Xen returns the next one.
         if info.domid == domid { Ok(info) } else { Err(missing()) }
     }
 
-    /// The first domain of a number not below this one (`XEN_SYSCTL_getdomaininfolist`).
+    /// Returns the domain with the lowest number that is at least `first` (`XEN_SYSCTL_getdomaininfolist`).
     fn next_domain(&self, first: u16, version: u32) -> Result<Option<DomainInfo>> {
-        // One at a time: then the size of an entry, which is not the same in all releases, does not matter. It is an
-        // argument of a domctl too, so it is not larger than those.
+        // One at a time, so that the size of an entry, which differs between releases, does not matter. An entry is
+        // also the argument of a domctl, so it is not larger than `ARGUMENTS`.
         let entry = self.hypercall_buffer(ARGUMENTS)?;
         let mut arguments = [0; ARGUMENTS];
         // struct xen_sysctl_getdomaininfolist: first_domain, max_domains, buffer, num_domains.
@@ -189,7 +207,7 @@ impl ForeignMemory {
         DomainInfo::from_answer(&info, version, self.architecture()).map(Some)
     }
 
-    /// What can be learned of a domain by calls that are the same in every release of Xen.
+    /// Returns what can be found out about a domain by calls that are the same in every release of Xen.
     fn stable_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
         Ok(DomainInfo {
             domid,
@@ -215,7 +233,7 @@ impl ForeignMemory {
 }
 
 impl DomainInfo {
-    /// What `struct xen_domctl_getdomaininfo` says, of the interface of this version.
+    /// Decodes a `struct xen_domctl_getdomaininfo` of this version of the interface.
     fn from_answer(answer: &Arguments, version: u32, architecture: Architecture) -> Result<DomainInfo> {
         let word = |offset| u64_at(answer, offset);
         let flags = u32_at(answer, offset_of!(DomctlDomainInfo, flags));
@@ -254,8 +272,8 @@ fn state(flags: u32) -> DomainState {
     }
 }
 
-/// The kind of an x86 guest. Xen lets one have all emulated devices (HVM) or none but interrupt controllers (PVH), so
-/// one tells.
+/// Returns the kind of an x86 guest. Xen gives it either all emulated devices (HVM) or none except interrupt
+/// controllers (PVH), so checking one is enough.
 fn kind(flags: u32, emulated: u32) -> GuestKind {
     let has_timer = emulated & (1 << abi::XEN_X86_EMU_PIT_BIT) != 0;
     match flags & abi::XEN_DOMINF_HVM_GUEST {

@@ -1,4 +1,4 @@
-//! Hypercalls of the toolstack's interfaces (domctl, sysctl), of which each release of Xen understands one version.
+//! Hypercalls of the toolstack's interfaces (domctl, sysctl). Each release of Xen understands one version of them.
 
 #![expect(unsafe_code, reason = "makes hypercalls")]
 
@@ -10,44 +10,49 @@ use crate::abi;
 use crate::error::{Error, Result};
 use crate::types::{Domid, Gfn};
 
-/// Versions of the domctl interface, of Xen 4.11 to 4.22. What we use of it is the same in all of them, but for
+/// The domctl versions of Xen 4.11 to 4.22. The parts that we use are the same in all of them, except for
 /// `ARCH_CONFIG_MOVED` and `ARM_REGISTERS_WIDENED`.
 const DOMCTL_VERSIONS: RangeInclusive<u32> = 0x10..=0x18;
-/// Versions of the sysctl interface, of Xen 4.11 to 4.22.
+/// The sysctl versions of Xen 4.11 to 4.22.
 const SYSCTL_VERSIONS: RangeInclusive<u32> = 0x11..=0x16;
-/// The version of either, that of Xen 4.16, since which `arch_config` of `struct xen_domctl_getdomaininfo` lies where
-/// the bindings have it; before, `gpaddr_bits` was not in front of it.
+/// The first version (of either interface, in Xen 4.16) with `arch_config` of `struct xen_domctl_getdomaininfo` where
+/// the bindings have it. Before, there was no `gpaddr_bits` in front of it.
 pub(crate) const ARCH_CONFIG_MOVED: u32 = 0x14;
-/// The version, that of Xen 4.16, since which `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context` have 64
-/// bits; before, what follows them lies 8 bytes lower.
+/// The first version (in Xen 4.16) with 64 bits for `cpsr` and `spsr_el1` of arm64's `struct vcpu_guest_context`.
+/// Before, the fields after them had offsets 8 bytes lower.
 pub(crate) const ARM_REGISTERS_WIDENED: u32 = 0x14;
 
-/// Bytes of what both structures begin with: command and version, and for a domctl the domain.
+/// The sizes of the headers in bytes: command and version, and for a domctl the domain.
 const SYSCTL_HEADER: usize = 8;
 const DOMCTL_HEADER: usize = 16;
-/// Bytes of their arguments.
+/// The size of the arguments in bytes.
 pub(crate) const ARGUMENTS: usize = 128;
 
-/// The most frames that one call tells about (Xen's domctl.c, `getpageframeinfo3`).
+/// The most frames per call (Xen's domctl.c, `getpageframeinfo3`).
 const FRAMES_A_CALL: usize = 1024;
 
-/// What a domctl or sysctl reads and writes.
+/// The arguments of a domctl or sysctl, which Xen reads and writes.
 pub(crate) type Arguments = [u8; ARGUMENTS];
 
-/// The version of an interface, once it was asked for; or, as an errno, why it cannot be used.
+/// The version of an interface, once it has been found; or, as an errno, the reason why it cannot be used.
 pub(crate) type Version = OnceLock<std::result::Result<u32, i32>>;
 
 impl ForeignMemory {
-    /// The version of the domctl interface that this Xen understands, if it is one that is known here (Xen 4.11 to
-    /// 4.22) and this handle may use it.
+    /// Returns the version of the toolstack's domctl interface that this Xen understands, if this crate knows it (Xen
+    /// 4.11 to 4.22) and this handle may use it.
     ///
-    /// Without it less can be told about domains, and what can be told takes longer.
+    /// Without it, less is known about domains, and some questions take longer to answer.
+    ///
+    /// ```
+    /// assert_eq!(xenmap::mock::MockHost::new().open()?.domctl_version(), Some(0x15));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     #[must_use]
     pub fn domctl_version(&self) -> Option<u32> {
         self.usable_domctl_version().ok()
     }
 
-    /// The same for the sysctl interface.
+    /// Like [`domctl_version`](ForeignMemory::domctl_version), for the sysctl interface.
     pub(crate) fn sysctl_version(&self) -> Option<u32> {
         self.usable_sysctl_version().ok()
     }
@@ -57,7 +62,7 @@ impl ForeignMemory {
             let domid = Domid::new(0).ok();
             let (op, command) = (abi::HYPERVISOR_DOMCTL, abi::XEN_DOMCTL_GETDOMAININFO);
             let call = Call { name: "XEN_DOMCTL_getdomaininfo", op, command, domid, arguments: [0; ARGUMENTS] };
-            // SAFETY: it only answers, into the structure itself, and takes no address.
+            // SAFETY: it takes no address, and writes only to the structure itself.
             unsafe { self.understood(DOMCTL_VERSIONS, &call) }
         })
     }
@@ -67,13 +72,12 @@ impl ForeignMemory {
             let (op, command) = (abi::HYPERVISOR_SYSCTL, abi::XEN_SYSCTL_GETDOMAININFOLIST);
             let call =
                 Call { name: "XEN_SYSCTL_getdomaininfolist", op, command, domid: None, arguments: [0; ARGUMENTS] };
-            // SAFETY: it only answers. The arguments are all 0, the number of domains to write to the address among
-            // them.
+            // SAFETY: the arguments are all 0, so Xen writes 0 domains to the address in them, and changes nothing.
             unsafe { self.understood(SYSCTL_VERSIONS, &call) }
         })
     }
 
-    /// The version of an interface with which Xen understands a call, which may be carried out any number of times.
+    /// Returns the version of an interface in which Xen understands a call. The call may be made any number of times.
     ///
     /// # Safety
     ///
@@ -82,11 +86,11 @@ impl ForeignMemory {
         for version in versions.rev() {
             // SAFETY: the caller's promise.
             match unsafe { self.toolstack_call(version, call) }.map_err(|e| e.errno()) {
-                // ESRCH: there is no domain 0, but the question was understood.
+                // ESRCH: there is no domain 0, but Xen has understood the call.
                 Ok(_) | Err(libc::ESRCH) => return Ok(version),
-                // It is another version, which Xen looks at before anything else.
+                // Xen has another version, which it checks before anything else.
                 Err(libc::EACCES) => {}
-                // EPERM, for example: the handle is restricted. It would be the same with every version.
+                // For example EPERM, because the handle is restricted: the same for every version.
                 Err(errno) => return Err(errno),
             }
         }
@@ -97,7 +101,7 @@ impl ForeignMemory {
     ///
     /// # Safety
     ///
-    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's after its 16th byte.
+    /// As for [`ForeignMemory::hypercall`]; `arguments` are the bytes of the structure after the first 16.
     pub(crate) unsafe fn domctl(
         &self,
         name: &'static str,
@@ -115,7 +119,7 @@ impl ForeignMemory {
     ///
     /// # Safety
     ///
-    /// As for [`ForeignMemory::hypercall`], of which the arguments are the structure's after its 8th byte.
+    /// As for [`ForeignMemory::hypercall`]; `arguments` are the bytes of the structure after the first 8.
     pub(crate) unsafe fn sysctl(&self, name: &'static str, command: u32, arguments: Arguments) -> Result<Arguments> {
         let call = Call { name, op: abi::HYPERVISOR_SYSCTL, command, domid: None, arguments };
         let version = self.usable_sysctl_version().map_err(|errno| call.error(errno))?;
@@ -123,9 +127,9 @@ impl ForeignMemory {
         unsafe { self.toolstack_call(version, &call) }
     }
 
-    /// What Xen says of frames, in their order (`XEN_DOMCTL_getpageframeinfo3`): one of `XEN_DOMCTL_PFINFO_*`.
+    /// Returns the type of each frame, one of `XEN_DOMCTL_PFINFO_*` (`XEN_DOMCTL_getpageframeinfo3`).
     ///
-    /// A populate-on-demand frame gets its page by this, as by mapping it.
+    /// Like mapping it, this populates a populate-on-demand frame.
     pub(crate) fn page_frame_info(&self, domid: Domid, gfns: &[Gfn]) -> Result<Vec<u32>> {
         const WORD: usize = size_of::<u64>();
         let mut array = self.hypercall_buffer(WORD * FRAMES_A_CALL.min(gfns.len().max(1)))?;
@@ -138,7 +142,7 @@ impl ForeignMemory {
             arguments[..8].copy_from_slice(&(chunk.len() as u64).to_ne_bytes());
             arguments[8..16].copy_from_slice(&array.address().to_ne_bytes());
             let (name, command) = ("XEN_DOMCTL_getpageframeinfo3", abi::XEN_DOMCTL_GETPAGEFRAMEINFO3);
-            // SAFETY: it reads and writes an array of so many words, for which the buffer is large enough.
+            // SAFETY: it reads and writes an array of `chunk.len()` words, for which the buffer is large enough.
             unsafe { self.domctl(name, command, domid, arguments) }?;
             types.extend(array.bytes().chunks_exact(WORD).take(chunk.len()).map(|word| u32_at(word, 0)));
         }
@@ -162,8 +166,8 @@ impl ForeignMemory {
         }
         bytes[header..].copy_from_slice(&call.arguments);
         let arg = [buffer.address(), 0, 0, 0, 0];
-        // SAFETY: it reads and writes one structure, for which the buffer is large enough; what it does, and with what
-        // its arguments point to, is the caller's promise.
+        // SAFETY: it reads and writes one structure, for which the buffer is large enough; that the call is harmless,
+        // and the addresses in its arguments valid, is the caller's promise.
         let called = unsafe { self.backend().hypercall(call.op.into(), arg) };
         called.map_err(|source| Error::Hypercall { name: call.name, domid: call.domid, source })?;
         let mut arguments = [0; ARGUMENTS];
@@ -172,13 +176,13 @@ impl ForeignMemory {
     }
 }
 
-/// What was learned of an interface, or is learned now.
+/// Returns the version of an interface, which is asked for only once.
 fn remember(version: &Version, ask: impl FnOnce() -> std::result::Result<u32, i32>) -> std::result::Result<u32, i32> {
     if let Some(known) = version.get() {
         return *known;
     }
     let answer = ask();
-    // Another errno, such as that there is no memory at the moment, says nothing of the interface.
+    // Another errno, such as ENOMEM, says nothing about the interface.
     if matches!(answer, Ok(_) | Err(libc::EACCES | libc::EPERM | libc::ENOSYS)) {
         // Another thread may have been faster, with the same answer.
         let _ = version.set(answer);
@@ -186,11 +190,12 @@ fn remember(version: &Version, ask: impl FnOnce() -> std::result::Result<u32, i3
     answer
 }
 
+/// A domctl or sysctl.
 struct Call {
     name: &'static str,
     op: u32,
     command: u32,
-    /// Of a domctl.
+    /// `None` for a sysctl.
     domid: Option<Domid>,
     arguments: Arguments,
 }
@@ -201,7 +206,7 @@ impl Call {
     }
 }
 
-/// An integer of a structure that Xen has written; 0 past its end, where no structure of ours has one.
+/// Reads an integer from a structure that Xen has written; 0 past the end, where no field lies.
 pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
     bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u32::from_ne_bytes(*word))
 }

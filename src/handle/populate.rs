@@ -1,4 +1,4 @@
-//! Guests that are populated on demand: whether all of their frames can be touched.
+//! Populate-on-demand guests: tells whether all their frames can be touched.
 
 #![expect(unsafe_code, reason = "makes a hypercall")]
 
@@ -10,12 +10,14 @@ use crate::abi::{self, PodTarget};
 use crate::error::{Error, Result};
 use crate::types::{Architecture, Domid};
 
-/// How far a guest is populated on demand; all zero for one that is not.
+/// The memory that a populate-on-demand guest lacks; all zero for any other guest.
 ///
 /// A guest that is created with more `maxmem` than `memory` has frames without memory. Each gets its memory when it is
-/// first touched, by the guest or by whoever maps it or asks Xen what it is. The guest is expected to start a balloon
-/// driver, which gives back the frames that it was never meant to use. Until then it has more frames than Xen has
-/// memory for, and Xen crashes it once the memory is used up.
+/// first touched: by the guest, by whoever maps it, or by whoever asks Xen for its type. The guest is expected to start
+/// a balloon driver, which returns the frames that it was never meant to use. Until then it has more frames than Xen
+/// has set memory aside for, and Xen crashes it once that memory is used up.
+///
+/// Returned by [`ForeignMemory::populate_on_demand`], which shows an example.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PopulateOnDemand {
@@ -26,7 +28,7 @@ pub struct PopulateOnDemand {
 }
 
 impl PopulateOnDemand {
-    /// Whether there is memory for every frame, so that all can be touched.
+    /// Returns whether there is memory for every frame, so that all can be touched.
     #[must_use]
     pub fn is_covered(&self) -> bool {
         self.unpopulated <= self.pool
@@ -34,10 +36,9 @@ impl PopulateOnDemand {
 }
 
 impl ForeignMemory {
-    /// How far a domain is populated on demand (`XENMEM_get_pod_target`). Touches no frame.
+    /// Returns how many frames of a populate-on-demand domain lack memory (`XENMEM_get_pod_target`). Touches no frame.
     ///
-    /// Xen says how many frames have no memory, but not which: every call that tells whether a frame is there populates
-    /// it.
+    /// Xen tells how many frames have no memory, but not which: every call that asks about a frame populates it.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -58,7 +59,7 @@ impl ForeignMemory {
     #[doc(alias = "XENMEM_get_pod_target")]
     pub fn populate_on_demand(&self, domid: Domid) -> Result<PopulateOnDemand> {
         if self.architecture() == Architecture::Arm64 {
-            // Xen has no such guests there.
+            // Xen on Arm has no such guests.
             return Ok(PopulateOnDemand::default());
         }
         let mut buffer = self.hypercall_buffer(size_of::<PodTarget>())?;
@@ -68,7 +69,7 @@ impl ForeignMemory {
         // SAFETY: it reads and writes one `PodTarget`, for which the buffer is large enough.
         match unsafe { self.backend().hypercall(abi::HYPERVISOR_MEMORY_OP.into(), arg) } {
             Ok(_) => {}
-            // EINVAL: it is a PV guest. ENOSYS: this Xen is built without such guests.
+            // EINVAL: a PV guest. ENOSYS: this Xen is built without populate-on-demand.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
                 return Ok(PopulateOnDemand::default());
             }

@@ -1,6 +1,6 @@
-//! Resources of a domain that are not its RAM.
+//! Maps resources of a domain, which are not its RAM.
 
-#![expect(unsafe_code, reason = "takes over what the device has mapped")]
+#![expect(unsafe_code, reason = "takes ownership of what the device has mapped")]
 
 use std::io;
 
@@ -12,17 +12,29 @@ use crate::mapping::View;
 use crate::mapping::region::Region;
 use crate::types::{Domid, FRAME_SIZE, Protection};
 
-/// The type and id of a resource that does not exist: a domain has one grant table, whose parts are 0 and 1.
+/// The type and id of a resource that does not exist: the ids of a domain's grant table are 0 and 1.
 const NO_RESOURCE: (u32, u32) = (abi::XENMEM_RESOURCE_GRANT_TABLE, u32::MAX);
 
-/// The largest errno that Xen returns, negated.
+/// The highest errno that Xen returns, negated.
 const LOWEST_ERRNO: i32 = -4095;
 
-/// What Xen lets a privileged domain map besides RAM (`XENMEM_acquire_resource`, Xen 4.11).
+/// Memory other than RAM that Xen lets a privileged domain map (`XENMEM_acquire_resource`, Xen 4.11).
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{GuestKind, Resource};
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Hvm, 4);
+/// let server = Resource::IoreqServer { id: 0 };
+/// guest.add_resource(server, 2);
+/// assert_eq!(host.open()?.resource_size(guest.domid(), server)?, 2);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Resource {
-    /// The pages of an ioreq server: frame 0 is for buffered requests, frame 1 on for synchronous ones.
+    /// The pages of an ioreq server: frame 0 is for buffered requests, frames from 1 on for synchronous ones.
     ///
     /// Never drop the mapping while an ioeventfd is bound to it: the kernel keeps a pointer to its first page.
     IoreqServer {
@@ -41,7 +53,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// The type and the id, as Xen counts them.
+    /// Returns Xen's numbers for the type and the id.
     pub(crate) fn type_and_id(self) -> (u32, u32) {
         match self {
             Resource::IoreqServer { id } => (abi::XENMEM_RESOURCE_IOREQ_SERVER, id),
@@ -52,9 +64,24 @@ impl Resource {
     }
 }
 
-/// Frames of a resource; dropping it unmaps them.
+/// Mapped frames of a resource; dropping it unmaps them.
 ///
-/// What is said of [`ForeignMapping`](crate::ForeignMapping) on dropping, forking and slices holds here too.
+/// The documentation of [`ForeignMapping`](crate::ForeignMapping) on references, forking and slices applies here too.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Access, GuestKind, Protection, Resource};
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Hvm, 4);
+/// guest.add_resource(Resource::GrantTable, 2);
+/// let (memory, domid) = (host.open()?, guest.domid());
+///
+/// let mapping = memory.map_resource(domid, Protection::ReadWrite, Resource::GrantTable, 0, 2)?;
+/// assert_eq!((mapping.frames(), mapping.view().len()), (2, 8192));
+/// mapping.view().write(8, 7_u16)?; // the flags of grant reference 1
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct ResourceMapping {
     region: Region,
@@ -63,13 +90,13 @@ pub struct ResourceMapping {
 }
 
 impl ResourceMapping {
-    /// How many frames there are.
+    /// Returns the number of frames.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// All of it, for reading and, if it is mapped so, writing.
+    /// Returns a view of the whole mapping.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View::new(&self.region, self.frames * FRAME_SIZE, self.protection, &[])
@@ -77,15 +104,16 @@ impl ResourceMapping {
 }
 
 impl ForeignMemory {
-    /// Maps `frames` frames of a resource, from its frame `first` on. Needs Linux 4.18.
+    /// Maps `frames` frames of a resource, beginning with its frame `first`. Needs Linux 4.18.
+    ///
+    /// [`ResourceMapping`] shows an example.
     ///
     /// # Errors
     ///
-    /// - [`Error::Resource`], which says why: no such resource, not so many frames in it, no such domain, no
-    ///   privilege.
-    /// - [`Error::ResourceFrames`] for more than one frame, if the kernel has pages of 16 or 64 KiB.
-    /// - [`Error::Empty`] for no frames (which the kernel takes for a question about the size),
-    ///   [`Error::TooManyFrames`], [`Error::Reserve`].
+    /// - [`Error::Resource`], which says why: no such resource, too few frames in it, no such domain, or no privilege.
+    /// - [`Error::ResourceFrames`] for more than one frame if the kernel has pages of 16 or 64 KiB.
+    /// - [`Error::Empty`] for no frames (the kernel would return the size of the resource), [`Error::TooManyFrames`],
+    ///   [`Error::Reserve`].
     #[doc(alias = "IOCTL_PRIVCMD_MMAP_RESOURCE")]
     #[doc(alias = "xenforeignmemory_map_resource")]
     pub fn map_resource(
@@ -100,7 +128,7 @@ impl ForeignMemory {
         Ok(ResourceMapping { region, frames, protection })
     }
 
-    /// Maps a resource that is named as Xen does, by type and id, near an address if the kernel likes.
+    /// Maps a resource that is named by Xen's type and id. `addr` is a hint.
     pub(crate) fn map_resource_near(
         &self,
         addr: usize,
@@ -117,27 +145,29 @@ impl ForeignMemory {
             return Err(Error::ResourceFrames { frames, page_size });
         }
         let len = backend.mapped_bytes(frames);
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses.
         let addr = unsafe { backend.mmap_at(Place { addr, flags: 0 }, len, protection) };
         let addr = addr.map_err(|source| Error::Reserve { bytes: len, source })?;
-        // SAFETY: just mapped by the device, `len` bytes in one, and nobody else knows of it.
+        // SAFETY: just mapped by the device, `len` bytes in one piece, and nothing else refers to it.
         let region = unsafe { Region::new(addr, len, len, backend.unmapper()) };
         let addr = addr.as_ptr().expose_provenance() as u64;
         let mut request = abi::MmapResource { dom: domid.get(), type_, id, idx: first, num: frames as u64, addr };
-        // SAFETY: a device mapping of ours, unpopulated, of just so many frames.
+        // SAFETY: we own the device mapping, which is unpopulated and has exactly `frames` frames.
         unsafe { backend.map_resource(&mut request) }.map_err(|source| Error::Resource { domid, source })?;
         Ok(region)
     }
 
-    /// How many frames a resource has. Needs Linux 5.12 and Xen 4.15.
+    /// Returns the size of a resource in frames. Needs Linux 5.12 and Xen 4.15.
     ///
-    /// Older versions of Xen give the same number for every resource. They are recognised by that, not by their
-    /// version, so a restricted handle can ask too, and so can one on an older Xen whose vendor has mended it.
+    /// Older versions of Xen return the same number for every resource. They are recognised by that, not by their
+    /// version, so the call works through a restricted handle, and on an older Xen whose vendor has fixed it.
+    ///
+    /// [`Resource`] shows an example.
     ///
     /// # Errors
     ///
-    /// [`Error::ResourceSize`], which says why: no such resource, no such domain, no privilege, or a Linux or Xen that
-    /// is too old.
+    /// [`Error::ResourceSize`], which says why: no such resource, no such domain, no privilege, or Linux or Xen is too
+    /// old.
     #[doc(alias = "xenforeignmemory_resource_size")]
     pub fn resource_size(&self, domid: Domid, resource: Resource) -> Result<u64> {
         self.resource_size_of(domid, resource.type_and_id())
@@ -154,10 +184,10 @@ impl ForeignMemory {
 
     fn ask_resource_size(&self, domid: Domid, (type_, id): (u32, u32)) -> io::Result<u64> {
         let mut request = abi::MmapResource { dom: domid.get(), type_, id, idx: 0, num: 0, addr: 0 };
-        // SAFETY: without an address it is a question.
+        // SAFETY: with a count and an address of 0, the call maps nothing.
         unsafe { self.backend().map_resource(&mut request) }?;
         match u32::try_from(request.num).map(u32::cast_signed) {
-            // Of a type that it does not know, Xen 4.15 to 4.19 gives an errno for a size.
+            // For a type that they do not know, Xen 4.15 to 4.19 return an errno as the size.
             Ok(errno @ LOWEST_ERRNO..0) => Err(io::Error::from_raw_os_error(-errno)),
             _ => Ok(request.num),
         }

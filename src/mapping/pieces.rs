@@ -1,5 +1,5 @@
-//! How memory that can be accessed is divided: what [`Access`] is made of. Nobody else can name these traits, and so
-//! nobody else can implement it.
+//! The traits below [`Access`]: how accessible memory is divided into pieces. Other crates cannot name these traits,
+//! and so cannot implement `Access`.
 
 #![expect(unsafe_code, reason = "copies to and from mapped memory by pointer, after it was checked")]
 #![expect(clippy::inline_always, reason = "a guard of the map cache must not go through memory: see cache/parts.rs")]
@@ -10,32 +10,31 @@ use crate::mapping::dirty::Dirty;
 use crate::mapping::{Access, View};
 use crate::types::Protection::{self, ReadOnly, ReadWrite};
 
-/// Where memory is mapped.
+/// Mapped memory.
 ///
 /// # Safety
 ///
-/// `quick` gives the bytes that are asked for, all of them mapped for what is asked.
+/// `quick` returns exactly the bytes that are requested, all of them mapped with the requested protection.
 pub unsafe trait Memory {
-    /// The `len` bytes at `offset`, if there is little to be looked at: they are all in the same place, and without
-    /// a hole near them. What must be done otherwise is kept out of the way of short accesses, which take no longer
-    /// than that would.
+    /// The fast path for short accesses. Returns the `len` bytes at `offset` if they lie in one piece without holes,
+    /// and the access is allowed. Otherwise returns `None`, and [`Pieces`] decides.
     fn quick(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>>;
 
-    /// How it is divided.
+    /// Returns the pieces of the memory.
     fn pieces(&self) -> impl Pieces<'_>;
 
     /// Copies bytes out.
     ///
     /// # Safety
     ///
-    /// `to` is valid for writing `len` bytes, which nobody else uses.
+    /// `to` is valid for writing `len` bytes, which nothing else uses.
     #[inline(always)]
     unsafe fn copy_out(&self, offset: usize, to: *mut u8, len: usize) -> Result<()> {
         let Some(from) = self.quick(ReadOnly, offset, len) else {
             // SAFETY: the caller's promise.
             return unsafe { self.pieces().copy_out_slowly(offset, to, len) };
         };
-        // SAFETY: `quick` gives what is mapped; of `to` it is the caller's promise.
+        // SAFETY: `quick` returns mapped bytes; `to` is valid by the caller's promise.
         unsafe { copy::read(from.as_ptr(), to, len) };
         Ok(())
     }
@@ -44,7 +43,7 @@ pub unsafe trait Memory {
     ///
     /// # Safety
     ///
-    /// `from` is valid for reading `len` bytes, which nobody writes.
+    /// `from` is valid for reading `len` bytes, which nothing writes.
     #[inline(always)]
     unsafe fn copy_in(&self, offset: usize, from: *const u8, len: usize) -> Result<()> {
         let Some(to) = self.quick(ReadWrite, offset, len) else {
@@ -52,22 +51,22 @@ pub unsafe trait Memory {
             return unsafe { self.pieces().copy_in_slowly(offset, from, len) };
         };
         if let Some((dirty, start)) = to.tracking() {
-            // SAFETY: `quick` gives what is mapped for writing; of `from` it is the caller's promise.
+            // SAFETY: `quick` returns bytes mapped for writing; `from` is valid by the caller's promise.
             unsafe { copy_in_tracked(dirty, start, to.as_ptr(), from, len) };
             return Ok(());
         }
-        // SAFETY: `quick` gives what is mapped for writing; of `from` it is the caller's promise.
+        // SAFETY: `quick` returns bytes mapped for writing; `from` is valid by the caller's promise.
         unsafe { copy::write(from, to.as_ptr(), len) };
         Ok(())
     }
 }
 
-/// Copies bytes in, and notes that those from `start` on have been written. It is a function of its own, with arguments
-/// that fit into registers, so that a write to a view that nobody tracks does not take longer.
+/// Copies bytes in, and marks those at `start` as dirty. It is a separate function, with arguments that fit into
+/// registers, so that writes to an untracked view do not take longer.
 ///
 /// # Safety
 ///
-/// `to` is mapped for writing `len` bytes; `from` is valid for reading them, and nobody writes them.
+/// `to` is mapped for writing `len` bytes; `from` is valid for reading them, and nothing writes them.
 #[inline(never)]
 unsafe fn copy_in_tracked(dirty: &Dirty, start: usize, to: *mut u8, from: *const u8, len: usize) {
     // SAFETY: the caller's promise.
@@ -75,20 +74,20 @@ unsafe fn copy_in_tracked(dirty: &Dirty, start: usize, to: *mut u8, from: *const
     dirty.mark(start, len);
 }
 
-/// The pieces of memory, a copy of what is known about them.
+/// The contiguous pieces of which memory consists.
 ///
 /// # Safety
 ///
-/// Of what `check` has found good, `of` gives all bytes, in their order, mapped for what was asked. An integer whose
-/// address in this process is a multiple of its size lies in one piece.
+/// After `check` has succeeded, `of` returns all of these bytes, in their order, mapped with the requested protection.
+/// An integer whose address in this process is a multiple of its size lies in one piece.
 pub unsafe trait Pieces<'p>: Copy {
     /// Checks bounds, holes and protection.
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()>;
 
-    /// The pieces of bytes that are inside.
+    /// Returns the pieces of which the bytes consist, which `check` has found to be inside.
     fn of(self, offset: usize, len: usize) -> impl Iterator<Item = View<'p>>;
 
-    /// An aligned integer.
+    /// Returns the bytes of an aligned integer.
     fn word<T: Word>(self, protection: Protection, offset: usize) -> Result<View<'p>> {
         let align = size_of::<T>();
         self.check(protection, offset, align)?;
@@ -103,7 +102,7 @@ pub unsafe trait Pieces<'p>: Copy {
             return Ok(unsafe { T::load(word.as_ptr().cast()) });
         }
         let mut value = T::from_bits(0);
-        // SAFETY: the value is a local one, and any bytes are an integer.
+        // SAFETY: the value is a local variable, and any bytes are a valid integer.
         unsafe { self.copy_out_slowly(offset, (&raw mut value).cast(), size_of::<T>()) }?;
         Ok(value)
     }
@@ -111,7 +110,7 @@ pub unsafe trait Pieces<'p>: Copy {
     #[cold]
     fn write_slowly<T: Word>(self, offset: usize, value: T) -> Result<()> {
         let Ok(word) = self.word::<T>(ReadWrite, offset) else {
-            // SAFETY: the value is a local one.
+            // SAFETY: the value is a local variable.
             return unsafe { self.copy_in_slowly(offset, (&raw const value).cast(), size_of::<T>()) };
         };
         // SAFETY: `word` found the bytes mapped for writing and aligned.
@@ -120,6 +119,8 @@ pub unsafe trait Pieces<'p>: Copy {
         Ok(())
     }
 
+    /// Copies bytes out, piece by piece.
+    ///
     /// # Safety
     ///
     /// That of [`Memory::copy_out`].
@@ -128,13 +129,15 @@ pub unsafe trait Pieces<'p>: Copy {
         self.check(ReadOnly, offset, len)?;
         let mut to = to;
         for piece in self.of(offset, len) {
-            // SAFETY: `check` found the bytes mapped; the pieces have `len` together, as many as the caller promises.
+            // SAFETY: `check` found the bytes mapped; together the pieces have `len` bytes, for which `to` is valid.
             unsafe { copy::read(piece.as_ptr(), to, piece.len()) };
             to = to.wrapping_add(piece.len());
         }
         Ok(())
     }
 
+    /// Copies bytes in, piece by piece.
+    ///
     /// # Safety
     ///
     /// That of [`Memory::copy_in`].
@@ -143,8 +146,8 @@ pub unsafe trait Pieces<'p>: Copy {
         self.check(ReadWrite, offset, len)?;
         let mut from = from;
         for piece in self.of(offset, len) {
-            // SAFETY: `check` found the bytes mapped for writing; the pieces have `len` together, as many as the
-            // caller promises.
+            // SAFETY: `check` found the bytes mapped for writing; together the pieces have `len` bytes, for which
+            // `from` is valid.
             unsafe { copy::write(from, piece.as_ptr(), piece.len()) };
             piece.note(0, piece.len());
             from = from.wrapping_add(piece.len());

@@ -1,4 +1,4 @@
-//! Address ranges: the one reserved for a mapping to come, and the one a mapping owns.
+//! Address ranges: a [`Reservation`] for a mapping to be made, and the [`Region`] that a mapping owns.
 
 #![expect(unsafe_code, reason = "owns and releases address ranges")]
 
@@ -12,12 +12,17 @@ use crate::backend::{Place, ProcessId, Unmapper, mmap, munmap};
 
 static LEAKED: AtomicU64 = AtomicU64::new(0);
 
-/// How many mappings of this process (of a large one: pieces of 64 MiB) could not be unmapped when they were dropped,
-/// so that their references are held until it exits.
+/// Returns how many mappings of this process could not be unmapped when they were dropped. Their references are held
+/// until the process exits.
 ///
-/// It stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal) and may
-/// do when out of memory. It also counts a mapping that mmap(2) failed to replace, to ask again for frames that are
-/// paged out, even though that mapping may be gone. Each case is logged as an error.
+/// The count stays 0 unless the kernel refuses a munmap(2) of a whole mapping, which it does for sealed memory (mseal)
+/// and may do when out of memory. A large mapping counts in pieces of 64 MiB. If mmap(2) fails to replace a mapping in
+/// order to retry frames that are paged out, that mapping counts too, even though it may be gone. Each case is logged
+/// as an error.
+///
+/// ```
+/// assert_eq!(xenmap::leaked_mappings(), 0);
+/// ```
 #[must_use]
 pub fn leaked_mappings() -> u64 {
     LEAKED.load(Ordering::Relaxed)
@@ -25,33 +30,33 @@ pub fn leaked_mappings() -> u64 {
 
 /// One contiguous range of device mappings, each `vma_len` bytes (the last may be shorter); dropping it unmaps them.
 ///
-/// The kernel knows a device mapping as a whole only: unmapping a part of one frees frames twice on kernels before
-/// XSA-487, and is refused since. So each is unmapped by a call of its own, which also keeps the address space
-/// unlocked in between for other threads.
+/// A device mapping can only be unmapped as a whole: unmapping a part of one frees frames twice on kernels before
+/// XSA-487, and is refused since. So each is unmapped by a call of its own, which also lets other threads use the
+/// address space in between.
 #[derive(Debug)]
 pub(crate) struct Region {
     base: NonNull<u8>,
     len: usize,
     vma_len: usize,
-    /// Whether the addresses stay taken when it is dropped.
+    /// Whether `drop` leaves `PROT_NONE` memory at the addresses.
     keeps_addresses: bool,
     unmapper: Unmapper,
     process: ProcessId,
 }
 
-// SAFETY: a range of addresses means the same on every thread. Of a mapping, the memory is accessed by the functions of
-// mapping/copy and by system calls, which any number of threads may make at once; of a hypercall buffer, by references
-// that borrow its owner. An `Unmapper` is Send.
+// SAFETY: an address range means the same on every thread. The memory of a mapping is accessed only by the functions of
+// mapping/copy and by system calls, which any number of threads may use at once; that of a hypercall buffer only by
+// references that borrow its owner. An `Unmapper` is Send.
 unsafe impl Send for Region {}
-// SAFETY: as above, and what changes a region takes `&mut self` or `self`. An `Unmapper` is Sync.
+// SAFETY: as above, and whatever changes a region takes `&mut self` or `self`. An `Unmapper` is Sync.
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// Takes over the `len` mapped bytes at `base`: device mappings of `vma_len` bytes each.
+    /// Takes ownership of the `len` mapped bytes at `base`: device mappings of `vma_len` bytes each.
     ///
     /// # Safety
     ///
-    /// They are mapped through `unmapper`'s device, and nobody else unmaps them.
+    /// They are mapped through `unmapper`'s device, and nothing else unmaps them.
     pub(crate) unsafe fn new(base: NonNull<u8>, len: usize, vma_len: usize, unmapper: Unmapper) -> Region {
         Region { base, len, vma_len, keeps_addresses: false, unmapper, process: ProcessId::current() }
     }
@@ -61,40 +66,41 @@ impl Region {
         self.base
     }
 
-    /// Takes over the `len` bytes after the last one.
+    /// Takes ownership of the `len` bytes after the end.
     ///
     /// # Safety
     ///
-    /// They are one device mapping, made as the others were, and nobody else unmaps it; the last one has `vma_len`
-    /// bytes.
+    /// They are one device mapping, made as the others were, and nothing else unmaps it; the mapping before it has
+    /// `vma_len` bytes.
     pub(crate) unsafe fn grow(&mut self, len: usize) {
         self.len += len;
     }
 
-    /// Has memory that cannot be accessed take its place when it is dropped: the addresses are somebody's already.
+    /// On drop, replaces the mapping with `PROT_NONE` memory, because the caller owns these addresses.
     pub(crate) fn keep_addresses(&mut self) {
         self.keeps_addresses = true;
     }
 
-    /// Unmaps nothing when it is dropped: somebody else does.
+    /// Returns the address, and gives up the ownership: the caller unmaps.
     pub(crate) fn release(mut self) -> NonNull<u8> {
         self.truncate(0);
         self.base
     }
 
-    /// Forgets what is past the first `len` bytes: it is not ours to unmap any more.
+    /// Gives up the ownership of everything past the first `len` bytes.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// Forgets everything past the first `len` bytes, after mmap(2) failed to replace it.
+    /// Gives up the ownership of everything past the first `len` bytes, after mmap(2) failed to replace it.
     ///
-    /// The kernel may have failed before it unmapped them, or after, when another thread may have got the addresses:
-    /// nobody can tell, so nothing is unmapped. Unless the addresses are free, it counts as leaked.
+    /// The kernel may have failed before it unmapped the bytes or afterwards, when another thread may have got the
+    /// addresses. There is no way to tell, so nothing is unmapped. Unless the addresses are free, this counts as a
+    /// leak.
     pub(crate) fn abandon(&mut self, len: usize) {
         let lost = self.len.saturating_sub(len);
         self.truncate(len);
-        // SAFETY: at most the end of the range.
+        // SAFETY: at most one past the end of the range.
         let addr = unsafe { self.base.add(self.len) };
         match Reservation::at(addr, lost) {
             Ok(free) if self.keeps_addresses => free.keep(),
@@ -112,7 +118,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // A forked child has this object but not the mapping, and may have something else at these addresses.
+        // A forked child has a copy of this object but not the mapping, and may have something else at these addresses.
         if self.process != ProcessId::current() {
             return;
         }
@@ -121,14 +127,17 @@ impl Drop for Region {
             // SAFETY: `start` is below `len`, and all `len` bytes are mapped.
             let addr = unsafe { self.base.add(start) };
             let unmapped = if self.keeps_addresses {
-                // If it fails it may have unmapped all the same, and another thread may have the addresses by now.
-                // SAFETY: this is one whole mapping of ours (`new`, `grow`), and whoever uses it borrows this object.
+                // SAFETY: this is one whole mapping that we own (`new`, `grow`), and whatever uses it borrows this
+                // object.
                 unsafe { reserve(Some(addr), len, MapFlags::MAP_FIXED) }.map(|_| ())
             } else {
-                // SAFETY: this is one whole mapping of ours (`new`, `grow`), and whoever uses it borrows this object.
+                // SAFETY: this is one whole mapping that we own (`new`, `grow`), and whatever uses it borrows this
+                // object.
                 unsafe { self.unmapper.munmap(addr, len) }
             };
             if let Err(e) = unmapped {
+                // No retry: a failed replacement may have unmapped all the same, and another thread may have the
+                // addresses by now.
                 LEAKED.fetch_add(1, Ordering::Relaxed);
                 log::error!(
                     "cannot unmap {len} bytes at {addr:p}: {e}; their references are held until this process ends"
@@ -138,11 +147,11 @@ impl Drop for Region {
     }
 }
 
-/// Maps memory that cannot be accessed and costs nothing, so that nobody else gets its addresses.
+/// Maps `PROT_NONE` memory, which costs nothing, so that nothing else gets its addresses.
 ///
 /// # Safety
 ///
-/// If `flags` have it go over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+/// If `flags` make it replace anything, the caller owns all `len` bytes of it, and nothing uses them.
 pub(crate) unsafe fn reserve(addr: Option<NonNull<u8>>, len: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
     let flags = flags | MapFlags::MAP_PRIVATE | MapFlags::MAP_ANONYMOUS | MapFlags::MAP_NORESERVE;
     let place = Place { addr: addr.map_or(0, |addr| addr.as_ptr().expose_provenance()), flags: flags.bits() };
@@ -150,7 +159,7 @@ pub(crate) unsafe fn reserve(addr: Option<NonNull<u8>>, len: usize, flags: MapFl
     unsafe { mmap(place, len, ProtFlags::PROT_NONE, None) }
 }
 
-/// A range of addresses that nobody else gets, and that is not backed by anything; dropping it gives it back.
+/// A range of addresses that nothing else gets and that no memory backs; dropping it frees it.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     base: NonNull<u8>,
@@ -159,34 +168,34 @@ pub(crate) struct Reservation {
 
 impl Reservation {
     pub(crate) fn new(len: usize) -> io::Result<Reservation> {
-        // SAFETY: the kernel picks addresses that nobody uses.
+        // SAFETY: the kernel picks addresses that nothing uses.
         let base = unsafe { reserve(None, len, MapFlags::empty()) }?;
         Ok(Reservation { base, len })
     }
 
-    /// The `len` bytes at an address; EEXIST if anything is there.
+    /// Reserves the `len` bytes at an address; EEXIST if anything is mapped there.
     pub(crate) fn at(addr: NonNull<u8>, len: usize) -> io::Result<Reservation> {
         // SAFETY: nothing is replaced.
         let base = unsafe { reserve(Some(addr), len, MapFlags::MAP_FIXED_NOREPLACE) }?;
         let reservation = Reservation { base, len };
-        // Linux before 4.17 takes the address for a hint; what it gave goes back.
+        // Linux before 4.17 takes the address as a hint; if it chose another one, `drop` frees that.
         if base == addr { Ok(reservation) } else { Err(io::Error::from_raw_os_error(libc::EEXIST)) }
     }
 
-    /// Leaves the addresses taken.
+    /// Leaves the addresses reserved forever.
     pub(crate) fn keep(mut self) {
         self.len = 0;
     }
 
-    /// Where what is left of it begins.
+    /// Returns where the rest of the range begins.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// Forgets the first `len` bytes: something else is there now, or may be.
+    /// Gives up the ownership of the first `len` bytes, because something else is or may be there now.
     pub(crate) fn give_up(&mut self, len: usize) {
         let len = len.min(self.len);
-        // SAFETY: at most the end of the range.
+        // SAFETY: at most one past the end of the range.
         self.base = unsafe { self.base.add(len) };
         self.len -= len;
     }
@@ -197,9 +206,9 @@ impl Drop for Reservation {
         if self.len == 0 {
             return;
         }
-        // SAFETY: what has not been given up is ours alone.
+        // SAFETY: we own what has not been given up, and nothing uses it.
         if let Err(e) = unsafe { munmap(self.base, self.len) } {
-            log::warn!("cannot give back {} reserved bytes: {e}", self.len);
+            log::warn!("cannot free {} reserved bytes: {e}", self.len);
         }
     }
 }
@@ -212,11 +221,11 @@ mod tests {
     use super::*;
     use crate::types::FRAME_SIZE;
 
-    /// An address where nothing is, far from where the kernel puts what may be anywhere.
+    /// An address where nothing is mapped, far from where the kernel puts mappings by default.
     const FREE: usize = 0x1000_0000_0000;
     const BYTES: usize = 3 * FRAME_SIZE;
 
-    /// Runs a test in a process of its own, in which no other test maps or unmaps anything.
+    /// Runs a test in a process of its own, where no other test maps or unmaps anything.
     fn alone(name: &str, test: impl FnOnce()) {
         const VARIABLE: &str = "XENMAP_TEST_ALONE";
         if std::env::var_os(VARIABLE).is_some() {
@@ -229,7 +238,7 @@ mod tests {
         assert!(output.status.success() && shown.contains("1 passed"), "{}: {shown}", output.status);
     }
 
-    /// The access rights at an address, unless nothing is there.
+    /// Returns the access rights at an address; `None` if nothing is mapped there.
     fn access_at(addr: usize) -> Option<String> {
         std::fs::read_to_string("/proc/self/maps").unwrap().lines().find_map(|line| {
             let (range, rest) = line.split_once(' ')?;
@@ -239,9 +248,9 @@ mod tests {
         })
     }
 
-    /// Frees what the test has at an address.
+    /// Unmaps what the test has mapped at an address.
     fn free(range: NonNull<u8>) {
-        // SAFETY: the test's own memory, or nothing: no other test runs in this process.
+        // SAFETY: the test owns the memory, or nothing is mapped: no other test runs in this process.
         unsafe { munmap(range, BYTES) }.unwrap();
     }
 
@@ -251,12 +260,12 @@ mod tests {
             for is_callers in [true, false] {
                 let range = NonNull::new(ptr::with_exposed_provenance_mut(FREE)).unwrap();
                 Reservation::at(range, BYTES).unwrap().keep();
-                // SAFETY: the test's own memory, which nobody else unmaps but `free`.
+                // SAFETY: the test owns the memory, which only `free` unmaps.
                 let mut region = unsafe { Region::new(range, BYTES, BYTES, Unmapper::default()) };
                 if is_callers {
                     region.keep_addresses();
                 }
-                // As a kernel leaves it that ran out of memory after it had unmapped what was to be replaced.
+                // The state that a kernel leaves if it runs out of memory after it has unmapped the old mapping.
                 free(range);
 
                 region.abandon(0);

@@ -1,6 +1,6 @@
-//! Moving bytes between a mapping and a file descriptor, without a copy in between.
+//! Transfers bytes between a mapping and a file descriptor, without a buffer in between.
 
-#![expect(unsafe_code, reason = "has the kernel read and write mapped memory")]
+#![expect(unsafe_code, reason = "lets the kernel read and write mapped memory")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,7 +17,7 @@ pub(super) unsafe fn write_to<'p>(pieces: impl Iterator<Item = View<'p>>, fd: Bo
     let mut before = 0;
     for piece in pieces {
         transfer(piece, before, io::ErrorKind::WriteZero, |from, len| {
-            // SAFETY: the bytes are part of a piece, and so mapped; the kernel does not mind who writes them meanwhile.
+            // SAFETY: the bytes are part of a piece, and so mapped; the kernel tolerates concurrent writes to them.
             unsafe { libc::write(fd.as_raw_fd(), from.cast(), len) }
         })?;
         before += piece.len();
@@ -37,15 +37,16 @@ pub(super) unsafe fn read_from<'p>(pieces: impl Iterator<Item = View<'p>>, fd: B
             // SAFETY: the bytes are part of a piece, and so mapped for writing; no reference to them exists.
             unsafe { libc::read(fd.as_raw_fd(), to.cast(), len) }
         });
-        piece.note(0, piece.len()); // also if it has failed half way
+        piece.note(0, piece.len()); // even after an error, since a part may have been written
         read?;
         before += piece.len();
     }
     Ok(())
 }
 
-/// Repeats a read(2) or write(2) until a piece is done; it is told where the rest begins, and how long it is. `before`
-/// bytes were moved before. That a call moves none at all is an error of the kind given.
+/// Repeats a read(2) or write(2) until a piece is done, each time with the address and length of the rest. `before` is
+/// the count of bytes transferred before this piece. If a call transfers nothing, that is an error of the kind
+/// `nothing`.
 fn transfer(
     piece: View<'_>,
     before: usize,
@@ -57,7 +58,7 @@ fn transfer(
         let failed = |source| Err(Error::Transfer { done: before + done, source });
         match usize::try_from(call(piece.as_ptr().wrapping_add(done), piece.len() - done)) {
             Ok(0) => return failed(nothing.into()),
-            Ok(moved) => done += moved,
+            Ok(count) => done += count,
             Err(_) => {
                 let source = io::Error::last_os_error();
                 if source.kind() != io::ErrorKind::Interrupted {

@@ -1,6 +1,6 @@
-//! A part of a mapping, and what of it may be accessed.
+//! A view of a mapping or a part of it, which checks every access.
 
-#![expect(unsafe_code, reason = "answers for what is mapped, after checking bounds, holes and protection")]
+#![expect(unsafe_code, reason = "vouches for what is mapped, after checking bounds, holes and protection")]
 #![expect(clippy::inline_always, reason = "a guard of the map cache must not go through memory: see cache/parts.rs")]
 
 use std::marker::PhantomData;
@@ -13,10 +13,10 @@ use crate::mapping::pieces::{Memory, Pieces};
 use crate::mapping::region::Region;
 use crate::types::{FRAME_SIZE, Protection};
 
-/// A mapping or a part of one, borrowed for reading and writing: by the methods of [`Access`].
+/// A mapping or a part of one, borrowed for reading and writing by the methods of [`Access`].
 ///
-/// Every access is checked: that it is inside, that it touches no frame that failed to map, and that the mapping is
-/// writable if it writes. Offsets are in bytes from the start of the view.
+/// Every access is checked: it must be inside the view, touch no frame that failed to map, and write only if the
+/// mapping is writable. Offsets are in bytes from the start of the view.
 ///
 /// ```
 /// use xenmap::mock::MockHost;
@@ -24,7 +24,8 @@ use crate::types::{FRAME_SIZE, Protection};
 ///
 /// let host = MockHost::new();
 /// let guest = host.create_domain(GuestKind::Hvm, 4);
-/// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadWrite, &guest.frames())?;
+/// let (memory, gfns) = (host.open()?, guest.frames());
+/// let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadWrite, &gfns)?;
 ///
 /// let page = mapping.view().slice(4096, 4096)?;
 /// page.write_bytes(0, b"hello")?;
@@ -34,7 +35,7 @@ use crate::types::{FRAME_SIZE, Protection};
 /// page.read_bytes(0, &mut text)?;
 /// assert_eq!(&text, b"hello");
 /// assert_eq!(page.read::<u32>(8)?, 7);
-/// assert!(page.read::<u32>(4093).is_err()); // a byte too far
+/// assert!(page.read::<u32>(4093).is_err()); // one byte past the end
 /// # Ok::<(), xenmap::Error>(())
 /// ```
 ///
@@ -54,41 +55,43 @@ pub struct View<'a> {
     protection: Protection,
     /// In the order of their index, which counts from the start of the mapping.
     failed: &'a [FrameError],
-    /// Where it is noted which frames are written, unless nobody could ask.
+    /// The dirty bits of the mapping, if it tracks writes.
     dirty: Option<&'a Dirty>,
     mapping: PhantomData<&'a Region>,
 }
 
-// SAFETY: a view is a shared borrow of a `Region`, of `FrameError`s and of a `Dirty`, all of which are Sync, and its
-// accesses are those of mapping/copy and system calls, which any number of threads may make at once.
+// SAFETY: a view is a shared borrow of a `Region`, of `FrameError`s and of a `Dirty`, all of which are Sync. It
+// accesses the memory only by the functions of mapping/copy and by system calls, which any number of threads may use at
+// once.
 unsafe impl Send for View<'_> {}
 // SAFETY: as above; no method changes the view itself.
 unsafe impl Sync for View<'_> {}
 
 impl<'a> View<'a> {
-    /// The first `len` bytes of a region, which has as many, with the frames in it that are not mapped.
+    /// Makes a view of the first `len` bytes of a region, which has that many; `failed` are the frames in it that are
+    /// not mapped.
     #[inline]
     pub(crate) fn new(region: &'a Region, len: usize, protection: Protection, failed: &'a [FrameError]) -> View<'a> {
         View { base: region.base(), start: 0, len, protection, failed, dirty: None, mapping: PhantomData }
     }
 
-    /// The same, and it is noted which frames are written.
+    /// Returns the same view, which sets the dirty bits of the frames that it writes.
     #[inline]
     pub(crate) fn tracked(self, dirty: &'a Dirty) -> View<'a> {
         View { dirty: Some(dirty), ..self }
     }
 
-    /// The same, for reading only.
+    /// Returns the same view, read-only.
     #[inline]
     pub(crate) fn read_only(self) -> View<'a> {
         View { protection: Protection::ReadOnly, ..self }
     }
 
-    /// The `len` bytes at `offset`, as a view of their own.
+    /// Returns a view of the `len` bytes at `offset`.
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`] if they are not all inside. Failed frames are checked when they are accessed.
+    /// [`Error::OutOfBounds`] if they are not all inside. They may include failed frames, which each access checks for.
     #[inline]
     pub fn slice(&self, offset: usize, len: usize) -> Result<View<'a>> {
         self.check_bounds(offset, len)?;
@@ -96,35 +99,35 @@ impl<'a> View<'a> {
         Ok(unsafe { self.part(offset, len) })
     }
 
-    /// The same, unchecked.
+    /// Like [`slice`](View::slice), but unchecked.
     ///
     /// # Safety
     ///
     /// The bytes are all inside.
     #[inline]
     unsafe fn part(&self, offset: usize, len: usize) -> View<'a> {
-        // SAFETY: the caller's promise: `offset` is inside the mapping, or one past its end.
+        // SAFETY: by the caller's promise, `offset` is inside the mapping, or one past its end.
         let base = unsafe { self.base.add(offset) };
         View { base, start: self.start + offset, len, ..*self }
     }
 
-    /// The address of the first byte, for those who must hand it on.
+    /// Returns the address of the first byte, for code that needs a pointer.
     ///
-    /// Nothing is checked on the way to it: a failed frame kills the process or reads as garbage, depending on the
-    /// host; plain accesses race with the guest; and memory of the kernel's own pages beyond the last frame must not
-    /// be touched. The pointer is good as long as the mapping lives.
+    /// Accesses through the pointer are not checked. Depending on the host, touching a failed frame kills the process
+    /// or reads garbage. Plain accesses race with the guest. If the kernel's pages are larger than a frame, the memory
+    /// after the last frame must not be touched. The pointer is valid as long as the mapping lives.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.base.as_ptr()
     }
 
-    /// Where it is noted which frames are written, if it is, and where in that the view begins.
+    /// Returns the dirty bits, if writes are tracked, and the offset in them at which the view begins.
     #[inline]
     pub(crate) fn tracking(&self) -> Option<(&'a Dirty, usize)> {
         self.dirty.map(|dirty| (dirty, self.start))
     }
 
-    /// Notes what has been written, if anybody wants to know.
+    /// Marks what has been written as dirty, if writes are tracked.
     #[inline]
     pub(crate) fn note(&self, offset: usize, len: usize) {
         if let Some(dirty) = self.dirty {
@@ -132,9 +135,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Whether the `len` bytes at `offset` are all inside, of a mapping without holes. This is the usual case: what
-    /// must be done in others is kept out of the way of short copies, which take no longer than that would. It only
-    /// saves time: no test fails if this is always false.
+    /// Returns whether the `len` bytes at `offset` are all inside, and the mapping has no holes. Short copies take a
+    /// fast path in this usual case. It only saves time: no test fails if this is always false.
     #[inline]
     fn is_whole(&self, offset: usize, len: usize) -> bool {
         self.failed.is_empty() && self.len.checked_sub(offset).is_some_and(|rest| len <= rest)
@@ -148,8 +150,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The first failed frame of the `len` bytes at `offset`. It is cold, so that mappings without holes do not pay for
-    /// it.
+    /// Returns the first failed frame among the `len` bytes at `offset`. Cold, so that mappings without holes do not
+    /// pay for it.
     #[cold]
     fn first_hole(self, offset: usize, len: usize) -> Option<&'a FrameError> {
         let start = self.start + offset;
@@ -158,7 +160,7 @@ impl<'a> View<'a> {
         self.failed.get(next).filter(|e| e.index <= last)
     }
 
-    /// What [`Memory::quick`] gives.
+    /// See [`Memory::quick`].
     #[inline(always)]
     pub(crate) fn if_whole(self, protection: Protection, offset: usize, len: usize) -> Option<View<'a>> {
         if !self.is_for(protection) || !self.is_whole(offset, len) {
@@ -181,7 +183,7 @@ impl Access for View<'_> {
     }
 }
 
-// SAFETY: `if_whole` gives bytes that are inside, of a mapping without holes, and writable if that is asked for.
+// SAFETY: `if_whole` returns bytes that are inside a mapping without holes, and writable if that is requested.
 unsafe impl Memory for View<'_> {
     #[inline(always)]
     fn quick(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>> {
@@ -194,8 +196,8 @@ unsafe impl Memory for View<'_> {
     }
 }
 
-// SAFETY: `check` looks at bounds, holes and protection, and a view is a single piece, the addresses of which follow
-// each other.
+// SAFETY: `check` checks bounds, holes and protection. A view is a single piece of contiguous addresses, so `of`
+// returns all bytes in their order, and an integer never spans two pieces.
 unsafe impl<'a> Pieces<'a> for View<'a> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
         self.check_bounds(offset, len)?;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::config::Dom0;
 use super::fatal;
-use super::fault::{Fault, leave_numbers, without_page_table};
+use super::fault::{Fault, leave_frame_numbers, without_page_table};
 use super::machine::Host;
 use super::memory::{MemoryFile, unmap};
 use super::pages::address;
@@ -19,14 +19,15 @@ use crate::abi;
 use crate::backend::{Backend, Ioctl, Place, Unmap, Unmapper};
 use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 
-/// `DOMID_INVALID`, which restricts nothing yet.
+/// `DOMID_INVALID`, which stands for no restriction.
 const DOMID_INVALID: u16 = 0x7FF4;
-/// `DOMID_IDLE`, which is nobody's.
+/// `DOMID_IDLE`, which is no guest's.
 const DOMID_IDLE: u16 = 0x7FFF;
-/// Frames of one mapping that a kernel can populate: it allocates 8 bytes for each, and no more than `INT_MAX`. Linux
-/// says so only then; the mock, which keeps state of every page, at once.
+/// The most frames of a mapping that a kernel can populate: it allocates 8 bytes for each, and at most `INT_MAX` in
+/// all. Linux fails only when it populates the mapping. The mock, which keeps state of every page, fails when it is
+/// created.
 const MAX_FRAMES: usize = (1 << 28) - 1;
-/// Frame numbers that the kernel takes in at a time.
+/// Frame numbers that the kernel reads at a time.
 const BLOCK: usize = 512;
 
 /// An open file of the device.
@@ -34,7 +35,7 @@ const BLOCK: usize = 512;
 pub(super) struct MockDevice {
     host: Arc<Host>,
     access: Protection,
-    /// The domain that it is confined to; [`DOMID_INVALID`] if it is not. It is the file's, so threads share it.
+    /// The domain to which the file is restricted, or [`DOMID_INVALID`]. Threads share it with the file.
     restricted: AtomicU32,
 }
 
@@ -53,15 +54,12 @@ impl MockDevice {
     }
 }
 
-// SAFETY: both map pages of a file by mmap(2), a buffer for reading and writing. The host knows them only to show other
-// pages at a mapping's addresses when it is populated; its `Unmap` is all that unmaps them.
+// SAFETY: `mmap_at` and `map_hypercall_buffer` map pages of a file by mmap(2), the latter for reading and writing. The
+// host keeps their addresses only to replace a mapping's pages when it is populated; only its `Unmap` unmaps them.
 unsafe impl Backend for MockDevice {
     unsafe fn mmap_at(&self, place: Place, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
         self.check_access(protection)?;
-        assert!(
-            len.is_multiple_of(self.page_size()),
-            "{len} bytes are not whole pages: the kernel maps more than that"
-        );
+        assert!(len.is_multiple_of(self.page_size()), "{len} bytes are not whole pages: the kernel would map more");
         if len / FRAME_SIZE > MAX_FRAMES {
             return Err(errno(libc::ENOMEM));
         }
@@ -78,9 +76,9 @@ unsafe impl Backend for MockDevice {
         // SAFETY: the caller's promise.
         let addr = unsafe { self.host.empty.map_at(place, 0, len, protection) }?;
         let start = addr.as_ptr().addr();
-        // If nothing was to be there, what the state has there has been unmapped behind our back.
+        // If the range was free, other code has unmapped the mappings that the state still has there.
         self.host.forget(state, start, start + len);
-        state.vmas.insert(start, virgin(len, protection));
+        state.vmas.insert(start, unpopulated(len, protection));
         Ok(addr)
     }
 
@@ -136,7 +134,7 @@ unsafe impl Backend for MockDevice {
 }
 
 impl MockDevice {
-    /// What the kernel does with the mappings in a range before it maps something else there.
+    /// Does what the kernel does with the mappings in a range before it maps something else there.
     ///
     /// # Safety
     ///
@@ -152,10 +150,11 @@ impl MockDevice {
         }
         let Some(error) = strike_mmap(state) else { return Ok(()) };
         self.host.forget(state, start, end);
-        // The kernel removes what was there before it can fail, and then any thread may get these addresses: one does.
+        // The kernel removes the old mapping before it can fail, and then any thread may get these addresses. The mock
+        // acts as if one did.
         // SAFETY: the caller's promise.
         unsafe { self.host.junk.map_at(Place::over(addr), 0, len, Protection::ReadOnly) }?;
-        state.strangers.push((start, len));
+        state.taken_ranges.push((start, len));
         Err(error)
     }
 
@@ -177,7 +176,8 @@ impl MockDevice {
         }
     }
 
-    /// That the file is not confined to another domain; `None` is for what a confined file may not do at all.
+    /// Checks that the file is not restricted to another domain. `None` stands for calls that a restricted file may not
+    /// make at all.
     fn check_restricted(&self, domid: Option<u16>) -> io::Result<()> {
         let restricted = self.restricted.load(Ordering::SeqCst);
         if restricted == u32::from(DOMID_INVALID) || domid.map(u32::from) == Some(restricted) {
@@ -186,12 +186,12 @@ impl MockDevice {
         Err(errno(libc::EPERM))
     }
 
-    /// The batch call: the checks in the order of Linux's `privcmd_ioctl_mmap_batch`.
+    /// Answers the batch call, with the checks in the order of Linux's `privcmd_ioctl_mmap_batch`.
     ///
     /// # Safety
     ///
-    /// `arr` holds `num` frame numbers to be read and `err` as many integers to be written, unless they are null; the
-    /// range is the caller's and unused.
+    /// `arr` has `num` frame numbers that can be read and `err` as many integers that can be written, unless they are
+    /// null. The range is the caller's own, and nothing uses it.
     unsafe fn map_batch(&self, batch: &mut abi::MmapBatchV2) -> io::Result<u64> {
         let num = batch.num as usize;
         if batch.err.is_null() {
@@ -219,11 +219,11 @@ impl MockDevice {
         let Some(mut vma) = state.vmas.remove(&start) else { return Err(errno(libc::EINVAL)) };
         let mut ptes = self.host.look_up(state, batch.dom, vma.protection, gfns, errors);
         self.host.strike_page_table(state, addr, gfns, errors, &mut ptes);
-        self.host.fill_up(&mut ptes);
+        self.host.pad_last_page(&mut ptes);
         let here = first..first + ptes.len();
         let before = vma.ptes[here.clone()].to_vec();
         vma.ptes[here.clone()].copy_from_slice(&ptes);
-        // SAFETY: the range is a device mapping that the caller owns and does not use.
+        // SAFETY: `check_range` found a device mapping there, which the caller owns and does not use.
         let mapped = unsafe { self.host.show(start, &vma, here.start, here.len()) };
         if let Err(e) = mapped {
             vma.ptes[here.clone()].copy_from_slice(&before);
@@ -241,7 +241,7 @@ impl MockDevice {
         if self.host.reports_paged_out(errors) { Err(errno(libc::ENOENT)) } else { Ok(0) }
     }
 
-    /// That a range can be populated; where its mapping starts, and which page of it is the first.
+    /// Checks that a range can be populated. Returns where its mapping starts, and the index of the range's first page.
     fn check_range(&self, state: &mut State, addr: usize, num: usize) -> io::Result<(usize, usize)> {
         let invalid = || errno(libc::EINVAL);
         let (start, vma) = state.vma_at(addr).ok_or_else(invalid)?;
@@ -250,7 +250,7 @@ impl MockDevice {
         if !vma.populated {
             return if whole { Ok((start, first)) } else { Err(invalid()) };
         }
-        // What failed in an auto-translated domain counts as populated; old kernels populate a mapping once only.
+        // In an auto-translated domain failed frames count as populated; old kernels populate a mapping only once.
         let single_shot = self.host.config.dom0 != Dom0::Pv || self.host.config.kernel < (3, 12);
         let range = vma.ptes.get(first..first + num).ok_or_else(invalid)?;
         if single_shot || range.iter().any(|&pte| pte != Pte::None) {
@@ -261,7 +261,7 @@ impl MockDevice {
 
     /// # Safety
     ///
-    /// The range, if any, is the caller's and unused.
+    /// The range, if any, is the caller's own, and nothing uses it.
     unsafe fn map_resource(&self, request: &mut abi::MmapResource) -> io::Result<u64> {
         let kernel = self.host.config.kernel;
         if kernel < (4, 18) {
@@ -282,7 +282,7 @@ impl MockDevice {
         }
         let xen = self.host.config.xen;
         if is_question && xen < (4, 15) {
-            // Whatever is asked about, also of a domain that is not there: the length of an array on Xen's stack.
+            // For any resource, even of a domain that does not exist: the length of an array on Xen's stack.
             request.num = if xen < (4, 12) { 2 } else { 32 };
             return Ok(0);
         }
@@ -290,7 +290,7 @@ impl MockDevice {
         let domain = domain.ok_or_else(|| errno(libc::ESRCH))?;
         if request.type_ > abi::XENMEM_RESOURCE_VMTRACE_BUF {
             if is_question && xen < (4, 20) {
-                // An errno that Xen takes for a number of frames.
+                // Xen returns the errno as a number of frames.
                 request.num = u64::from((-libc::EOPNOTSUPP).cast_unsigned());
                 return Ok(0);
             }
@@ -306,18 +306,18 @@ impl MockDevice {
         let mut ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
         assert!(
             self.page_size() == FRAME_SIZE || ptes.len() == 1,
-            "a kernel with larger pages takes the frames of a resource for so many pages, and writes past the mapping"
+            "a kernel with larger pages treats the frames of a resource as pages, and writes past the mapping"
         );
         self.host.check_memory(state, addr)?;
         let Some(mut vma) = state.vmas.remove(&addr) else { return Err(errno(libc::EINVAL)) };
         let frames = ptes.len();
-        self.host.fill_up(&mut ptes);
+        self.host.pad_last_page(&mut ptes);
         assert!(
             !vma.populated && vma.ptes.len() == ptes.len(),
-            "a resource must fill an unpopulated mapping of its own: on xen this crashes the kernel"
+            "a resource must fill an unpopulated mapping of its own: on Xen this crashes the kernel"
         );
         vma.ptes = ptes;
-        // SAFETY: the range is a device mapping that the caller owns and does not use.
+        // SAFETY: the state had a device mapping there, which the caller owns and does not use.
         let mapped = unsafe { self.host.show(addr, &vma, 0, vma.ptes.len()) };
         vma.populated = true;
         let none_failed = vec![0; frames];
@@ -331,12 +331,12 @@ fn strike_mmap(state: &mut State) -> Option<io::Error> {
     state.faults.strike(|fault| if let Fault::Mmap(number) = fault { Some(errno(number)) } else { None })
 }
 
-fn virgin(len: usize, protection: Protection) -> Vma {
+fn unpopulated(len: usize, protection: Protection) -> Vma {
     Vma { protection, populated: false, ptes: vec![Pte::None; len / FRAME_SIZE] }
 }
 
 impl Unmap for Host {
-    /// A part of a mapping is answered as the kernel does.
+    /// Unmaps. For a part of a mapping, it does what the kernel does.
     unsafe fn munmap(&self, addr: NonNull<u8>, len: usize) -> io::Result<()> {
         let state = &mut self.lock();
         let start = addr.as_ptr().addr();
@@ -371,12 +371,12 @@ impl Unmap for Host {
 }
 
 impl Host {
-    /// So many frames, and those that the last page has room for after them.
+    /// Rounds a number of frames up to whole pages of the kernel.
     fn in_whole_pages(&self, frames: usize) -> usize {
         frames.next_multiple_of(self.config.page_size / FRAME_SIZE)
     }
 
-    /// Takes back what was mapped without a page table, if the kernel has no memory for one.
+    /// If a page-table fault is due, unmaps the frames for which the kernel has no page table.
     fn strike_page_table(&self, state: &mut State, addr: usize, gfns: &[u64], errors: &mut [i32], ptes: &mut [Pte]) {
         let index = state.faults.strike(|f| if let Fault::PageTable { index } = f { Some(index) } else { None });
         let Some(index) = index else { return };
@@ -385,16 +385,16 @@ impl Host {
         let lost = without_page_table(index, gfns.len(), addr, page_size, at_once);
         ptes[lost.clone()].fill(Pte::None);
         let block = lost.start - lost.start % (page_size / 8)..lost.end;
-        leave_numbers(&gfns[block.clone()], &mut errors[block.clone()], lost.start - block.start);
+        leave_frame_numbers(&gfns[block.clone()], &mut errors[block.clone()], lost.start - block.start);
     }
 
-    /// Adds what follows the last frame in its page.
-    fn fill_up(&self, ptes: &mut Vec<Pte>) {
+    /// Adds the memory that follows the last frame in its page.
+    fn pad_last_page(&self, ptes: &mut Vec<Pte>) {
         let frames = ptes.len();
         ptes.extend((frames..self.in_whole_pages(frames)).map(|index| Pte::Fatal(fatal::page_past_end(index))));
     }
 
-    /// That the domain we are has enough memory left to populate a mapping.
+    /// Checks that dom0 has enough memory left to populate a mapping.
     fn check_memory(&self, state: &mut State, start: usize) -> io::Result<()> {
         let Some(limit) = self.config.dom0_free_frames.filter(|_| self.config.dom0 != Dom0::Pv) else { return Ok(()) };
         let is_enough = |state: &State| {
@@ -402,13 +402,13 @@ impl Host {
             taken.map(|(_, vma)| vma.ptes.len()).sum::<usize>() <= limit
         };
         if !is_enough(state) {
-            // The state still has what was unmapped past the library, until references are counted.
+            // Until references are counted, the state still has mappings that other code unmapped.
             self.reclaim(state);
         }
         if is_enough(state) { Ok(()) } else { Err(errno(libc::ENOMEM)) }
     }
 
-    /// What each frame of a batch is; its error, if any, is noted.
+    /// Looks up each frame of a batch, and writes its error, or 0, to `errors`.
     fn look_up(
         &self,
         state: &mut State,
@@ -423,7 +423,7 @@ impl Host {
         let faults = state.faults.strike_frames();
         let writes = self.config.dom0 == Dom0::Pv && protection == Protection::ReadWrite;
         let failed = |gfn| match self.config.dom0 {
-            // Before 4.4 it was a hole as in a PV dom0.
+            // Before Linux 4.4 it was a hole, as in a PV dom0.
             Dom0::Pvh if self.config.kernel >= (4, 4) => Pte::Junk,
             Dom0::Arm => Pte::Fatal(fatal::page_of(gfn)),
             _ => Pte::None,
@@ -456,17 +456,17 @@ impl Host {
         }
     }
 
-    /// Whether the batch call as a whole says ENOENT.
+    /// Returns whether the batch call as a whole fails with ENOENT.
     fn reports_paged_out(&self, errors: &[i32]) -> bool {
         let paged_out = |error: &i32| *error == -libc::ENOENT;
         if self.config.kernel < (4, 1) {
             return errors.iter().any(paged_out);
         }
-        // What remains of the hypercalls of a block is the status of the last.
+        // The status of a block is that of its last hypercall.
         self.config.dom0 == Dom0::Pv && errors.chunks(BLOCK).any(|block| block.last().is_some_and(paged_out))
     }
 
-    /// Takes a range out of the state; what is left of a mapping at its ends stays in them.
+    /// Removes a range from the state, but keeps the parts of mappings outside of it.
     pub(super) fn forget(&self, state: &mut State, start: usize, end: usize) {
         let hit: Vec<usize> = state.vmas.range(..end).map(|(&start, _)| start).collect();
         for first in hit.into_iter().rev() {

@@ -4,38 +4,53 @@ use std::ops::Range;
 
 use crate::types::FRAME_SIZE;
 
-/// Something that goes wrong once, at the next call that it can happen to.
+/// A failure that happens once, at the next call that can fail in this way.
 ///
-/// Errors are numbers of Linux, such as `libc::ENOMEM`.
+/// Errors are errno values of Linux, such as `libc::ENOMEM`.
+///
+/// ```
+/// use xenmap::mock::{Fault, MockHost};
+/// use xenmap::{GuestKind, Protection};
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Hvm, 4);
+/// let memory = host.open()?;
+/// host.inject(Fault::Frame { index: 2, error: -libc::EINVAL });
+///
+/// let mapping = memory.map_foreign_batch_partial(guest.domid(), Protection::ReadOnly, &guest.frames())?;
+/// assert_eq!(mapping.failed().len(), 1);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {
     /// Opening the device fails.
     Open(i32),
-    /// mmap(2) of the device fails. If it was to replace a mapping, that one is gone, and another thread has got the
-    /// addresses; each count panics if they were unmapped all the same.
+    /// mmap(2) of the device fails. If it should have replaced a mapping, that mapping is gone and another thread has
+    /// the addresses; each count then panics if they have been unmapped nevertheless.
     Mmap(i32),
-    /// The same, but what was to be replaced is still there.
+    /// mmap(2) of the device fails, and a mapping that it should have replaced is still there.
     MmapEarly(i32),
-    /// The mapping call fails before it has looked at any frame.
+    /// The mapping call fails before it maps any frame.
     MapBatch(i32),
-    /// The mapping call fails after it has mapped what it could.
+    /// The mapping call fails after it has mapped all frames that it can.
     MapBatchLate(i32),
-    /// One frame of the batch gets this in its place among the errors: a negative errno, as the kernel has it, or
-    /// anything else, as the kernel leaves it when it runs out of memory for page tables.
+    /// One frame of the batch fails, and the call leaves this value among the errors: a negative errno, as the kernel
+    /// writes it, or anything else, as the kernel leaves there when it runs out of memory for page tables.
     ///
-    /// All faults of this kind that are due strike the same call.
+    /// All faults of this kind that are due hit the same call.
     Frame {
-        /// Its place in the call.
+        /// The frame's index in the call.
         index: usize,
-        /// What the kernel writes there.
+        /// The value that the kernel writes there.
         error: i32,
     },
-    /// The kernel has no memory for the page table of one frame of the batch. As on Linux the call succeeds all the
-    /// same: that frame, those before it in the same page table and all after it, as far as they are in the same block
-    /// (512 frames, if pages have 4 KiB), are not mapped, and have halves of frame numbers in the place of errors.
+    /// The kernel has no memory for the page table of one frame of the batch. The call succeeds nevertheless, as on
+    /// Linux, but some frames are not mapped, and have halves of frame numbers in place of errors: that frame, those
+    /// before it in the same page table, and all after it, as far as they are in the same block (512 frames, with pages
+    /// of 4 KiB).
     PageTable {
-        /// Its place in the call, or the last if the call is shorter.
+        /// The frame's index in the call; if the call is shorter, its last frame fails.
         index: usize,
     },
     /// Mapping a resource fails.
@@ -49,7 +64,7 @@ pub enum Fault {
     Leak,
 }
 
-/// The faults to come, each with the calls that go well before it.
+/// The faults to come, each with the number of calls that succeed before it.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Vec<(usize, Fault)>);
 
@@ -58,7 +73,7 @@ impl Faults {
         self.0.push((after, fault));
     }
 
-    /// The fault that strikes this call, if any; `matches` picks those that can.
+    /// Returns the fault that hits this call, if any; `matches` selects those that can.
     pub(super) fn strike<T>(&mut self, matches: impl Fn(Fault) -> Option<T>) -> Option<T> {
         let (place, hit) = self.0.iter().enumerate().find_map(|(i, &(_, fault))| Some((i, matches(fault)?)))?;
         if let Some(rest) = self.0[place].0.checked_sub(1) {
@@ -69,7 +84,7 @@ impl Faults {
         Some(hit)
     }
 
-    /// What the faulty frames of this call get.
+    /// Returns the frames of this call that fail: their indices and errors.
     pub(super) fn strike_frames(&mut self) -> Vec<(usize, i32)> {
         let mut hits = Vec::new();
         self.0.retain_mut(|(after, fault)| {
@@ -85,8 +100,8 @@ impl Faults {
     }
 }
 
-/// The frames of a batch, which is mapped from `addr` on, that are not mapped for want of the page table that the one
-/// at `index` needs. A PV kernel makes hypercalls for `at_once` frames each.
+/// Returns which frames of a batch that begins at `addr` are not mapped when the kernel has no memory for the page
+/// table of the frame at `index`. The kernel maps `at_once` frames with a hypercall.
 pub(super) fn without_page_table(
     index: usize,
     frames: usize,
@@ -94,7 +109,7 @@ pub(super) fn without_page_table(
     page_size: usize,
     at_once: usize,
 ) -> Range<usize> {
-    // The kernel takes a page of frame numbers in at a time, and a page table is a page of entries.
+    // The kernel reads a page of frame numbers at a time, and a page table is a page of entries.
     let (block, table) = (page_size / 8, page_size * (page_size / 8));
     let index = index.min(frames - 1);
     let block_start = index - index % block;
@@ -103,9 +118,9 @@ pub(super) fn without_page_table(
     start - (start - block_start) % at_once..frames.min(block_start + block)
 }
 
-/// What is in the place of the errors of a block's frames from the one at `start` on, if the kernel did not come to
-/// them: it keeps errors where it has read the frame numbers before.
-pub(super) fn leave_numbers(gfns: &[u64], errors: &mut [i32], start: usize) {
+/// Fills in the errors of a block's frames from `start` on that the kernel did not reach. It keeps errors in the buffer
+/// into which it read the frame numbers, so they are halves of those.
+pub(super) fn leave_frame_numbers(gfns: &[u64], errors: &mut [i32], start: usize) {
     for (index, error) in errors.iter_mut().enumerate().skip(start) {
         let halves = [gfns[index / 2] & u64::from(u32::MAX), gfns[index / 2] >> 32];
         *error = u32::try_from(halves[index % 2]).unwrap_or_default().cast_signed();

@@ -1,4 +1,4 @@
-//! Frames that Xen fills in when somebody first touches them: those of populate-on-demand guests and of forks.
+//! Frames that get memory when they are first touched: those of populate-on-demand guests and of forks.
 
 use super::config::Dom0;
 use super::domain::MockDomain;
@@ -7,11 +7,11 @@ use super::state::{DOMID_COW, Domain, Frame, State};
 use crate::types::{FRAME_SIZE, Gfn, GuestKind};
 
 impl MockDomain {
-    /// Gives it frames that get memory when they are first touched, by the guest or by whoever maps or asks about
-    /// them, and a pool of so many frames of memory for that.
+    /// Gives the guest frames that get memory when they are first touched, by the guest or by whoever maps them or asks
+    /// about them. The memory comes from a pool of `pool` frames.
     ///
-    /// This is what `xl create` does if `maxmem` is larger than `memory`. Touching one more frame than the pool has
-    /// memory for [crashes](MockDomain::has_crashed) the guest (Xen, `p2m_pod_demand_populate`).
+    /// This is what `xl create` does if `maxmem` is larger than `memory`. Touching more frames than the pool has memory
+    /// for [crashes](MockDomain::has_crashed) the guest (Xen, `p2m_pod_demand_populate`).
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -30,8 +30,8 @@ impl MockDomain {
     ///
     /// # Panics
     ///
-    /// If it has been destroyed, is a PV guest, has one of the frames already, or there is no memory; or if the host is
-    /// an Arm one.
+    /// If the guest has been destroyed, is a PV guest or already has one of the frames; if there is no memory; or on an
+    /// Arm host.
     pub fn populate_on_demand(&self, gfns: &[Gfn], pool: usize) {
         assert_ne!(self.host.config.dom0, Dom0::Arm, "Xen has no populate-on-demand guests on Arm");
         let mut state = self.host.lock();
@@ -49,21 +49,32 @@ impl MockDomain {
         });
     }
 
-    /// Whether Xen has crashed it.
+    /// Returns whether Xen has crashed the guest.
     ///
     /// # Panics
     ///
-    /// If it has been destroyed.
+    /// If the guest has been destroyed.
     #[must_use]
     pub fn has_crashed(&self) -> bool {
         self.with(|_, domain| domain.crashed)
     }
 
-    /// Shares frames as Xen's memory sharing does: they stay RAM, but Xen no longer counts them as the guest's own.
+    /// Shares frames, as Xen's memory sharing does: they stay RAM, but Xen no longer counts them as the guest's own.
+    ///
+    /// ```
+    /// use xenmap::GuestKind;
+    /// use xenmap::mock::MockHost;
+    ///
+    /// let guest = MockHost::new().create_domain(GuestKind::Hvm, 8);
+    /// guest.share(&guest.frames()[..2]);
+    /// assert_eq!((guest.frames().len(), guest.owned_frames()), (8, Some(6)));
+    /// guest.write(guest.frames()[0], 0, b"x"); // gets the guest a copy of its own
+    /// assert_eq!(guest.owned_frames(), Some(7));
+    /// ```
     ///
     /// # Panics
     ///
-    /// If it has been destroyed, is a PV guest, or does not have one of the frames.
+    /// If the guest has been destroyed, is a PV guest, or does not have one of the frames.
     pub fn share(&self, gfns: &[Gfn]) {
         for &gfn in gfns {
             let page = self.page(gfn);
@@ -74,12 +85,27 @@ impl MockDomain {
         }
     }
 
-    /// Forks it: creates a paused guest without frames of its own, which shares a frame of this one once that is first
-    /// touched.
+    /// Forks the guest: creates a paused guest that has no frames of its own, and shares a frame with this one when the
+    /// frame is first touched.
+    ///
+    /// ```
+    /// use xenmap::GuestKind;
+    /// use xenmap::mock::MockHost;
+    ///
+    /// let parent = MockHost::new().create_domain(GuestKind::Hvm, 8);
+    /// let gfn = parent.frames()[0];
+    /// parent.write(gfn, 0, b"parent");
+    ///
+    /// let fork = parent.fork();
+    /// assert_eq!(fork.read(gfn, 0, 6), b"parent");
+    /// fork.write(gfn, 0, b"forked");
+    /// assert_eq!(parent.read(gfn, 0, 6), b"parent");
+    /// assert_eq!(fork.owned_frames(), Some(1));
+    /// ```
     ///
     /// # Panics
     ///
-    /// If it has been destroyed or is a PV guest, or there is no number left; or if the host is an Arm one.
+    /// If the guest has been destroyed or is a PV guest, if there is no domain number left, or on an Arm host.
     #[must_use]
     pub fn fork(&self) -> MockDomain {
         assert_ne!(self.host.config.dom0, Dom0::Arm, "Xen does not fork guests on Arm");
@@ -96,22 +122,22 @@ impl MockDomain {
         fork
     }
 
-    /// Fills in a frame that is used for the first time, as Xen does.
+    /// Gives a frame memory if this is its first use, as Xen does.
     pub(super) fn touch(&self, gfn: Gfn, writes: bool) {
         self.host.touch(&mut self.host.lock(), self.domid().get(), gfn.get(), writes);
     }
 }
 
 impl Host {
-    /// Fills in the frames of a range that nobody has touched yet.
+    /// Gives memory to those of some frames that are touched for the first time.
     pub(super) fn touch_all(&self, state: &mut State, domid: u16, gfns: impl Iterator<Item = u64>) {
-        // Looking at each takes long, and few guests have such frames.
+        // Looking up each frame is slow, and few guests have such frames.
         if state.domains.get(&domid).is_some_and(|domain| domain.is_lazy) {
             gfns.for_each(|gfn| self.touch(state, domid, gfn, false));
         }
     }
 
-    /// Fills in a frame, and gives the guest a copy of a shared one if it is to be written.
+    /// Gives a frame memory if this is its first use, and the guest a copy of a shared frame that is to be written.
     pub(super) fn touch(&self, state: &mut State, domid: u16, gfn: u64, writes: bool) {
         let Some(domain) = state.domains.get_mut(&domid).filter(|domain| !domain.dying) else { return };
         match domain.frames.get(&gfn) {
@@ -153,7 +179,7 @@ impl Host {
 }
 
 impl State {
-    /// Gives up the shared pages that no guest has any more.
+    /// Frees the shared pages that no guest has any more.
     pub(super) fn release_unused_shares(&mut self) {
         let frames = self.domains.values().flat_map(|domain| domain.frames.values());
         let used: std::collections::BTreeSet<usize> =
@@ -165,7 +191,7 @@ impl State {
         }
     }
 
-    /// How many frames of a domain are shared.
+    /// Returns how many frames of a domain are shared.
     pub(super) fn shared_by(&self, domain: &Domain) -> u64 {
         let shared = |frame: &&Frame| matches!(frame, Frame::Ram(page) if self.pages[*page].owner == Some(DOMID_COW));
         domain.frames.values().filter(shared).count() as u64

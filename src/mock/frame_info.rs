@@ -1,8 +1,8 @@
-//! What the simulated hypervisor says of frames (`XEN_DOMCTL_getpageframeinfo3`).
+//! The kinds of frames that the simulated hypervisor reports (`XEN_DOMCTL_getpageframeinfo3`).
 
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
-use super::hypercalls::{buffer, give};
+use super::hypercalls::{buffer, copy_to};
 use super::machine::Host;
 use super::state::{Domain, Frame, Page, State};
 use crate::abi;
@@ -11,7 +11,7 @@ use crate::abi;
 const FRAMES: u64 = 1024;
 const WORD: usize = size_of::<u64>();
 
-/// Replaces each frame number of an array by what it is.
+/// Replaces each frame number of an array by the frame's kind.
 ///
 /// # Safety
 ///
@@ -29,13 +29,13 @@ pub(super) unsafe fn page_frame_info(
     }
     let from = buffer(state, array, WORD * count)?;
     let mut bytes = vec![0; WORD * count];
-    // SAFETY: `buffer` found so many bytes mapped, and nobody borrows them (the caller's promise).
+    // SAFETY: `buffer` found this many bytes mapped, and nothing borrows them (the caller's promise).
     unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
     let gfns = bytes.chunks_exact(WORD).map(|word| word.first_chunk().map_or(0, |word| u64::from_ne_bytes(*word)));
     let gfns: Vec<u64> = gfns.collect();
     host.touch_all(state, domid, gfns.iter().copied());
     let domain = state.domains.get(&domid).ok_or(libc::ESRCH)?;
-    // Most of a large address space is holes: to look up each frame of them would take most of a test's time.
+    // Most of a large address space is holes: looking up each of their frames would take most of a test's time.
     let ends = gfns.iter().min().zip(gfns.iter().max());
     let info = if ends.is_none_or(|(&low, &high)| domain.frames.range(low..=high).next().is_none()) {
         u64::from(abi::XEN_DOMCTL_PFINFO_XTAB).to_ne_bytes().repeat(count)
@@ -43,7 +43,7 @@ pub(super) unsafe fn page_frame_info(
         gfns.iter().flat_map(|&gfn| u64::from(kind(state, domain, gfn)).to_ne_bytes()).collect()
     };
     // SAFETY: the caller's promise.
-    unsafe { give(state, array, &info) }.map(|()| 0)
+    unsafe { copy_to(state, array, &info) }.map(|()| 0)
 }
 
 fn kind(state: &State, domain: &Domain, gfn: u64) -> u32 {

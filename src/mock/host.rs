@@ -17,12 +17,30 @@ use crate::types::{Domid, Gfn, GuestKind, Protection};
 
 /// Frames that Xen shows read-only under `DOMID_XEN`.
 const XEN_FRAMES: usize = 4;
-/// Frames that the domain we are has.
+/// Frames of dom0.
 const DOM0_FRAMES: usize = 4;
 
-/// A simulated Xen host, with its hypervisor, the kernel that maps, and its guests.
+/// A simulated Xen host: the hypervisor, the kernel of the dom0 that maps, and the guests.
 ///
-/// Clones are the same host. It goes when the last clone, handle, mapping and domain of it has gone.
+/// Clones are the same host. It exists until its last clone, handle, mapping and [`MockDomain`] are dropped.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Access, GuestKind, Protection};
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Hvm, 8);
+/// guest.write(guest.frames()[3], 0, b"in frame 3");
+///
+/// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadOnly, &guest.frames())?;
+/// assert!(mapping.view().eq_bytes(3 * 4096, b"in frame 3")?);
+///
+/// guest.destroy();
+/// assert_eq!(host.zombies(), [guest.domid()]); // its frames are still mapped
+/// drop(mapping);
+/// assert_eq!(host.zombies(), []);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct MockHost(pub(super) Arc<Host>);
 
@@ -33,22 +51,37 @@ impl Default for MockHost {
 }
 
 impl MockHost {
-    /// A host whose dom0 is a PV domain.
+    /// Creates a host whose dom0 is a PV domain.
     ///
     /// # Panics
     ///
-    /// If this system has no memory files (`memfd_create`, Linux 3.17), or pages larger than 4 KiB.
+    /// If this system has no memory files (`memfd_create`, Linux 3.17), or has pages larger than 4 KiB.
     #[must_use]
     pub fn new() -> MockHost {
         MockHost::with_config(HostConfig::default())
     }
 
-    /// A host of another kind.
+    /// Creates a host of another kind.
+    ///
+    /// ```
+    /// use xenmap::mock::{Dom0, HostConfig, MockHost};
+    /// use xenmap::{GuestKind, Protection};
+    ///
+    /// let mut config = HostConfig::default();
+    /// config.dom0 = Dom0::Arm;
+    /// config.page_size = 0x4000; // 16 KiB, which is four frames
+    /// let host = MockHost::with_config(config);
+    /// let guest = host.create_domain(GuestKind::Pvh, 8);
+    ///
+    /// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadOnly, &guest.frames())?;
+    /// assert_eq!(host.hypercalls().memory_op, 2); // one for each page
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Panics
     ///
-    /// If this system has no memory files (`memfd_create`, Linux 3.17), or pages larger than 4 KiB; or if there is no
-    /// such kernel: [`page_size`](HostConfig::page_size).
+    /// If this system has no memory files (`memfd_create`, Linux 3.17), or has pages larger than 4 KiB; or if no such
+    /// kernel exists: see [`page_size`](HostConfig::page_size).
     #[must_use]
     pub fn with_config(config: HostConfig) -> MockHost {
         assert_eq!(
@@ -59,26 +92,84 @@ impl MockHost {
         let page_sizes: &[usize] = if config.dom0 == Dom0::Arm { &[0x1000, 0x4000, 0x1_0000] } else { &[0x1000] };
         assert!(page_sizes.contains(&config.page_size), "no {:?} kernel has such pages", config.dom0);
         if config.dom0 == Dom0::Arm {
-            super::fatal::watch();
+            super::fatal::install_handler();
         }
         let host = Host::new(config);
-        // On Arm Xen shows nothing of its own.
+        // On Arm Xen shows no frames of its own.
         let xen_frames = if host.config.dom0 == Dom0::Arm { 0 } else { XEN_FRAMES };
         host.grow(&mut host.lock(), |state| state.add_xen(xen_frames));
         host.grow(&mut host.lock(), |state| state.add_dom0(host.config.dom0, DOM0_FRAMES));
         MockHost(Arc::new(host))
     }
 
-    /// The kind of domain that its kernel runs in.
+    /// Creates a guest with the lowest free number and this many frames of RAM, filled with zeros. The frames of an HVM
+    /// or PVH guest are numbered from 0; those of a PV guest are machine frames.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Gfn, GuestKind};
+    ///
+    /// let guest = MockHost::new().create_domain(GuestKind::Hvm, 4);
+    /// assert_eq!(guest.domid().get(), 1);
+    /// assert_eq!(guest.frames()[3], Gfn::new(3)?);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If there is no memory or domain number left, or for a PV guest on an Arm host.
     #[must_use]
-    pub fn dom0(&self) -> Dom0 {
-        self.0.config.dom0
+    pub fn create_domain(&self, kind: GuestKind, frames: usize) -> MockDomain {
+        MockDomain::create(&self.0, kind, frames)
     }
 
-    /// Bytes of a page of its kernel.
+    /// Creates a PVH guest whose RAM, from frame 0, is the content of a file. A hole of a sparse file that covers a
+    /// whole frame is a hole in the guest. If the file ends inside a frame, the rest of that frame is zero.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    ///
+    /// let file = std::fs::File::open(std::env::current_exe()?)?;
+    /// let guest = MockHost::new().create_domain_from_file(&file)?;
+    /// assert_eq!(guest.read(guest.frames()[0], 0, 4), b"\x7FELF");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The error with which the file cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// As [`create_domain`](MockHost::create_domain).
+    pub fn create_domain_from_file(&self, file: &File) -> io::Result<MockDomain> {
+        let guest = self.create_domain(GuestKind::Pvh, 0);
+        guest.load_file(file)?;
+        Ok(guest)
+    }
+
+    /// Creates a PV guest whose [kernel](super::PvKernel) is running, and whose pseudo-physical memory is the content
+    /// of a file. The kernel's tables follow the content.
+    ///
+    /// # Errors
+    ///
+    /// The error with which the file cannot be read.
+    ///
+    /// # Panics
+    ///
+    /// As [`create_domain`](MockHost::create_domain).
+    pub fn create_pv_domain_from_file(&self, file: &File) -> io::Result<MockDomain> {
+        let guest = self.create_domain(GuestKind::Pv, 0);
+        guest.load_pv_file(file)?;
+        Ok(guest)
+    }
+
+    /// Returns the guest with this number, unless it has been destroyed.
     #[must_use]
-    pub fn page_size(&self) -> usize {
-        self.0.config.page_size
+    pub fn domain(&self, domid: Domid) -> Option<MockDomain> {
+        let state = self.0.lock();
+        let alive = state.domains.get(&domid.get()).is_some_and(|domain| !domain.dying);
+        (alive && domid != Domid::XEN && domid.get() != DOM0).then(|| MockDomain::new(Arc::clone(&self.0), domid))
     }
 
     /// Opens the simulated device, as [`ForeignMemory::open`] does the real one.
@@ -90,7 +181,7 @@ impl MockHost {
         self.open_for(Protection::ReadWrite)
     }
 
-    /// Opens the simulated device for reading only; writable mappings are refused (EACCES).
+    /// Opens the simulated device read-only: writable mappings are refused (EACCES).
     ///
     /// # Errors
     ///
@@ -102,7 +193,7 @@ impl MockHost {
     fn open_for(&self, access: Protection) -> Result<ForeignMemory> {
         let fault = |fault| if let Fault::Open(errno) = fault { Some(errno) } else { None };
         let strike = || self.0.lock().faults.strike(fault);
-        // The standard library tries again after EINTR, and so does this.
+        // The standard library retries after EINTR.
         let failed = std::iter::repeat_with(strike).find(|errno| *errno != Some(libc::EINTR)).flatten();
         if let Some(errno) = failed {
             return Err(Error::Open {
@@ -113,68 +204,52 @@ impl MockHost {
         Ok(ForeignMemory::with_backend(MockDevice::new(Arc::clone(&self.0), access)))
     }
 
-    /// Creates a guest with the lowest free number and so many frames of RAM, all zero. An HVM (or PVH) guest's are
-    /// numbered from 0 on; a PV guest's are machine frames.
+    /// Makes the next call that can fail in this way fail.
+    ///
+    /// ```
+    /// use xenmap::GuestKind;
+    /// use xenmap::mock::{Fault, MockHost};
+    ///
+    /// let host = MockHost::new();
+    /// host.inject(Fault::Open(libc::EACCES));
+    /// assert_eq!(host.open().unwrap_err().errno(), libc::EACCES);
+    /// assert!(host.open().is_ok());
+    /// ```
+    pub fn inject(&self, fault: Fault) {
+        self.inject_after(0, fault);
+    }
+
+    /// Does the same after `calls` calls that succeed.
+    ///
+    /// ```
+    /// use xenmap::mock::{Fault, MockHost};
+    ///
+    /// let host = MockHost::new();
+    /// host.inject_after(2, Fault::Open(libc::ENOENT));
+    /// assert_eq!([(); 4].map(|()| host.open().is_ok()), [true, true, false, true]);
+    /// ```
+    pub fn inject_after(&self, calls: usize, fault: Fault) {
+        self.0.lock().faults.push(calls, fault);
+    }
+
+    /// Returns the number of references to a domain's frames: each mapping of each frame is one.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{GuestKind, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let guest = host.create_domain(GuestKind::Hvm, 8);
+    /// let mapping = host.open()?.map_foreign_batch(guest.domid(), Protection::ReadOnly, &guest.frames()[..3])?;
+    /// assert_eq!(host.references(guest.domid()), 3);
+    /// drop(mapping);
+    /// assert_eq!(host.references(guest.domid()), 0);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Panics
     ///
-    /// If there is no memory left, or no number; or for a PV guest, if the host is an Arm one.
-    #[must_use]
-    pub fn create_domain(&self, kind: GuestKind, frames: usize) -> MockDomain {
-        MockDomain::create(&self.0, kind, frames)
-    }
-
-    /// The guest with this number, unless it has been destroyed.
-    #[must_use]
-    pub fn domain(&self, domid: Domid) -> Option<MockDomain> {
-        let state = self.0.lock();
-        let alive = state.domains.get(&domid.get()).is_some_and(|domain| !domain.dying);
-        (alive && domid != Domid::XEN && domid.get() != DOM0).then(|| MockDomain::new(Arc::clone(&self.0), domid))
-    }
-
-    /// Creates a PVH guest whose RAM is what a file holds, from frame 0 on. A hole of a sparse file that covers a
-    /// whole frame is a hole in the guest; what is missing of the last frame is zero.
-    ///
-    /// # Errors
-    ///
-    /// What reading the file says.
-    ///
-    /// # Panics
-    ///
-    /// As [`create_domain`](MockHost::create_domain).
-    pub fn create_domain_from_file(&self, file: &File) -> io::Result<MockDomain> {
-        let guest = self.create_domain(GuestKind::Pvh, 0);
-        guest.load_file(file)?;
-        Ok(guest)
-    }
-
-    /// The same for a PV guest, with a [kernel](super::PvKernel) that has started: what the file holds is at its
-    /// pseudo-physical addresses. Its tables follow.
-    ///
-    /// # Errors
-    ///
-    /// What reading the file says.
-    ///
-    /// # Panics
-    ///
-    /// As [`create_domain`](MockHost::create_domain).
-    pub fn create_pv_domain_from_file(&self, file: &File) -> io::Result<MockDomain> {
-        let guest = self.create_domain(GuestKind::Pv, 0);
-        guest.load_pv_file(file)?;
-        Ok(guest)
-    }
-
-    /// Frames that Xen itself shows, under [`Domid::XEN`]; on Arm none.
-    #[must_use]
-    pub fn xen_frames(&self) -> Vec<Gfn> {
-        self.0.lock().pages_of(Domid::XEN).map(machine_frame).collect()
-    }
-
-    /// How many references to a domain's frames there are: each mapping of each frame is one.
-    ///
-    /// # Panics
-    ///
-    /// If a mapping was split, reprotected or moved: on Xen that loses or leaks references, or worse.
+    /// If a mapping was split, moved, or had its protection changed. On Xen, that loses or leaks references, or worse.
     #[must_use]
     pub fn references(&self, domid: Domid) -> usize {
         let state = &mut self.0.lock();
@@ -182,7 +257,7 @@ impl MockHost {
         state.pages_of(domid).map(|page| references.of(page)).sum()
     }
 
-    /// Domains that have been destroyed, but live on because their frames are mapped.
+    /// Returns the domains that have been destroyed, but exist because frames of theirs are mapped.
     ///
     /// # Panics
     ///
@@ -195,7 +270,7 @@ impl MockHost {
         dying.filter_map(|(&domid, _)| Domid::new(domid).ok()).collect()
     }
 
-    /// What all mapping and unmapping so far would have cost on Xen.
+    /// Returns what all mapping and unmapping so far would have cost on Xen.
     ///
     /// # Panics
     ///
@@ -207,13 +282,21 @@ impl MockHost {
         state.hypercalls
     }
 
-    /// Has the next call fail that can fail in this way.
-    pub fn inject(&self, fault: Fault) {
-        self.inject_after(0, fault);
+    /// Returns the frames that Xen itself shows under [`Domid::XEN`]; on Arm there are none.
+    #[must_use]
+    pub fn xen_frames(&self) -> Vec<Gfn> {
+        self.0.lock().pages_of(Domid::XEN).map(machine_frame).collect()
     }
 
-    /// The same, after so many calls that go well.
-    pub fn inject_after(&self, calls: usize, fault: Fault) {
-        self.0.lock().faults.push(calls, fault);
+    /// Returns the kind of domain in which the host's kernel runs.
+    #[must_use]
+    pub fn dom0(&self) -> Dom0 {
+        self.0.config.dom0
+    }
+
+    /// Returns the size of the kernel's pages in bytes.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.0.config.page_size
     }
 }

@@ -1,4 +1,4 @@
-//! The simulated hypervisor: what it is asked.
+//! The simulated hypervisor: how it answers hypercalls.
 
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
@@ -16,20 +16,20 @@ const CAPABILITIES: &[u8] = b"xen-3.0-x86_64 hvm-3.0-x86_64";
 const ARM_CAPABILITIES: &[u8] = b"xen-3.0-aarch64 xen-3.0-armv7l";
 
 impl Host {
-    /// Answers the hypercalls that the library makes; ENOSYS for any other.
+    /// Answers the hypercalls that the library makes, and any other with ENOSYS.
     ///
     /// # Safety
     ///
-    /// What the arguments say are addresses are those of hypercall buffers that nobody borrows from.
+    /// Nothing borrows from the hypercall buffers to which the arguments point.
     pub(super) unsafe fn hypercall(&self, call: &abi::Hypercall) -> io::Result<u64> {
         let state = &mut self.lock();
         if let Some(number) = state.faults.strike(|f| if let Fault::Hypercall(e) = f { Some(e) } else { None }) {
             return Err(io::Error::from_raw_os_error(number));
         }
         // SAFETY: the caller's promise.
-        let answer = unsafe { self.carry_out(state, call.op, [call.arg[0], call.arg[1]]) };
+        let answer = unsafe { self.dispatch(state, call.op, [call.arg[0], call.arg[1]]) };
         let answer = answer.map_err(io::Error::from_raw_os_error)?;
-        // The kernel gives back an int.
+        // The kernel returns an int.
         let [a, b, c, d, ..] = answer.to_le_bytes();
         u64::try_from(i32::from_le_bytes([a, b, c, d])).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))
     }
@@ -37,7 +37,7 @@ impl Host {
     /// # Safety
     ///
     /// As for [`hypercall`](Host::hypercall).
-    unsafe fn carry_out(&self, state: &mut State, op: u64, arg: [u64; 2]) -> Result<u64, i32> {
+    unsafe fn dispatch(&self, state: &mut State, op: u64, arg: [u64; 2]) -> Result<u64, i32> {
         let command = u32::try_from(arg[0]).unwrap_or(u32::MAX);
         match u32::try_from(op).unwrap_or(u32::MAX) {
             abi::HYPERVISOR_MULTICALL if self.config.dom0 == super::Dom0::Pvh && self.config.xen < (4, 16) => {
@@ -59,7 +59,7 @@ impl Host {
         }
     }
 
-    /// Carries out a list of hypercalls, which may be no multicalls.
+    /// Makes a list of hypercalls, none of which may be a multicall.
     ///
     /// # Safety
     ///
@@ -69,17 +69,17 @@ impl Host {
             let [mut op, mut command, mut arg] = [0; 3];
             for (word, at) in [(&mut op, 0), (&mut command, 16), (&mut arg, 24)] {
                 // SAFETY: the caller's promise.
-                *word = u64::from_ne_bytes(unsafe { take(state, entry + at) }?);
+                *word = u64::from_ne_bytes(unsafe { copy_from(state, entry + at) }?);
             }
             let answer = if op == u64::from(abi::HYPERVISOR_MULTICALL) {
                 Err(libc::EINVAL)
             } else {
                 // SAFETY: the caller's promise.
-                unsafe { self.carry_out(state, op, [command, arg]) }
+                unsafe { self.dispatch(state, op, [command, arg]) }
             };
             let result = answer.unwrap_or_else(|errno| i64::from(-errno).cast_unsigned());
             // SAFETY: the caller's promise.
-            unsafe { give(state, entry + 8, &result.to_ne_bytes()) }?;
+            unsafe { copy_to(state, entry + 8, &result.to_ne_bytes()) }?;
         }
         Ok(0)
     }
@@ -100,9 +100,9 @@ impl Host {
             return unsafe { self.machphys_mfn_list(state, arg) };
         }
         // SAFETY: the caller's promise.
-        let domid = u16::from_ne_bytes(unsafe { take(state, arg) }?);
+        let domid = u16::from_ne_bytes(unsafe { copy_from(state, arg) }?);
         let is_domain = |state: &State| domid != abi::XEN_DOMID && state.domains.contains_key(&domid);
-        // To count references takes long, and is in vain for a domain that is not there.
+        // Counting references is slow, so not for a domain that does not exist.
         if is_domain(state) {
             self.reclaim(state);
         }
@@ -123,7 +123,7 @@ impl Host {
             return Err(libc::ENOSYS);
         }
         // SAFETY: the caller's promise.
-        let domid = u16::from_ne_bytes(unsafe { take(state, arg + offset_of!(abi::PodTarget, domid) as u64) }?);
+        let domid = u16::from_ne_bytes(unsafe { copy_from(state, arg + offset_of!(abi::PodTarget, domid) as u64) }?);
         let domain = state.domains.get(&domid).filter(|_| domid != abi::XEN_DOMID).ok_or(libc::ESRCH)?;
         if domain.kind == GuestKind::Pv {
             return Err(libc::EINVAL);
@@ -134,7 +134,7 @@ impl Host {
             (offset_of!(abi::PodTarget, pod_entries), domain.unpopulated() as u64),
         ] {
             // SAFETY: the caller's promise.
-            unsafe { give(state, arg + offset as u64, &pages.to_ne_bytes()) }?;
+            unsafe { copy_to(state, arg + offset as u64, &pages.to_ne_bytes()) }?;
         }
         Ok(0)
     }
@@ -161,7 +161,7 @@ impl Host {
             _ => return Err(libc::ENOSYS),
         };
         // SAFETY: the caller's promise.
-        unsafe { give(state, arg, answer) }.map(|()| 0)
+        unsafe { copy_to(state, arg, answer) }.map(|()| 0)
     }
 }
 
@@ -173,14 +173,14 @@ unsafe fn hvm_op(state: &State, command: u32, arg: u64) -> Result<u64, i32> {
         return Err(libc::ENOSYS);
     }
     // SAFETY: the caller's promise.
-    let domid = u16::from_ne_bytes(unsafe { take(state, arg) }?);
+    let domid = u16::from_ne_bytes(unsafe { copy_from(state, arg) }?);
     match state.domains.get(&domid).filter(|_| domid != abi::XEN_DOMID).ok_or(libc::ESRCH)?.kind {
         GuestKind::Pv => Err(libc::EINVAL),
         GuestKind::Hvm | GuestKind::Pvh => Ok(0),
     }
 }
 
-/// Where the hypercall buffer is that holds `len` bytes at an address; EFAULT if there is none, as Xen says.
+/// Finds `len` bytes of a hypercall buffer at an address; EFAULT if there are none, as from Xen.
 pub(super) fn buffer(state: &State, addr: u64, len: usize) -> Result<*mut u8, i32> {
     let addr = usize::try_from(addr).map_err(|_| libc::EFAULT)?;
     let (&start, &size) = state.buffers.range(..=addr).next_back().ok_or(libc::EFAULT)?;
@@ -195,9 +195,9 @@ pub(super) fn buffer(state: &State, addr: u64, len: usize) -> Result<*mut u8, i3
 /// # Safety
 ///
 /// As for [`Host::hypercall`].
-pub(super) unsafe fn take<const N: usize>(state: &State, addr: u64) -> Result<[u8; N], i32> {
+pub(super) unsafe fn copy_from<const N: usize>(state: &State, addr: u64) -> Result<[u8; N], i32> {
     let from = buffer(state, addr, N)?;
-    // SAFETY: `buffer` found so many bytes mapped, and nobody borrows them (the caller's promise).
+    // SAFETY: `buffer` found this many bytes mapped, and nothing borrows them (the caller's promise).
     Ok(unsafe { from.cast::<[u8; N]>().read() })
 }
 
@@ -206,9 +206,9 @@ pub(super) unsafe fn take<const N: usize>(state: &State, addr: u64) -> Result<[u
 /// # Safety
 ///
 /// As for [`Host::hypercall`].
-pub(super) unsafe fn give(state: &State, addr: u64, bytes: &[u8]) -> Result<(), i32> {
+pub(super) unsafe fn copy_to(state: &State, addr: u64, bytes: &[u8]) -> Result<(), i32> {
     let to = buffer(state, addr, bytes.len())?;
-    // SAFETY: `buffer` found so many bytes mapped, and nobody borrows them (the caller's promise).
+    // SAFETY: `buffer` found this many bytes mapped, and nothing borrows them (the caller's promise).
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     Ok(())
 }

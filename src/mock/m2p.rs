@@ -1,23 +1,23 @@
-//! The simulated hypervisor's table of which guest frame each machine frame is (the M2P).
+//! The simulated hypervisor's table from machine frames to guest frames (the M2P).
 
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
 use std::mem::offset_of;
 
 use super::config::Dom0;
-use super::hypercalls::{give, take};
+use super::hypercalls::{copy_from, copy_to};
 use super::machine::{Host, machine_frame};
 use super::state::{FIRST_MFN, Page, State};
 use crate::abi::{self, MachphysMfnList};
 use crate::types::FRAME_SIZE;
 
-/// The table is made of pieces of 2 MiB.
+/// The table consists of extents of 2 MiB.
 const EXTENT_FRAMES: usize = (2 << 20) / FRAME_SIZE;
 const EXTENT_ENTRIES: u64 = (2 << 20) / 8;
 
-/// The entry of a frame that is no guest's (`INVALID_M2P_ENTRY` of xen/arch/x86/include/asm/mm.h).
+/// The entry of a frame that belongs to no guest (`INVALID_M2P_ENTRY` of xen/arch/x86/include/asm/mm.h).
 const INVALID: u64 = u64::MAX;
-/// What an entry holds that nobody has ever set, such as that of what is no RAM.
+/// An entry that was never set, such as one for a frame that is not RAM.
 const NEVER_SET: u64 = 0x5555_5555_5555_5555;
 
 impl Host {
@@ -31,7 +31,7 @@ impl Host {
             return Err(libc::ENOSYS);
         }
         // SAFETY: the caller's promise.
-        let mut list: [u8; size_of::<MachphysMfnList>()] = unsafe { take(state, arg) }?;
+        let mut list: [u8; size_of::<MachphysMfnList>()] = unsafe { copy_from(state, arg) }?;
         let max = crate::handle::domctl::u32_at(&list, offset_of!(MachphysMfnList, max_extents));
         let array = crate::handle::domctl::u64_at(&list, offset_of!(MachphysMfnList, extent_start));
         self.write_machine_to_phys(state);
@@ -39,16 +39,16 @@ impl Host {
         for &page in state.m2p.iter().take(max as usize) {
             let mfn = machine_frame(page).get().to_ne_bytes();
             // SAFETY: the caller's promise.
-            unsafe { give(state, array + 8 * u64::from(written), &mfn) }?;
+            unsafe { copy_to(state, array + 8 * u64::from(written), &mfn) }?;
             written += 1;
         }
         list[offset_of!(MachphysMfnList, nr_extents)..][..4].copy_from_slice(&written.to_ne_bytes());
         // SAFETY: the caller's promise.
-        unsafe { give(state, arg, &list) }?;
+        unsafe { copy_to(state, arg, &list) }?;
         Ok(0)
     }
 
-    /// Brings the table up to date. It is made when it is first asked for, and covers itself.
+    /// Updates the table. It is created when it is first asked for, and has entries for its own frames.
     fn write_machine_to_phys(&self, state: &mut State) {
         let write = |page: usize, offset: usize, entries: &[u8]| {
             let written = self.ram.write(page * FRAME_SIZE + offset, entries);
@@ -72,7 +72,7 @@ impl Host {
 }
 
 impl State {
-    /// Takes consecutive pages for another extent of the table; the first of them.
+    /// Takes consecutive pages for another extent of the table, and returns the first.
     fn add_m2p_extent(&mut self) -> usize {
         let first = self.pages.len();
         let page = Page { owner: Some(abi::XEN_DOMID), allocated: true, ..Page::default() };

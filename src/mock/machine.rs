@@ -1,4 +1,4 @@
-//! The simulated machine: its memory, and the state of hypervisor, kernel and guests.
+//! The simulated machine: its memory, and the state of its hypervisor, kernel and guests.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use super::state::{FIRST_MFN, Frame, State};
 use crate::backend::ProcessId;
 use crate::types::{Architecture, FRAME_SIZE, Gfn, HostKind};
 
-/// What all handles, domains and mappings of a [`MockHost`](super::MockHost) share.
+/// The part of a [`MockHost`](super::MockHost) that all its handles, domains and mappings share.
 #[derive(Debug)]
 pub(super) struct Host {
     pub(super) config: HostConfig,
@@ -17,12 +17,12 @@ pub(super) struct Host {
     pub(super) empty: MemoryFile,
     pub(super) junk: MemoryFile,
     pub(super) fatal: MemoryFile,
-    /// The process that made it.
-    home: ProcessId,
+    /// The process that created the host.
+    creator: ProcessId,
     state: Mutex<State>,
 }
 
-/// The machine frame number of a page.
+/// Returns the machine frame number of a page.
 pub(super) fn machine_frame(page: usize) -> Gfn {
     let Ok(gfn) = Gfn::new(FIRST_MFN + page as u64) else { unreachable!("a file has fewer pages") };
     gfn
@@ -40,12 +40,12 @@ impl Host {
             empty: file(MemoryFile::empty()),
             junk: file(MemoryFile::junk()),
             fatal: file(MemoryFile::fatal()),
-            home: ProcessId::current(),
+            creator: ProcessId::current(),
             state: Mutex::default(),
         }
     }
 
-    /// The state, if need be as a new child has them: without its parent's mappings, which it has not inherited.
+    /// Locks the state. In a forked child it first drops the parent's mappings, which the child has not inherited.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let process = Some(ProcessId::current());
@@ -53,15 +53,15 @@ impl Host {
             state.process = process;
             state.vmas.clear();
             state.leaks.clear();
-            state.strangers.clear();
+            state.taken_ranges.clear();
             state.buffers.clear();
         }
         state
     }
 
-    /// Whether this is the process that made the host, and not a child with a copy of its state.
-    pub(super) fn is_at_home(&self) -> bool {
-        self.home == ProcessId::current()
+    /// Returns whether this is the process that created the host, not a child with a copy of its state.
+    pub(super) fn is_in_creator(&self) -> bool {
+        self.creator == ProcessId::current()
     }
 
     pub(super) fn host_kind(&self) -> HostKind {
@@ -79,13 +79,13 @@ impl Host {
         }
     }
 
-    /// Takes pages, and makes the file large enough for them.
+    /// Allocates pages by `take`, and makes the RAM file large enough for them.
     ///
     /// # Panics
     ///
-    /// In a child of the process that made the host: its state are a copy, and the memory is not.
+    /// In a child of the process that created the host: its state is a copy, but the memory is shared.
     pub(super) fn grow<T>(&self, state: &mut State, take: impl FnOnce(&mut State) -> T) -> T {
-        assert!(self.is_at_home(), "only the process that made the mock gives its domains memory");
+        assert!(self.is_in_creator(), "only the process that created the mock can give its domains memory");
         let before = state.pages.len();
         let taken = take(state);
         if state.pages.len() > before
@@ -96,21 +96,21 @@ impl Host {
         taken
     }
 
-    /// Takes a page for Xen itself, which a domain may use.
+    /// Allocates a page that belongs to Xen itself and that a domain may use.
     pub(super) fn lend(&self, state: &mut State, domid: u16) -> usize {
         let page = self.grow(state, |state| state.allocate(domid, 1))[0];
         state.pages[page].lent = true;
         page
     }
 
-    /// Brings a paged-out frame back.
+    /// Pages a frame in.
     pub(super) fn page_in(&self, state: &mut State, domid: u16, gfn: u64) {
         let page = self.grow(state, |state| state.allocate(domid, 1))[0];
         let Some(domain) = state.domains.get_mut(&domid) else { return };
         if let Some(Frame::PagedOut(content, _)) = domain.frames.insert(gfn, Frame::Ram(page))
             && let Err(e) = self.ram.write(page * FRAME_SIZE, &content)
         {
-            panic!("the mock cannot bring a frame back: {e}");
+            panic!("the mock cannot page a frame in: {e}");
         }
     }
 }

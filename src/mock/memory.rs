@@ -1,4 +1,4 @@
-//! The memory files that stand for machine memory, and for what lies behind a frame that is not mapped.
+//! The memory files that stand for machine memory, and for frames that are not mapped.
 
 #![expect(unsafe_code, reason = "maps memory files where the kernel would map foreign frames")]
 
@@ -18,7 +18,7 @@ use crate::types::{FRAME_SIZE, Protection};
 /// Bytes of [`MemoryFile::junk`].
 pub(super) const JUNK_BYTES: usize = 2 << 20;
 
-/// A memory file, known to the kernel's tables by its device and inode.
+/// A memory file, which the kernel's tables identify by its device and inode.
 #[derive(Debug)]
 pub(super) struct MemoryFile {
     file: File,
@@ -33,29 +33,29 @@ impl MemoryFile {
         Ok(MemoryFile { file, device: metadata.dev(), inode: metadata.ino() })
     }
 
-    /// Machine memory: page n of the file is frame n.
+    /// Creates machine memory: page n of the file is machine frame `FIRST_MFN + n`.
     pub(super) fn ram() -> io::Result<MemoryFile> {
         MemoryFile::new(c"xenmap-ram")
     }
 
-    /// A file that stays empty: what maps it is a SIGBUS on every access, as an unpopulated device mapping is.
+    /// Creates a file that stays empty: touching a mapping of it raises SIGBUS, as an unpopulated device mapping does.
     pub(super) fn empty() -> io::Result<MemoryFile> {
         MemoryFile::new(c"xenmap-empty")
     }
 
-    /// A file that stays empty, for what ends the process of an Arm dom0 on every access.
+    /// Creates a file that stays empty, for frames that must not be touched in an Arm dom0.
     pub(super) fn fatal() -> io::Result<MemoryFile> {
         MemoryFile::new(super::fatal::FILE)
     }
 
-    /// What a failed frame of an x86 PVH dom0 reads as: bytes 0xFF.
+    /// Creates a file of bytes 0xFF, as which a failed frame of an x86 PVH dom0 reads.
     pub(super) fn junk() -> io::Result<MemoryFile> {
         let junk = MemoryFile::new(c"xenmap-junk")?;
         junk.file.write_all_at(&[0xFF].repeat(JUNK_BYTES), 0)?;
         Ok(junk)
     }
 
-    /// Zeros, for the arguments of hypercalls.
+    /// Creates a file of zeros, for the arguments of hypercalls.
     pub(super) fn zeros(len: usize) -> io::Result<MemoryFile> {
         let zeros = MemoryFile::new(c"xenmap-hypercall")?;
         zeros.file.set_len(len as u64)?;
@@ -78,24 +78,24 @@ impl MemoryFile {
         self.file.write_all_at(from, offset as u64)
     }
 
-    /// Makes a frame zero, as Xen does with one that is free.
+    /// Fills a frame with zeros, as Xen does with free ones.
     pub(super) fn scrub(&self, frame: usize) -> io::Result<()> {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let offset = libc::off_t::try_from(frame * FRAME_SIZE).map_err(io::Error::other)?;
         Ok(fallocate(&self.file, flags, offset, FRAME_SIZE.cast_signed() as libc::off_t)?)
     }
 
-    /// Maps a part of the file, as a device mapping is: shared, not inherited by children, and not dumped.
+    /// Maps a part of the file like a device mapping: shared, not inherited by children, and left out of core dumps.
     pub(super) fn map(&self, offset: usize, len: usize, protection: Protection) -> io::Result<NonNull<u8>> {
-        // SAFETY: the kernel picks addresses that nobody uses.
+        // SAFETY: the kernel picks unused addresses.
         unsafe { self.map_at(Place::default(), offset, len, protection) }
     }
 
-    /// The same at a certain place.
+    /// Does the same at a place of the caller's choice.
     ///
     /// # Safety
     ///
-    /// If it goes over something, that is the caller's own, all `len` bytes of it, and nothing uses them.
+    /// If it replaces anything, all `len` bytes there are the caller's own, and nothing uses them.
     pub(super) unsafe fn map_at(
         &self,
         place: Place,
@@ -107,7 +107,7 @@ impl MemoryFile {
         unsafe { self.map_as(libc::MAP_SHARED, place, offset, len, protection) }
     }
 
-    /// The same over another mapping, but writes stay with this one.
+    /// Replaces another mapping by a private one: writes do not reach the file.
     ///
     /// # Safety
     ///
@@ -141,7 +141,7 @@ impl MemoryFile {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: the caller's promise.
         let mapped = unsafe { mmap(place, len, prot, Some((self.file.as_fd(), offset))) }?;
-        // SAFETY: the range has just been mapped, and nobody uses it.
+        // SAFETY: the range has just been mapped, and nothing uses it.
         unsafe { advise(mapped, len, &[MmapAdvise::MADV_DONTFORK, MmapAdvise::MADV_DONTDUMP]) }?;
         Ok(mapped)
     }

@@ -1,4 +1,4 @@
-//! What lies at the addresses of a device mapping: pages of memory files.
+//! The memory at the addresses of a device mapping: pages of memory files.
 
 #![expect(unsafe_code, reason = "maps memory files where the kernel would map foreign frames")]
 
@@ -12,11 +12,11 @@ use crate::backend::Place;
 use crate::types::FRAME_SIZE;
 
 impl Host {
-    /// Maps what pages `first..first + num` of a mapping are.
+    /// Maps the memory of pages `first..first + num` of a device mapping.
     ///
     /// # Safety
     ///
-    /// They are mapped, and nothing uses them.
+    /// These pages are mapped, and nothing uses them.
     pub(super) unsafe fn show(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
         for (from, to, pte) in vma.runs().filter(|&(from, to, _)| from < first + num && first < to) {
             let (from_here, to) = (from.max(first), to.min(first + num));
@@ -50,7 +50,7 @@ impl Host {
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As for [`show`](Host::show).
     pub(super) unsafe fn show_unpopulated(&self, start: usize, vma: &Vma, first: usize, num: usize) -> io::Result<()> {
         let addr = address(start + first * FRAME_SIZE)?;
         // SAFETY: the caller's promise.
@@ -58,7 +58,7 @@ impl Host {
         Ok(())
     }
 
-    /// Keeps a mapping's references: it is mapped once more, where nobody knows of it.
+    /// Keeps a mapping's references after it is unmapped, by mapping its frames once more elsewhere.
     pub(super) fn leak(&self, state: &mut State, start: usize) -> io::Result<()> {
         let Some(vma) = state.vmas.get(&start) else { return Ok(()) };
         let mut leaks = Vec::new();
@@ -77,9 +77,9 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         let state = &mut *self.lock();
-        for (addr, len) in state.leaks.drain(..).chain(state.strangers.drain(..)) {
+        for (addr, len) in state.leaks.drain(..).chain(state.taken_ranges.drain(..)) {
             if let Ok(addr) = address(addr) {
-                // SAFETY: only the state know of this mapping.
+                // SAFETY: only the state knew of this mapping, and it has just been taken out.
                 let unmapped = unsafe { unmap(addr, len) };
                 unmapped.unwrap_or_else(|e| log::error!("the mock cannot unmap a mapping of its own: {e}"));
             }

@@ -1,16 +1,17 @@
-//! A simulated PV guest's kernel: the table of its frames (its p2m) that it keeps in its RAM for the toolstack.
+//! The kernel of a simulated PV guest: the table of its frames (p2m) that it keeps in its RAM for the toolstack.
 //!
-//! The layout is that of xen/include/public/arch-x86/xen.h (`struct arch_shared_info`), and of Linux' p2m.c.
+//! The layout is that of xen/include/public/arch-x86/xen.h (`struct arch_shared_info`), and of Linux's p2m.c.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 
-use super::domain::{MockDomain, frames_in};
+use super::domain::MockDomain;
+use super::load::frames_in;
 use crate::abi;
 use crate::types::{FRAME_SIZE, Gfn, NumberRange, Pfn};
 
-/// How the kernel of a simulated PV guest is made, and what it has no RAM for.
+/// The layout of a simulated PV guest's kernel and pseudo-physical memory.
 ///
 /// ```
 /// use xenmap::mock::{MockHost, PvHole, PvKernel};
@@ -30,13 +31,13 @@ use crate::types::{FRAME_SIZE, Gfn, NumberRange, Pfn};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PvKernel {
-    /// Whether it is a 64-bit kernel.
+    /// Whether the kernel is a 64-bit one.
     pub is_64_bit: bool,
-    /// Whether it keeps its table as lists of lists (`pfn_to_mfn_frame_list_list`).
+    /// Whether it publishes its table as a list of lists (`pfn_to_mfn_frame_list_list`).
     pub has_list: bool,
-    /// Whether it keeps its table in its virtual memory, in one piece (`p2m_vaddr`).
+    /// Whether it publishes its table as one range of virtual memory (`p2m_vaddr`).
     pub has_linear: bool,
-    /// Its frame numbers that have no RAM of its own. The RAM has the numbers between.
+    /// The frame numbers that are not RAM of the guest's own. Its RAM has the numbers between them.
     pub holes: Vec<(NumberRange<Pfn>, PvHole)>,
 }
 
@@ -46,22 +47,22 @@ impl Default for PvKernel {
     }
 }
 
-/// Why a PV guest has no RAM of its own at a frame number.
+/// The reason why a PV guest has no RAM of its own at a frame number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PvHole {
-    /// It has given it back to Xen, or never had it.
+    /// The guest returned the RAM to Xen, or never had any.
     BalloonedOut,
-    /// It shows a frame of another domain there.
+    /// The guest maps a frame of another domain there.
     Foreign,
-    /// It shows the machine frame with the same number there.
+    /// The guest maps the machine frame with the same number there.
     Identity,
 }
 
-/// Where the linear table is: not at the start of what a page table maps.
+/// The address of the linear table, which is not at the start of a page table's range.
 const VADDR_64: u64 = 0xFFFF_C900_0000_5000;
 const VADDR_32: u64 = 0xF500_5000;
-/// Frames that follow each other in the machine, too; those of a larger piece do not.
+/// Frames that are consecutive in the machine, too; chunks are in reverse order.
 const CHUNK: usize = 8;
 /// Entries of a page table of a 64-bit or a PAE kernel.
 const PTES: u64 = 512;
@@ -73,12 +74,13 @@ impl PvKernel {
         if self.is_64_bit { 8 } else { 4 }
     }
 
-    /// Entries of a frame of its table, or of a list.
+    /// Returns how many entries a frame of the table or of a list has.
     fn entries(&self) -> u64 {
         FRAME_SIZE as u64 / self.entry_bytes()
     }
 
-    /// The frames that it needs for its table, and a few more. `count` of its entries from `first` on are for them.
+    /// Returns how many frames the table needs, plus a few more, if `count` entries from `first` on are for these
+    /// frames.
     fn frames_for(&self, p2m: &BTreeMap<u64, Gfn>, first: u64, count: u64) -> u64 {
         let pages = (first + count).div_ceil(self.entries());
         let filled = (0..first.div_ceil(self.entries())).filter(|&page| !self.is_empty(p2m, page)).count() as u64;
@@ -87,7 +89,7 @@ impl PvKernel {
         filled + count.div_ceil(self.entries()) + lists + page_tables + 10
     }
 
-    /// Whether a frame of its table tells of nothing but invalid entries.
+    /// Returns whether all entries in a frame of the table are invalid.
     fn is_empty(&self, p2m: &BTreeMap<u64, Gfn>, page: u64) -> bool {
         let pfns = page * self.entries()..(page + 1) * self.entries();
         let overlaps = |hole: &NumberRange<Pfn>| hole.start() < pfns.end && pfns.start < hole.end();
@@ -103,7 +105,7 @@ impl PvKernel {
         if self.is_64_bit { u64::MAX } else { u32::MAX.into() }
     }
 
-    /// What an entry without RAM holds (Linux' `FOREIGN_FRAME` and `IDENTITY_FRAME`).
+    /// Returns the entry of a number without RAM (Linux's `FOREIGN_FRAME` and `IDENTITY_FRAME`).
     fn hole_entry(&self, pfn: u64, hole: PvHole) -> u64 {
         let top = 8 * self.entry_bytes() - 1;
         match hole {
@@ -115,12 +117,12 @@ impl PvKernel {
 }
 
 impl MockDomain {
-    /// Has a PV guest start its kernel: its frames get numbers, in another order than the machine's, and it sets up its
-    /// tables, for which it gets more frames. Those are the last ones of its table.
+    /// Starts a PV guest's kernel: it numbers its frames, in another order than the machine's, and builds its tables in
+    /// additional frames, which get the highest numbers.
     ///
     /// # Panics
     ///
-    /// If it has been destroyed, is no PV guest, or there is no memory.
+    /// If the guest has been destroyed or is not a PV guest, or there is no memory.
     pub fn start_kernel(&self, kernel: &PvKernel) {
         let ram = self.frames();
         let chunks = ram.chunks(CHUNK).rev().flatten().copied();
@@ -129,7 +131,7 @@ impl MockDomain {
 
         let after_ram = p2m.keys().next_back().map_or(0, |last| last + 1);
         let first = kernel.holes.iter().map(|(pfns, _)| pfns.end()).fold(after_ram, u64::max);
-        // They take entries themselves.
+        // The table's own frames need entries, too.
         let mut count = 0;
         while kernel.frames_for(&p2m, first, count) > count {
             count = kernel.frames_for(&p2m, first, count);
@@ -146,11 +148,11 @@ impl MockDomain {
         Tables { guest: self, kernel, max_pfn: first + count, free: frames.into_iter() }.set_up(&p2m);
     }
 
-    /// The machine frame behind a frame number of a PV guest whose kernel was [started](MockDomain::start_kernel).
+    /// Returns the machine frame at a frame number of a PV guest whose kernel was [started](MockDomain::start_kernel).
     ///
     /// # Panics
     ///
-    /// If it has been destroyed.
+    /// If the guest has been destroyed.
     #[must_use]
     pub fn mfn(&self, pfn: Pfn) -> Option<Gfn> {
         let owner = Some(self.domid().get());
@@ -158,20 +160,19 @@ impl MockDomain {
         self.with(|pages, _| pages.iter().position(has)).map(super::machine::machine_frame)
     }
 
-    /// The frame of Xen's that it shares with a PV guest (`struct shared_info`). It can be read and written as the
-    /// guest does.
+    /// Returns the frame that Xen shares with a PV guest (`struct shared_info`), which the guest can read and write.
     ///
     /// # Panics
     ///
-    /// If it has been destroyed, or is no PV guest.
+    /// If the guest has been destroyed, or is not a PV guest.
     #[must_use]
     pub fn shared_info(&self) -> Gfn {
         let page = self.with(|_, domain| domain.shared_info);
-        let Some(page) = page else { panic!("domain {} is no pv guest", self.domid()) };
+        let Some(page) = page else { panic!("domain {} is not a PV guest", self.domid()) };
         super::machine::machine_frame(page)
     }
 
-    /// Starts a kernel in a guest without frames, with those that a file holds data for, and that data.
+    /// Gives a guest without frames those for which a file holds data, with that data, and starts its kernel.
     pub(super) fn load_pv_file(&self, file: &File) -> io::Result<()> {
         let mut kernel = PvKernel::default();
         let (mut next, mut count) = (0, 0);
@@ -198,7 +199,7 @@ fn page_number(mfn: Gfn) -> Option<usize> {
     mfn.get().checked_sub(super::state::FIRST_MFN).and_then(|page| usize::try_from(page).ok())
 }
 
-/// The tables of a kernel that starts.
+/// Builds the tables of a kernel that starts.
 struct Tables<'a> {
     guest: &'a MockDomain,
     kernel: &'a PvKernel,
@@ -235,7 +236,7 @@ impl Tables<'_> {
         });
     }
 
-    /// The frames of the table, in order. One without any RAM is the same for all such parts, as Linux has it.
+    /// Builds the table, and returns its frames in order. All parts without RAM share one frame, as in Linux.
     fn table(&mut self, p2m: &BTreeMap<u64, Gfn>) -> Vec<Gfn> {
         let entries = self.kernel.entries();
         let none = self.take();
@@ -258,7 +259,7 @@ impl Tables<'_> {
         pages
     }
 
-    /// The list of lists of the frames of the table.
+    /// Builds the list of lists of the table's frames, and returns its frame number.
     fn list(&mut self, pages: &[Gfn]) -> u64 {
         let mut lists = Vec::new();
         for part in pages.chunks(FRAME_SIZE / self.entry_bytes()) {
@@ -271,7 +272,8 @@ impl Tables<'_> {
         top.get()
     }
 
-    /// Page tables that map the frames of the table one after the other; their CR3, and the address of the first.
+    /// Builds page tables that map the table's frames consecutively. Returns their CR3, and the address of the first
+    /// frame.
     fn linear(&mut self, pages: &[Gfn]) -> (u64, u64) {
         let (vaddr, shifts): (u64, &[u32]) =
             if self.kernel.is_64_bit { (VADDR_64, &[39, 30, 21, 12]) } else { (VADDR_32, &[30, 21, 12]) };
@@ -305,7 +307,7 @@ impl Tables<'_> {
     }
 
     fn take(&mut self) -> Gfn {
-        let Some(frame) = self.free.next() else { unreachable!("`frames_for` has counted them") };
+        let Some(frame) = self.free.next() else { unreachable!("`frames_for` counted them") };
         frame
     }
 
@@ -315,7 +317,7 @@ impl Tables<'_> {
         self.guest.write(frame, 0, &bytes);
     }
 
-    /// Writes a value as wide as the kernel is.
+    /// Writes a value with the width of the kernel's words.
     fn write(&self, frame: Gfn, offset: u64, value: u64) {
         let offset = usize::try_from(offset).unwrap_or(FRAME_SIZE);
         self.guest.write(frame, offset, &value.to_ne_bytes()[..self.entry_bytes()]);

@@ -1,4 +1,4 @@
-//! Counting references from the kernel's own tables.
+//! Counts references by the kernel's own tables.
 
 #![expect(unsafe_code, reason = "asks the kernel whether two processes share their memory")]
 
@@ -18,28 +18,29 @@ pub(super) struct References {
     writable: Vec<u32>,
 }
 
-/// A mapping of one of the host's files, as the kernel lists it.
+/// A mapping of one of the host's files in the kernel's list.
 #[derive(Clone, Copy, Debug)]
 struct Segment<'a> {
     start: usize,
     end: usize,
     offset: usize,
-    /// `rw-s` and the like.
+    /// For example `rw-s`.
     permissions: &'a str,
     file: &'a MemoryFile,
 }
 
 impl References {
+    /// Returns how often a page is mapped.
     pub(super) fn of(&self, page: usize) -> usize {
         self.mapped.get(page).copied().unwrap_or(0) as usize
     }
 
-    /// How often it is mapped for writing.
+    /// Returns how often a page is mapped for writing.
     pub(super) fn writable(&self, page: usize) -> usize {
         self.writable.get(page).copied().unwrap_or(0) as usize
     }
 
-    /// Counts what this process and its children map, and brings the state of this process up to date.
+    /// Counts the mappings of this process and its children, and updates the state of this process.
     ///
     /// # Panics
     ///
@@ -47,20 +48,20 @@ impl References {
     pub(super) fn count(host: &Host, state: &mut State) -> References {
         let mut references = References { mapped: vec![0; state.pages.len()], writable: vec![0; state.pages.len()] };
         let maps = fs::read_to_string("/proc/self/maps");
-        let maps = maps.unwrap_or_else(|e| panic!("references cannot be counted: /proc/self/maps: {e}"));
+        let maps = maps.unwrap_or_else(|e| panic!("cannot count references: /proc/self/maps: {e}"));
         let segments: Vec<Segment<'_>> = parse(host, &maps).collect();
-        settle(host, state, &segments);
+        reconcile(host, state, &segments);
         references.add(host, &segments);
         let us = std::process::id();
         for process in descendants(us) {
-            // Asked first: a child that shares our memory may get its own at any time, but never the other way round.
+            // Asked first: a child that shares our memory may get its own at any time, but not the reverse.
             let shares = shares_memory(us, process);
             let maps = read_maps(process);
             let mut theirs: Vec<Segment<'_>> = parse(host, &maps).collect();
             match shares {
                 Some(true) => continue,
                 Some(false) => {}
-                // What lies at the same place is taken for the same: a true child has not inherited it.
+                // A mapping at the same place counts as ours: a child with its own memory has not inherited it.
                 None => theirs.retain(|segment| !segments.iter().any(|ours| ours.is_same(segment))),
             }
             references.add(host, &theirs);
@@ -80,13 +81,13 @@ impl References {
     }
 }
 
-/// Compares the state with the kernel's tables: takes out what has been unmapped, and panics on what is not as it was
+/// Compares the state with the kernel's tables. Removes mappings that are gone, and panics if one is not as it was
 /// made.
-fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
-    for &(start, len) in &state.strangers {
+fn reconcile(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
+    for &(start, len) in &state.taken_ranges {
         let there = overlapping(segments, start, start + len).iter();
         let left: usize = there.map(|segment| segment.end.min(start + len) - segment.start.max(start)).sum();
-        assert_eq!(left, len, "addresses were unmapped at {start:#x} that another thread had got since");
+        assert_eq!(left, len, "addresses at {start:#x} were unmapped after another thread had mapped them");
     }
     let mut known: BTreeMap<usize, usize> = state.leaks.iter().map(|&(addr, len)| (addr, addr + len)).collect();
     let vmas = std::mem::take(&mut state.vmas);
@@ -107,8 +108,8 @@ fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
             let holder = known.range(..=at).next_back().filter(|&(_, &end)| at < end);
             let Some((_, &end)) = holder else {
                 panic!(
-                    "foreign frames are mapped at {at:#x}, where none were: a mapping was moved (mremap), which on \
-                     xen loses its frames"
+                    "foreign frames are mapped at {at:#x}, where none were before: a mapping was moved (mremap), \
+                     which loses its frames on Xen"
                 );
             };
             at = end;
@@ -116,14 +117,14 @@ fn settle(host: &Host, state: &mut State, segments: &[Segment<'_>]) {
     }
 }
 
-/// The segments that reach into a range; they are in order.
+/// Returns the segments that overlap a range. `segments` is sorted.
 fn overlapping<'a, 's>(segments: &'s [Segment<'a>], start: usize, end: usize) -> &'s [Segment<'a>] {
     let first = segments.partition_point(|segment| segment.end <= start);
     let count = segments[first..].partition_point(|segment| segment.start < end);
     &segments[first..first + count]
 }
 
-/// That each page of a mapping is what it was made as.
+/// Checks that each page of a mapping is as it was made.
 fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
     for (first, last, pte) in vma.runs() {
         let (mut at, end) = (start + first * FRAME_SIZE, start + last * FRAME_SIZE);
@@ -141,8 +142,8 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
             let next = segments.get(segments.partition_point(|segment| segment.end <= at));
             let Some(segment) = next.filter(|segment| segment.start <= at) else {
                 panic!(
-                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on xen that frees frames twice, or \
-                     is refused"
+                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): Xen's kernel refuses that, or frees \
+                     frames twice"
                 );
             };
             let found = segment.offset + (at - segment.start);
@@ -150,23 +151,22 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
                 || offset.is_some_and(|offset| found != offset + (at - start - first * FRAME_SIZE))
             {
                 panic!(
-                    "the mapping at {start:#x} has something else at {at:#x}: it was moved (mremap), or replaced in \
-                     part"
+                    "the mapping at {start:#x} has other memory at {at:#x}: it was moved (mremap) or partly replaced"
                 );
             }
             let permissions = segment.permissions;
             assert!(
                 permissions.starts_with(access) && permissions.ends_with(shared),
                 "the mapping at {start:#x} is {permissions} and was made {access}-{shared}: mprotect of foreign \
-                 frames is undefined on xen"
+                 frames is undefined on Xen"
             );
             at = segment.end.min(end);
         }
     }
 }
 
-/// The kernel's list of a child's mappings; nothing if it has gone, or has become a program that may not be looked into
-/// (which maps nothing of ours any more).
+/// Reads the kernel's list of a child's mappings. It is empty if the child is gone, or now runs a program that we may
+/// not inspect (which no longer maps anything of ours).
 fn read_maps(process: u32) -> String {
     fs::read_to_string(format!("/proc/{process}/maps")).unwrap_or_else(|e| {
         log::debug!("the mappings of child {process} are not counted: {e}");
@@ -174,7 +174,7 @@ fn read_maps(process: u32) -> String {
     })
 }
 
-/// Those of its lines that are about the host's files: `start-end permissions offset major:minor inode name`.
+/// Parses the lines for the host's files: `start-end permissions offset major:minor inode name`.
 fn parse<'a>(host: &'a Host, maps: &'a str) -> impl Iterator<Item = Segment<'a>> {
     maps.lines().filter(|line| line.contains("/memfd:xenmap-")).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
@@ -194,7 +194,7 @@ fn hex(digits: &str) -> Option<usize> {
     usize::from_str_radix(digits, 16).ok()
 }
 
-/// The children of a process, theirs, and so on.
+/// Returns the children of a process, their children, and so on.
 fn descendants(of: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -215,11 +215,11 @@ fn descendants(of: u32) -> Vec<u32> {
     found
 }
 
-/// Whether a child runs in this process's memory, as between vfork and exec: then its mappings are ours. `None` if the
-/// kernel does not tell (no `CONFIG_KCMP`, or not permitted).
+/// Returns whether a child runs in this process's memory, as between vfork and exec: then its mappings are ours. `None`
+/// if the kernel does not tell (no `CONFIG_KCMP`, or not permitted).
 fn shares_memory(process: u32, child: u32) -> Option<bool> {
     const KCMP_VM: libc::c_int = 1;
-    // SAFETY: takes numbers only. It answers 0 if they are the same, and 1 or 2 if not.
+    // SAFETY: takes only numbers. It returns 0 if the memory is the same, and 1 or 2 if not.
     match unsafe { libc::syscall(libc::SYS_kcmp, process, child, KCMP_VM, 0, 0) } {
         0 => Some(true),
         1.. => Some(false),
@@ -234,12 +234,11 @@ impl Segment<'_> {
 }
 
 impl Host {
-    /// Counts the references that there are, and frees what nobody has any more: pages that their owner has given up,
-    /// and dying domains without pages.
+    /// Counts all references. Frees unreferenced pages that their owner has given up, and dying domains without pages.
     pub(super) fn reclaim(&self, state: &mut State) -> References {
         let references = References::count(self, state);
         // A child does not see all references, so it frees nothing.
-        if !self.is_at_home() {
+        if !self.is_in_creator() {
             return references;
         }
         for (number, page) in state.pages.iter_mut().enumerate() {
@@ -255,7 +254,7 @@ impl Host {
         references
     }
 
-    /// Notes what the unmapping of a mapping costs on Xen.
+    /// Adds what unmapping a mapping costs on Xen.
     pub(super) fn account_unmap(&self, state: &mut State, vma: &Vma) {
         if !vma.populated {
             return;

@@ -1,4 +1,4 @@
-//! The state of the simulated host: machine memory, domains, and what is mapped where.
+//! The state of the simulated host: machine memory, domains, and mappings.
 
 use std::collections::BTreeMap;
 
@@ -9,43 +9,43 @@ use crate::abi;
 use crate::backend::ProcessId;
 use crate::types::{Domid, GuestKind, Protection};
 
-/// The machine frame number of page 0 of the RAM file: below it is no RAM.
+/// The machine frame number of page 0 of the RAM file. There is no RAM below it.
 pub(super) const FIRST_MFN: u64 = 0x1_0000;
 
-/// The domain we are.
+/// The domain in which this process runs.
 pub(super) const DOM0: u16 = 0;
 const DOMID_SELF: u16 = 0x7FF0;
 const DOMID_IO: u16 = 0x7FF1;
-/// Whose shared pages are.
+/// The owner of shared pages.
 pub(super) const DOMID_COW: u16 = 0x7FF2;
-/// Whose the pages of resources are: Xen's own, but shown to nobody as frames (`DOMID_IDLE`).
+/// The owner of the pages of resources, which are Xen's own, but no domain's frames (`DOMID_IDLE`).
 pub(super) const OWNER_OF_RESOURCES: u16 = 0x7FFF;
 
 /// A page of machine memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Page {
     pub(super) owner: Option<u16>,
-    /// Whether its owner still has it, or only mappings keep it.
+    /// Whether its owner still has the page. If not, only mappings keep it.
     pub(super) allocated: bool,
     /// Whether its owner, a PV guest, uses it as a page table.
     pub(super) pinned: bool,
-    /// Of a PV guest's page, the guest's own number for it.
+    /// The PV guest's own number for the page.
     pub(super) pfn: Option<u64>,
-    /// Whether it is Xen's own, which its owner may use: it does not count as the owner's.
+    /// Whether the page is Xen's own, and its owner only uses it. It does not count as the owner's.
     pub(super) lent: bool,
 }
 
-/// What a domain's frame number stands for.
+/// The memory at a domain's frame number.
 #[derive(Debug)]
 pub(super) enum Frame {
     Ram(usize),
-    /// Its content, and how often it must be asked for until it is back.
+    /// The frame's content, and how many more attempts to map it fail before it is back.
     PagedOut(Vec<u8>, u32),
-    /// The machine's memory failed there.
+    /// The machine's memory failed at this page.
     Broken(usize),
-    /// A frame of a populate-on-demand guest that nobody has touched yet.
+    /// A frame of a populate-on-demand guest that has not been touched yet.
     Unpopulated,
-    /// A frame of a fork that nobody has touched yet: it is its parent's.
+    /// A frame of a fork that has not been touched yet, and still is its parent's.
     OfParent,
 }
 
@@ -55,33 +55,38 @@ impl Frame {
     }
 }
 
-/// What a virtual processor's registers hold, as far as page tables need them; at first its paging is off. Those of
-/// another architecture than the host's are of no account.
+/// The registers of a virtual processor, as far as translating addresses needs them. By default its paging is off.
+/// Registers of another architecture than the host's are ignored.
 ///
 /// ```
-/// let mut vcpu = xenmap::mock::Vcpu::default();
-/// vcpu.cr3 = 0x1000;
+/// use xenmap::GuestKind;
+/// use xenmap::mock::{MockHost, Vcpu};
+///
+/// let guest = MockHost::new().create_domain(GuestKind::Hvm, 4);
+/// let mut vcpu = Vcpu::default();
+/// (vcpu.cr0, vcpu.cr3) = (1 << 31, 0x1000); // paging is on, with the top table in frame 1
+/// guest.set_vcpu(0, vcpu);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Vcpu {
-    /// Control register 0: bit 31 (PG) says that paging is on.
+    /// Control register 0: bit 31 (PG) is set if paging is on.
     pub cr0: u64,
-    /// Control register 3: the address of the top page table, of a PV guest a machine address.
+    /// Control register 3: the address of the top page table; in a PV guest, a machine address.
     pub cr3: u64,
-    /// Control register 4: bit 5 (PAE) and bit 12 (LA57) say how the tables are made.
+    /// Control register 4: bit 5 (PAE) and bit 12 (LA57) determine the format of the page tables.
     pub cr4: u64,
-    /// The MSR EFER: bit 10 (LMA) says that it is in 64-bit mode.
+    /// The MSR EFER: bit 10 (LMA) is set in 64-bit mode.
     pub efer: u64,
-    /// `SPSR_EL2` of arm64, what the processor was doing: bit 4 says that it was 32-bit code.
+    /// `SPSR_EL2` of arm64, the processor's state: bit 4 is set if it ran 32-bit code.
     pub cpsr: u64,
-    /// `SCTLR_EL1` of arm64: bit 0 (M) says that paging is on.
+    /// `SCTLR_EL1` of arm64: bit 0 (M) is set if paging is on.
     pub sctlr: u64,
-    /// `TCR_EL1` of arm64, which says how its tables are made.
+    /// `TCR_EL1` of arm64, which determines the format of the page tables.
     pub tcr: u64,
-    /// `TTBR0_EL1` of arm64, the address of the top table of the lower half.
+    /// `TTBR0_EL1` of arm64, the address of the top page table of the lower half.
     pub ttbr0: u64,
-    /// `TTBR1_EL1` of arm64, that of the upper half.
+    /// `TTBR1_EL1` of arm64, the address of the top page table of the upper half.
     pub ttbr1: u64,
 }
 
@@ -90,28 +95,27 @@ pub(super) struct Domain {
     pub(super) kind: GuestKind,
     pub(super) dying: bool,
     pub(super) frames: BTreeMap<u64, Frame>,
-    /// The highest frame number it has ever had.
+    /// The highest frame number that it has ever had.
     pub(super) highest: u64,
     /// The most frames that it may own.
     pub(super) max_pages: u64,
-    /// Whether it was given frames that are filled in when they are first touched.
+    /// Whether it was given frames that get memory when they are first touched.
     pub(super) is_lazy: bool,
-    /// Pages for its frames that have none yet, if it is populated on demand. They count as its own.
+    /// The pages for its unpopulated frames, if it is populated on demand. They count as its own.
     pub(super) pool: Vec<usize>,
     /// Whether Xen has crashed it.
     pub(super) crashed: bool,
-    /// The domain that it is a fork of.
+    /// The domain of which it is a fork.
     pub(super) parent: Option<u16>,
-    /// How often its toolstack has paused it, less how often it has unpaused it.
+    /// How many more times its toolstack has paused than unpaused it.
     pub(super) pauses: u8,
     pub(super) name: Option<String>,
-    /// The page of Xen's that a PV guest shares with it.
+    /// The page that Xen shares with a PV guest.
     pub(super) shared_info: Option<usize>,
-    /// Bits of an address in its kernel, of a PV guest.
+    /// The bits of an address in a PV guest's kernel.
     pub(super) address_size: u32,
-    /// Its virtual processors.
     pub(super) vcpus: Vec<Vcpu>,
-    /// Pages of its resources, by type and id. Xen's own, so they do not count as the domain's.
+    /// The pages of its resources, by type and id. They are Xen's own and do not count as the domain's.
     pub(super) resources: BTreeMap<(u32, u32), Vec<usize>>,
 }
 
@@ -135,10 +139,8 @@ impl Domain {
             resources: BTreeMap::new(),
         }
     }
-}
 
-impl Domain {
-    /// How many of its frames have no memory yet.
+    /// Returns how many of its frames have no memory yet.
     pub(super) fn unpopulated(&self) -> usize {
         if !self.is_lazy {
             return 0;
@@ -147,15 +149,15 @@ impl Domain {
     }
 }
 
-/// What a page of a device mapping is.
+/// The memory at a page of a device mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pte {
     None,
     /// A page of the RAM file.
     Page(usize),
-    /// A frame that failed in an x86 PVH dom0, or that is not a guest's.
+    /// A frame that failed in an x86 PVH dom0, or that is no guest's.
     Junk,
-    /// A frame that failed in an Arm dom0, or the end of the last page past the last frame, as a page of that file.
+    /// A page of the fatal file: a frame that failed in an Arm dom0, or memory past the last frame in its page.
     Fatal(usize),
 }
 
@@ -168,7 +170,8 @@ pub(super) struct Vma {
 }
 
 impl Vma {
-    /// The page as an index, and what comes after its run: a run is consecutive pages of the file, or of one kind.
+    /// Splits the mapping into runs of consecutive pages of a file, or of pages of one kind. Each run has the index of
+    /// its first page, the index after its last one, and the first page itself.
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, usize, Pte)> + '_ {
         let mut next = 0;
         std::iter::from_fn(move || {
@@ -200,20 +203,20 @@ pub(super) struct State {
     pub(super) vmas: BTreeMap<usize, Vma>,
     /// Mappings that stand for references that Xen did not get back, as address and bytes.
     pub(super) leaks: Vec<(usize, usize)>,
-    /// What another thread has mapped, as it were, where a mapping could not be replaced, as address and bytes.
-    pub(super) strangers: Vec<(usize, usize)>,
+    /// Mappings that stand for those of another thread, where a mapping could not be replaced, as address and bytes.
+    pub(super) taken_ranges: Vec<(usize, usize)>,
     /// Memory for hypercalls, as address and bytes.
     pub(super) buffers: BTreeMap<usize, usize>,
-    /// Whose state these are: a child has its own copy.
+    /// The process to which the mappings belong: a child has its own copy of the state.
     pub(super) process: Option<ProcessId>,
     pub(super) faults: Faults,
     pub(super) hypercalls: Hypercalls,
 }
 
 impl State {
-    /// The page behind a frame number of a domain, as the batch call of this kind of dom0 would find it; or its errno.
+    /// Returns the page at a frame number of a domain, as the batch call of this kind of dom0 finds it, or an errno.
     ///
-    /// `referenced` tells whether a page of a dying domain is still mapped by someone.
+    /// `referenced` returns whether a page of a dying domain is still mapped.
     pub(super) fn frame(
         &mut self,
         dom0: Dom0,
@@ -224,7 +227,7 @@ impl State {
     ) -> Result<Pte, i32> {
         let pv = dom0 == Dom0::Pv;
         match domid {
-            // A PV dom0 gets its own machine frames, or raw MMIO, and is told that all is well.
+            // A PV dom0 gets its own machine frames, or raw MMIO, and the call succeeds.
             DOMID_SELF | DOMID_IO if pv => return Ok(Pte::Junk),
             DOMID_SELF | DOMID_IO | abi::XEN_DOMID if dom0 == Dom0::Arm => return Err(libc::EINVAL),
             DOM0 => return Err(if dom0 == Dom0::Pvh { libc::EPERM } else { libc::ESRCH }),
@@ -235,14 +238,14 @@ impl State {
             if domain.dying {
                 return Err(libc::EINVAL);
             }
-            // The frame number becomes a page-table entry, which has no room for the upper bits.
+            // The frame number goes into a page-table entry, which has no room for the upper bits.
             let gfn = if pv { gfn & ((1 << 40) - 1) } else { gfn };
             return match domain.frames.get_mut(&gfn) {
-                // An auto-translated dom0 takes no shared frames (Xen, `p2m_add_foreign`).
+                // An auto-translated dom0 cannot map shared frames (Xen, `p2m_add_foreign`).
                 Some(Frame::Ram(page)) if !pv && self.pages[*page].owner == Some(DOMID_COW) => Err(libc::EINVAL),
                 Some(Frame::Ram(page)) => Ok(Pte::Page(*page)),
-                Some(Frame::PagedOut(_, asks)) if pv => {
-                    *asks = asks.saturating_sub(1);
+                Some(Frame::PagedOut(_, attempts)) if pv => {
+                    *attempts = attempts.saturating_sub(1);
                     Err(libc::ENOENT)
                 }
                 Some(Frame::PagedOut(..) | Frame::Broken(_) | Frame::Unpopulated | Frame::OfParent) | None => {
@@ -250,7 +253,7 @@ impl State {
                 }
             };
         }
-        // All ones stand for no frame.
+        // All ones stand for "no frame".
         if pv && gfn == crate::types::Gfn::MAX.get() {
             return Err(libc::EINVAL);
         }
@@ -270,7 +273,7 @@ impl State {
         Ok(Pte::Page(number))
     }
 
-    /// Takes `count` free pages, consecutive ones as far as possible, for a domain (or for Xen).
+    /// Allocates `count` pages, consecutive ones if possible, for a domain or for Xen.
     pub(super) fn allocate(&mut self, owner: u16, count: usize) -> Vec<usize> {
         let free = self.pages.iter().enumerate().filter(|(_, page)| page.owner.is_none()).map(|(i, _)| i);
         let mut taken: Vec<usize> = free.take(count).collect();
@@ -287,35 +290,33 @@ impl State {
         taken
     }
 
-    /// The mapping that holds an address, and where it starts.
+    /// Returns the mapping that contains an address, and where it starts.
     pub(super) fn vma_at(&mut self, addr: usize) -> Option<(usize, &mut Vma)> {
         let (&start, vma) = self.vmas.range_mut(..=addr).next_back()?;
         (addr < start + vma.ptes.len() * crate::types::FRAME_SIZE).then_some((start, vma))
     }
 
-    /// What Xen owns and shows to others: its own frames, as a domain that is not one.
+    /// Adds the frames that Xen owns and shows to others, as those of a domain.
     pub(super) fn add_xen(&mut self, frames: usize) -> Vec<usize> {
         let domain = Domain::new(GuestKind::Pv);
         self.domains.insert(abi::XEN_DOMID, domain);
         self.allocate(abi::XEN_DOMID, frames)
     }
 
-    /// The domain we are, with a few pages.
+    /// Adds dom0, with a few pages.
     pub(super) fn add_dom0(&mut self, dom0: Dom0, frames: usize) -> Vec<usize> {
         let kind = if dom0 == Dom0::Pv { GuestKind::Pv } else { GuestKind::Pvh };
         let name = Some("Domain-0".to_owned());
         self.domains.insert(DOM0, Domain { name, vcpus: vec![Vcpu::default()], ..Domain::new(kind) });
         self.allocate(DOM0, frames)
     }
-}
 
-impl State {
-    /// How many frames a domain owns, those included that only mappings keep.
+    /// Returns how many frames a domain owns, including those that only mappings keep.
     pub(super) fn owned_by(&self, domid: u16) -> u64 {
         self.pages.iter().filter(|page| page.owner == Some(domid) && !page.lent).count() as u64
     }
 
-    /// The pages of a domain, with what Xen lends to it.
+    /// Returns the pages of a domain, including those that Xen lends to it.
     pub(super) fn pages_of(&self, domid: Domid) -> impl Iterator<Item = usize> {
         let pages = self.pages.iter().enumerate();
         pages.filter(move |(_, page)| page.owner == Some(domid.get())).map(|(i, _)| i)

@@ -1,6 +1,6 @@
-//! The driver's answers to what the library never asks: the order of its checks, populated and partial mappings.
+//! The driver's answers to calls that the library never makes: the order of checks, populated and partial mappings.
 
-#![expect(unsafe_code, reason = "speaks to the driver as a program does to the kernel")]
+#![expect(unsafe_code, reason = "calls the driver as a program calls the kernel")]
 
 use std::io;
 use std::ptr::NonNull;
@@ -30,11 +30,11 @@ impl Driver {
     }
 
     fn mmap(&self, frames: usize) -> NonNull<u8> {
-        // SAFETY: the kernel picks the place.
+        // SAFETY: the kernel picks unused addresses.
         unsafe { self.device.mmap_at(Place::default(), frames * FRAME_SIZE, Protection::ReadWrite) }.unwrap()
     }
 
-    /// The batch call for frames of the guest, `skip` frames after an address.
+    /// Makes the batch call for frames of the guest, `skip` frames after an address.
     fn map(&self, addr: NonNull<u8>, skip: usize, gfns: &[u64]) -> (Option<i32>, Vec<i32>) {
         self.map_of(self.guest.domid().get(), addr, skip, gfns)
     }
@@ -52,14 +52,14 @@ impl Driver {
     }
 
     fn ioctl(&self, call: Ioctl<'_>) -> io::Result<u64> {
-        // SAFETY: the arrays are as long as the argument says, or null, and nobody uses the mapping.
+        // SAFETY: the arrays are as long as the argument says, or null, and nothing uses the mapping.
         unsafe { self.device.ioctl(call) }
     }
 
     fn munmap(&self, addr: NonNull<u8>, skip: usize, frames: usize) -> Option<i32> {
         // SAFETY: inside the mapping, or one past its end.
         let addr = unsafe { addr.add(skip * FRAME_SIZE) };
-        // SAFETY: nobody uses the mapping.
+        // SAFETY: nothing uses the mapping.
         errno(unsafe { self.device.unmapper().munmap(addr, frames * FRAME_SIZE) })
     }
 
@@ -76,9 +76,9 @@ fn errno<T>(result: io::Result<T>) -> Option<i32> {
 fn first_call_must_cover_the_whole_mapping() {
     let driver = Driver::new(Dom0::Pv);
     let addr = driver.mmap(4);
-    assert_eq!(driver.map(addr, 0, &[0, 1, 2]), (Some(libc::EINVAL), vec![0; 3]), "shorter; the errors are cleared");
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2]), (Some(libc::EINVAL), vec![0; 3]), "too short; the errors are cleared");
     assert_eq!(driver.map(addr, 1, &[0, 1, 2]), (Some(libc::EINVAL), vec![0; 3]), "not at the start");
-    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3, 4]), (Some(libc::EINVAL), vec![0; 5]), "longer");
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3, 4]), (Some(libc::EINVAL), vec![0; 5]), "too long");
     assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]));
     assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "populated already");
     assert_eq!(driver.references(), 4);
@@ -87,7 +87,7 @@ fn first_call_must_cover_the_whole_mapping() {
 }
 
 #[test]
-fn hole_is_populated_later_in_a_pv_dom0_only() {
+fn only_a_pv_dom0_populates_a_hole_later() {
     for (dom0, kernel, later) in [
         (Dom0::Pv, (6, 1), None),
         (Dom0::Pv, (3, 11), Some(libc::EINVAL)),
@@ -109,14 +109,14 @@ fn checks_come_in_the_kernels_order() {
     let driver = Driver::new(Dom0::Pv);
     let (mut error, first) = (7, 0);
     let mut batch = abi::MmapBatchV2 { num: 0, dom: 1, addr: 0, arr: std::ptr::null(), err: std::ptr::null_mut() };
-    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EFAULT), "no place for errors");
+    assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EFAULT), "no array for errors");
     batch.err = &raw mut error;
     assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EINVAL), "no frames");
     batch.num = 1;
     assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EFAULT), "no frame numbers");
     batch.arr = &raw const first;
     assert_eq!(errno(driver.ioctl(Ioctl::MmapBatchV2(&mut batch))), Some(libc::EINVAL), "no mapping");
-    assert_eq!(error, 0, "the errors have been cleared by then");
+    assert_eq!(error, 0, "the errors were cleared before");
 
     driver.ioctl(Ioctl::Restrict(&mut 9)).unwrap();
     batch.num = 0;
@@ -161,7 +161,7 @@ fn old_kernel_unmaps_a_part_in_an_auto_translated_dom0() {
 fn large_frame_numbers_alias_in_a_pv_dom0() {
     assert_eq!(Gfn::MAX.get() + 1, 1 << 40);
     let driver = Driver::new(Dom0::Pv);
-    assert_eq!(driver.map(driver.mmap(1), 0, &[1 << 40]), (None, vec![0]), "frame 0 in fact");
+    assert_eq!(driver.map(driver.mmap(1), 0, &[1 << 40]), (None, vec![0]), "it is frame 0");
     assert_eq!(driver.references(), 1);
     for dom0 in [Dom0::Pvh, Dom0::Arm] {
         let driver = Driver::new(dom0);
@@ -172,7 +172,7 @@ fn large_frame_numbers_alias_in_a_pv_dom0() {
 }
 
 #[test]
-fn special_domains_are_answered_as_by_xen() {
+fn special_domains_fail_as_on_xen() {
     const DOMID_SELF: u16 = 0x7FF0;
     const DOMID_IO: u16 = 0x7FF1;
     for (dom0, own, zero) in
@@ -188,24 +188,24 @@ fn special_domains_are_answered_as_by_xen() {
 }
 
 #[test]
-fn enoent_is_the_calls_errno_by_the_kernels_rule() {
-    // Which frames of 600 are paged out, and whether old and new kernels say so.
+fn call_fails_with_enoent_by_the_kernels_rule() {
+    // The one frame of 600 that is paged out, and whether the call fails in old and in new kernels.
     for (frame, old, new) in [(0, true, false), (511, true, true), (512, true, false), (599, true, true)] {
-        for (kernel, says) in [((4, 0), old), ((4, 1), new)] {
+        for (kernel, fails) in [((4, 0), old), ((4, 1), new)] {
             let driver = Driver::with_config(HostConfig { kernel, ..HostConfig::default() });
             let more = driver.guest.add_frames(600 - 64);
             assert_eq!(more.len(), 536);
             driver.guest.page_out(Gfn::new(frame).unwrap(), 1).unwrap();
             let gfns: Vec<u64> = (0..600).collect();
             let (errno, errors) = driver.map(driver.mmap(600), 0, &gfns);
-            assert_eq!(errno, says.then_some(libc::ENOENT), "frame {frame}, linux {kernel:?}");
+            assert_eq!(errno, fails.then_some(libc::ENOENT), "frame {frame}, linux {kernel:?}");
             assert_eq!(errors.iter().filter(|&&e| e == -libc::ENOENT).count(), 1);
         }
     }
 }
 
 #[test]
-fn mapping_and_populating_go_by_different_files() {
+fn mapping_of_one_file_is_populated_through_another() {
     let driver = Driver::new(Dom0::Pv);
     let addr = driver.mmap(1);
     let other = Driver {
@@ -219,18 +219,18 @@ fn mapping_and_populating_go_by_different_files() {
 }
 
 #[test]
-fn mapping_over_a_part_is_refused_and_over_the_whole_drops_it() {
+fn mapping_over_a_part_fails_and_over_the_whole_replaces_it() {
     for (dom0, kernel, refusal) in
         [(Dom0::Pv, (6, 1), libc::ENOMEM), (Dom0::Arm, (6, 11), libc::ENOMEM), (Dom0::Arm, (6, 12), libc::EINVAL)]
     {
         let driver = Driver::with_config(HostConfig { dom0, kernel, ..HostConfig::default() });
         let addr = driver.mmap(4);
         driver.map(addr, 0, &[0, 1, 2, 3]);
-        // SAFETY: nobody uses the mapping.
+        // SAFETY: nothing uses the mapping.
         let part = unsafe { driver.device.mmap_at(Place::over(addr), FRAME_SIZE, Protection::ReadOnly) };
         assert_eq!(errno(part), Some(refusal), "{dom0:?}, linux {kernel:?}");
         assert_eq!(driver.references(), 4);
-        // SAFETY: nobody uses the mapping.
+        // SAFETY: nothing uses the mapping.
         unsafe { driver.device.mmap_at(Place::over(addr), 4 * FRAME_SIZE, Protection::ReadOnly) }.unwrap();
         assert_eq!(driver.references(), 0);
         assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]), (None, vec![0; 4]), "it is unpopulated again");
@@ -241,28 +241,28 @@ fn mapping_over_a_part_is_refused_and_over_the_whole_drops_it() {
 fn call_covers_whole_pages_of_the_kernel() {
     let driver = Driver::with_config(HostConfig { dom0: Dom0::Arm, page_size: 0x4000, ..HostConfig::default() });
     let addr = driver.mmap(8);
-    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "a page less");
-    assert_eq!(driver.map(addr, 0, &[0; 9]).0, Some(libc::EINVAL), "a page more");
+    assert_eq!(driver.map(addr, 0, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "a page too short");
+    assert_eq!(driver.map(addr, 0, &[0; 9]).0, Some(libc::EINVAL), "a page too long");
     assert_eq!(driver.map(addr, 4, &[0, 1, 2, 3]).0, Some(libc::EINVAL), "not at the start");
-    assert_eq!(driver.map(addr, 1, &[0; 7]).0, Some(libc::EINVAL), "inside a page");
+    assert_eq!(driver.map(addr, 1, &[0; 7]).0, Some(libc::EINVAL), "from inside a page");
     assert_eq!(driver.map(addr, 0, &[5, 5, 3, 2, 1]), (None, vec![0; 5]), "any frames, in any order");
     assert_eq!(driver.references(), 5);
     assert_eq!(driver.host.hypercalls().memory_op, 2, "one for each page");
     assert_eq!(driver.munmap(addr, 0, 4), Some(libc::EINVAL));
     assert_eq!(driver.munmap(addr, 0, 8), None);
     assert_eq!(driver.references(), 0);
-    assert_eq!(driver.host.hypercalls().memory_op, 2 + 8, "one for each frame that there is room for");
+    assert_eq!(driver.host.hypercalls().memory_op, 2 + 8, "one for each frame of the pages");
 }
 
 #[test]
 #[should_panic(expected = "20480 bytes are not whole pages")]
-fn mapping_of_a_part_of_a_page_is_found() {
+fn mapping_part_of_a_page_panics() {
     Driver::with_config(HostConfig { dom0: Dom0::Arm, page_size: 0x4000, ..HostConfig::default() }).mmap(5);
 }
 
 #[test]
 #[should_panic(expected = "no Pvh kernel has such pages")]
-fn x86_has_pages_of_one_size() {
+fn larger_pages_on_x86_panic() {
     Driver::with_config(HostConfig { dom0: Dom0::Pvh, page_size: 0x4000, ..HostConfig::default() });
 }
 
@@ -274,7 +274,7 @@ fn frames_take_memory_of_an_auto_translated_dom0() {
         let config = HostConfig { dom0, page_size, dom0_free_frames: Some(16), ..HostConfig::default() };
         let driver = Driver::with_config(config);
         let (first, second) = (driver.mmap(12), driver.mmap(8));
-        assert_eq!(driver.map(first, 0, &[0xE_0000; 9 + 3]).0, None, "failed ones, too");
+        assert_eq!(driver.map(first, 0, &[0xE_0000; 9 + 3]).0, None, "failed frames count, too");
         assert_eq!(driver.map(second, 0, &[0; 8]).0, refusal, "{dom0:?}");
         assert_eq!(driver.munmap(first, 0, 12), None);
         assert_eq!(driver.map(second, 0, &[0; 8]).0, if dom0 == Dom0::Pv { Some(libc::EINVAL) } else { None });
@@ -282,12 +282,12 @@ fn frames_take_memory_of_an_auto_translated_dom0() {
 }
 
 #[test]
-fn memory_that_was_freed_behind_our_back_is_there_again() {
+fn frames_that_other_code_unmapped_are_free_again() {
     let driver =
         Driver::with_config(HostConfig { dom0: Dom0::Arm, dom0_free_frames: Some(4), ..HostConfig::default() });
     let (first, second) = (driver.mmap(4), driver.mmap(4));
     assert_eq!(driver.map(first, 0, &[0, 1, 2, 3]).0, None);
-    // SAFETY: nobody uses the mapping.
+    // SAFETY: nothing uses the mapping.
     unsafe { super::memory::unmap(first, 4 * FRAME_SIZE) }.unwrap();
     assert_eq!(driver.map(second, 0, &[0, 1, 2, 3]).0, None);
 }
@@ -298,11 +298,11 @@ fn out_of_memory_leaves_the_mapping_unpopulated() {
     let addr = driver.mmap(2);
     driver.host.inject(super::Fault::MapBatch(libc::ENOMEM));
     assert_eq!(driver.map(addr, 0, &[0, 1]).0, Some(libc::ENOMEM));
-    assert_eq!(driver.map(addr, 0, &[0, 1]), (None, vec![0; 2]), "the call may be repeated");
+    assert_eq!(driver.map(addr, 0, &[0, 1]), (None, vec![0; 2]), "the call can be repeated");
 }
 
 #[test]
-fn resource_size_is_asked_for_with_nothing() {
+fn call_without_frames_and_address_returns_a_resources_size() {
     let driver = Driver::new(Dom0::Pv);
     driver.guest.add_resource(crate::handle::Resource::GrantTable, 3);
     let mut request = abi::MmapResource { dom: 1, type_: 1, id: 0, idx: 0, num: 0, addr: 0 };
@@ -314,7 +314,7 @@ fn resource_size_is_asked_for_with_nothing() {
 }
 
 #[test]
-fn hypercall_argument_outside_a_buffer_is_efault() {
+fn hypercall_argument_outside_a_buffer_fails_with_efault() {
     let driver = Driver::new(Dom0::Pv);
     let domid = driver.guest.domid().get();
     let op = u64::from(abi::HYPERVISOR_MEMORY_OP);

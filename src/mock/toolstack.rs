@@ -3,35 +3,35 @@
 #![expect(unsafe_code, reason = "reads and writes hypercall buffers")]
 
 use super::frame_info::page_frame_info;
-use super::hypercalls::{give, take};
+use super::hypercalls::{copy_from, copy_to};
 use super::machine::Host;
 use super::state::{DOM0, Domain, Frame, State};
 use crate::abi;
 use crate::handle::domctl::u32_at;
 use crate::types::{Architecture, GuestKind};
 
-/// Bytes of the structure in front of the arguments.
+/// Bytes of the structure before the arguments.
 const HEADER: u64 = 16;
 const SYSCTL_HEADER: u64 = 8;
 
-/// The version of an interface that no caller knows.
+/// A version that no caller knows.
 const UNKNOWN: u32 = 0xFFFF;
 
 /// The UUID of every guest.
 const HANDLE: [u8; 16] = *b"a guest (xenmap)";
 
-// xen/include/public/arch-x86/xen.h, `XEN_X86_EMU_*`: what Xen's `emulation_flags_ok` lets a domain have.
+// xen/include/public/arch-x86/xen.h, `XEN_X86_EMU_*`: what Xen's `emulation_flags_ok` allows a domain.
 const EMULATED_FOR_HVM: u32 = 0x3FF;
 const EMULATED_FOR_PVH: u32 = 0x1;
 const EMULATED_FOR_PV_DOM0: u32 = 0x100;
 const EMULATED_FOR_PVH_DOM0: u32 = 0x411;
-/// What is there on Arm (xen/include/public/arch-arm.h, `XEN_DOMCTL_CONFIG_GIC_V3`).
+/// The value on Arm (xen/include/public/arch-arm.h, `XEN_DOMCTL_CONFIG_GIC_V3`).
 const ARM_GIC_VERSION: u32 = 2;
 
 impl Domain {
     /// # Errors
     ///
-    /// EOVERFLOW, if it is paused 255 times already.
+    /// EOVERFLOW if the domain is paused 255 times already.
     pub(super) fn pause(&mut self) -> Result<(), i32> {
         self.pauses = self.pauses.checked_add(1).ok_or(libc::EOVERFLOW)?;
         Ok(())
@@ -39,7 +39,7 @@ impl Domain {
 
     /// # Errors
     ///
-    /// EINVAL, if it is not paused.
+    /// EINVAL if the domain is not paused.
     pub(super) fn unpause(&mut self) -> Result<(), i32> {
         self.pauses = self.pauses.checked_sub(1).ok_or(libc::EINVAL)?;
         Ok(())
@@ -47,7 +47,7 @@ impl Domain {
 }
 
 impl Host {
-    /// The version of the domctl interface (xen/include/public/domctl.h of each release).
+    /// Returns the version of the domctl interface (xen/include/public/domctl.h of each release).
     fn domctl_version(&self) -> u32 {
         match self.config.xen {
             (4, 11) => 0x10,
@@ -63,7 +63,7 @@ impl Host {
         }
     }
 
-    /// The version of the sysctl interface (xen/include/public/sysctl.h of each release).
+    /// Returns the version of the sysctl interface (xen/include/public/sysctl.h of each release).
     fn sysctl_version(&self) -> u32 {
         match self.config.xen {
             (4, 11) => 0x11,
@@ -82,7 +82,7 @@ impl Host {
     pub(super) unsafe fn sysctl(&self, state: &mut State, arg: u64) -> Result<u64, i32> {
         state.hypercalls.toolstack += 1;
         // SAFETY: the caller's promise.
-        let call: [u8; 136] = unsafe { take(state, arg) }?;
+        let call: [u8; 136] = unsafe { copy_from(state, arg) }?;
         let word = |at: usize| call[at..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b));
         let (command, version) = (word(0), word(4));
         if version != self.sysctl_version() {
@@ -101,12 +101,12 @@ impl Host {
             }
             let info = self.domain_info(state, domid, domain);
             // SAFETY: the caller's promise.
-            unsafe { give(state, next, &info) }?;
+            unsafe { copy_to(state, next, &info) }?;
             next += info.len() as u64;
             count += 1;
         }
         // SAFETY: the caller's promise.
-        unsafe { give(state, arg + SYSCTL_HEADER + 16, &count.to_ne_bytes()) }?;
+        unsafe { copy_to(state, arg + SYSCTL_HEADER + 16, &count.to_ne_bytes()) }?;
         Ok(0)
     }
 
@@ -117,19 +117,19 @@ impl Host {
         state.hypercalls.toolstack += 1;
         let word = |bytes: &[u8; 144], at: usize| bytes[at..].first_chunk().map_or(0, |b| u64::from_ne_bytes(*b));
         // SAFETY: the caller's promise.
-        let call: [u8; 144] = unsafe { take(state, arg) }?;
+        let call: [u8; 144] = unsafe { copy_from(state, arg) }?;
         let [command, version] = [0, 4].map(|at| call[at..].first_chunk().map_or(0, |b| u32::from_ne_bytes(*b)));
         if version != self.domctl_version() {
             return Err(libc::EACCES);
         }
         let domid = u16::from_ne_bytes([call[8], call[9]]);
-        // Until 4.17 this one tells of the next domain, where there is none of this number.
+        // Until Xen 4.17 this call describes the next domain if there is none with this number.
         let may_be_next = command == abi::XEN_DOMCTL_GETDOMAININFO && self.config.xen < (4, 18);
         let last = if may_be_next { abi::FIRST_RESERVED_DOMID - 1 } else { domid };
         if domid >= abi::FIRST_RESERVED_DOMID {
             return Err(if may_be_next { libc::EINVAL } else { libc::ESRCH });
         }
-        // To count references takes long, so only for whoever asks how many pages are left.
+        // Counting references is slow, so only for callers that ask how many pages are left.
         if command == abi::XEN_DOMCTL_GETDOMAININFO && state.domains.range(domid..=last).next().is_some() {
             self.reclaim(state);
         }
@@ -149,9 +149,9 @@ impl Host {
             abi::XEN_DOMCTL_GETDOMAININFO => {
                 let info = self.domain_info(state, found, &state.domains[&found]);
                 // SAFETY: the caller's promise.
-                unsafe { give(state, arg + 8, &found.to_ne_bytes()) }?;
+                unsafe { copy_to(state, arg + 8, &found.to_ne_bytes()) }?;
                 // SAFETY: the caller's promise.
-                unsafe { give(state, arg + HEADER, &info) }?;
+                unsafe { copy_to(state, arg + HEADER, &info) }?;
                 Ok(0)
             }
             abi::XEN_DOMCTL_GETPAGEFRAMEINFO3 => {
@@ -161,14 +161,14 @@ impl Host {
             abi::XEN_DOMCTL_GET_ADDRESS_SIZE => {
                 let size = domain.address_size;
                 // SAFETY: the caller's promise.
-                unsafe { give(state, arg + HEADER, &size.to_ne_bytes()) }.map(|()| 0)
+                unsafe { copy_to(state, arg + HEADER, &size.to_ne_bytes()) }.map(|()| 0)
             }
             abi::XEN_DOMCTL_GETVCPUCONTEXT => {
                 let vcpu = u32_at(&call, 16);
                 let context =
                     if on_arm { domain.arm64_vcpu_context(vcpu, self.config.xen) } else { domain.vcpu_context(vcpu) }?;
                 // SAFETY: the caller's promise.
-                unsafe { give(state, word(&call, 24), &context) }?;
+                unsafe { copy_to(state, word(&call, 24), &context) }?;
                 Ok(0)
             }
             abi::XEN_DOMCTL_GETHVMCONTEXT_PARTIAL => {
@@ -180,16 +180,16 @@ impl Host {
                     return Err(libc::ENOBUFS);
                 }
                 // SAFETY: the caller's promise.
-                unsafe { give(state, word(&call, 32), &record) }?;
+                unsafe { copy_to(state, word(&call, 32), &record) }?;
                 // SAFETY: the caller's promise.
-                unsafe { give(state, arg + HEADER + 8, &(record.len() as u64).to_ne_bytes()) }?;
+                unsafe { copy_to(state, arg + HEADER + 8, &(record.len() as u64).to_ne_bytes()) }?;
                 Ok(0)
             }
             _ => Err(libc::ENOSYS),
         }
     }
 
-    /// `struct xen_domctl_getdomaininfo`, field by field.
+    /// Builds a `struct xen_domctl_getdomaininfo`, field by field.
     fn domain_info(&self, state: &State, domid: u16, domain: &Domain) -> Vec<u8> {
         let on_arm = self.architecture() == Architecture::Arm64;
         let flags = if domain.dying { abi::XEN_DOMINF_DYING } else { 0 }

@@ -1,4 +1,4 @@
-//! The registers of a simulated guest's virtual processors, as the toolstack's interface tells them.
+//! The registers of a simulated guest's virtual processors, as the toolstack's interface reports them.
 
 use super::domain::MockDomain;
 use super::state::{Domain, Vcpu};
@@ -6,12 +6,12 @@ use crate::abi;
 use crate::types::Gfn;
 
 impl MockDomain {
-    /// Gives it a virtual processor with this number and these registers, or changes its registers. Those with lower
-    /// numbers are there too then, with their paging off.
+    /// Sets the registers of the virtual processor with this number. If the guest does not have it yet, it gets it, and
+    /// all with lower numbers, whose paging is off.
     ///
     /// # Panics
     ///
-    /// If it has been destroyed.
+    /// If the guest has been destroyed.
     pub fn set_vcpu(&self, number: u32, vcpu: Vcpu) {
         let number = number as usize;
         self.with(|_, domain| {
@@ -21,11 +21,11 @@ impl MockDomain {
         });
     }
 
-    /// Has a PV guest tell Xen its own number of one of its frames (`MMU_MACHPHYS_UPDATE`).
+    /// Makes a PV guest tell Xen its own number for one of its frames (`MMU_MACHPHYS_UPDATE`).
     ///
     /// # Panics
     ///
-    /// If it does not have the frame.
+    /// If the guest does not have the frame.
     pub fn set_pfn(&self, gfn: Gfn, pfn: u64) {
         let page = self.page(gfn);
         self.with(|pages, _| pages[page].pfn = Some(pfn));
@@ -33,7 +33,7 @@ impl MockDomain {
 }
 
 impl Domain {
-    /// The record that `XEN_DOMCTL_gethvmcontext_partial` gives (struct `hvm_hw_cpu`).
+    /// Builds the record that `XEN_DOMCTL_gethvmcontext_partial` returns (struct `hvm_hw_cpu`).
     pub(super) fn hvm_cpu_record(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::ENOENT)?;
         let registers = [
@@ -45,8 +45,8 @@ impl Domain {
         Ok(structure_of(abi::HVM_CPU_BYTES, &registers))
     }
 
-    /// What `XEN_DOMCTL_getvcpucontext` of arm64 gives (struct `vcpu_guest_context`); before Xen 4.16 two registers in
-    /// it were smaller.
+    /// Builds what `XEN_DOMCTL_getvcpucontext` returns on arm64 (struct `vcpu_guest_context`). Before Xen 4.16 two of
+    /// its registers were smaller.
     pub(super) fn arm64_vcpu_context(&self, vcpu: u32, xen: (u16, u16)) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         let registers = [
@@ -65,11 +65,12 @@ impl Domain {
         Ok(context)
     }
 
-    /// What `XEN_DOMCTL_getvcpucontext` gives (struct `vcpu_guest_context`), of a 32-bit guest as far as CR3.
+    /// Builds what `XEN_DOMCTL_getvcpucontext` returns on x86 (struct `vcpu_guest_context`), for a 32-bit guest up to
+    /// CR3.
     pub(super) fn vcpu_context(&self, vcpu: u32) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         if self.address_size == 32 {
-            // Holds the frame number rotated, so that 32 bits of it have room.
+            // The frame number is rotated, so that 32 bits of it fit.
             let pfn = u32::try_from(vcpu.cr3 >> 12).map_err(|_| libc::EINVAL)?;
             let mut context = vec![0; abi::VCPU_CONTEXT_32_CR3 as usize];
             context.extend(pfn.rotate_left(12).to_ne_bytes());
@@ -81,7 +82,7 @@ impl Domain {
     }
 }
 
-/// A structure of so many bytes that holds these registers, each of 8 bytes, at their offsets, and otherwise zeros.
+/// Builds a structure of zeros that has these registers, of 8 bytes each, at their offsets.
 fn structure_of(bytes: u32, registers: &[(u32, u64)]) -> Vec<u8> {
     let mut structure = vec![0; bytes as usize];
     for &(offset, value) in registers {

@@ -1,4 +1,4 @@
-//! The words of the field: domains, frames, protection.
+//! The basic types: domain and frame numbers, protection, and the kinds of hosts and guests.
 
 mod number;
 mod range;
@@ -6,25 +6,51 @@ mod range;
 pub use number::{Domid, Gfn, InvalidNumber, Pfn};
 pub use range::{NumberRange, Numbers};
 
-/// Bytes of a Xen frame: 4096 on every host, whatever the page size of the kernel.
+/// The size of a Xen frame in bytes: 4096 on every host, whatever the kernel's page size.
 pub const FRAME_SIZE: usize = 4096;
 
-/// The most frames of one mapping: as many as 2^47 bytes of addresses hold, which is what a process has.
+/// The most frames in one mapping: those that fit into 2^47 bytes, the address space of a process.
 pub(crate) const MAX_FRAMES: usize = (1 << 47) / FRAME_SIZE;
 
-/// What may be done through a mapping: nothing else ever, so matches on it can name both.
+/// Whether a mapping can only be read, or also written.
 ///
-/// Map read-only unless you write: a PV guest's page tables can be mapped in no other way, and in a PV dom0 a
-/// writable mapping keeps a PV guest from using the frame as a page table.
+/// Map read-only unless you write: a PV guest's page tables cannot be mapped writable, and in a PV dom0 a writable
+/// mapping keeps a PV guest from using the frame as a page table.
+///
+/// There will never be a third variant, so a `match` can name both.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Access, Error, GuestKind, Protection};
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Hvm, 4);
+/// let (memory, gfns) = (host.open()?, guest.frames());
+/// let mapping = memory.map_foreign_batch(guest.domid(), Protection::ReadOnly, &gfns)?;
+///
+/// assert_eq!(mapping.view().read::<u32>(0)?, 0);
+/// assert!(matches!(mapping.view().write(0, 7_u32), Err(Error::ReadOnly { offset: 0 })));
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protection {
-    /// Reading.
+    /// The mapping can be read.
     ReadOnly,
-    /// Reading and writing.
+    /// The mapping can be read and written.
     ReadWrite,
 }
 
-/// How this domain's own memory is managed, which decides what a mapping costs and what a failed frame is.
+/// How the memory of the domain that we run in is managed.
+///
+/// This decides what a mapping costs, and what happens if a frame that failed to map is touched.
+///
+/// ```
+/// use xenmap::HostKind;
+/// use xenmap::mock::MockHost;
+///
+/// assert_eq!(MockHost::new().open()?.host_kind(), HostKind::Pv);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HostKind {
@@ -32,20 +58,31 @@ pub enum HostKind {
     Pv,
     /// A PVH, HVM or Arm domain: Xen translates its physical addresses, and a mapping enters its physmap.
     AutoTranslated,
-    /// It could not be learned; the stricter rules, those of an auto-translated domain, are followed.
+    /// The kind could not be determined. The crate then follows the stricter rules, those for an auto-translated
+    /// domain.
     Unknown,
 }
 
 /// How a guest's memory is managed.
+///
+/// ```
+/// use xenmap::GuestKind;
+/// use xenmap::mock::MockHost;
+///
+/// let host = MockHost::new();
+/// let guest = host.create_domain(GuestKind::Pvh, 16);
+/// assert_eq!(host.open()?.guest_kind(guest.domid())?, GuestKind::Pvh);
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GuestKind {
-    /// A PV guest, whose frames are named by machine frame number.
+    /// A PV guest. Its frames are mapped by machine frame number.
     Pv,
-    /// An HVM guest, whose frames are named by its own physical frame number; also a PVH guest where Xen does not tell
-    /// which of the two it is.
+    /// An HVM guest. Its frames are mapped by the guest's own physical frame number. A PVH guest is reported as HVM if
+    /// Xen does not tell the two apart.
     Hvm,
-    /// A PVH guest: the same without emulated devices. On Arm every guest is one, and so is dom0.
+    /// A PVH guest: like HVM, but without emulated devices. On Arm every guest is one, and so is dom0.
     Pvh,
 }
 

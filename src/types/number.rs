@@ -1,4 +1,4 @@
-//! Numbers of domains and frames, each of its own type.
+//! Domain and frame numbers, each with a type of its own.
 
 use std::error::Error;
 use std::fmt;
@@ -8,10 +8,10 @@ use std::str::FromStr;
 use super::{FRAME_SIZE, NumberRange};
 use crate::abi;
 
-/// The highest number of a frame.
+/// The highest frame number.
 const HIGHEST_FRAME: u64 = (1 << 40) - 1;
 
-/// Why a number names no domain or frame.
+/// Why a number is not valid for a domain or a frame.
 ///
 /// ```
 /// use xenmap::{Domid, Gfn, InvalidNumber};
@@ -23,17 +23,17 @@ const HIGHEST_FRAME: u64 = (1 << 40) - 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InvalidNumber {
-    /// It does not name a domain whose memory can be mapped.
+    /// The number does not name a domain whose memory can be mapped.
     Domid {
         /// The number.
         number: u64,
     },
-    /// It is too large for a frame.
+    /// The number is too large for a frame.
     Frame {
         /// The number.
         number: u64,
     },
-    /// The text is no number of 64 bits.
+    /// The text is not a 64-bit number.
     Text,
 }
 
@@ -45,43 +45,41 @@ impl fmt::Display for InvalidNumber {
                 write!(f, "{number} does not name a domain whose memory can be mapped: give 0 to {highest}")
             }
             InvalidNumber::Frame { number } => {
-                write!(f, "{number:#x} is no frame number: the highest is {HIGHEST_FRAME:#x}")
+                write!(f, "{number:#x} is not a frame number: the highest is {HIGHEST_FRAME:#x}")
             }
-            InvalidNumber::Text => {
-                f.write_str("not a number of 64 bits: give one in decimal, or in hexadecimal after 0x")
-            }
+            InvalidNumber::Text => f.write_str("not a 64-bit number: give it in decimal, or in hexadecimal after 0x"),
         }
     }
 }
 
 impl Error for InvalidNumber {}
 
-/// What a text says: digits, or hexadecimal ones after 0x. No sign.
+/// Parses decimal digits, or hexadecimal ones after 0x; no sign.
 fn parse(text: &str) -> Result<u64, InvalidNumber> {
     let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |hex| (hex, 16));
-    // The standard library takes a plus sign too.
+    // The standard library accepts a plus sign.
     let number = if digits.starts_with('+') { None } else { u64::from_str_radix(digits, radix).ok() };
     number.ok_or(InvalidNumber::Text)
 }
 
-/// What each type of number has, whatever it numbers: it needs `TryFrom<u64>`, and `check_up_to`.
+/// Implements what all number types have in common. The type needs `TryFrom<u64>` and `check_up_to`.
 macro_rules! number {
     ($name:ident, $inner:ty) => {
         impl $name {
-            /// The number.
+            /// Returns the number as an integer.
             #[must_use]
             pub const fn get(self) -> $inner {
                 self.0
             }
 
-            /// `count` consecutive numbers from this one on.
+            /// Returns `count` consecutive numbers, beginning with this one.
             ///
             /// # Errors
             ///
             /// [`InvalidNumber`] if one of them is not valid.
             pub fn range(self, count: usize) -> Result<NumberRange<$name>, InvalidNumber> {
                 let start = u64::from(self);
-                // A count that does not fit u64 does not exist: the crate is for 64-bit Linux.
+                // A count always fits into u64: the crate is for 64-bit Linux.
                 (start..start.saturating_add(count as u64)).try_into()
             }
         }
@@ -107,7 +105,7 @@ macro_rules! number {
         impl FromStr for $name {
             type Err = InvalidNumber;
 
-            /// Reads a decimal number, or a hexadecimal one after 0x.
+            /// Parses a decimal number, or a hexadecimal one after `0x`.
             fn from_str(text: &str) -> Result<$name, InvalidNumber> {
                 parse(text)?.try_into()
             }
@@ -127,7 +125,7 @@ macro_rules! number {
     };
 }
 
-/// What each type of frame number has: also the type itself.
+/// Defines a type of frame numbers. The order of the `impl` blocks is that of the documentation: `new` comes first.
 macro_rules! frame_number {
     ($(#[$attribute:meta])* $name:ident) => {
         $(#[$attribute])*
@@ -135,13 +133,11 @@ macro_rules! frame_number {
         #[repr(transparent)]
         pub struct $name(u64);
 
-        number!($name, u64);
-
         impl $name {
             /// The highest frame number.
             pub const MAX: $name = $name(HIGHEST_FRAME);
 
-            /// The frame with this number.
+            /// Makes a frame number from an integer.
             ///
             /// # Errors
             ///
@@ -150,7 +146,7 @@ macro_rules! frame_number {
                 if number <= HIGHEST_FRAME { Ok($name(number)) } else { Err(InvalidNumber::Frame { number }) }
             }
 
-            /// The frame that holds the byte at this address of the guest.
+            /// Returns the frame that holds the byte at an address.
             ///
             /// # Errors
             ///
@@ -164,12 +160,14 @@ macro_rules! frame_number {
                 $name::new(last).map(|_| ())
             }
 
-            /// The address of the frame's first byte.
+            /// Returns the address of the frame's first byte.
             #[must_use]
             pub const fn address(self) -> u64 {
                 self.0 * FRAME_SIZE as u64
             }
         }
+
+        number!($name, u64);
 
         impl TryFrom<u64> for $name {
             type Error = InvalidNumber;
@@ -193,11 +191,11 @@ macro_rules! frame_number {
     };
 }
 
-/// The number of a domain, one that names a domain's own memory.
+/// The number of a domain whose memory can be mapped.
 ///
-/// Xen keeps numbers from 0x7FF0 on for itself. Of those only [`Domid::XEN`] can be had. The others are
-/// refused, because the kernel takes some of them and does what nobody meant: `DOMID_SELF` maps the caller's own
-/// machine frames and `DOMID_IO` maps raw MMIO, both with success.
+/// Xen reserves the numbers from 0x7FF0 up; of these, only [`Domid::XEN`] is accepted here. The kernel would accept
+/// more, with results that nobody wants: `DOMID_SELF` successfully maps the caller's own machine frames, and
+/// `DOMID_IO` raw MMIO.
 ///
 /// ```
 /// use xenmap::Domid;
@@ -211,17 +209,15 @@ macro_rules! frame_number {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Domid(u16);
 
-number!(Domid, u16);
-
 impl Domid {
-    /// The hypervisor itself (`DOMID_XEN`), whose shared frames, the M2P table among them, can be mapped read-only.
+    /// The hypervisor itself (`DOMID_XEN`). The frames that it shares, such as its M2P table, can be mapped read-only.
     pub const XEN: Domid = Domid(abi::XEN_DOMID);
 
-    /// The domain with this number.
+    /// Makes a domain number from an integer.
     ///
     /// # Errors
     ///
-    /// [`InvalidNumber::Domid`] if the number is one of Xen's own, except `DOMID_XEN`.
+    /// [`InvalidNumber::Domid`] if Xen reserves the number, except for `DOMID_XEN`.
     pub const fn new(domid: u16) -> Result<Domid, InvalidNumber> {
         if domid < abi::FIRST_RESERVED_DOMID || domid == abi::XEN_DOMID {
             Ok(Domid(domid))
@@ -239,11 +235,13 @@ impl Domid {
         Err(InvalidNumber::Domid { number: abi::FIRST_RESERVED_DOMID.max(self.0.saturating_add(1)).into() })
     }
 
-    /// Any number, those included that Xen keeps for itself: for callers who speak C and know what they do.
+    /// Accepts any number, even one that Xen reserves: for the C library, whose callers know what they do.
     pub(crate) const fn as_given(domid: u16) -> Domid {
         Domid(domid)
     }
 }
+
+number!(Domid, u16);
 
 impl TryFrom<u64> for Domid {
     type Error = InvalidNumber;
@@ -260,12 +258,12 @@ impl fmt::Display for Domid {
 }
 
 frame_number! {
-    /// The number of a frame of a guest, as the guest puts it into its page tables.
+    /// A guest frame number, as the guest writes it into its page tables, and by which Xen maps the frame.
     ///
-    /// For an HVM, PVH or Arm guest it counts the guest's own physical frames (the address divided by
-    /// [`FRAME_SIZE`]); for a PV guest it is the machine frame (MFN).
+    /// For an HVM, PVH or Arm guest it is a guest-physical address divided by [`FRAME_SIZE`]; for a PV guest it is a
+    /// machine frame number (MFN).
     ///
-    /// A number of 2^40 or more is refused: the kernel of a PV dom0 loses its upper bits and maps another frame.
+    /// Numbers from 2^40 up are refused: the kernel of a PV dom0 drops their upper bits and maps another frame.
     ///
     /// ```
     /// use xenmap::Gfn;
@@ -279,13 +277,12 @@ frame_number! {
 }
 
 frame_number! {
-    /// The number of a frame of a guest, as the guest itself counts its memory: a guest physical address divided by
-    /// [`FRAME_SIZE`].
+    /// A frame number as the guest itself counts its memory: a guest-physical address divided by [`FRAME_SIZE`].
     ///
-    /// Of a PV guest it is the pseudo-physical frame. Which machine frame that is ([`Gfn`]) is in the guest's own
-    /// table. Of any other guest both are the same number, but not the same type: what maps frames of a guest
-    /// ([`Guest::map`](crate::Guest::map)) takes pfns and looks them up, what maps frames of a domain
-    /// ([`ForeignMemory::map_foreign_batch`](crate::ForeignMemory::map_foreign_batch)) takes gfns.
+    /// For a PV guest it is a pseudo-physical frame number; the guest's own table (its p2m) tells which machine frame
+    /// ([`Gfn`]) that is. For any other guest both are the same number, but still have different types: calls on a
+    /// guest ([`Guest::map`](crate::Guest::map)) take pfns and look them up, calls on the handle
+    /// ([`ForeignMemory::map_foreign_batch`](crate::ForeignMemory::map_foreign_batch)) take gfns.
     ///
     /// ```
     /// use xenmap::Pfn;
@@ -302,8 +299,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_numbers_have_the_same_set() {
-        fn has_it<N>(number: N)
+    fn all_number_types_have_the_same_traits() {
+        fn check<N>(number: N)
         where
             N: Copy + Ord + std::hash::Hash + fmt::Debug + fmt::Display + fmt::LowerHex + fmt::UpperHex,
             N: TryFrom<u64, Error = InvalidNumber> + FromStr<Err = InvalidNumber> + Into<u64>,
@@ -318,27 +315,27 @@ mod tests {
             assert!("x".parse::<N>().is_err() && N::try_from(u64::MAX).is_err());
         }
 
-        has_it(Domid::new(0x2F).unwrap());
-        has_it(Gfn::new(0x2F).unwrap());
-        has_it(Pfn::new(0x2F).unwrap());
+        check(Domid::new(0x2F).unwrap());
+        check(Gfn::new(0x2F).unwrap());
+        check(Pfn::new(0x2F).unwrap());
     }
 
     #[test]
-    fn domid_refuses_every_number_that_xen_keeps_but_its_own() {
+    fn domid_refuses_every_reserved_number_but_domid_xen() {
         let allowed: Vec<u16> = (0x7FF0..=u16::MAX).filter(|&id| Domid::new(id).is_ok()).collect();
         assert_eq!(allowed, [Domid::XEN.get()]);
         assert!(Domid::new(0x7FEF).is_ok());
     }
 
     #[test]
-    fn domid_from_a_larger_number_is_never_cut() {
+    fn domid_from_a_larger_number_is_never_truncated() {
         assert_eq!(Domid::try_from(70_000), Err(InvalidNumber::Domid { number: 70_000 }));
         assert_eq!("4294967301".parse::<Domid>(), Err(InvalidNumber::Domid { number: 4_294_967_301 }));
         assert!("-1".parse::<Domid>().is_err());
     }
 
     #[test]
-    fn number_is_read_from_decimal_or_hexadecimal_digits() {
+    fn number_is_parsed_from_decimal_or_hexadecimal_digits() {
         assert_eq!("17".parse(), Domid::new(17));
         assert_eq!("0x1f".parse(), Domid::new(31));
         assert_eq!("17".parse(), Gfn::new(17));
@@ -350,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn number_is_written_in_hexadecimal_as_the_integer_is() {
+    fn number_is_formatted_in_hexadecimal_as_the_integer_is() {
         let (domid, gfn) = (Domid::new(0x2F).unwrap(), Gfn::new(0x2F).unwrap());
         assert_eq!(format!("{domid} {domid:#x} {domid:04X}"), "47 0x2f 002F");
         assert_eq!(format!("{gfn} {gfn:x} {gfn:#06X} {gfn:?}"), "0x2f 2f 0x002F Gfn(0x2f)");
@@ -360,7 +357,7 @@ mod tests {
     #[test]
     fn invalid_number_says_what_to_give() {
         let highest = InvalidNumber::Frame { number: 1 << 40 }.to_string();
-        assert_eq!(highest, format!("0x10000000000 is no frame number: the highest is {}", Gfn::MAX));
+        assert_eq!(highest, format!("0x10000000000 is not a frame number: the highest is {}", Gfn::MAX));
         let domid = InvalidNumber::Domid { number: 70_000 }.to_string();
         assert!(domid.ends_with("give 0 to 32751"), "{domid}");
     }

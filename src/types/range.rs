@@ -7,12 +7,11 @@ use std::ops::Range;
 
 use super::{FRAME_SIZE, Pfn};
 
-/// Consecutive numbers of one kind: of a guest's frames, of frames to map, or of domains.
+/// Consecutive numbers of one type: [`Pfn`], [`Gfn`](crate::Gfn) or [`Domid`](crate::Domid).
 ///
-/// The `range` method of a number makes one ([`Pfn::range`], [`Gfn::range`](crate::Gfn::range),
-/// [`Domid::range`](crate::Domid::range)), and so does `try_from` of a range of integers. Both fail with
-/// [`InvalidNumber`](crate::InvalidNumber) if a number in it is not valid. It can be copied, and iterates as a `Range` of
-/// integers does.
+/// Made by the `range` method of a number, such as [`Pfn::range`], or by `try_from` from a range of integers. Both fail
+/// with [`InvalidNumber`](crate::InvalidNumber) if a number in the range is not valid. A `NumberRange` is `Copy`, and
+/// iterates like a `Range` of integers.
 ///
 /// ```
 /// use xenmap::{NumberRange, Pfn};
@@ -31,43 +30,43 @@ pub struct NumberRange<N> {
 }
 
 impl<N> NumberRange<N> {
-    /// The numbers from `start` on and below `end`, of which the caller has checked that they are valid.
+    /// Makes a range of numbers that the caller has found to be valid: from `start` up to, but not including, `end`.
     pub(crate) const fn checked(start: u64, end: u64) -> NumberRange<N> {
         NumberRange { start, end, kind: PhantomData }
     }
 
-    /// The first number, as an integer.
+    /// Returns the first number, as an integer.
     #[must_use]
     pub const fn start(&self) -> u64 {
         self.start
     }
 
-    /// The number after the last, as an integer: there may be none of this kind.
+    /// Returns the number after the last one, as an integer, since it may not be valid.
     #[must_use]
     pub const fn end(&self) -> u64 {
         self.end
     }
 
-    /// How many numbers there are.
+    /// Returns how many numbers the range holds.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the crate is for 64-bit Linux")]
     pub const fn len(&self) -> usize {
         (self.end - self.start) as usize
     }
 
-    /// Whether there is no number at all.
+    /// Returns whether the range holds no numbers.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// The same range, of integers.
+    /// Returns the same range, of integers.
     #[must_use]
     pub const fn numbers(&self) -> Range<u64> {
         self.start..self.end
     }
 
-    /// Whether a number is in the range.
+    /// Returns whether a number is in the range.
     #[must_use]
     pub fn contains(&self, number: N) -> bool
     where
@@ -78,10 +77,10 @@ impl<N> NumberRange<N> {
 }
 
 impl NumberRange<Pfn> {
-    /// The addresses of the frames, in bytes.
+    /// Returns the guest-physical addresses of the frames, in bytes.
     #[must_use]
     pub const fn addresses(&self) -> Range<u64> {
-        // An empty range can be anywhere.
+        // An empty range may lie beyond the last valid number.
         self.start.saturating_mul(FRAME_SIZE as u64)..self.end.saturating_mul(FRAME_SIZE as u64)
     }
 }
@@ -107,7 +106,7 @@ impl<N: TryFrom<u64>> IntoIterator for NumberRange<N> {
     }
 }
 
-/// The numbers of a [`NumberRange`].
+/// An iterator over the numbers of a [`NumberRange`].
 #[derive(Clone, Debug)]
 pub struct Numbers<N>(NumberRange<N>);
 
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn range_of_domains_holds_no_number_that_xen_keeps() {
+    fn range_of_domains_holds_no_reserved_number() {
         let last = Domid::new(0x7FEF).unwrap();
         assert_eq!(last.range(1).unwrap().into_iter().collect::<Vec<_>>(), [last]);
         assert_eq!(last.range(2), Err(InvalidNumber::Domid { number: 0x7FF0 }));
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn range_goes_either_way() {
+    fn range_iterates_in_both_directions() {
         let range = Gfn::new(5).unwrap().range(3).unwrap();
         let numbers = |range: &mut dyn Iterator<Item = Gfn>| range.map(Gfn::get).collect::<Vec<_>>();
         assert_eq!(range.len(), 3);
@@ -196,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn iterator_counts_what_is_left_between_its_ends() {
+    fn iterator_len_is_what_both_ends_have_left() {
         let [first, middle, last] = [5, 6, 7].map(|number| Pfn::new(number).ok());
         let mut numbers = NumberRange::<Pfn>::try_from(5..8).unwrap().into_iter();
         assert_eq!((numbers.len(), numbers.next(), numbers.next_back()), (3, first, last));

@@ -1,5 +1,5 @@
-//! What stands in for libxentoolcore and libxentoollog in the unit tests, which link on a machine without them. The
-//! libraries themselves are in the tests from C (tests/debian.rs).
+//! Test doubles of libxentoolcore and libxentoollog, so that the unit tests link on a machine without them. The tests
+//! in C (tests/debian.rs) use the real libraries.
 
 #![expect(non_snake_case, reason = "the names are those of the libraries")]
 
@@ -15,7 +15,7 @@ static ACTIVE: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
 #[derive(Clone, Copy, PartialEq)]
 struct Listed(*mut ActiveHandle);
 
-// SAFETY: a handle is called on any thread, while the list is locked (`xentoolcore_internal.h`).
+// SAFETY: the library may call a handle on any thread while it holds the list's lock (`xentoolcore_internal.h`).
 unsafe impl Send for Listed {}
 
 fn active() -> MutexGuard<'static, Vec<Listed>> {
@@ -36,11 +36,11 @@ pub(crate) fn is_active(handle: *mut ActiveHandle) -> bool {
     active().contains(&Listed(handle))
 }
 
-/// Restricts all handles, as `xentoolcore_restrict_all` does: those that come after one that fails are not called.
+/// Restricts all handles, as `xentoolcore_restrict_all` does: it stops at the first that fails.
 pub(crate) unsafe fn xentoolcore_restrict_all(domid: u16) -> c_int {
     let handles = active();
     for &Listed(handle) in handles.iter() {
-        // SAFETY: it is registered, so it is there.
+        // SAFETY: a registered handle is alive.
         let restrict = unsafe { (*handle).restrict };
         // SAFETY: as above.
         let result = unsafe { restrict(handle, domid) };
@@ -54,7 +54,7 @@ pub(crate) unsafe fn xentoolcore_restrict_all(domid: u16) -> c_int {
 /// A logger that keeps messages.
 #[derive(Debug, Default)]
 pub(crate) struct Messages {
-    /// Made by `xtl_createlogger_stdiostream`, and not by a caller, whose logger is never destroyed.
+    /// Whether `xtl_createlogger_stdiostream` created the logger. A caller's logger must not be destroyed.
     is_created: bool,
     texts: Mutex<Vec<String>>,
 }
@@ -79,13 +79,13 @@ pub(crate) unsafe fn xtl_createlogger_stdiostream(
 
 pub(crate) unsafe fn xtl_logger_destroy(logger: *mut XentoollogLogger) {
     let log: *mut Messages = logger.cast();
-    // SAFETY: all loggers of the tests are these.
-    assert!(unsafe { (*log).is_created }, "a handle does not destroy its caller's logger");
-    // SAFETY: boxed by `xtl_createlogger_stdiostream`.
+    // SAFETY: all loggers of the tests are of this type.
+    assert!(unsafe { (*log).is_created }, "a handle must not destroy its caller's logger");
+    // SAFETY: `xtl_createlogger_stdiostream` boxed it, and it is not used any more.
     drop(unsafe { Box::from_raw(log) });
 }
 
-/// The one format that is used takes a string.
+/// Only the format `%s` is used.
 pub(crate) unsafe fn xtl_log(
     logger: *mut XentoollogLogger,
     _level: c_int,
@@ -95,11 +95,11 @@ pub(crate) unsafe fn xtl_log(
     message: *const c_char,
 ) {
     let log: *const Messages = logger.cast_const().cast();
-    // SAFETY: a string of the caller.
+    // SAFETY: the caller passes a C string.
     let format = unsafe { CStr::from_ptr(format) };
     assert_eq!(format, c"%s");
-    // SAFETY: a string of the caller, by its format.
+    // SAFETY: the caller passes a C string, by its format.
     let text = unsafe { CStr::from_ptr(message) };
-    // SAFETY: all loggers of the tests are these.
+    // SAFETY: all loggers of the tests are of this type.
     unsafe { &*log }.texts.lock().unwrap().push(text.to_str().unwrap().to_owned());
 }

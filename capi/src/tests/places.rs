@@ -1,15 +1,15 @@
-//! Where a mapping may be: each flag of mmap(2) at addresses good and bad.
+//! Where a mapping can be: each flag of mmap(2) at good and bad addresses.
 
 use std::process::Command;
 
 use super::super::{xenforeignmemory_map_resource, xenforeignmemory_unmap, xenforeignmemory_unmap_resource};
 use super::*;
 
-/// An address where nothing is, far from where the kernel puts what may be anywhere.
+/// A free address, far from where the kernel puts mappings of its own choice.
 const FREE: usize = 0x1000_0000_0000;
 const PAGES: usize = 3;
 
-/// A flag, and what comes of a call with it: EINVAL and the like, or 0.
+/// Flags, and the result of a call with them: an errno, or 0.
 const FLAGS: &[(&str, c_int, c_int)] = &[
     ("none", 0, 0),
     ("MAP_SHARED", libc::MAP_SHARED, 0),
@@ -40,13 +40,13 @@ const FLAGS: &[(&str, c_int, c_int)] = &[
     ("MAP_SHARED_VALIDATE | bit 25", libc::MAP_SHARED_VALIDATE | 1 << 25, libc::EOPNOTSUPP),
 ];
 
-/// How binding the address is.
+/// How the address is requested.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Mode {
     Hint,
     Over,
     NotOver,
-    /// Which is the same.
+    /// Both flags, which means the same as `NotOver`.
     Both,
 }
 
@@ -63,20 +63,20 @@ impl Mode {
     }
 }
 
-/// Addresses, beside that of memory that is taken.
+/// Addresses to map at, besides that of a reservation.
 const PLACES: &[(&str, usize)] = &[
     ("NULL", 0),
     ("inside page 0", 1),
-    ("the lowest that anybody may have", 0x1000),
+    ("the lowest that a process may have", 0x1000),
     ("free", FREE),
-    ("at no page", FREE + 1),
+    ("not page-aligned", FREE + 1),
     ("at the end of x86's addresses", (1 << 47) - 2 * FRAME_SIZE),
-    ("beyond all addresses", 0xFFFF_8000_0000_0000),
-    ("around the end", usize::MAX - FRAME_SIZE + 1),
+    ("in the kernel's half", 0xFFFF_8000_0000_0000),
+    ("wraps around", usize::MAX - FRAME_SIZE + 1),
     ("the last byte", usize::MAX),
 ];
 
-/// What frames are asked for, and whether C has an array for their errors.
+/// The frames of a call, and whether it has an array for their errors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Frames {
     Good,
@@ -84,7 +84,7 @@ enum Frames {
     HoleWithout,
 }
 
-/// Runs a test in a process of its own, in which no other test maps or unmaps anything.
+/// Runs a test in a process of its own, where no other test maps or unmaps anything.
 fn alone(name: &str, test: impl FnOnce()) {
     const VARIABLE: &str = "XENMAP_TEST_ALONE";
     if std::env::var_os(VARIABLE).is_some() {
@@ -97,7 +97,7 @@ fn alone(name: &str, test: impl FnOnce()) {
     assert!(output.status.success() && shown.contains("1 passed"), "{}: {shown}", output.status);
 }
 
-/// What is mapped in this process, as the kernel lists it.
+/// The kernel's list of this process's mappings.
 struct Maps(String);
 
 impl Maps {
@@ -105,12 +105,12 @@ impl Maps {
         Maps(std::fs::read_to_string("/proc/self/maps").unwrap())
     }
 
-    /// How many mappings there are of any simulated device.
+    /// Returns the number of mappings of simulated devices.
     fn of_devices(&self) -> usize {
         self.0.lines().filter(|line| line.contains("/memfd:xenmap-")).count()
     }
 
-    /// The access rights at an address, unless nothing is there.
+    /// Returns the permissions at an address, or `None` if nothing is mapped there.
     fn access_at(&self, addr: usize) -> Option<&str> {
         self.0.lines().find_map(|line| {
             let (range, rest) = line.split_once(' ')?;
@@ -121,20 +121,20 @@ impl Maps {
     }
 }
 
-/// Frees what a test has at an address, where it is nobody else's.
+/// Unmaps what a test has at an address.
 fn free(addr: usize) {
-    // SAFETY: the test's own memory, or nothing.
+    // SAFETY: the range is the test's own memory, or free.
     unsafe { libc::munmap(ptr::with_exposed_provenance_mut(addr), PAGES * FRAME_SIZE) };
 }
 
-/// A place to map at, as it is before a call.
+/// An address to map at, and its state before the call.
 struct Place<'a> {
     name: &'a str,
     addr: usize,
     is_taken: bool,
 }
 
-/// Each place, made ready for a call, after which it is freed.
+/// Makes a call for each place, which the call must free afterwards.
 fn each_place(mut call: impl FnMut(&Place<'_>)) {
     for &(name, addr) in PLACES {
         call(&Place { name, addr, is_taken: false });
@@ -142,14 +142,14 @@ fn each_place(mut call: impl FnMut(&Place<'_>)) {
     call(&Place { name: "taken", addr: reserved(PAGES).as_ptr().expose_provenance(), is_taken: true });
 }
 
-/// What a call must give, if only one answer is right: 0 or the errno.
+/// Returns the only right result of a call, 0 or an errno, or `None` if it depends on the kernel.
 fn expected(mode: Mode, place: &Place<'_>, (flags, errno): (c_int, c_int)) -> Option<c_int> {
     let validates = flags & libc::MAP_TYPE & !libc::MAP_SHARED == libc::MAP_PRIVATE;
     match (mode, place.name) {
         (Mode::Hint, _) | (Mode::Over, "free" | "taken") => Some(errno),
-        // Also if the kernel would map there.
+        // Even if the kernel would map there.
         (_, "NULL") => Some(libc::EINVAL),
-        // The kernel knows this flag only in a mapping whose flags it does not validate.
+        // The kernel accepts this flag only if it does not validate flags.
         (Mode::NotOver | Mode::Both, "free") if validates => Some(libc::EOPNOTSUPP),
         (Mode::NotOver | Mode::Both, "free") => Some(errno),
         (Mode::NotOver | Mode::Both, "taken") if errno == 0 => Some(libc::EEXIST),
@@ -157,7 +157,7 @@ fn expected(mode: Mode, place: &Place<'_>, (flags, errno): (c_int, c_int)) -> Op
     }
 }
 
-/// Maps at a place and unmaps, and returns 0 or the errno, after everything has been found as it must be.
+/// Maps at a place and unmaps. Checks the memory before and after, and returns 0 or the errno.
 fn map_at(
     (host, guest, handle): &(MockHost, MockDomain, Handle),
     place: &Place<'_>,
@@ -170,7 +170,7 @@ fn map_at(
     let err = if frames == Frames::HoleWithErrors { errors.as_mut_ptr() } else { ptr::null_mut() };
     let (addr, prot) = (ptr::with_exposed_provenance_mut(place.addr), libc::PROT_READ | libc::PROT_WRITE);
     Errno::clear();
-    // SAFETY: the test's own memory, or nothing.
+    // SAFETY: the range is the test's own memory, or free.
     let mapped =
         unsafe { xenforeignmemory_map2(handle, 1, addr, prot, flags | mode.flags(), PAGES, gfns.as_ptr(), err) };
     let errno = if mapped.is_null() { Errno::last_raw() } else { 0 };
@@ -179,7 +179,7 @@ fn map_at(
     if !mapped.is_null() {
         assert!(mode == Mode::Hint || mapped.addr() == place.addr, "{what}: {mapped:p}");
         assert_eq!(host.references(guest.domid()), gfns.iter().filter(|&&gfn| gfn != 99).count(), "{what}");
-        // SAFETY: just mapped, and not used.
+        // SAFETY: just mapped, and nothing uses it.
         assert_eq!(unsafe { xenforeignmemory_unmap(handle, mapped, PAGES) }, 0, "{what}");
     }
     let maps = Maps::now();
@@ -188,7 +188,7 @@ fn map_at(
         None => assert!(!place.is_taken || mode == Mode::Over && !mapped.is_null(), "{what}: it stays taken"),
         Some(access) => {
             assert_eq!(access, "---p", "{what}");
-            // What the caller says is its own, and was mapped over, is not left to others.
+            // A range that the caller owned and that was mapped over stays reserved.
             let was_mapped_over = (mode, frames) == (Mode::Over, Frames::HoleWithout);
             assert!(place.is_taken || was_mapped_over, "{what}");
         }
@@ -198,8 +198,8 @@ fn map_at(
 }
 
 #[test]
-fn every_flag_and_address_of_mmap_is_mapped_whole_or_not_at_all() {
-    alone("every_flag_and_address_of_mmap_is_mapped_whole_or_not_at_all", || {
+fn any_flag_and_address_of_mmap_maps_everything_or_nothing() {
+    alone("any_flag_and_address_of_mmap_maps_everything_or_nothing", || {
         assert_eq!(Maps::now().access_at(FREE), None);
         for dom0 in [Dom0::Pv, Dom0::Pvh] {
             let simulated = host_of(dom0, (6, 1));
@@ -222,8 +222,8 @@ fn every_flag_and_address_of_mmap_is_mapped_whole_or_not_at_all() {
 }
 
 #[test]
-fn resource_is_mapped_near_any_address_by_posix_flags_only() {
-    alone("resource_is_mapped_near_any_address_by_posix_flags_only", || {
+fn resource_is_mapped_at_any_hint_but_only_with_posix_flags() {
+    alone("resource_is_mapped_at_any_hint_but_only_with_posix_flags", || {
         for dom0 in [Dom0::Pv, Dom0::Pvh] {
             let (_host, guest, handle) = host_of(dom0, (6, 1));
             guest.add_resource(Resource::GrantTable, PAGES);
@@ -235,7 +235,7 @@ fn resource_is_mapped_near_any_address_by_posix_flags_only() {
                     let mut addr = hint;
                     let (domid, prot, frames) = (guest.domid().get(), libc::PROT_READ, PAGES as c_ulong);
                     Errno::clear();
-                    // SAFETY: with any flags, it replaces nothing.
+                    // SAFETY: the call replaces nothing, whatever the flags.
                     let mapped = unsafe {
                         xenforeignmemory_map_resource(
                             &raw const handle,
@@ -256,7 +256,7 @@ fn resource_is_mapped_near_any_address_by_posix_flags_only() {
                     if is_posix {
                         assert!(!addr.is_null(), "{what}");
                         assert_eq!(Maps::now().of_devices(), 1, "{what}");
-                        // SAFETY: just mapped, and not used.
+                        // SAFETY: just mapped, and nothing uses it.
                         assert_eq!(unsafe { xenforeignmemory_unmap_resource(&raw const handle, mapped) }, 0, "{what}");
                     } else {
                         assert_eq!(addr, hint, "{what}");
@@ -272,14 +272,14 @@ fn resource_is_mapped_near_any_address_by_posix_flags_only() {
 }
 
 #[test]
-fn nothing_is_asked_of_the_kernel_to_map_at_null() {
+fn mapping_at_null_fails_without_a_call_to_the_kernel() {
     let (_host, _guest, handle, log) = host_that_logs(HostConfig::default());
     for mode in [Mode::Over, Mode::NotOver, Mode::Both] {
         let place = map::Place::requested(0, mode.flags());
         let request =
             Request { dom: 1, place, prot: libc::PROT_READ, pages: 1, arr: [1].as_ptr(), err: ptr::null_mut() };
 
-        // SAFETY: nothing is at address 0.
+        // SAFETY: nothing is mapped at address 0.
         assert_eq!(unsafe { map::map(&handle, &request) }, Err(libc::EINVAL));
 
         assert_eq!(log.all(), [""; 0], "{mode:?}");

@@ -14,29 +14,29 @@ use crate::window::MappedWindows;
 /// Frames that are mapped at a time: 16 MiB. Larger windows are not faster, and their mappings cost page tables.
 const WINDOW: u64 = 4096;
 
-/// What became of frames.
+/// The result of copying frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Tally {
-    /// How many were read.
+    /// The number of frames that were read.
     pub(crate) copied: u64,
-    /// How many of those are all zero, and not written.
+    /// The number of those that are all zero, and were not written.
     pub(crate) zero: u64,
-    /// Those that could not be mapped, in ascending order.
+    /// Frames that could not be mapped, in ascending order.
     pub(crate) lost: Vec<Lost>,
-    /// Where a Linux kernel may keep its VMCOREINFO note, if that was looked for.
+    /// Where a Linux kernel's VMCOREINFO note may be, if the copier looked for it.
     pub(crate) vmcoreinfo: Candidates,
 }
 
-/// Consecutive frames that are RAM, and could not be mapped.
+/// Consecutive frames that are RAM but could not be mapped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedLost")]
 pub(crate) struct Lost {
     pub(crate) pfns: Range<u64>,
-    /// Why, as an errno of Linux (positive).
+    /// The cause: a positive errno of Linux.
     pub(crate) errno: i32,
 }
 
-/// Lost frames as a worker reports them.
+/// Lost frames in a worker's report, before they are checked.
 #[derive(Deserialize)]
 struct UncheckedLost {
     pfns: Range<u64>,
@@ -61,7 +61,7 @@ impl Tally {
         self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start).sum()
     }
 
-    /// Whether it is of so many frames at most.
+    /// Returns whether the tally is of at most `frames` frames.
     pub(crate) fn is_at_most(&self, frames: u64) -> bool {
         let lost = self.lost.iter().map(|lost| lost.pfns.end - lost.pfns.start);
         let all = lost.chain([self.copied]).try_fold(0, u64::checked_add);
@@ -73,7 +73,7 @@ impl Tally {
         self.lost.get(next).is_some_and(|lost| lost.pfns.contains(&pfn))
     }
 
-    /// Adds what became of other frames, which may lie anywhere.
+    /// Adds the tally of other frames, which may be anywhere.
     pub(crate) fn add(&mut self, other: Tally) {
         self.copied += other.copied;
         self.zero += other.zero;
@@ -97,9 +97,9 @@ impl Tally {
     }
 }
 
-/// Copies consecutive frames, a window at a time, and looks for notes of the kernel if `find_notes` says so. What
-/// became of each window goes to `done`, and so does its mapping, since unmapping is not always the cheapest way to be
-/// rid of it.
+/// Copies consecutive frames, a window at a time, and with `find_notes` looks for the kernel's notes.
+///
+/// `done` gets the tally of each window and its mapping, because it may be cheaper not to unmap it.
 pub(crate) fn copy_part(
     guest: &Guest,
     part: &Part,
@@ -120,7 +120,7 @@ pub(crate) fn copy_part(
     Ok(())
 }
 
-/// Copies what is mapped. `first` is the first frame, and `offset` its place in the output.
+/// Copies the frames of a mapping. `first` is the first frame, and `offset` its place in the output.
 fn copy_mapping(
     mapping: &ForeignMapping,
     first: u64,

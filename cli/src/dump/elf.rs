@@ -1,8 +1,8 @@
 //! An ELF core of the guest's physical memory, as QEMU's `dump-guest-memory` and kdump write them.
 //!
-//! Header, program headers, notes, and the frames of each extent. The physical address is also given as the virtual
-//! one, which is what gdb goes by. `crash` wants the notes in front of the frames. In a stream they come last, since
-//! only then it is known what they say.
+//! It consists of a header, program headers, notes, and the frames of each extent. Virtual addresses are the same as
+//! physical ones, because gdb uses the virtual ones. `crash` expects the notes before the frames. In a stream the notes
+//! come last, because their content is known only then.
 
 use std::ops::Range;
 
@@ -16,18 +16,18 @@ use super::{report, vmcoreinfo};
 use crate::Result;
 use crate::args::Format;
 
-/// Bytes of all notes: that of the kernel, and ours, which is as long as there is place for it.
+/// Bytes of all notes: the kernel's, and this tool's, which fills the rest.
 const NOTES_LEN: usize = 16 << 10;
 
-/// The number of program headers from which on a section header says how many there are.
+/// With this many program headers or more, a section header has their number.
 const MANY: usize = elf::PN_XNUM as usize;
 
-/// Bytes of the headers of a file, a section and a segment.
+/// Bytes of a file header, a section header and a program header.
 pub(super) const HEADER: u64 = size_of::<elf::FileHeader64<LE>>() as u64;
 pub(super) const SECTION: u64 = size_of::<elf::SectionHeader64<LE>>() as u64;
 const SEGMENT: u64 = size_of::<elf::ProgramHeader64<LE>>() as u64;
 
-/// What machine the guest is.
+/// The machine of the guest.
 const MACHINE: elf::Machine = if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
 
 pub(super) fn layout(ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
@@ -47,7 +47,12 @@ pub(super) fn layout(ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
     let mut head = pod::bytes_of(&header).to_vec();
     if sections != 0 {
         let mut section = section_header(0, elf::SHT_NULL, 0..0, 0);
-        section.sh_info = U32::new(LE, count.try_into().map_err(|_| "the guest's RAM is in too many pieces for ELF")?);
+        section.sh_info = U32::new(
+            LE,
+            count
+                .try_into()
+                .map_err(|_| "the guest's RAM is in too many pieces for an ELF file: give another --format")?,
+        );
         head.extend_from_slice(pod::bytes_of(&section));
     }
     head.extend_from_slice(pod::bytes_of(&segment(elf::PT_NOTE, late, 0, notes_len)));
@@ -58,7 +63,7 @@ pub(super) fn layout(ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
     Ok(Layout { format: Format::Elf, head, parts, late, len })
 }
 
-/// The header of a core with so many sections, of which this one has their names. Their headers follow.
+/// Returns the header of a core with this number of sections, whose headers follow; section `names` has their names.
 pub(super) fn file_header(sections: u16, names: u16) -> Result<elf::FileHeader64<LE>> {
     Ok(elf::FileHeader64 {
         e_ident: elf::Ident {
@@ -86,7 +91,7 @@ pub(super) fn file_header(sections: u16, names: u16) -> Result<elf::FileHeader64
     })
 }
 
-/// A section whose name is at this place among the names, and which has entries of so many bytes.
+/// Returns a section header. `name` is the offset of the name among the names, and `entry` the bytes of an entry.
 pub(super) fn section_header(
     name: u32,
     kind: elf::SectionType,
@@ -117,27 +122,25 @@ fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::
         p_paddr: U64::new(LE, address),
         p_filesz: U64::new(LE, len),
         p_memsz: U64::new(LE, len),
-        // By this crash tells a kdump from the older netdump.
+        // crash tells a kdump from the older netdump by this value.
         p_align: U64::new(LE, 0),
     }
 }
 
-/// The guest's own VMCOREINFO, if it was found, and what this tool has to say.
-pub(super) fn notes(guest: &Guest, tally: &Tally) -> Vec<u8> {
+/// Returns the guest's VMCOREINFO note, if it was found, followed by this tool's; and why the former may be the wrong
+/// one.
+pub(super) fn notes(guest: &Guest, tally: &Tally) -> (Vec<u8>, Option<String>) {
     const { assert!(vmcoreinfo::MAX_TEXT < NOTES_LEN / 2) };
     let (of_kernel, doubt) = vmcoreinfo::choose(guest, &tally.vmcoreinfo);
-    if let Some(doubt) = doubt {
-        crate::say(&doubt);
-    }
     let mut notes = of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default();
-    let place = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
-    let mut text = report::text(guest, tally, place).into_bytes();
-    text.resize(place, 0);
+    let room = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
+    let mut text = report::text(guest, tally, room).into_bytes();
+    text.resize(room, 0);
     notes.extend(note(b"XENMAP\0", 0, &text));
-    notes
+    (notes, doubt)
 }
 
-/// A note. Name and content are short, and padded to words.
+/// Returns a note. Name and content must be short; they are padded to words of 4 bytes.
 pub(super) fn note(name: &[u8], kind: u32, content: &[u8]) -> Vec<u8> {
     let len = |bytes: &[u8]| U32::new(LE, u32::try_from(bytes.len()).unwrap_or(u32::MAX));
     let header =

@@ -11,11 +11,12 @@ use super::{elf, xen};
 use crate::Result;
 use crate::args::Format;
 
-/// Bytes in front of each extent of a `LiME` dump.
+/// Bytes of the header before each extent of a `LiME` dump.
 const LIME_HEADER: u64 = 32;
 
 impl Layout {
-    /// A dump of the guest's RAM, which is in these ranges; `is_stream` if nothing can be written but at the end.
+    /// Returns the layout of a dump of the guest's RAM, which is in these ranges. With `is_stream` the dump is written
+    /// from the beginning to the end.
     pub(crate) fn new(format: Format, guest: &Guest, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
         if ranges.last().is_some_and(|last| last.end - 1 > Gfn::MAX.get()) {
             return Err("the guest has RAM beyond the last address".into());
@@ -28,7 +29,7 @@ impl Layout {
         }
     }
 
-    /// Writes what stands in front of a part.
+    /// Writes the header before a part.
     pub(crate) fn write_header(&self, part: &Part, sink: &mut dyn Sink) -> Result<()> {
         if self.format == Format::Lime {
             sink.bytes(part.offset - LIME_HEADER, &lime_header(part))?;
@@ -36,17 +37,22 @@ impl Layout {
         Ok(())
     }
 
-    /// Writes what could not be known before the frames were copied.
-    pub(crate) fn write_late(&self, guest: &Guest, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
+    /// Writes what depends on the copied frames; returns why the kernel's note may be the wrong one.
+    pub(crate) fn write_late(&self, guest: &Guest, tally: &Tally, sink: &mut dyn Sink) -> Result<Option<String>> {
         match self.format {
-            Format::Raw | Format::Lime => Ok(()),
-            Format::Elf => sink.bytes(self.late, &elf::notes(guest, tally)),
-            Format::Xen => xen::write_frame_numbers(guest, self, tally, sink),
+            Format::Raw | Format::Lime => {}
+            Format::Elf => {
+                let (notes, doubt) = elf::notes(guest, tally);
+                sink.bytes(self.late, &notes)?;
+                return Ok(doubt);
+            }
+            Format::Xen => xen::write_frame_numbers(guest, self, tally, sink)?,
         }
+        Ok(None)
     }
 }
 
-/// Each frame at its address.
+/// Returns a layout with each frame at its address.
 fn raw(ranges: &[Range<u64>]) -> Layout {
     let part = |pfns: &Range<u64>| Part { pfns: pfns.clone(), offset: pfns.start * FRAME };
     let len = ranges.last().map_or(0, |last| last.end * FRAME);
@@ -58,7 +64,7 @@ fn lime(ranges: &[Range<u64>]) -> Layout {
     Layout { format: Format::Lime, head: Vec::new(), parts, late: len, len }
 }
 
-/// As `lime.h` of `LiME` has it: magic, version, first and last address, and 8 bytes for later.
+/// Returns the header of `lime.h`: magic number, version, first and last address, and 8 reserved bytes.
 fn lime_header(part: &Part) -> Vec<u8> {
     const MAGIC_AND_VERSION: u64 = 1 << 32 | 0x4C69_4D45;
     let words = [MAGIC_AND_VERSION, part.pfns.start * FRAME, part.pfns.end * FRAME - 1, 0];

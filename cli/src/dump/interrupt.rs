@@ -1,4 +1,4 @@
-//! Ctrl-C and its like: what was begun is undone, and the process ends.
+//! Signals such as that of Ctrl-C: the tool undoes what it has begun, and ends.
 
 use std::fs;
 use std::io;
@@ -16,37 +16,37 @@ use crate::Result;
 /// The signals that ask a process to end.
 const ASKING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// For a process that was started by one that holds them back: lets them end it, and has it killed when the thread that
-/// started it ends, however that comes about.
-pub(crate) fn end_with_the_starter() -> Result<()> {
+/// Makes a worker end with its parent: unblocks the signals that the parent blocks, and has the kernel kill the worker
+/// when the thread that started it ends, for whatever reason.
+pub(crate) fn end_with_parent() -> Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
     ASKING.into_iter().collect::<SigSet>().thread_unblock()?;
     Ok(())
 }
 
-/// Has a write beyond the allowed size of a file fail, instead of ending the process.
+/// Makes a write past the allowed file size fail instead of ending the process.
 pub(crate) fn survive_size_limits() -> Result<()> {
     Ok(SigSet::from(Signal::SIGXFSZ).thread_block()?)
 }
 
-/// The signals that ask a process to end, held back from the moment this is made.
+/// Receives the signals that ask a process to end, which are blocked.
 pub(crate) struct Interrupts(SignalFd);
 
 impl Interrupts {
-    /// To be called before threads are made: they hold back what their maker does.
-    pub(crate) fn hold_back() -> Result<Interrupts> {
-        // What nohup has the process ignore it goes on ignoring.
+    /// Blocks the signals. Call this before starting threads, because they inherit what is blocked.
+    pub(crate) fn block() -> Result<Interrupts> {
+        // Signals that are ignored, as under nohup, stay ignored.
         let ignored = ignored_signals()?;
-        let is_heeded = |signal: &Signal| ignored & 1 << (*signal as u32 - 1) == 0;
-        let signals: SigSet = ASKING.into_iter().filter(is_heeded).collect();
+        let is_handled = |signal: &Signal| ignored & 1 << (*signal as u32 - 1) == 0;
+        let signals: SigSet = ASKING.into_iter().filter(is_handled).collect();
         signals.thread_block()?;
         Ok(Interrupts(SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?))
     }
 
-    /// Works in a thread of its own. If a signal comes first, undoes what must not stay and ends the process: the
-    /// thread may be in a write that never returns.
-    pub(crate) fn unless_one_comes<T: Send>(&self, work: impl FnOnce() -> T + Send, undo: impl FnOnce()) -> Result<T> {
-        // The other end closes when the work is over, however it ends.
+    /// Runs `work` in a thread. If a signal arrives first, calls `undo` and ends the process, without waiting for the
+    /// thread, which may be in a write that never returns.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send, undo: impl FnOnce()) -> Result<T> {
+        // The thread's end closes when the work is over, even after a panic.
         let (working, over) = io::pipe()?;
         thread::scope(|scope| {
             let thread = scope.spawn(move || {
@@ -61,7 +61,7 @@ impl Interrupts {
             {
                 undo();
                 crate::say("interrupted");
-                // As a shell reports who died of a signal.
+                // A shell reports the same code for a process that a signal ended.
                 std::process::exit(128 + i32::try_from(signal.ssi_signo)?);
             }
             Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -69,7 +69,7 @@ impl Interrupts {
     }
 }
 
-/// The signals that this process ignores, a bit for each, of which the lowest is that of signal 1.
+/// Returns the signals that this process ignores, a bit for each; the lowest bit is that of signal 1.
 fn ignored_signals() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,4 +1,4 @@
-//! What a dump consists of, and where in the file.
+//! The parts of a dump, and their places in the file.
 
 use std::ops::Range;
 
@@ -9,31 +9,31 @@ use crate::args::Format;
 
 pub(crate) const FRAME: u64 = FRAME_SIZE as u64;
 
-/// A dump. What is in none of its parts is zero.
+/// The layout of a dump. Bytes that belong to nothing below are zero.
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) format: Format,
-    /// What the file begins with.
+    /// The bytes at the beginning of the file.
     pub(crate) head: Vec<u8>,
     /// The frames, in ascending order in the guest and in the file.
     pub(crate) parts: Vec<Part>,
-    /// Where that goes which is known only when the frames have been copied.
+    /// The place of what is written after the frames.
     pub(crate) late: u64,
     /// The size of the file.
     pub(crate) len: u64,
 }
 
-/// Consecutive frames, which are consecutive in the file too.
+/// Consecutive frames that are consecutive in the file too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedPart")]
 pub(crate) struct Part {
     pub(crate) pfns: Range<u64>,
-    /// Where the first one is in the file.
+    /// The place of the first one in the file.
     pub(crate) offset: u64,
 }
 
 impl Layout {
-    /// Whether it is to have the kernel's note.
+    /// Returns whether the dump has notes, and so needs the kernel's.
     pub(crate) fn has_notes(&self) -> bool {
         self.format == Format::Elf
     }
@@ -42,7 +42,7 @@ impl Layout {
         self.parts.iter().map(Part::frames).sum()
     }
 
-    /// The parts, cut so that each share has so many frames at most.
+    /// Returns the parts in shares of at most `frames` frames.
     pub(crate) fn shares(&self, frames: u64) -> impl Iterator<Item = Vec<Part>> {
         let mut pieces = self.parts.iter().flat_map(move |part| part.cut(frames)).peekable();
         std::iter::from_fn(move || {
@@ -57,7 +57,7 @@ impl Layout {
     }
 }
 
-/// A part as a worker is told of it.
+/// A part of a worker's job, before it is checked.
 #[derive(Deserialize)]
 struct UncheckedPart {
     pfns: Range<u64>,
@@ -77,10 +77,10 @@ impl TryFrom<UncheckedPart> for Part {
     }
 }
 
-/// That frames have numbers that there are, and the first does not follow the last.
+/// Checks that a range of frames does not end before it begins, or past the last possible frame.
 pub(crate) fn check_range(pfns: &Range<u64>) -> Result<(), String> {
     if pfns.start > pfns.end || pfns.end > Gfn::MAX.get() + 1 {
-        return Err(format!("{:#x} to {:#x} is no range of frames", pfns.start, pfns.end));
+        return Err(format!("{:#x} to {:#x} is not a range of frames", pfns.start, pfns.end));
     }
     Ok(())
 }
@@ -100,7 +100,7 @@ impl Part {
     }
 }
 
-/// Ranges of frames, one behind the other, with so many bytes in front of each; and where they end.
+/// Returns a part for each range, one after another from `start` on, each after `header` bytes; and where the last ends.
 pub(crate) fn in_a_row(ranges: &[Range<u64>], start: u64, header: u64) -> (Vec<Part>, u64) {
     let mut end = start;
     let part = |pfns: &Range<u64>| {

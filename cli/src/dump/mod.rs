@@ -14,7 +14,7 @@ pub(crate) mod worker;
 mod xen;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -26,7 +26,7 @@ use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, NumberRang
 use crate::Result;
 use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
 use crate::chain::chain;
-use crate::map::scan;
+use crate::map::{self, Found};
 use crate::progress::Progress;
 use copy::{Lost, Tally, copy_part};
 use interrupt::Interrupts;
@@ -35,15 +35,17 @@ use output::Output;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
 
-/// Writes the dump, and returns whether it has all of the guest's RAM. `source` is what `guest` was opened by.
-pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<bool> {
+/// Writes the dump and a summary, and returns whether the dump has all of the guest's RAM.
+///
+/// `source` is what `guest` was opened by. `out` is standard output, for the summary.
+pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut impl Write) -> Result<bool> {
     let start = Instant::now();
-    check_standstill(guest, args, source)?;
-    let to_stdout = args.out == Path::new("-");
+    check_paused(guest, args, source)?;
+    let to_stdout = args.is_to_stdout();
     if to_stdout && io::stdout().is_terminal() {
-        return Err("a dump is nothing for a terminal: give a file, or pipe standard output elsewhere".into());
+        return Err("refusing to write a dump to a terminal: give a file, or redirect standard output".into());
     }
-    let interrupts = Interrupts::hold_back()?;
+    let interrupts = Interrupts::block()?;
     let output = if to_stdout { None } else { Some(Output::create(&args.out)?) };
     let dump = Dump { guest, args, source, output: output.as_ref() };
 
@@ -54,32 +56,37 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<bo
             output.discard();
         }
     };
-    let (tally, written, complete) =
-        interrupts.unless_one_comes(|| dump.write_all().map_err(|e| chain(&*e)), undo)??;
+    let (found, written) = interrupts.run(|| dump.write_all().map_err(|e| chain(&*e)), undo)??;
     drop(paused);
     if let Some(output) = output {
         output.finish()?;
     }
-    crate::say(&report::summary(&tally, written, start.elapsed()));
-    report::lost(&tally).for_each(|line| crate::say(&line));
-    Ok(complete && tally.lost_frames() == 0)
+    let complete = found.is_complete() && written.tally.lost.is_empty();
+    if args.json {
+        let json = report::json(guest, args, &found, written, start.elapsed())?;
+        if to_stdout { writeln!(io::stderr(), "{json}")? } else { writeln!(out, "{json}")? }
+    } else {
+        if let Some(doubt) = &written.doubt {
+            crate::say(doubt);
+        }
+        crate::say(&report::summary(&written, start.elapsed()));
+        report::lost(&written.tally).for_each(|line| crate::say(&line));
+    }
+    Ok(complete)
 }
 
-/// That the guest stands still, or that the person knows that it does not.
-fn check_standstill(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<()> {
+/// Checks that the guest is paused, or that an option says what to do.
+fn check_paused(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<()> {
     if args.live || args.pause || source.mock.is_some() {
         return Ok(());
     }
     let domid = guest.domid();
     match guest.memory().domain_info(domid)?.state {
         Some(DomainState::Running) => Err(format!(
-            "domain {domid} runs: give --pause, and it stands still until the dump is written, \
-             or --live, and the frames will be of different moments"
+            "domain {domid} is running: give --pause to pause it until the dump is written, or --live to copy it while \
+             it runs, each frame at a different moment"
         )),
-        None => Err(format!(
-            "it cannot be told whether domain {domid} runs: pause it, and give --live, \
-             which says that you know"
-        )),
+        None => Err(format!("cannot tell whether domain {domid} is running: pause it, and give --live")),
         Some(_) => Ok(()),
     }?;
     Ok(())
@@ -89,7 +96,7 @@ fn check_standstill(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<(
 /// MiB.
 const LEFT_TO_EXIT: usize = 1 << 18;
 
-/// A dump in the making.
+/// A dump that is being written.
 pub(crate) struct Dump<'a> {
     pub(crate) guest: &'a Guest,
     pub(crate) args: &'a DumpArgs,
@@ -98,27 +105,44 @@ pub(crate) struct Dump<'a> {
     pub(crate) output: Option<&'a Output>,
 }
 
+/// The result of writing a dump.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) tally: Tally,
+    pub(crate) bytes: u64,
+    /// Why the kernel's note may be the wrong one.
+    pub(crate) doubt: Option<String>,
+}
+
+impl DumpArgs {
+    fn is_to_stdout(&self) -> bool {
+        self.out == Path::new("-")
+    }
+}
+
 impl Dump<'_> {
-    fn write_all(&self) -> Result<(Tally, u64, bool)> {
-        let found = scan(self.guest, self.args.search)?;
-        let map = &found.map;
-        if map.not_found() > 0 {
-            crate::say(&format!("the domain owns {} more frames, which are not in its memory map", map.not_found()));
+    fn write_all(&self) -> Result<(Found, Written)> {
+        // With --json the summary says all this.
+        let find = if self.args.json { map::find } else { map::scan };
+        let found = find(self.guest, self.args.search)?;
+        let not_found = found.map.not_found();
+        if not_found > 0 && !self.args.json {
+            crate::say(&format!("the domain owns {not_found} more frames, which are not in its memory map"));
         }
-        let (tally, written) = self.write(map)?;
-        Ok((tally, written, found.is_complete()))
+        let written = self.write(&found.map)?;
+        Ok((found, written))
     }
 
-    /// Writes what a map has; tells what became of its frames, and how many bytes were written.
-    pub(crate) fn write(&self, map: &RamMap) -> Result<(Tally, u64)> {
+    /// Writes the frames of a map.
+    pub(crate) fn write(&self, map: &RamMap) -> Result<Written> {
         let broken = map.extents().iter().filter(|extent| extent.kind == FrameKind::Broken);
         let broken = broken.map(|extent| Lost { pfns: extent.pfns.numbers(), errno: libc::EHWPOISON });
         let ranges: Vec<Range<u64>> = map.ranges().iter().map(NumberRange::numbers).collect();
         self.write_frames(&ranges, Tally { lost: broken.collect(), ..Tally::default() })
     }
 
-    /// Writes these frames; `lost` are others that should be RAM.
-    fn write_frames(&self, ranges: &[Range<u64>], lost: Tally) -> Result<(Tally, u64)> {
+    /// Writes these frames; `lost` are other frames, which cannot be read.
+    fn write_frames(&self, ranges: &[Range<u64>], lost: Tally) -> Result<Written> {
         let is_stream = self.output.is_none() || self.args.compress.is_some();
         let layout = Layout::new(self.args.format, self.guest, ranges, is_stream)?;
         let mut sink = self.sink()?;
@@ -129,15 +153,15 @@ impl Dump<'_> {
             return Err("not every frame was accounted for: this is a bug".into());
         }
         tally.add(lost);
-        layout.write_late(self.guest, &tally, &mut *sink)?;
-        let written = sink.end(layout.len)?;
+        let doubt = layout.write_late(self.guest, &tally, &mut *sink)?;
+        let bytes = sink.end(layout.len)?;
         if let Some(output) = self.output {
             output.sync()?;
         }
-        Ok((tally, written))
+        Ok(Written { tally, bytes, doubt })
     }
 
-    /// What to do if the dump cannot get as long as it has to.
+    /// Returns the error for a dump whose length a file system or a limit does not allow.
     fn too_long(&self, layout: &Layout, error: &io::Error) -> String {
         let (name, len) = (self.name(), layout.len);
         let advice = match layout.format {
@@ -179,7 +203,9 @@ impl Dump<'_> {
         };
         let several = self.output.filter(|_| self.args.compress.is_none());
         let way = match (self.args.copy_by, several) {
-            (Some(CopyBy::Threads | CopyBy::Workers), None) => return Err("a stream is written by one process".into()),
+            (Some(CopyBy::Threads | CopyBy::Workers), None) => {
+                return Err("a stream is written by one process: give --copy-by single, or leave it out".into());
+            }
             (Some(way), _) => way,
             // The fastest in both kinds of dom0 (README; `tests/xen/run pv --lane speed`).
             (None, _) => CopyBy::Single,
@@ -209,7 +235,7 @@ impl Dump<'_> {
         let mut done_with = |mapping: ForeignMapping| {
             if let Some(rest) = left.checked_sub(mapping.frames()) {
                 left = rest;
-                #[expect(clippy::mem_forget, reason = "the end of the process unmaps it, for less than munmap does")]
+                #[expect(clippy::mem_forget, reason = "the end of the process unmaps it at less cost than munmap")]
                 std::mem::forget(mapping);
             }
         };

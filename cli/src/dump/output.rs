@@ -11,8 +11,8 @@ use nix::unistd::linkat;
 
 use crate::Result;
 
-/// The file, which has no name until it is finished; where the file system cannot do that it has one of its own
-/// beside the final one, which goes when this is dropped.
+/// A file without a name until it is finished. On a file system that cannot do that, the file has a temporary name next
+/// to the final one, which is removed on drop.
 pub(crate) struct Output {
     file: File,
     temporary: Option<PathBuf>,
@@ -21,12 +21,12 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn create(path: &Path) -> Result<Output> {
-        // For a clear answer before the work is done; what counts is `finish`.
+        // Fails before the work is done; `finish` is what protects an existing file.
         if path.symlink_metadata().is_ok() {
             return Err(exists(path).into());
         }
         if path.as_os_str().as_encoded_bytes().ends_with(b"/") || path.file_name().is_none() {
-            return Err(format!("{} is no name of a file", path.display()).into());
+            return Err(format!("{} is not the name of a file", path.display()).into());
         }
         // A guest's RAM is full of secrets: nobody else may read it.
         let mut options = OpenOptions::new();
@@ -42,12 +42,12 @@ impl Output {
         Ok(Output { file, temporary: Some(temporary.into()), path: path.to_owned() })
     }
 
-    /// A handle of the file that shares the position with this one.
+    /// Returns another handle of the file, which shares the position with this one.
     pub(crate) fn file(&self) -> Result<File> {
         Ok(self.file.try_clone()?)
     }
 
-    /// A path at which the file can be opened as long as this process lives, by its workers too.
+    /// Returns a path at which this process and its workers can open the file.
     pub(crate) fn path_to_open(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_fd().as_raw_fd()).into()
     }
@@ -59,10 +59,10 @@ impl Output {
 
     /// Gives the file its name.
     pub(crate) fn finish(self) -> Result<()> {
-        // Unlike a rename, a link never takes the place of another file.
+        // Unlike a rename, a link never replaces another file.
         let linked = match &self.temporary {
             Some(temporary) => match fs::hard_link(temporary, &self.path) {
-                // A file system without links.
+                // The file system does not support links.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EOPNOTSUPP)) => {
                     let flags = RenameFlags::RENAME_NOREPLACE;
                     renameat2(AT_FDCWD, temporary, AT_FDCWD, &self.path, flags).map_err(io::Error::from)
@@ -78,7 +78,7 @@ impl Output {
         })?)
     }
 
-    /// Leaves nothing behind.
+    /// Removes the temporary name, if the file has one.
     pub(crate) fn discard(&self) {
         if let Some(temporary) = &self.temporary {
             // Nothing can be done about a failure, and the file does no harm.

@@ -8,14 +8,14 @@ use std::thread;
 use super::copy::Tally;
 use super::layout::{Layout, Part};
 
-/// Frames of a share: 64 MiB. A share is a process's life, if processes copy.
+/// Frames of a share: 64 MiB. A worker process copies one share.
 const SHARE: u64 = 16 * 1024;
 
 fn processors() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Copies share by share, as many at once as there are processors. After an error no share is begun.
+/// Copies the shares, as many at once as there are processors. After an error, starts no more of them.
 pub(crate) fn copy_shares(
     layout: &Layout,
     copy: impl Fn(Vec<Part>) -> Result<Tally, String> + Sync,

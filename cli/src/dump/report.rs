@@ -1,40 +1,106 @@
-//! What there is to say about a dump.
+//! The summary of a dump, as text, as JSON, and as a note in the file.
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use indicatif::BinaryBytes;
+use serde::Serialize;
 use xenmap::{FrameError, Gfn, Guest};
 
 use super::copy::{Lost, Tally};
 use super::layout::FRAME;
+use super::{DumpArgs, Written};
+use crate::Result;
+use crate::args::{Compression, Format};
+use crate::map::{AddressRange, Found};
+use crate::printable;
 
-/// One line that sums it up.
-pub(crate) fn summary(tally: &Tally, written: u64, time: Duration) -> String {
-    let lost = tally.lost_frames();
-    let size = BinaryBytes(tally.frames() * FRAME);
+/// Returns a line that sums up the dump.
+pub(crate) fn summary(Written { tally, bytes, .. }: &Written, time: Duration) -> String {
     format!(
-        "dumped {} frames ({size}), {} of them zero, {lost} lost; {} written in {:.1} s",
+        "dumped {} frames ({}), {} of them zero, {} lost; {} written in {:.1} s",
         tally.copied,
+        BinaryBytes(tally.copied * FRAME),
         tally.zero,
-        BinaryBytes(written),
+        tally.lost_frames(),
+        BinaryBytes(*bytes),
         time.as_secs_f64()
     )
 }
 
-/// Lines that say which frames are lost.
+/// Returns lines that list the lost frames.
 pub(crate) fn lost(tally: &Tally) -> impl Iterator<Item = String> {
     tally.lost.iter().map(line)
 }
 
 fn line(lost: &Lost) -> String {
     let (start, end) = (lost.pfns.start, lost.pfns.end);
-    // What the library says of an errno it says of a frame.
-    let reason = FrameError::new(0, Gfn::MAX, lost.errno).reason();
-    format!("lost: frames {start:#x} to {:#x} ({}): {reason}", end - 1, end - start)
+    format!("lost: frames {start:#x} to {:#x} ({}): {}", end - 1, end - start, reason(lost))
 }
 
-/// What a file says of itself, in so many bytes.
+fn reason(lost: &Lost) -> String {
+    // The library describes an errno as the error of a frame.
+    FrameError::new(0, Gfn::MAX, lost.errno).reason()
+}
+
+/// The document of `dump --json`.
+#[derive(Serialize)]
+struct Summary {
+    domid: u16,
+    /// `None`: standard output.
+    file: Option<String>,
+    format: Format,
+    compression: Option<Compression>,
+    /// Whether the dump has all of the guest's RAM.
+    complete: bool,
+    ram_frames: u64,
+    ram_bytes: u64,
+    /// Frames that are all zero.
+    zero_frames: u64,
+    lost_frames: u64,
+    /// Frames that the guest owns and that are not in its memory map.
+    not_found_frames: u64,
+    written_bytes: u64,
+    seconds: f64,
+    /// Where RAM was not looked for.
+    not_searched: Vec<AddressRange>,
+    lost: Vec<LostRange>,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct LostRange {
+    #[serde(flatten)]
+    range: AddressRange,
+    error: String,
+}
+
+/// Returns the summary as one line of JSON.
+pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Written, time: Duration) -> Result<String> {
+    let Written { tally, bytes, doubt } = written;
+    let lost_range =
+        |lost: &Lost| LostRange { range: (lost.pfns.start * FRAME..lost.pfns.end * FRAME).into(), error: reason(lost) };
+    let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+    Ok(printable::json(&Summary {
+        domid: guest.domid().get(),
+        file: (!args.is_to_stdout()).then(|| args.out.display().to_string()),
+        format: args.format,
+        compression: args.compress,
+        complete: found.is_complete() && tally.lost.is_empty(),
+        ram_frames: tally.frames(),
+        ram_bytes: tally.frames() * FRAME,
+        zero_frames: tally.zero,
+        lost_frames: tally.lost_frames(),
+        not_found_frames: found.map.not_found(),
+        written_bytes: bytes,
+        seconds: f64::from(millis) / 1000.0,
+        not_searched: found.not_searched(),
+        lost: tally.lost.iter().map(lost_range).collect(),
+        warnings: doubt.into_iter().collect(),
+    })?)
+}
+
+/// Returns what the file says about itself, in at most `len` bytes.
 pub(crate) fn text(guest: &Guest, tally: &Tally, len: usize) -> String {
     const LAST_LINE: usize = 64;
     let mut text = format!("xenmap {}: domain {}\n", env!("CARGO_PKG_VERSION"), guest.domid());

@@ -1,4 +1,4 @@
-//! Where the bytes of a dump go: a sparse file, or a stream.
+//! The outputs of a dump: a sparse file, or a stream.
 
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -11,22 +11,22 @@ use zstd::stream::write::Encoder;
 use crate::Result;
 use crate::chain::chain;
 
-/// Takes the bytes of a dump; those that it is not given are zero.
+/// Takes the bytes of a dump. Bytes that it does not get are zero.
 pub(crate) trait Sink {
-    /// Prepares for `len` bytes, or fails if a file system or a limit does not allow so many, before any is written.
+    /// Prepares for `len` bytes. Fails, before any is written, if the file system or a limit does not allow as many.
     fn begin(&mut self, len: u64) -> io::Result<()>;
 
-    /// Takes bytes of ours.
+    /// Takes bytes from this process's memory.
     fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Takes frames of the guest, from where they are mapped.
+    /// Takes mapped frames of the guest.
     fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()>;
 
-    /// Ends the dump, which has `len` bytes; tells how many had to be written.
+    /// Ends the dump, which has `len` bytes, and returns how many were written.
     fn end(&mut self, len: u64) -> Result<u64>;
 }
 
-/// A file, which has holes where nothing is written. Several of these may write to one file, each through a
+/// A file that has holes where nothing is written. Several of these may write to one file, each with an open file
 /// description of its own.
 pub(crate) struct SparseFile {
     pub(crate) file: File,
@@ -54,7 +54,7 @@ impl Sink for SparseFile {
     }
 }
 
-/// What can be written at its end only: it gets its bytes in ascending order.
+/// An output that is written from the beginning to the end.
 pub(crate) struct Stream {
     to: Writer,
     position: u64,
@@ -67,7 +67,7 @@ enum Writer {
     Ended,
 }
 
-/// A file, and how many bytes it was given.
+/// A file, and the number of bytes written to it.
 struct Counted {
     file: File,
     bytes: u64,
@@ -85,7 +85,7 @@ impl Write for Counted {
     }
 }
 
-/// The level that is zstd's own default.
+/// The default level of zstd.
 const ZSTD_LEVEL: i32 = 3;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -131,7 +131,7 @@ impl Sink for Stream {
     fn begin(&mut self, len: u64) -> io::Result<()> {
         match &mut self.to {
             Writer::Plain(counted) if counted.file.metadata()?.is_file() => check_len(&mut counted.file, len),
-            // What is compressed has a length that nobody knows, and what is no file has no limit.
+            // The compressed length is unknown, and what is not a file has no limit.
             _ => Ok(()),
         }
     }
@@ -149,7 +149,7 @@ impl Sink for Stream {
             self.position += frames.len() as u64;
             return Ok(());
         }
-        // zstd wants memory that nobody else writes.
+        // zstd needs memory that nobody else writes to.
         let mut copy = vec![0; ZEROS.len()];
         for start in (0..frames.len()).step_by(copy.len()) {
             let part = (frames.len() - start).min(copy.len());
@@ -170,7 +170,7 @@ impl Sink for Stream {
     }
 }
 
-/// Checks that a file may grow by `len` bytes, without making it longer.
+/// Checks that `len` bytes can be written to a file, without changing its length.
 fn check_len(file: &mut File, len: u64) -> io::Result<()> {
     let position = file.stream_position()?;
     let appends = OFlag::from_bits_retain(fcntl(&*file, FcntlArg::F_GETFL)?).contains(OFlag::O_APPEND);
@@ -185,7 +185,7 @@ fn check_len(file: &mut File, len: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// How large a file this process may make (`RLIMIT_FSIZE`).
+/// Returns the size in bytes that a file of this process may have (`RLIMIT_FSIZE`); `None` if there is no limit.
 fn file_size_limit() -> io::Result<Option<u64>> {
     let limits = fs::read_to_string("/proc/self/limits")?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"));

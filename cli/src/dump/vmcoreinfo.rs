@@ -1,13 +1,13 @@
-//! The note in which a Linux kernel tells a debugger about itself, and without which none takes a dump for that of a
-//! kernel.
+//! VMCOREINFO, the note in which a Linux kernel describes itself to debuggers. Without it they do not recognise a dump
+//! as a kernel's.
 //!
 //! It is an ELF note in the kernel's memory (`vmcoreinfo_note` of Linux's `kernel/vmcore_info.c`; `crash_core.c` before
-//! 6.9), from Linux 4.13 on at the start of a page, before that anywhere and perhaps across a page border. Its text is
-//! at most a page long and begins with the kernel's release.
+//! 6.9). Since Linux 4.13 it is at the start of a page; before, it was anywhere, perhaps across a page border. Its text
+//! is at most a page long and begins with the kernel's release.
 //!
-//! There may be several: of a kernel that ran before, in a file that is cached, or made up by the guest. A note is
-//! believed to be of a kernel that is there if the structure that it leads to has the same release
-//! (`init_uts_ns.name.release`), and to be of the one that runs if the page tables of vcpu 0 lead there, too.
+//! There may be several notes: of an earlier kernel, in a cached file, or made up by the guest. A note is believed to
+//! be of a kernel in memory if the structure that it points to has the same release (`init_uts_ns.name.release`), and
+//! of the running kernel if the page tables of vcpu 0 lead to that structure, too.
 
 use std::collections::HashSet;
 
@@ -15,29 +15,29 @@ use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
 use xenmap::{Access, FRAME_SIZE, Guest, PageTables, View};
 
-/// Header and name: three words, "VMCOREINFO" with its NUL, and a byte to align what follows.
+/// Header and name: three words, "VMCOREINFO" with its NUL, and a byte of padding.
 const HEADER: usize = 24;
 const NAME: &[u8] = b"VMCOREINFO\0\0";
 const NAME_AT: usize = HEADER - NAME.len();
 const TEXT_START: &[u8] = b"OSRELEASE=";
-/// What a note is known by.
+/// Bytes that identify a note.
 const START: usize = HEADER + TEXT_START.len();
 
-/// The longest text.
+/// The length of the longest text.
 pub(super) const MAX_TEXT: usize = FRAME_SIZE;
 
-/// Notes that are looked at, those with the lowest addresses: a guest may have any number of them.
+/// The number of notes to look at, those with the lowest addresses: a guest may have any number of them.
 const MAX_CANDIDATES: usize = 4096;
 
 /// Bytes that are copied and searched at a time: few enough for a processor's cache.
 const CHUNK: usize = 64 << 10;
 
-/// Where something begins that may be a note.
+/// The addresses of what may be notes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Candidates {
     /// In ascending order.
     pub(crate) addresses: Vec<u64>,
-    /// How many more there are.
+    /// The number of other candidates.
     pub(crate) more: u64,
 }
 
@@ -59,10 +59,10 @@ impl Candidates {
     }
 }
 
-/// Looks for notes in the frames that are copied.
+/// Looks for notes in frames while they are copied.
 pub(crate) struct Search {
     name: Finder<'static>,
-    /// A copy, since the guest may change its memory at any time.
+    /// A copy, because the guest may change its memory at any time.
     buffer: Vec<u8>,
 }
 
@@ -71,10 +71,10 @@ impl Search {
         Search { name: Finder::new(NAME), buffer: Vec::new() }
     }
 
-    /// Searches what is at an address.
+    /// Searches the memory at an address.
     pub(crate) fn search(&mut self, view: View<'_>, address: u64, found: &mut Candidates) -> xenmap::Result<()> {
         for start in (0..view.len()).step_by(CHUNK) {
-            // With what follows the chunk of a note that begins in it.
+            // A note may begin in the chunk and continue after it.
             let len = (view.len() - start).min(CHUNK + START - 1);
             self.buffer.resize(len, 0);
             view.read_bytes(start, &mut self.buffer)?;
@@ -85,11 +85,11 @@ impl Search {
         Ok(())
     }
 
-    /// Searches for a note that begins before an address and goes on after it, which is that of another mapping.
+    /// Searches for a note that begins before an address, in another mapping, and continues at it.
     pub(crate) fn search_across(&mut self, guest: &Guest, address: u64, found: &mut Candidates) {
         let Some(start) = address.checked_sub(START as u64 - 1) else { return };
         self.buffer.resize(2 * (START - 1), 0);
-        // What cannot be read holds no note.
+        // Memory that cannot be read holds no note.
         if guest.read(start, &mut self.buffer).is_ok() {
             for at in self.notes() {
                 found.push(start + at as u64);
@@ -97,14 +97,14 @@ impl Search {
         }
     }
 
-    /// Where in the buffer notes begin.
+    /// Returns where in the buffer notes begin.
     fn notes(&self) -> impl Iterator<Item = usize> {
         let begins = |at: &usize| self.buffer.get(*at..).is_some_and(|note| text_len(note).is_some());
         self.name.find_iter(&self.buffer).filter_map(|name| name.checked_sub(NAME_AT)).filter(begins)
     }
 }
 
-/// How long the text of a note is, if it is one.
+/// Returns the length of a note's text; `None` if it is not a note.
 fn text_len(start: &[u8]) -> Option<usize> {
     let word = |at: usize| start.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
     let len = usize::try_from(word(4)?).ok()?;
@@ -116,18 +116,18 @@ fn text_len(start: &[u8]) -> Option<usize> {
     is_note.then_some(len)
 }
 
-/// How far a note can be believed, ever more.
+/// The credibility of a note, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
-    /// Where it leads to is something else.
+    /// It points to something else.
     Refuted,
-    /// It leads nowhere.
+    /// It does not say where its kernel is.
     Vague,
-    /// Where it leads to cannot be looked at.
+    /// The memory that it points to cannot be found or read.
     Unproven,
-    /// It leads to a kernel of that release.
+    /// It points to a kernel of its release.
     OfAKernel,
-    /// And so do the page tables that vcpu 0 runs on.
+    /// The page tables that vcpu 0 uses lead to that kernel, too.
     OfTheRunningKernel,
 }
 
@@ -138,19 +138,19 @@ struct Note {
     standing: Standing,
 }
 
-/// The text of the running kernel's note, if there is any; and what a person should know if that is not certain.
+/// Returns the text of the running kernel's note, if there is one; and a warning if it may be another kernel's.
 pub(crate) fn choose(guest: &Guest, candidates: &Candidates) -> (Option<Vec<u8>>, Option<String>) {
     let tables = if candidates.addresses.is_empty() { None } else { guest.page_tables(0).ok() };
     let mut texts = HashSet::new();
     let mut notes = Vec::new();
     for &address in &candidates.addresses {
-        // Copies of the same note are one.
+        // Copies of a note count once.
         if let Some(text) = read(guest, address).filter(|text| texts.insert(text.clone())) {
             let standing = standing(guest, tables.as_ref(), &text);
             notes.push(Note { address, text, standing });
         }
     }
-    // The first of those that stand best.
+    // The first of the most credible ones.
     let Some(best) = notes.iter().rev().max_by_key(|note| note.standing) else { return (None, None) };
     let proven = notes.iter().filter(|note| note.standing >= Standing::OfAKernel).count();
     let is_only = notes.len() == 1 && best.standing != Standing::Refuted;
@@ -159,7 +159,7 @@ pub(crate) fn choose(guest: &Guest, candidates: &Candidates) -> (Option<Vec<u8>>
     (Some(best.text.clone()), doubt)
 }
 
-/// Says which notes there are, and which was taken.
+/// Returns a warning that lists the notes and names the one that was taken.
 fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
     const LISTED: usize = 8;
     let release =
@@ -167,7 +167,9 @@ fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
     let place = |note: &Note| format!("{:#x} (Linux {})", note.address, release(note));
     if notes.len() == 1 && more == 0 {
         let place = place(best);
-        return format!("the VMCOREINFO note at {place} may be of an earlier kernel: no such kernel is where it says");
+        return format!(
+            "the VMCOREINFO note at {place} may be an earlier kernel's: that kernel is not where the note says"
+        );
     }
     let mut places: Vec<String> = notes.iter().take(LISTED).map(place).collect();
     let unlisted = (notes.len() - places.len()) as u64 + more;
@@ -175,8 +177,8 @@ fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
         places.push(format!("{unlisted} more"));
     }
     let why = match best.standing {
-        Standing::OfTheRunningKernel => "which vcpu 0 runs on",
-        Standing::OfAKernel => "whose kernel is there, but perhaps not running",
+        Standing::OfTheRunningKernel => "whose kernel vcpu 0 runs",
+        Standing::OfAKernel => "whose kernel is in memory but may not be running",
         _ => "which may not be the running kernel's",
     };
     let (list, count) = (places.join(", "), notes.len() as u64 + more);
@@ -186,28 +188,28 @@ fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
     )
 }
 
-/// The text of a note, if it is there still, and whole.
+/// Returns the text of a note; `None` if it has changed since, or is not whole.
 fn read(guest: &Guest, address: u64) -> Option<Vec<u8>> {
     let mut start = [0; START];
     guest.read(address, &mut start).ok()?;
     let mut note = vec![0; HEADER + text_len(&start)?];
     guest.read(address, &mut note).ok()?;
-    // A guest that runs may have changed it since.
+    // A running guest may have changed it in between.
     let is_the_same = text_len(&note)? + HEADER == note.len();
     let text = note.split_off(HEADER);
     let is_text = |byte: &u8| *byte == b'\n' || *byte == b' ' || byte.is_ascii_graphic();
-    // All of its lines are whole, unless the kernel had more to say than there is room for.
+    // All lines are whole, unless the kernel had more to say than fits.
     let is_whole = text.ends_with(b"\n") || text.len() == MAX_TEXT;
     (is_the_same && is_whole && text.iter().all(is_text)).then_some(text)
 }
 
-/// The value in a line `KEY=value`.
+/// Returns the value in a line `KEY=value`.
 fn value<'a>(text: &'a [u8], key: &str) -> Option<&'a str> {
     let text = std::str::from_utf8(text).ok()?;
     text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='))
 }
 
-/// A number as the kernel writes it, negative ones as what they are modulo 2^64.
+/// Returns a number as the kernel writes it, modulo 2^64 if it is negative.
 fn number(text: &[u8], key: &str) -> Option<u64> {
     let value = value(text, key)?;
     match value.strip_prefix("0x") {
@@ -217,12 +219,12 @@ fn number(text: &[u8], key: &str) -> Option<u64> {
 }
 
 fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing {
-    // Where the mapping of an x86-64 kernel's image begins (`__START_KERNEL_map`).
+    // Where an x86-64 kernel maps its image (`__START_KERNEL_map`).
     const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
     let symbol = value(text, "SYMBOL(init_uts_ns)").and_then(|value| u64::from_str_radix(value, 16).ok());
     let (Some(symbol), Some(release)) = (symbol, value(text, "OSRELEASE")) else { return Standing::Vague };
     let is_it = |read: &dyn Fn(u64, &mut [u8]) -> bool| {
-        // Up to Linux 5.10 a counter of 4 bytes is in front, and no kernel says so.
+        // Up to Linux 5.10 a counter of 4 bytes comes first, and the note does not say so.
         let places = number(text, "OFFSET(uts_namespace.name)").map_or([4, 0], |offset| [offset; 2]);
         places.iter().any(|&offset| {
             let mut names = [0; UTS_NAMES];
@@ -240,16 +242,16 @@ fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing
     if is_it(&|at, to| guest.read(physical(at), to).is_ok()) {
         return Standing::OfAKernel;
     }
-    let is_told = voffset.is_some() || phys_base.is_some();
+    let has_base = voffset.is_some() || phys_base.is_some();
     let is_there = guest.read(physical(symbol), &mut [0; UTS_NAMES]).is_ok();
-    if is_told && is_there { Standing::Refuted } else { Standing::Unproven }
+    if has_base && is_there { Standing::Refuted } else { Standing::Unproven }
 }
 
-/// Bytes of `struct new_utsname` up to the release, and that: system, node, release, of 65 bytes each.
+/// Bytes of `struct new_utsname` up to the end of the release: system, node and release, of 65 bytes each.
 const UTS_NAMES: usize = 3 * UTS_NAME;
 const UTS_NAME: usize = 65;
 
-/// Whether these are the names of a Linux of this release.
+/// Returns whether these are the names of a Linux kernel of this release.
 fn is_release(names: &[u8; UTS_NAMES], release: &str) -> bool {
     let rest = names[2 * UTS_NAME..].strip_prefix(release.as_bytes());
     names.starts_with(b"Linux\0") && rest.is_some_and(|rest| rest.starts_with(b"\0"))

@@ -1,13 +1,13 @@
-//! Copying by a process of its own.
+//! Copying by separate processes.
 //!
-//! In a PV dom0 the end of a process gives the references of its mappings back at a half to a quarter of what munmap
-//! costs: the kernel unpins the page tables first, and Xen drops the references of all entries at once. And each
-//! process has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap worker
-//! --domain N`) for each share. A simulated guest is made anew in each, from the same file. The start of a process costs
-//! something too: one process that leaves its mappings to its own end was faster where it was measured.
+//! In a PV dom0, the end of a process gives back the references of its mappings at a half to a quarter of the cost of
+//! munmap: the kernel unpins the page tables first, and Xen drops the references of all entries at once. Each process
+//! also has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap worker
+//! --domain N`) for each share. A simulated guest is made anew in each worker, from the same file. Starting a process
+//! has a cost too: in measurements, one process that leaves its mappings to its own end was faster.
 //!
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
-//! each. What goes wrong it says on stderr, as the tool does.
+//! each. It reports errors on stderr, as the tool does.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -26,38 +26,38 @@ use super::sink::SparseFile;
 use crate::Result;
 use crate::args::Source;
 
-/// Bytes that are read of what a worker says on stderr.
+/// Bytes that are read of a worker's stderr.
 const MAX_COMPLAINT: u64 = 4096;
 
-/// What a worker is to do.
+/// A worker's task.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Job {
-    /// The file, where a worker can open it.
+    /// The path at which a worker can open the file.
     pub(crate) file: PathBuf,
-    /// What people call the file.
+    /// The name of the file in messages.
     pub(crate) name: String,
     pub(crate) parts: Vec<Part>,
-    /// Whether to look for the kernel's notes.
+    /// Whether to look for the kernel's note.
     pub(crate) find_notes: bool,
 }
 
-/// What a worker says.
+/// A line of a worker's output.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// It has copied some more frames.
+    /// It has copied more frames.
     Copied(Tally),
-    /// It has copied all.
+    /// It has copied all frames.
     Done,
 }
 
-/// What `xenmap worker` does before all else: from now on it ends with the process that has started it.
+/// Makes `xenmap worker` end when its parent does. Call this first.
 pub(crate) fn begin() -> Result<()> {
-    interrupt::end_with_the_starter()?;
-    // An error if that process is gone already.
+    interrupt::end_with_parent()?;
+    // Fails if the parent is gone already.
     send(&mut io::stdout().lock(), &Report::Copied(Tally::default()))
 }
 
-/// What `xenmap worker` does then; it returns if it has failed only.
+/// Does the job of `xenmap worker`. Returns only on failure.
 pub(crate) fn work(guest: &Guest) -> Result<()> {
     let job: Job = serde_json::from_reader(io::stdin().lock()).map_err(|e| format!("not a worker's job: {e}"))?;
     let file = OpenOptions::new().write(true).open(&job.file);
@@ -68,8 +68,8 @@ pub(crate) fn work(guest: &Guest) -> Result<()> {
     let mut kept = Vec::new();
     for part in &job.parts {
         copy_part(guest, part, job.find_notes, &mut sink, |tally, mapping| {
-            // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and what is mapped may take
-            // memory of our own.
+            // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and a mapping may take
+            // memory of this domain.
             if keeps {
                 kept.push(mapping);
             }
@@ -77,19 +77,19 @@ pub(crate) fn work(guest: &Guest) -> Result<()> {
         })?;
     }
     send(&mut out, &Report::Done)?;
-    // Without dropping anything, the mappings above all.
+    // This drops nothing, above all not the mappings.
     std::process::exit(0)
 }
 
 fn send(out: &mut impl Write, report: &Report) -> Result<()> {
     let mut line = serde_json::to_vec(report)?;
     line.push(b'\n');
-    // Whoever waits for it is gone, perhaps: then this is an error, and the worker ends.
+    // Fails if the parent is gone, and then the worker ends.
     out.write_all(&line)?;
     Ok(out.flush()?)
 }
 
-/// Has a worker do a job; tells what it has copied as it goes on.
+/// Runs a worker for a job, and calls `copied` as it makes progress.
 pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("worker");
@@ -111,12 +111,12 @@ pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMu
     employ_as(command, job, copied)
 }
 
-/// The same, with any program as the worker.
+/// Does the same with any program as the worker.
 pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut worker = Worker(command.spawn().map_err(|e| format!("cannot start a worker: {e}"))?);
     let (input, reports, complaints) = (worker.0.stdin.take(), worker.0.stdout.take(), worker.0.stderr.take());
-    // A worker that is dead already does not read, and its end says more than that.
+    // A worker that is dead already does not read, and its exit status says more than this error.
     if let Some(input) = input {
         let _ = serde_json::to_writer(BufWriter::new(input), job);
     }
@@ -135,7 +135,7 @@ pub(crate) fn employ_as(mut command: Command, job: &Job, copied: impl FnMut(&Tal
     }
 }
 
-/// What a worker has copied of so many frames; `None` if it did not come to its end.
+/// Returns what a worker has copied of `frames` frames; `None` if it did not finish.
 fn receive(reports: impl BufRead, frames: u64, mut copied: impl FnMut(&Tally)) -> Result<Option<Tally>> {
     let mut all = Tally::default();
     for report in reports.lines() {
@@ -154,12 +154,12 @@ fn receive(reports: impl BufRead, frames: u64, mut copied: impl FnMut(&Tally)) -
     Ok(None)
 }
 
-/// A process that does not outlive whoever waits for it.
+/// A process that is killed on drop.
 struct Worker(Child);
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It has ended already, as a rule.
+        // Usually it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

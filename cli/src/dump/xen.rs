@@ -1,6 +1,6 @@
-//! What `xl dump-core` writes: an ELF file with sections (Xen's docs/misc/dump-core-format.txt).
+//! The format of `xl dump-core`: an ELF file with sections (Xen's docs/misc/dump-core-format.txt).
 //!
-//! The registers of vcpus and the shared-info page are not read: `.xen_prstatus` is empty, of no vcpus, and there is no
+//! The registers of vcpus and the shared-info page are not read: `.xen_prstatus` is empty, for no vcpus, and there is no
 //! `.xen_shared_info`.
 
 use std::ops::Range;
@@ -15,7 +15,7 @@ use super::sink::Sink;
 use crate::Result;
 use crate::args::Format;
 
-// xen/include/public/elfnote.h; what is in the notes, and their magic numbers, are in tools/libs/ctrl/xc_core.h.
+// xen/include/public/elfnote.h; the contents of the notes and their magic numbers are in tools/libs/ctrl/xc_core.h.
 const NOTE_NONE: u32 = 0x200_0000;
 const NOTE_HEADER: u32 = 0x200_0001;
 const NOTE_XEN_VERSION: u32 = 0x200_0002;
@@ -23,17 +23,17 @@ const NOTE_FORMAT_VERSION: u32 = 0x200_0003;
 const MAGIC_PV: u64 = 0xF00F_EBED;
 const MAGIC_HVM: u64 = 0xF00F_EBEE;
 
-/// What stands for a frame that is lost.
+/// The number of a lost frame.
 const INVALID: u64 = u64::MAX;
 
-/// Frame numbers that are written at a time.
+/// The number of frame numbers that are written at a time.
 const CHUNK: u64 = 4096;
 
 pub(super) fn layout(guest: &Guest, ranges: &[Range<u64>]) -> Result<Layout> {
     let frames: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     let notes = notes(guest, frames)?;
     let (table, entry) = if guest.kind() == GuestKind::Pv { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
-    // In the order of the sections, and no other: volatility3 takes the n-th name for that of the n-th section.
+    // Must be in the order of the sections: volatility3 takes the n-th name for that of the n-th section.
     let names = ["", ".shstrtab", ".note.Xen", ".xen_prstatus", ".xen_pages", table];
     let names_start = HEADER + names.len() as u64 * SECTION;
     let names_end = names_start + names.map(|name| name.len() as u64 + 1).iter().sum::<u64>();
@@ -78,11 +78,11 @@ fn notes(guest: &Guest, frames: u64) -> Result<Vec<u8>> {
     .concat())
 }
 
-/// `struct xen_dumpcore_elfnote_xen_version_desc`; of what was built when, where and from what nothing is said.
+/// Returns a `struct xen_dumpcore_elfnote_xen_version_desc`; its fields about the build of Xen are empty.
 fn version(memory: &ForeignMemory) -> Result<Vec<u8>> {
     let version = memory.xen_version()?;
     let mut note = [version.major.into(), version.minor.into()].map(u64::to_le_bytes).concat();
-    // A string, with its NUL, in a field of so many bytes.
+    // A string and its NUL in a field of `len` bytes.
     let mut field = |text: &str, len: usize| {
         let end = note.len() + len;
         note.extend(text.bytes().take(len - 1));
@@ -97,7 +97,7 @@ fn version(memory: &ForeignMemory) -> Result<Vec<u8>> {
     Ok(note)
 }
 
-/// Writes which frame each page is; of a PV guest also the machine frame.
+/// Writes the frame number of each page, and for a PV guest also the machine frame number.
 pub(super) fn write_frame_numbers(guest: &Guest, layout: &Layout, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
     let mut offset = layout.late;
     for part in &layout.parts {

@@ -11,7 +11,7 @@ use nix::unistd::{Whence, lseek};
 
 use crate::Result;
 
-/// A file of which the holes are known: they are zeros, and cost nothing, whatever headers claim that they hold.
+/// A file whose holes are known: they are zeros, and cost nothing, whatever headers claim that they hold.
 pub(super) struct Contents {
     map: Mmap,
     /// In ascending order, without overlap.
@@ -22,7 +22,7 @@ impl Contents {
     pub(super) fn new(file: &File) -> Result<Contents> {
         // SAFETY: nobody changes the file, as the help of `diff` and `picture` asks.
         let map = unsafe { Mmap::map(file) }?;
-        // Otherwise the kernel reads what is near a header, too, and that may be a hole without end.
+        // Otherwise the kernel also reads what follows a header, and that may be an endless hole.
         map.advise(Advice::Random)?;
         let data = data(file, map.len() as u64)?;
         Ok(Contents { map, data })
@@ -36,24 +36,24 @@ impl Contents {
         self.map.len() as u64
     }
 
-    /// Some bytes; `None` if the file does not have all of them.
+    /// Returns some bytes; `None` if the file does not have all of them.
     pub(super) fn get(&self, offset: u64, len: u64) -> Option<&[u8]> {
         let start = usize::try_from(offset).ok()?;
         self.map.get(start..start.checked_add(usize::try_from(len).ok()?)?)
     }
 
-    /// Begins to read what will be looked at soon.
+    /// Begins to read bytes that will be needed soon.
     pub(super) fn prefetch(&self, bytes: Range<u64>) {
         for data in self.data_in(bytes) {
             let range = [data.start, data.end - data.start].map(usize::try_from);
             if let [Ok(start), Ok(len)] = range {
-                // Without it, it takes longer.
+                // After a failure the bytes are read when they are needed.
                 let _ = self.map.advise_range(Advice::WillNeed, start, len);
             }
         }
     }
 
-    /// Where there is data among some bytes.
+    /// Returns where there is data among some bytes.
     pub(super) fn data_in(&self, bytes: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self.data.partition_point(|data| data.end <= bytes.start);
         let meets = self.data[first..].iter().take_while(move |data| data.start < bytes.end);
@@ -61,7 +61,7 @@ impl Contents {
     }
 }
 
-/// Where a file has data. On a file system that does not know, everywhere.
+/// Returns where a file has data: everywhere, on a file system that does not know its holes.
 fn data(file: &File, len: u64) -> Result<Vec<Range<u64>>> {
     let mut all: Vec<Range<u64>> = Vec::new();
     let mut next = 0;

@@ -1,4 +1,4 @@
-//! ELF cores: that of `xl dump-core` has its pages in a section, any other in segments.
+//! ELF cores: one of `xl dump-core` has its pages in a section, any other has them in segments.
 
 use std::iter::once;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::Result;
 
 pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 
-/// What marks an entry of xl's table of frames that stands for nothing (libxc's `XC_CORE_INVALID_PFN`).
+/// Marks an unused entry of xl's table of frames (libxc's `XC_CORE_INVALID_PFN`).
 const NO_FRAME: u64 = u64::MAX;
 
 pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
@@ -33,7 +33,7 @@ fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<Vec<Run
     let header = Elf::parse(file.bytes()).map_err(broken)?;
     let endian = header.endian().map_err(broken)?;
     if header.e_type(endian) != ET_CORE {
-        return Err("it is an elf file, but no core".into());
+        return Err("it is an elf file, but not a core".into());
     }
     let sections = Sections::new(header, endian, file)?;
     if let Some(pages) = sections.find(".xen_pages")? {
@@ -60,7 +60,7 @@ fn segments<Elf: FileHeader<Endian = Endianness>>(
     let mut runs = Vec::new();
     let mut origin = Origin::new(header.is_type_64());
     let mut next = 0;
-    // Headers in a hole of the file say nothing, however many there are.
+    // Headers in a hole of the file are empty, however many there are.
     for data in file.data_in(table) {
         let first = usize::try_from((data.start - table_start) / size)?.max(next);
         next = usize::try_from((data.end - table_start).div_ceil(size))?;
@@ -75,9 +75,9 @@ fn segments<Elf: FileHeader<Endian = Endianness>>(
     Ok(runs)
 }
 
-/// What tells whether a core is of a machine. That of a process has no physical addresses: all of them are 0.
+/// Tells the core of a machine from that of a process, in which all physical addresses are 0.
 struct Origin {
-    /// What stands for no physical address in /proc/kcore.
+    /// The value that means no physical address in /proc/kcore.
     no_address: u64,
     /// Whether a segment has a physical address other than 0.
     has_physical: bool,
@@ -123,14 +123,15 @@ impl Origin {
         Ok(())
     }
 
-    /// Whether there is a note that only processes have. QEMU and the kernel write `NT_PRSTATUS` of a machine, too.
+    /// Returns whether there is a note that only cores of processes have. `NT_PRSTATUS` is not one: QEMU and the kernel
+    /// write it for a machine, too.
     fn has_note_of_process<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> bool {
-        // Up to a hole, which would be notes without end; and no more than it takes, since it is among the first.
+        // Only up to a hole, which would be endless notes, and at most 1 MiB, because the note is among the first.
         let data = self.notes.clone().and_then(|notes| file.data_in(notes.clone()).find(|d| d.start == notes.start));
         let bytes =
             data.and_then(|data| file.get(data.start, (data.end - data.start).min(1 << 20))).unwrap_or_default();
         let Ok(mut notes) = NoteIterator::<Elf>::new(endian, Elf::Word::default(), bytes) else { return false };
-        // What follows a broken note is not read.
+        // Notes after a broken one are not read.
         while let Ok(Some(note)) = notes.next() {
             if note.n_type(endian) == NT_PRPSINFO && [&b"CORE"[..], b"FreeBSD"].contains(&note.name()) {
                 return true;
@@ -140,7 +141,7 @@ impl Origin {
     }
 }
 
-/// What a segment has in the file, and the zeros after it.
+/// Returns the bytes of a segment that are in the file, and the zeros after them.
 fn load<Elf: FileHeader>(segment: &Elf::ProgramHeader, endian: Elf::Endian) -> Result<[Option<Run>; 2]> {
     let (address, in_file, in_memory): (u64, u64, u64) =
         (segment.p_paddr(endian).into(), segment.p_filesz(endian).into(), segment.p_memsz(endian).into());
@@ -155,17 +156,17 @@ fn load<Elf: FileHeader>(segment: &Elf::ProgramHeader, endian: Elf::Endian) -> R
     ])
 }
 
-/// The sections of a core, which are found by name.
+/// The sections of a core, by name.
 struct Sections<'a, Elf: FileHeader> {
     endian: Elf::Endian,
     headers: &'a [Elf::SectionHeader],
-    /// The names, each with a NUL after it.
+    /// The names, each followed by a NUL.
     names: &'a [u8],
 }
 
 impl<'a, Elf: FileHeader<Endian = Endianness>> Sections<'a, Elf> {
     fn new(header: &'a Elf, endian: Endianness, file: &'a Contents) -> Result<Sections<'a, Elf>> {
-        // A number that does not fit the header is none of xl's cores, and one of any size may be claimed.
+        // A core with more sections than the header can count is not xl's, and may claim any number of them.
         if header.e_shnum(endian) == 0 || header.e_shstrndx(endian) == SHN_UNDEF {
             return Ok(Sections { endian, headers: &[], names: &[] });
         }
@@ -176,7 +177,7 @@ impl<'a, Elf: FileHeader<Endian = Endianness>> Sections<'a, Elf> {
         Ok(Sections { endian, headers, names })
     }
 
-    /// Where in the file a section is, if there is one of this name.
+    /// Returns where the section of this name is in the file, if there is one.
     fn find(&self, name: &str) -> Result<Option<Range<u64>>> {
         let is_it = |section: &&Elf::SectionHeader| {
             let names = usize::try_from(section.sh_name(self.endian)).ok().and_then(|start| self.names.get(start..));
@@ -194,8 +195,8 @@ fn cut_off(section: &str) -> String {
     format!("it is cut off: its section {section} is not whole")
 }
 
-/// The core of `xl dump-core` (xen's docs/misc/dump-core-format.txt): a section of pages, and one that says of which
-/// frames they are: `.xen_pfn` with a word for each page, or `.xen_p2m` of a PV guest with two, the pfn and the machine
+/// Reads a core of `xl dump-core` (Xen's docs/misc/dump-core-format.txt): a section of pages, and one with their frame
+/// numbers. That is `.xen_pfn` with a word for each page, or for a PV guest `.xen_p2m` with two, the pfn and the machine
 /// frame.
 fn xen<Elf: FileHeader<Endian = Endianness>>(
     sections: &Sections<'_, Elf>,
@@ -237,8 +238,8 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
     Ok(runs)
 }
 
-/// Refuses a table of frames of which more than an entry is in a hole of the file. It may be of any size, and lists
-/// frame 0 again and again; a single entry of frame 0 may well be in a block of zeros that was left out.
+/// Refuses a table of frames with more than one entry in a hole of the file: it may be of any size, and lists frame 0
+/// again and again. A single entry for frame 0 may well be in a block of zeros that was left out.
 fn check_holes(table: Range<u64>, entry: u64, file: &Contents) -> Result<()> {
     let mut hole_start = table.start;
     for data in file.data_in(table.clone()).chain(once(table.end..table.end)) {

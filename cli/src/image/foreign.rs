@@ -1,22 +1,22 @@
-//! Known kinds of files that hold no raw RAM, by what they begin with, and what to do with them.
+//! Known kinds of files that are not raw RAM: how they begin, and what to do with them.
 //!
-//! RAM can begin with any bytes. Those of a PC begin with the vectors of interrupts, or with zeros.
+//! RAM can begin with any bytes. On a PC it begins with interrupt vectors, or with zeros.
 
 use xenmap::FRAME_SIZE;
 
-/// How much of a file it takes to tell: the magic number of ISO 9660 is far from the beginning.
-pub(super) const HEAD: usize = 9 * FRAME_SIZE;
+/// Bytes of a file that are needed to identify it: the magic number of ISO 9660 is far from the beginning.
+pub(crate) const HEAD: usize = 9 * FRAME_SIZE;
 
 /// A kind of file.
-pub(super) struct Kind {
+pub(crate) struct Kind {
     marks: Marks,
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     advice: &'static str,
 }
 
-/// What tells that a file is of a kind.
+/// The marks of a kind of file.
 enum Marks {
-    /// A magic number, and where in the file it is.
+    /// The place of a magic number in the file, and the number.
     Magic(usize, &'static [u8]),
     Check(fn(&[u8]) -> bool),
 }
@@ -42,7 +42,7 @@ const NO_DUMP: &str = "give a dump";
 const WINDOWS: &str = "read it with windbg or volatility3, or dump the guest as an elf core";
 const VMWARE: &str = "use the .vmem file that belongs to it";
 
-pub(super) static KINDS: &[Kind] = &[
+pub(crate) static KINDS: &[Kind] = &[
     // Compressed.
     kind(b"\x1F\x8B\x08", "compressed with gzip", "decompress it first (gunzip)"),
     kind(b"\x1F\x9D", "compressed with compress", "decompress it first (uncompress)"),
@@ -104,7 +104,7 @@ pub(super) static KINDS: &[Kind] = &[
     kind(b"EVF2\x0D\x0A\x81\0", "an image of EnCase", "export it as raw first (ewfexport)"),
     kind(b"LEF2\x0D\x0A\x81\0", "an image of EnCase", "export it as raw first (ewfexport)"),
     kind(b"AFF10\x0D\x0A\0", "an AFF image", "export it as raw first (affcat)"),
-    // Guests that were saved.
+    // Saved guests.
     kind(b"Xen saved domain", "a guest saved by xl", RESTORE),
     kind(b"LinuxGuestRecord", "a guest saved by xm", RESTORE),
     kind(b"LibxlFmt", "a guest saved by libxl", RESTORE),
@@ -137,31 +137,31 @@ pub(super) static KINDS: &[Kind] = &[
     kind_at(4086, b"S1SUSPEND\0", "a swap area with a hibernated Linux", DISK),
     kind_at(4086, b"LINHIB0001", "a swap area with a hibernated Linux", DISK),
     kind(b"LUKS\xBA\xBE", "an encrypted disk image (luks)", DISK),
-    // A partition table of a BIOS has no magic number to rely on: RAM may have that at its end, too.
+    // The magic number of a BIOS partition table is not reliable: RAM may have the same two bytes there.
     kind_at(512, b"EFI PART", "a disk image with a GPT", DISK),
     kind(b"XFSB", "an image of an xfs file system", DISK),
     kind_if(is_ext, "an image of an ext2, ext3 or ext4 file system", DISK),
     kind_at(32_768, b"\x01CD001\x01", "an ISO 9660 image", DISK),
     kind(b"\x3A\xFF\x26\xED", "a sparse image of Android", DISK),
-    // What is likely to be given by mistake; the first is what `picture` makes.
+    // Files that are likely to be given by mistake; `picture` makes the first.
     kind(b"\x89PNG\x0D\x0A\x1A\x0A", "a png picture", NO_DUMP),
     kind(b"%PDF-", "a pdf document", NO_DUMP),
     kind(b"SQLite format 3\0", "a SQLite database", NO_DUMP),
     kind(b"\x37\xA4\x30\xEC", "a dictionary of zstd", NO_DUMP),
-    // What has no magic number, or a short one.
+    // Kinds without a magic number, or with a short one.
     kind_if(is_bzip2, "compressed with bzip2", "decompress it first (bunzip2)"),
     kind_if(is_lzma, "compressed with lzma", "decompress it first (unlzma)"),
     kind_if(is_zlib, "compressed with zlib", "decompress it first (zlib-flate -uncompress)"),
-    kind_if(is_old_zstd, "compressed with an old zstd", "decompress it first, with a zstd of its time"),
+    kind_if(is_old_zstd, "compressed with an old zstd", "decompress it first, with a zstd before 0.8"),
 ];
 
-/// What a file is that begins with these bytes, [`HEAD`] or more of them if it has as many, and what to do; `None` if it
-/// may be raw RAM.
-pub(super) fn identify(head: &[u8]) -> Option<String> {
+/// Says what a file is, and what to do; `None` if it may be raw RAM. `head` is its first [`HEAD`] bytes or more, or all of
+/// a shorter file.
+pub(crate) fn identify(head: &[u8]) -> Option<String> {
     find(head).map(|Kind { name, advice, .. }| format!("it is {name}: {advice}"))
 }
 
-pub(super) fn find(head: &[u8]) -> Option<&'static Kind> {
+pub(crate) fn find(head: &[u8]) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| match kind.marks {
         Marks::Magic(at, magic) => head.get(at..).is_some_and(|there| there.starts_with(magic)),
         Marks::Check(check) => check(head),
@@ -172,7 +172,7 @@ fn is_bzip2(head: &[u8]) -> bool {
     matches!(head, [b'B', b'Z', b'h', b'1'..=b'9', ..])
 }
 
-/// `lzma` has no magic number, but usual properties (0x5D) and sizes of its dictionary.
+/// `lzma` has no magic number, but its properties (0x5D) and dictionary sizes are nearly always the same.
 fn is_lzma(head: &[u8]) -> bool {
     let Some(&[0x5D, a, b, c, d]) = head.first_chunk() else { return false };
     let dictionary = u32::from_le_bytes([a, b, c, d]);
@@ -191,7 +191,7 @@ fn is_old_zstd(head: &[u8]) -> bool {
     matches!(head, [0x1E | 0x22..=0x27, 0xB5, 0x2F, 0xFD, ..])
 }
 
-/// A superblock of ext2, ext3 or ext4. The magic number alone is two bytes that RAM may have, too.
+/// A superblock of ext2, ext3 or ext4. Its magic number has only two bytes, which RAM may have, too.
 fn is_ext(head: &[u8]) -> bool {
     let field = |at: usize, len: usize| -> Option<u32> {
         let bytes = head.get(1024 + at..1024 + at + len)?;

@@ -1,11 +1,11 @@
-//! Dumps, of every format that this tool writes and others like them, to be read.
+//! Reading dumps: of every format that this tool writes, and of similar ones.
 //!
-//! A dump may come from anywhere, so nothing that it says of itself is believed without a check. It must not be
-//! changed while it is read: it is mapped, and a file that is cut off then is a SIGBUS.
+//! A dump may come from anywhere, so nothing that it says about itself is believed without a check. A dump must not
+//! change while it is read: it is mapped, and truncating it causes a SIGBUS.
 
 mod contents;
 mod elf;
-mod foreign;
+pub(crate) mod foreign;
 mod lime;
 mod raw;
 mod runs;
@@ -32,9 +32,9 @@ pub(crate) struct Image {
     file: Contents,
     /// In ascending order, without overlap.
     frames: Vec<Frames>,
-    /// What there is of the frames that are made of pieces, in ascending order, without overlap.
+    /// The pieces of frames that are not whole in one run, in ascending order, without overlap.
     pieces: Vec<Run>,
-    /// Whether a page that is missing may be one of zeros.
+    /// Whether a missing page may be a page of zeros.
     pub(crate) hides_zeros: bool,
 }
 
@@ -52,7 +52,7 @@ enum Place {
     Pieces,
 }
 
-/// What there is of some frames.
+/// The form in which a dump has some frames.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Pages,
@@ -61,24 +61,24 @@ pub(crate) enum Part {
     Pieces,
 }
 
-/// A frame that may be there in part.
+/// A frame of which bytes may be missing.
 pub(crate) struct Frame {
     page: Page,
-    /// Which of its bytes there are: ranges in ascending order that do not touch each other.
-    there: Vec<Range<usize>>,
+    /// The bytes that are not missing: ranges in ascending order that do not touch each other.
+    present: Vec<Range<usize>>,
 }
 
-/// How a dump is found to be made.
+/// The way to find out the format of a dump.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Making {
-    /// By what it begins with; if that is not clear, this option takes it for raw.
+    /// By how it begins. An error suggests this option, which reads it as raw.
     Detected(&'static str),
-    /// Raw, whatever it begins with.
+    /// It is raw, however it begins.
     Raw,
 }
 
 impl Making {
-    /// `option` is the one that says that it is raw.
+    /// `option` is the one that reads a dump as raw.
     pub(crate) fn new(is_raw: bool, option: &'static str) -> Making {
         if is_raw { Making::Raw } else { Making::Detected(option) }
     }
@@ -109,7 +109,7 @@ impl Image {
         }
     }
 
-    /// `for_raw` is what to do if a file is raw, and does not look like it.
+    /// `for_raw` says what to do with a file that is raw, but does not look like it.
     fn detect(file: &File, for_raw: &str) -> Result<Image> {
         let look = Look::of(file)?;
         let file = Contents::new(file)?;
@@ -131,7 +131,7 @@ impl Image {
         Ok(Image { file, frames, pieces, hides_zeros })
     }
 
-    /// The frames that it has, in ascending order.
+    /// Returns the frames that the dump has, in ascending order.
     pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<u64>, Part)> {
         self.frames.iter().map(|frames| {
             let part = match frames.place {
@@ -143,7 +143,7 @@ impl Image {
         })
     }
 
-    /// The page of a frame, if the dump has it, and not in pieces.
+    /// Returns the page of a frame, if the dump has it and not in pieces.
     pub(crate) fn page(&self, pfn: u64) -> Option<&Page> {
         let after = self.frames.partition_point(|frames| frames.pfns.end <= pfn);
         let frames = self.frames.get(after).filter(|frames| frames.pfns.contains(&pfn))?;
@@ -154,7 +154,7 @@ impl Image {
         }
     }
 
-    /// Begins to read some frames, which will be looked at soon.
+    /// Begins to read frames that will be needed soon.
     pub(crate) fn prefetch(&self, pfns: Range<u64>) {
         let first = self.frames.partition_point(|frames| frames.pfns.end <= pfns.start);
         for frames in self.frames[first..].iter().take_while(|frames| frames.pfns.start < pfns.end) {
@@ -166,7 +166,7 @@ impl Image {
         }
     }
 
-    /// What the dump has of a frame.
+    /// Returns what the dump has of a frame.
     pub(crate) fn frame(&self, pfn: u64) -> Frame {
         if let Some(page) = self.page(pfn) {
             return Frame::whole(page);
@@ -187,10 +187,11 @@ impl Image {
         frame
     }
 
-    /// Whether the dump has this page at a frame, all of its bytes; one of zeros may be missing if zeros are hidden.
+    /// Returns whether the dump has all bytes of this page at a frame. A page of zeros may be missing if the dump hides
+    /// zeros.
     pub(crate) fn has(&self, pfn: u64, page: &Page) -> bool {
         match self.page(pfn) {
-            Some(there) => there == page,
+            Some(own) => own == page,
             None => self.frame(pfn).is(page) || self.hides_zeros && *page == ZEROS,
         }
     }
@@ -198,38 +199,38 @@ impl Image {
 
 impl Frame {
     pub(crate) fn nothing() -> Frame {
-        Frame { page: ZEROS, there: Vec::new() }
+        Frame { page: ZEROS, present: Vec::new() }
     }
 
     pub(crate) fn whole(page: &Page) -> Frame {
-        Frame { page: *page, there: once(0..FRAME_SIZE).collect() }
+        Frame { page: *page, present: once(0..FRAME_SIZE).collect() }
     }
 
-    /// Takes some bytes of the page to be there. They are past all that are there already.
+    /// Marks bytes as present. They must come after all that are present already.
     fn add(&mut self, bytes: Range<usize>) {
-        match self.there.last_mut() {
+        match self.present.last_mut() {
             Some(last) if last.end == bytes.start => last.end = bytes.end,
-            _ => self.there.push(bytes),
+            _ => self.present.push(bytes),
         }
     }
 
     fn is(&self, page: &Page) -> bool {
-        self.there.first() == Some(&(0..FRAME_SIZE)) && self.page == *page
+        self.present.first() == Some(&(0..FRAME_SIZE)) && self.page == *page
     }
 
-    /// Where bytes begin or end to be there.
+    /// Returns where present bytes begin and end.
     pub(crate) fn borders(&self) -> impl Iterator<Item = usize> {
-        self.there.iter().flat_map(|range| [range.start, range.end])
+        self.present.iter().flat_map(|range| [range.start, range.end])
     }
 
-    /// Bytes of the page, which are between two borders; `None` if they are not there.
+    /// Returns bytes of the page that have no border between them; `None` if they are missing.
     pub(crate) fn bytes(&self, range: Range<usize>) -> Option<&[u8]> {
-        let there = self.there.get(self.there.partition_point(|there| there.end <= range.start))?;
-        (there.start <= range.start).then(|| &self.page[range])
+        let present = self.present.get(self.present.partition_point(|present| present.end <= range.start))?;
+        (present.start <= range.start).then(|| &self.page[range])
     }
 }
 
-/// Runs as frames, and the pieces of those that are not whole in one run.
+/// Returns the frames of some runs, and the pieces of those that are not whole in one run.
 fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
     let (mut frames, mut pieces): (Vec<Frames>, Vec<Run>) = (Vec::new(), Vec::new());
     let mut add_piece = |frames: &mut Vec<Frames>, piece: Run| {
@@ -260,14 +261,14 @@ fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
     (frames, pieces)
 }
 
-/// What a file looks like, by what it begins with.
+/// The apparent kind of a file, judging by how it begins.
 enum Look {
     Elf,
     Lime,
     Zstd,
-    /// What it is, and what to do.
+    /// Something else: what it is, and what to do.
     Foreign(String),
-    /// Or of an unknown kind.
+    /// Raw, or of an unknown kind.
     Raw,
 }
 
@@ -286,16 +287,16 @@ impl Look {
     }
 }
 
-/// Opens a file to be read.
+/// Opens a regular file for reading.
 pub(crate) fn open_file(path: &Path) -> Result<File> {
-    // Looked at before it is opened: opening a pipe would wait for a writer.
+    // Checked first, because opening a pipe would wait for a writer.
     if !path.metadata()?.is_file() {
         return Err("not a regular file".into());
     }
     Ok(File::open(path)?)
 }
 
-/// Refuses a file that is taken for raw RAM, and begins as something else does.
+/// Refuses a file that should be raw RAM but looks like something else.
 pub(crate) fn check_raw(file: &File) -> Result<()> {
     let what = match Look::of(file)? {
         Look::Elf => "it is an elf file".to_owned(),
@@ -308,7 +309,7 @@ pub(crate) fn check_raw(file: &File) -> Result<()> {
     Err(format!("{what}; {taken}; if it is raw RAM all the same, give --mock-raw").into())
 }
 
-/// What a file begins with.
+/// Returns the beginning of a file.
 fn head(file: &File) -> Result<Vec<u8>> {
     let mut head = vec![0; foreign::HEAD];
     let mut len = 0;

@@ -1,7 +1,7 @@
-//! What a dump claims to have, made into bytes by address, each of them once.
+//! Turns what a dump claims to have into bytes by address, each of them once.
 //!
 //! A dump may have the same bytes twice: a kernel's text, for instance, is in a segment of its own and in that of all
-//! RAM. That is no conflict as long as the bytes are the same. The work grows with the headers and the data that are
+//! RAM. That is not a conflict if the bytes are the same. The work grows with the headers and the data that are
 //! really in the file, not with what the headers claim: holes of the file are known, and no byte of the file may stand
 //! for two addresses.
 
@@ -25,12 +25,12 @@ pub(super) struct Run {
 pub(super) enum Source {
     /// They are in the file, from this offset on.
     File(u64),
-    /// They are zeros, without being in the file.
+    /// They are zeros that are not in the file.
     Zeros,
 }
 
 impl Run {
-    /// `len` bytes from an address on; `None` if there are none.
+    /// Returns a run of `len` bytes at an address; `None` if `len` is 0.
     pub(super) fn new(first: u64, len: u64, source: Source) -> Result<Option<Run>> {
         let Some(more) = len.checked_sub(1) else { return Ok(None) };
         let last = first.checked_add(more).ok_or("a part of it reaches past the last address")?;
@@ -38,13 +38,13 @@ impl Run {
         Ok(Some(Run { addresses: first..last + 1, source }))
     }
 
-    /// A frame that is in the file.
+    /// Returns the run of a frame that is in the file.
     pub(super) fn frame(pfn: u64, offset: u64) -> Result<Run> {
         check_frame(pfn)?;
         Ok(Run { addresses: pfn * FRAME..(pfn + 1) * FRAME, source: Source::File(offset) })
     }
 
-    /// Whether another run goes on where this one ends, in memory and in the file.
+    /// Returns whether another run continues this one, in memory and in the file.
     pub(super) fn is_continued_by(&self, next: &Run) -> bool {
         self.addresses.end == next.addresses.start && self.end_of_source() == next.source
     }
@@ -60,7 +60,7 @@ impl Run {
         self.addresses.end - self.addresses.start
     }
 
-    /// The part of it at some of its addresses.
+    /// Returns the part of the run at some of its addresses.
     pub(super) fn part(&self, addresses: Range<u64>) -> Run {
         let source = match self.source {
             Source::File(offset) => Source::File(offset + (addresses.start - self.addresses.start)),
@@ -69,7 +69,7 @@ impl Run {
         Run { addresses, source }
     }
 
-    /// The bytes of a run that is in the file.
+    /// Returns the bytes of a run that is in the file.
     fn bytes<'a>(&self, file: &'a Contents) -> &'a [u8] {
         match self.source {
             Source::File(offset) => file.get(offset, self.len()).unwrap_or_default(),
@@ -78,28 +78,28 @@ impl Run {
     }
 }
 
-/// The bytes that some runs claim, in ascending order, each once.
+/// Returns the bytes that some runs claim, in ascending order, each once.
 ///
-/// Bytes of the file take precedence over zeros that are not in the file: a tool that leaves out pages makes such zeros
-/// of them.
+/// Bytes of the file take precedence over zeros that are not in the file: a tool that leaves out pages writes them as
+/// such zeros.
 ///
 /// # Errors
 ///
-/// If bytes are not in the file, stand for two addresses, or two runs have different bytes at an address.
+/// Bytes are not in the file, or stand for two addresses, or two runs have different bytes at an address.
 pub(super) fn in_order(claims: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     let (of_file, zeros): (Vec<Run>, Vec<Run>) =
         claims.into_iter().partition(|run| matches!(run.source, Source::File(_)));
-    let (data, holes) = apart(each_once(of_file, file)?, file);
+    let (data, holes) = split_holes(by_offset(of_file, file)?, file);
     let data = without_overlap(data, file)?;
     let holes = union(holes);
-    for (run, hole) in meetings(&data, &holes) {
+    for (run, hole) in overlaps(&data, &holes) {
         let common = hole.start.max(run.addresses.start)..hole.end.min(run.addresses.end);
         if let Some(index) = first_nonzero(run.part(common.clone()).bytes(file)) {
             return Err(twice(common.start + index as u64));
         }
     }
     let zeros = union(holes.into_iter().chain(zeros.into_iter().map(|run| run.addresses)).collect());
-    let mut runs = without(zeros, &data);
+    let mut runs = zeros_outside(zeros, &data);
     runs.extend(data);
     runs.sort_unstable_by_key(|run| run.addresses.start);
     Ok(runs)
@@ -131,10 +131,10 @@ fn first_nonzero(bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// Runs of the file, by offset: those are joined that say the same of the same bytes.
-fn each_once(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
+/// Returns runs of the file by offset. Runs that claim the same addresses for the same bytes are joined.
+fn by_offset(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     let offset = |run: &Run| if let Source::File(offset) = run.source { offset } else { 0 };
-    // Two runs say the same of the same bytes if they agree on where in the file address 0 would be.
+    // Two runs claim the same addresses for the same bytes if address 0 would be at the same place in the file.
     let origin = |run: &Run| offset(run).wrapping_sub(run.addresses.start);
     let is_whole = |run: &Run| offset(run).checked_add(run.len()).is_some_and(|end| end <= file.len());
     if !runs.iter().all(is_whole) {
@@ -160,8 +160,8 @@ fn each_once(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     Ok(joined)
 }
 
-/// Separates what is data from holes of the file, to the byte: what is left to compare is really in the file.
-fn apart(runs: Vec<Run>, file: &Contents) -> (Vec<Run>, Vec<Range<u64>>) {
+/// Separates data from holes of the file, to the byte, so that only bytes that are really in the file are compared.
+fn split_holes(runs: Vec<Run>, file: &Contents) -> (Vec<Run>, Vec<Range<u64>>) {
     let (mut all_data, mut holes) = (Vec::new(), Vec::new());
     for run in runs {
         let (Source::File(offset), end) = (run.source, run.addresses.end) else { continue };
@@ -182,10 +182,10 @@ fn apart(runs: Vec<Run>, file: &Contents) -> (Vec<Run>, Vec<Range<u64>>) {
     (all_data, holes)
 }
 
-/// Runs by address, cut so that none overlaps with another.
+/// Returns runs by address, cut so that none overlap.
 ///
-/// Each run is compared once, with the one before it that reaches furthest: that one begins no later, so it has all
-/// that is there already of the addresses that the run has.
+/// Each run is compared once, with the run before it that reaches furthest: that one begins no later, so it has all of
+/// the run's addresses that any run before it has.
 fn without_overlap(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     runs.sort_unstable_by_key(|run| run.addresses.start);
     let mut kept: Vec<Run> = Vec::new();
@@ -194,10 +194,10 @@ fn without_overlap(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
         let Range { start, end } = run.addresses;
         let end_of_kept = furthest.as_ref().map_or(start, |furthest| furthest.addresses.end.max(start));
         let common = start..end.min(end_of_kept);
-        if let Some(there) = &furthest
+        if let Some(before) = &furthest
             && !common.is_empty()
         {
-            let [old, new] = [there, &run].map(|run| run.part(common.clone()).bytes(file));
+            let [old, new] = [before, &run].map(|run| run.part(common.clone()).bytes(file));
             if let Some(index) = first_difference(old, new) {
                 return Err(twice(common.start + index as u64));
             }
@@ -210,7 +210,7 @@ fn without_overlap(mut runs: Vec<Run>, file: &Contents) -> Result<Vec<Run>> {
     Ok(kept)
 }
 
-/// Ranges in ascending order, those that touch each other joined.
+/// Returns ranges in ascending order, with those joined that overlap or touch.
 fn union(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut joined: Vec<Range<u64>> = Vec::new();
@@ -223,16 +223,16 @@ fn union(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     joined
 }
 
-/// Pairs of a run and a range that have an address in common; both are in ascending order.
-fn meetings<'a>(runs: &'a [Run], ranges: &'a [Range<u64>]) -> impl Iterator<Item = (&'a Run, &'a Range<u64>)> {
+/// Returns the pairs of a run and a range that have an address in common; both must be in ascending order.
+fn overlaps<'a>(runs: &'a [Run], ranges: &'a [Range<u64>]) -> impl Iterator<Item = (&'a Run, &'a Range<u64>)> {
     runs.iter().flat_map(|run| {
         let first = ranges.partition_point(|range| range.end <= run.addresses.start);
         ranges[first..].iter().take_while(|range| range.start < run.addresses.end).map(move |range| (run, range))
     })
 }
 
-/// Zeros where there is no data; both are in ascending order.
-fn without(zeros: Vec<Range<u64>>, data: &[Run]) -> Vec<Run> {
+/// Returns runs of zeros where there is no data; both must be in ascending order.
+fn zeros_outside(zeros: Vec<Range<u64>>, data: &[Run]) -> Vec<Run> {
     let mut rest = Vec::new();
     for range in zeros {
         let mut start = range.start;

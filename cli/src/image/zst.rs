@@ -1,4 +1,4 @@
-//! Dumps that are compressed with zstd: they are decompressed into a file without a name.
+//! Decompressing dumps that are compressed with zstd, into a file without a name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek};
@@ -19,19 +19,19 @@ const MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
 /// (RFC 8878, 3.1.2).
 const SKIPPABLE: [u8; 3] = [0x2A, 0x4D, 0x18];
 
-/// What zstd says of a frame with a window of more than 128 MiB.
+/// The error of zstd for a frame with a window of more than 128 MiB.
 const TOO_MUCH_MEMORY: &str = "Frame requires too much memory for decoding";
 
 /// Bytes that are decompressed at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Whether a file that begins with these bytes is compressed.
+/// Returns whether a file that begins with these bytes is compressed.
 pub(super) fn is_compressed(head: &[u8]) -> bool {
     let is_skippable = matches!(head, [0x50..=0x5F, rest @ ..] if rest.starts_with(&SKIPPABLE));
     head.starts_with(&MAGIC) || is_skippable
 }
 
-/// The content of a file, as a file of its own, which goes away when it is closed.
+/// Decompresses a file into another one, which disappears when it is closed.
 pub(super) fn decompress(file: &File) -> Result<File> {
     let folder = temporary_folder();
     let to = nameless_file(&folder).map_err(|e| cannot_write(&folder, &e))?;
@@ -60,20 +60,20 @@ pub(super) fn decompress(file: &File) -> Result<File> {
     Ok(to)
 }
 
-/// Where there is room for a guest's RAM: `/tmp`, the usual default, may be in memory.
+/// Returns a folder with room for a guest's RAM: `/tmp`, the usual default, may be in memory.
 fn temporary_folder() -> PathBuf {
     let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
     chosen.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// What is wrong with a file that is compressed.
+/// Says why a compressed file cannot be decompressed.
 fn why_not(file: &File, error: &io::Error) -> Result<String> {
     if let Some(end) = end_before_others(file)? {
         return Ok(format!("other bytes follow it at byte {end}: cut them off first (head -c {end})"));
     }
     Ok(match error.kind() {
         ErrorKind::UnexpectedEof => "cut off".to_owned(),
-        // The usual limit of zstd. With more, a small file could claim gigabytes.
+        // The usual limit of zstd. With a higher one, a small file could claim gigabytes.
         _ if error.to_string() == TOO_MUCH_MEMORY => {
             "takes more than 128 MiB of memory to decompress: decompress it first (zstd -d --long=31)".to_owned()
         }
@@ -81,7 +81,7 @@ fn why_not(file: &File, error: &io::Error) -> Result<String> {
     })
 }
 
-/// Where the frames of zstd end if at least one is whole and what follows them is none.
+/// Returns where the frames of zstd end, if at least one is whole and something else follows them.
 fn end_before_others(file: &File) -> Result<Option<u64>> {
     let file = Contents::new(file)?;
     let mut rest = file.bytes();
@@ -90,12 +90,12 @@ fn end_before_others(file: &File) -> Result<Option<u64>> {
         is_any |= rest.starts_with(&MAGIC);
         rest = rest.get(len..).unwrap_or_default();
     }
-    // A frame of which only the beginning is there may be shorter than its magic number.
+    // A frame that is cut off may be shorter than its magic number.
     let may_be_frame = is_compressed(rest) || MAGIC.starts_with(rest);
     Ok((is_any && !may_be_frame).then(|| file.len() - rest.len() as u64))
 }
 
-/// Writes pages that are not zero, and leaves holes for the others.
+/// Writes the pages that are not zero, and leaves holes for the others.
 fn write_sparse(to: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     let is_zero = |page: &[u8]| *page == ZEROS[..page.len()];
     let (mut start, mut end) = (0, 0);
@@ -110,7 +110,7 @@ fn write_sparse(to: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     to.write_all_at(&bytes[start..end], offset + start as u64)
 }
 
-/// A file in a folder that nobody else can open.
+/// Creates a file without a name in a folder. Nobody else can open it.
 fn nameless_file(folder: &Path) -> io::Result<File> {
     // A guest's RAM is full of secrets: nobody else may read it.
     let mut options = OpenOptions::new();

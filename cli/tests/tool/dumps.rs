@@ -22,7 +22,7 @@ pub(crate) fn page(byte: u8) -> Page {
     [byte; FRAME_SIZE]
 }
 
-/// All frames up to the last, those that are missing as zeros.
+/// Returns all frames up to the last one, with zeros for missing ones.
 pub(crate) fn raw(pages: &Pages) -> Vec<u8> {
     let end = pages.last_key_value().map_or(0, |(pfn, _)| pfn + 1);
     (0..end).flat_map(|pfn| pages.get(&pfn).copied().unwrap_or(page(0))).collect()
@@ -34,7 +34,7 @@ pub(crate) fn lime(pages: &Pages) -> Vec<u8> {
     lime_of_parts(&parts)
 }
 
-/// Bytes at any addresses.
+/// Returns a lime dump of bytes at any addresses.
 pub(crate) fn lime_of_parts<T: AsRef<[u8]>>(parts: &[(u64, T)]) -> Vec<u8> {
     let mut dump = Vec::new();
     for (address, bytes) in parts {
@@ -60,7 +60,7 @@ pub(crate) fn elf(pages: &Pages) -> Vec<u8> {
     elf_of_segments(&segments, &pages.values().flatten().copied().collect::<Vec<u8>>())
 }
 
-/// What a program header says: an offset in the body, a physical address, sizes in the file and in memory.
+/// The fields of a program header: an offset in the body, a physical address, sizes in the file and in memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) offset: u64,
@@ -70,13 +70,13 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// All of it is in the file.
+    /// Returns a segment all of which is in the file.
     pub(crate) fn whole(offset: u64, address: u64, len: u64) -> Segment {
         Segment { offset, address, in_file: len, in_memory: len }
     }
 }
 
-/// Header, program headers, body, with nothing between them.
+/// Returns a core: header, program headers, body, with nothing between them.
 pub(crate) fn elf_of_segments(segments: &[Segment], body: &[u8]) -> Vec<u8> {
     const PROGRAM_HEADER: u64 = 56;
     let count = segments.len() as u64;
@@ -91,18 +91,18 @@ pub(crate) fn elf_of_segments(segments: &[Segment], body: &[u8]) -> Vec<u8> {
     dump
 }
 
-/// As `xl dump-core` writes it of an HVM or PVH guest.
+/// Returns a core as `xl dump-core` writes it for an HVM or PVH guest.
 pub(crate) fn xen_pfn(pages: &Pages) -> Vec<u8> {
     xen(pages, ".xen_pfn", &words(&pages.keys().copied().collect::<Vec<u64>>()), 8)
 }
 
-/// As `xl dump-core` writes it of a PV guest.
+/// Returns a core as `xl dump-core` writes it for a PV guest.
 pub(crate) fn xen_p2m(pages: &Pages) -> Vec<u8> {
     let table: Vec<u64> = pages.keys().flat_map(|pfn| [*pfn, 0x1000 + pfn]).collect();
     xen(pages, ".xen_p2m", &words(&table), 16)
 }
 
-/// Header, section headers, pages, table, names.
+/// Returns a core: header, section headers, pages, table, names.
 pub(crate) fn xen(pages: &Pages, table_name: &str, table: &[u8], entry: u64) -> Vec<u8> {
     const SECTION_HEADER: u64 = 64;
     let names = format!("\0.shstrtab\0.xen_pages\0{table_name}\0");
@@ -127,7 +127,7 @@ pub(crate) fn xen(pages: &Pages, table_name: &str, table: &[u8], entry: u64) -> 
     dump
 }
 
-/// Of a 64-bit core, with program headers and section headers at these offsets and so many of them.
+/// Returns the header of a 64-bit core, given the offsets and numbers of its program headers and section headers.
 pub(crate) fn elf_header(segments_at: u64, segments: u64, sections_at: u64, sections: u64) -> Vec<u8> {
     let half = |number: u64| u16::try_from(number).map(u16::to_le_bytes);
     let halves = |numbers: &[u64]| -> Vec<u8> { numbers.iter().flat_map(|&n| half(n).unwrap_or_default()).collect() };
@@ -139,7 +139,7 @@ pub(crate) fn elf_header(segments_at: u64, segments: u64, sections_at: u64, sect
     header
 }
 
-/// Consecutive frames.
+/// Returns ranges of consecutive frames.
 fn runs(pages: &Pages) -> Vec<Range<u64>> {
     let mut runs: Vec<Range<u64>> = Vec::new();
     for &pfn in pages.keys() {

@@ -12,6 +12,9 @@ mod called;
 mod canvas;
 #[path = "../../src/chain.rs"]
 mod chain;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/diff/mod.rs"]
+mod diff;
 #[path = "../../src/domains.rs"]
 mod domains;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -19,10 +22,13 @@ mod domains;
 mod dump;
 #[path = "../../src/examples.rs"]
 mod examples;
-#[path = "../../src/image/foreign.rs"]
-mod foreign;
+#[path = "../../src/guest_pages.rs"]
+mod guest_pages;
 #[path = "../../src/hexdump.rs"]
 mod hexdump;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/image/mod.rs"]
+mod image;
 #[path = "../../src/info.rs"]
 mod info;
 #[path = "../../src/map.rs"]
@@ -45,6 +51,8 @@ mod progress;
 mod read;
 #[path = "../../src/search.rs"]
 mod search;
+#[path = "../../src/sheet.rs"]
+mod sheet;
 #[path = "../../src/space.rs"]
 mod space;
 #[path = "../../src/usage.rs"]
@@ -65,6 +73,7 @@ mod cases {
     mod diff_parts;
     mod domain;
     mod dump;
+    mod dump_json;
     mod dump_length;
     mod dump_notes;
     mod dump_parts;

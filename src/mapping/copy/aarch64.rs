@@ -1,13 +1,13 @@
-//! Copies by pairs of 16-byte registers, which every aarch64 processor has (Armv8.0-A); and atomic operations by single
-//! instructions where the processor has them (LSE, Armv8.1-A), else by exclusive loads and stores.
+//! Copies by pairs of 16-byte registers, which every aarch64 processor has (Armv8.0-A). Atomic operations are single
+//! instructions if the processor has them (LSE, Armv8.1-A), else exclusive loads and stores.
 //!
-//! Those are tried until nobody has written to the same memory in between, for which a guest that writes all the time
-//! can make us wait. A single instruction comes to an end whatever the guest does. (What `Access` makes of it by
-//! comparing and exchanging, to set and clear bits, is tried again where the guest has changed just that word.)
+//! Exclusive loads and stores are retried until nothing else has written to the same memory in between, so a guest that
+//! writes all the time can delay us. A single instruction completes whatever the guest does. (`Access` sets and clears
+//! bits by compare-and-exchange, which is retried if the guest has changed that very word.)
 
 use std::arch::{asm, is_aarch64_feature_detected};
 
-/// Moves two registers, of which the second holds the last bytes: up to twice as many as one holds.
+/// Copies between one and two registers' worth of bytes: one register holds the first bytes, the other the last.
 macro_rules! move_ends {
     (
         $load:literal, $store:literal, $class:ident, $modifier:literal, $size:literal,
@@ -90,7 +90,7 @@ unsafe fn copy_long(from: *const u8, to: *mut u8, len: usize) {
     const BLOCK: usize = 64;
     // SAFETY: (here and below) the caller's promise; the block is inside.
     unsafe { move_pairs(from, to, 0, 32) };
-    // The blocks between the ends are aligned where they go to.
+    // The blocks between the ends are aligned at the target.
     let mut i = BLOCK - to.addr() % 16;
     while i < len - BLOCK {
         // SAFETY: see above.
@@ -101,7 +101,7 @@ unsafe fn copy_long(from: *const u8, to: *mut u8, len: usize) {
     unsafe { move_pairs(from, to, len - 64, len - 32) };
 }
 
-/// Moves two times 32 bytes, from where they are to the same places seen from `to`.
+/// Copies twice 32 bytes, from the places `first` and `second` relative to `from` to the same places relative to `to`.
 #[inline]
 unsafe fn move_pairs(from: *const u8, to: *mut u8, first: usize, second: usize) {
     // SAFETY: the caller's promise.
@@ -119,7 +119,7 @@ unsafe fn move_pairs(from: *const u8, to: *mut u8, first: usize, second: usize) 
     }
 }
 
-/// Whether `len` bytes of foreign memory are all zero; it stops at the first block of 64 that is not.
+/// Returns whether `len` bytes of foreign memory are all zero; stops at the first block of 64 bytes that is not.
 ///
 /// # Safety
 ///
@@ -131,7 +131,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
     let end = unsafe { from.add(in_blocks) };
     if in_blocks != 0 {
         let bits: u64;
-        // SAFETY: the caller's promise: it reads whole blocks up to `end`, of which there is at least one.
+        // SAFETY: it reads at least one whole block, and stops at `end`; the caller promises these bytes.
         unsafe {
             asm!(
                 "2:",
@@ -161,14 +161,14 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
         }
     }
     let mut rest = [0; BLOCK];
-    // SAFETY: the caller promises the bytes; fewer than a block are left.
+    // SAFETY: the caller promises the bytes; fewer than a block are left, so they fit into `rest`.
     unsafe { read(end, rest.as_mut_ptr(), len - in_blocks) };
     rest == [0; BLOCK]
 }
 
-/// The suffix of the instruction says how many bytes it accesses, and the modifier which half of a register it uses.
+/// The suffix of the instruction is the size of the access, and the modifier is the width of the register.
 ///
-/// The barrier after each atomic operation keeps later loads after it, since `Access::load` is a plain one.
+/// The barrier after each atomic operation keeps later loads after it, since `Access::load` is a plain load.
 macro_rules! word {
     ($type:ty, $suffix:literal, $modifier:literal) => {
         impl crate::mapping::copy::sealed::Word for $type {
@@ -241,7 +241,8 @@ macro_rules! word {
                     }
                     return found;
                 }
-                // What is above a small integer in its register is not defined; what is loaded has zeros there.
+                // The register bits above a small integer are undefined, but an exclusive load zeroes them: zero-extend
+                // the value to be compared.
                 let current = u64::from(current);
                 // SAFETY: the caller's promise.
                 unsafe {

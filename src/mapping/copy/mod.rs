@@ -1,23 +1,23 @@
-//! Copying to and from memory that somebody else writes.
+//! Copies to and from foreign memory, which others write at the same time.
 //!
-//! A guest writes its memory while we read it, and so may another of our own threads, through another mapping of the
-//! same frame. In Rust a plain or volatile access that races with a write is undefined behaviour, and so are atomic
-//! accesses of different sizes that race. So no access here is one that the compiler knows of: each is inline
-//! assembly, whose meaning is that of relaxed atomic accesses to single bytes, in some order. What is read may be
-//! torn; it is some bytes, always.
+//! A guest writes its memory while we read it, and so may another thread of this process, through another mapping of
+//! the same frame. In Rust a plain or volatile access that races with a write is undefined behaviour, and so are racing
+//! atomic accesses of different sizes. Therefore no access here is visible to the compiler: each is inline assembly
+//! that behaves like relaxed atomic accesses to single bytes, in some order. A value that is read may be torn, but it
+//! always consists of bytes that were there.
 //!
-//! A copy of several bytes may access one twice, where the moves at its ends overlap, as memcpy does. Each reading is a
-//! relaxed one, and the last stays in the private buffer. Each writing writes the same value; what somebody else has
-//! written to that byte between the two is lost, as if he had come before both. No byte outside is ever accessed.
+//! Like memcpy, a copy may access a byte twice, where the moves at its ends overlap. Both reads are relaxed, and the
+//! private buffer keeps the later one. Both writes store the same value; a value that another writer stores in between
+//! is lost, as if it had been stored before both. Bytes outside the range are never accessed.
 //!
-//! Where a checker must see the accesses (Miri, or `--cfg xenmap_portable_copy` for `ThreadSanitizer`), they are
-//! relaxed atomic operations of Rust: of bytes for copies, and of the integer's size for aligned integers, as devices
-//! need it. So it is on architectures that have no assembly here, too; there two threads that access the same bytes in
-//! different sizes at once rely on what the hardware does, since Rust does not say.
+//! Where a checker must see the accesses (Miri, or `--cfg xenmap_portable_copy` for `ThreadSanitizer`), they are Rust's
+//! relaxed atomic operations: on bytes for copies, and on the whole integer for aligned integers, as devices need it.
+//! The same holds on architectures that have no assembly here. There, two threads that access the same bytes at once in
+//! different sizes rely on the hardware, because Rust does not define the result.
 
 #![expect(unsafe_code, reason = "access to foreign memory by pointer")]
 
-/// The bit patterns of an integer.
+/// Converts an integer to and from its bits.
 macro_rules! bits {
     () => {
         fn bits(self) -> u64 {
@@ -48,7 +48,7 @@ mod tests;
 
 pub(crate) use arch::{is_zero, read, write};
 
-/// What `fill` and `equals` hold in private memory at a time, in bytes.
+/// The size of the private buffer of `fill` and `equals`, in bytes.
 const BLOCK: usize = 512;
 
 /// Sets `len` bytes of foreign memory to `value`.
@@ -61,31 +61,45 @@ pub(crate) unsafe fn fill(to: *mut u8, value: u8, len: usize) {
     for at in (0..len).step_by(BLOCK) {
         // SAFETY: `at` is less than `len`, and the caller promises `len` bytes.
         let to = unsafe { to.add(at) };
-        // SAFETY: the caller's promise: it is a block, or what is left; and the block is no foreign memory.
+        // SAFETY: by the caller's promise `to` is valid for a block or the rest; the block is not foreign memory.
         unsafe { write(block.as_ptr(), to, BLOCK.min(len - at)) };
     }
 }
 
-/// Whether foreign memory holds `bytes`; it stops at the first block that differs.
+/// Returns whether foreign memory holds `bytes`; stops at the first block that differs.
 ///
 /// # Safety
 ///
-/// `from` is valid for reading as many bytes.
+/// `from` is valid for reading `bytes.len()` bytes.
 pub(crate) unsafe fn equals(from: *const u8, bytes: &[u8]) -> bool {
     let mut block = [0; BLOCK];
     bytes.chunks(BLOCK).enumerate().all(|(i, expected)| {
-        // SAFETY: the chunk is inside `bytes`, and the caller promises as many.
+        // SAFETY: the chunk is inside `bytes`, and the caller promises as many bytes.
         let from = unsafe { from.add(i * BLOCK) };
         let found = &mut block[..expected.len()];
-        // SAFETY: the caller's promise: it is a block, or what is left; and the block is no foreign memory.
+        // SAFETY: by the caller's promise `from` is valid for a block or the rest; the block is not foreign memory.
         unsafe { read(from, found.as_mut_ptr(), found.len()) };
         found == expected
     })
 }
 
-/// An integer that is read and written by one access, and atomically, if its address is a multiple of its size.
+/// An integer that [`Access`](crate::Access) reads and writes by a single atomic access if its address is a multiple of
+/// its size.
 ///
 /// Implemented for `u8`, `u16`, `u32` and `u64`.
+///
+/// ```
+/// use xenmap::{Access, Result, Word};
+///
+/// /// Counts a value among aligned integers, which a device may write at the same time.
+/// fn count<T: Word>(memory: &impl Access, value: T) -> Result<usize> {
+///     let mut found = 0;
+///     for offset in (0..memory.len()).step_by(size_of::<T>()) {
+///         found += usize::from(memory.read::<T>(offset)? == value);
+///     }
+///     Ok(found)
+/// }
+/// ```
 pub trait Word: sealed::Word {}
 
 impl Word for u8 {}
@@ -96,7 +110,7 @@ impl Word for u64 {}
 pub(crate) mod sealed {
     /// The operations behind [`super::Word`].
     ///
-    /// Every `at` is aligned and valid for the access, as long as nobody uses a reference to the memory.
+    /// Every `at` must be aligned and valid for the access, and no reference to the memory may be in use.
     pub trait Word: Copy + Eq + std::fmt::Debug + Send + Sync + 'static {
         /// # Safety
         ///
@@ -108,31 +122,31 @@ pub(crate) mod sealed {
         /// `at` is aligned and valid for writing.
         unsafe fn store(at: *mut Self, value: Self);
 
-        /// Sequentially consistent.
+        /// Stores a value, and returns the old one. Sequentially consistent.
         ///
         /// # Safety
         ///
         /// `at` is aligned and valid for reading and writing.
         unsafe fn swap(at: *mut Self, value: Self) -> Self;
 
-        /// Sequentially consistent; the value found, which is `current` if and only if `new` was stored.
+        /// Returns the value found, which is `current` if and only if `new` was stored. Sequentially consistent.
         ///
         /// # Safety
         ///
         /// `at` is aligned and valid for reading and writing.
         unsafe fn compare_exchange(at: *mut Self, current: Self, new: Self) -> Self;
 
-        /// Sequentially consistent and wrapping; the value before.
+        /// Adds, wrapping, and returns the old value. Sequentially consistent.
         ///
         /// # Safety
         ///
         /// `at` is aligned and valid for reading and writing.
         unsafe fn fetch_add(at: *mut Self, value: Self) -> Self;
 
-        /// All bits, as a number.
+        /// Returns the bits, zero-extended.
         fn bits(self) -> u64;
 
-        /// The low bits of a number.
+        /// Makes an integer from the low bits.
         fn from_bits(bits: u64) -> Self;
     }
 }

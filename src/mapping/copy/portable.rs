@@ -1,4 +1,4 @@
-//! Copies by relaxed atomic accesses to bytes, which a checker sees.
+//! Copies by relaxed atomic accesses to bytes, which Miri and `ThreadSanitizer` can see.
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
@@ -39,7 +39,7 @@ pub(crate) unsafe fn write(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
-/// Whether `len` bytes of foreign memory are all zero; it stops at the first that is not.
+/// Returns whether `len` bytes of foreign memory are all zero; stops at the first that is not.
 ///
 /// # Safety
 ///

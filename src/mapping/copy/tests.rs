@@ -1,4 +1,4 @@
-//! Copies of any length, from and to anywhere, by one thread and by two.
+//! Copies of any length and alignment, by one thread and by two.
 
 use std::cell::UnsafeCell;
 
@@ -6,7 +6,7 @@ use super::sealed::Word;
 use super::{equals, fill, is_zero, read, write};
 
 #[test]
-fn any_byte_that_is_not_zero_is_found() {
+fn is_zero_finds_any_byte_that_is_not_zero() {
     let mut bytes = [0; 200];
     for (start, len) in [(0, 0), (0, 1), (3, 63), (1, 64), (7, 65), (0, 128), (5, 190)] {
         for at in 0..bytes.len() {
@@ -19,13 +19,13 @@ fn any_byte_that_is_not_zero_is_found() {
     }
 }
 
-/// Steps of the offsets that are tried: the portable copies do not depend on them, and are slow.
+/// The step between the offsets to try. The portable copies are slow and do not depend on the offset.
 const STEP: usize = if cfg!(any(miri, xenmap_portable_copy)) { 21 } else { 1 };
 
 /// A copy under test.
 pub(super) type Copies = unsafe fn(*const u8, *mut u8, usize);
 
-/// Tries lengths from `shortest` on, wherever both sides begin.
+/// Tries all lengths from `shortest` up, at all alignments of both sides.
 pub(super) fn hold_every_byte_and_no_other(copy: Copies, shortest: usize) {
     let source: Vec<u8> = (0..=250).cycle().take(32 + 600).collect();
     let mut target = vec![0; 32 + 600 + 32];
@@ -51,7 +51,7 @@ pub(super) fn hold_every_byte_and_no_other(copy: Copies, shortest: usize) {
     }
 }
 
-/// Tries lengths from `shortest` on, directly at memory that cannot be accessed: any access to that kills the test.
+/// Tries lengths from `shortest` up, right next to memory that cannot be accessed: touching that kills the test.
 pub(super) fn stay_inside(copy: Copies, shortest: usize) {
     let pages = Pages::new();
     let mut private = vec![0; Pages::LEN];
@@ -69,7 +69,7 @@ fn lengths() -> impl Iterator<Item = usize> {
     (0..=600).chain([1023, 1024, 1025, 2048, 4095, 4096, 4097, Pages::LEN])
 }
 
-/// Two pages, with one on either side that cannot be accessed.
+/// Two pages, with an inaccessible one on either side.
 struct Pages(*mut u8);
 
 impl Pages {
@@ -79,18 +79,18 @@ impl Pages {
     fn new() -> Pages {
         let len = Pages::LEN + 2 * Pages::PAGE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: without MAP_FIXED the kernel picks addresses that nobody uses.
+        // SAFETY: without MAP_FIXED the kernel picks addresses that nothing uses.
         let all = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
         assert_ne!(all, libc::MAP_FAILED);
-        // SAFETY: it is inside.
+        // SAFETY: it is inside the range.
         let middle = unsafe { all.byte_add(Pages::PAGE) };
-        // SAFETY: the range has just been mapped, and nobody uses it.
+        // SAFETY: the range has just been mapped, and nothing uses it.
         let result = unsafe { libc::mprotect(middle, Pages::LEN, libc::PROT_READ | libc::PROT_WRITE) };
         assert_eq!(result, 0);
         Pages(middle.cast())
     }
 
-    /// Where the last `len` bytes are.
+    /// Returns the address of the last `len` bytes.
     fn last(&self, len: usize) -> *mut u8 {
         self.0.wrapping_add(Pages::LEN - len)
     }
@@ -98,7 +98,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: what `new` has mapped, which nobody uses any more.
+        // SAFETY: `new` has mapped this range, and nothing uses it any more.
         unsafe { libc::munmap(self.0.wrapping_sub(Pages::PAGE).cast(), Pages::LEN + 2 * Pages::PAGE) };
     }
 }
@@ -122,7 +122,7 @@ fn reads_and_writes_stay_inside() {
 
 #[test]
 #[cfg_attr(miri, ignore = "there is no mprotect")]
-fn fill_and_what_looks_at_memory_stay_inside() {
+fn fill_is_zero_and_equals_stay_inside() {
     let pages = Pages::new();
     let expected = vec![0; Pages::LEN];
     for len in lengths() {
@@ -149,7 +149,7 @@ fn fill_sets_every_byte_and_no_other() {
 }
 
 #[test]
-fn any_byte_that_differs_is_found() {
+fn equals_finds_any_byte_that_differs() {
     let expected: Vec<u8> = (0..=250).cycle().take(2100).collect();
     let mut bytes = expected.clone();
     for (start, len) in [(0, 0), (0, 1), (3, 63), (1, 1024), (7, 1025), (0, 2100)] {
@@ -164,11 +164,11 @@ fn any_byte_that_differs_is_found() {
     }
 }
 
-/// `ThreadSanitizer` and Miri look on.
+/// For `ThreadSanitizer` and Miri.
 #[test]
 fn threads_may_access_the_same_bytes_at_once() {
     struct Shared(UnsafeCell<[u64; 32]>);
-    // SAFETY: the threads access it by the functions under test only, which is what these are for.
+    // SAFETY: the threads access it only by the functions under test, which allow that.
     unsafe impl Sync for Shared {}
     let shared = Shared(UnsafeCell::new([0; 32]));
     let shared = &shared;
@@ -197,7 +197,7 @@ fn threads_may_access_the_same_bytes_at_once() {
                     assert!(!unsafe { is_zero(base, 256) });
                     // SAFETY: see above.
                     assert!(!unsafe { equals(base, &[3; 256]) });
-                    // Miri does not let accesses of different sizes race.
+                    // Miri does not allow races of accesses of different sizes.
                     if !cfg!(miri) {
                         // SAFETY: see above; it is aligned.
                         unsafe { Word::store(words, u64::from_ne_bytes([value; 8])) };
@@ -211,7 +211,7 @@ fn threads_may_access_the_same_bytes_at_once() {
                 }
             })
         });
-        // ThreadSanitizer sees this, but not that a scope waits.
+        // ThreadSanitizer understands `join`, but not that a scope waits at its end.
         for thread in threads {
             thread.join().unwrap();
         }
@@ -222,7 +222,7 @@ fn operations_are_those_of_an_integer<W: Word>() {
     let ones = W::from_bits(u64::MAX);
     let mut place = W::from_bits(0x1122_3344_5566_7788);
     let (before, at) = (place, &raw mut place);
-    // SAFETY: (here and below) `at` is aligned, ours, and used by nobody else.
+    // SAFETY: (here and below) `at` is aligned, and points to a local variable that nothing else uses.
     assert_eq!(unsafe { W::load(at) }, before);
     // SAFETY: see above.
     assert_eq!(unsafe { W::swap(at, ones) }, before);
@@ -240,7 +240,7 @@ fn operations_are_those_of_an_integer<W: Word>() {
 }
 
 #[test]
-fn words_of_every_size_behave() {
+fn words_of_every_size_behave_like_integers() {
     operations_are_those_of_an_integer::<u8>();
     operations_are_those_of_an_integer::<u16>();
     operations_are_those_of_an_integer::<u32>();
@@ -251,7 +251,7 @@ fn words_of_every_size_behave() {
 fn no_addition_of_two_threads_is_lost() {
     fn check<W: Word>() {
         struct Shared(UnsafeCell<u64>);
-        // SAFETY: the threads access it by the functions under test only, in one size.
+        // SAFETY: the threads access it only by the functions under test, in one size.
         unsafe impl Sync for Shared {}
         let shared = Shared(UnsafeCell::new(0));
         let shared = &shared;
@@ -278,7 +278,7 @@ fn no_addition_of_two_threads_is_lost() {
                     }
                 }
             });
-            // ThreadSanitizer sees this, but not that a scope waits.
+            // ThreadSanitizer understands `join`, but not that a scope waits at its end.
             adds.join().unwrap();
             exchanges.join().unwrap();
         });

@@ -1,10 +1,10 @@
-//! Copies by SSE2, which every x86-64 processor has, by AVX2 where there is any, and by `rep movsb`.
+//! Copies by SSE2, which every x86-64 processor has, by AVX2 if the processor has it, and by `rep movsb`.
 
 use std::arch::{asm, is_x86_feature_detected};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Moves two registers, of which the second holds the last bytes: up to twice as many as one holds.
+/// Copies between one and two registers' worth of bytes: one register holds the first bytes, the other the last.
 macro_rules! move_ends {
     ($mov:literal, $class:ident, $modifier:literal, $size:literal, $from:ident, $to:ident, $len:ident) => {
         asm!(
@@ -19,7 +19,8 @@ macro_rules! move_ends {
     };
 }
 
-/// Moves four registers from where, seen from `from`, to the same places seen from `to`; `{i}` is a number.
+/// Copies four registers' worth of bytes from places relative to `from` to the same places relative to `to`. A place
+/// may contain the index `{i}`.
 macro_rules! move_four {
     (
         $mov:literal, [$a:tt $b:tt $c:tt $d:tt], $from:ident, $to:ident, $i:ident,
@@ -63,7 +64,7 @@ pub(crate) unsafe fn write(from: *const u8, to: *mut u8, len: usize) {
     unsafe { copy(from, to, len) }
 }
 
-/// Whether AVX2 has been found. A load from here is cheaper than asking the standard library each time.
+/// Whether AVX2 has been detected. Loading this is cheaper than asking the standard library each time.
 static AVX2: AtomicBool = AtomicBool::new(false);
 
 /// # Safety
@@ -92,7 +93,7 @@ unsafe fn copy_long(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
-/// At least 64 bytes. It is apart so that what the first look at the processor needs costs nothing later.
+/// At least 64 bytes. A separate function, so that detecting the processor's features does not slow down later copies.
 #[cold]
 unsafe fn copy_at_first_or_without_avx2(from: *const u8, to: *mut u8, len: usize) {
     if is_x86_feature_detected!("avx2") {
@@ -160,8 +161,8 @@ unsafe fn copy_by_avx2(from: *const u8, to: *mut u8, len: usize) {
         }
     } else {
         move_block(0);
-        // The blocks between the ends are aligned where they go to, as a store across cache lines costs two; but not
-        // for so few that this would take one more.
+        // The blocks between the ends are aligned at the target, since a store across cache lines costs as much as two;
+        // but not in short copies, where alignment would take an additional block.
         let mut i = if len > 4 * BLOCK { BLOCK - to.addr() % 32 } else { BLOCK };
         while i < len - BLOCK {
             move_block(i);
@@ -169,8 +170,8 @@ unsafe fn copy_by_avx2(from: *const u8, to: *mut u8, len: usize) {
         }
         move_block(len - BLOCK);
     }
-    // SAFETY: it clears the upper halves of all vector registers, which a function may do that is called; Intel's
-    // processors are slow in SSE code as long as there is something in them.
+    // SAFETY: it clears the upper halves of all vector registers, which a callee may clobber (`clobber_abi`). Without
+    // it, SSE code on Intel processors would be slow afterwards.
     unsafe { asm!("vzeroupper", clobber_abi("C"), options(nomem, nostack, preserves_flags)) }
 }
 
@@ -195,7 +196,7 @@ unsafe fn copy_by_sse2(from: *const u8, to: *mut u8, len: usize) {
     move_block(len - BLOCK);
 }
 
-/// By an instruction that newer processors make about as fast as AVX2, for more than a KiB.
+/// Copies by `rep movsb`, which newer processors execute about as fast as AVX2 for more than 1 KiB.
 unsafe fn copy_by_string(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller's promise; the direction flag is clear on entry to any asm block.
     unsafe {
@@ -207,7 +208,7 @@ unsafe fn copy_by_string(from: *const u8, to: *mut u8, len: usize) {
     }
 }
 
-/// Whether `len` bytes of foreign memory are all zero; it stops at the first block of 64 that is not.
+/// Returns whether `len` bytes of foreign memory are all zero; stops at the first block of 64 bytes that is not.
 ///
 /// # Safety
 ///
@@ -219,7 +220,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
     let end = unsafe { from.add(in_blocks) };
     if in_blocks != 0 {
         let bits: u64;
-        // SAFETY: the caller's promise: it reads whole blocks up to `end`, of which there is at least one.
+        // SAFETY: it reads at least one whole block, and stops at `end`; the caller promises these bytes.
         unsafe {
             asm!(
                 "2:",
@@ -245,7 +246,7 @@ pub(crate) unsafe fn is_zero(from: *const u8, len: usize) -> bool {
         }
     }
     let mut rest = [0; BLOCK];
-    // SAFETY: the caller promises the bytes; fewer than a block are left.
+    // SAFETY: the caller promises the bytes; fewer than a block are left, so they fit into `rest`.
     unsafe { read(end, rest.as_mut_ptr(), len - in_blocks) };
     rest == [0; BLOCK]
 }
@@ -345,7 +346,7 @@ mod tests {
     #[test]
     fn copies_by_avx2_hold_every_byte_and_no_other() {
         if !std::arch::is_x86_feature_detected!("avx2") {
-            eprintln!("not tested: this processor has no AVX2");
+            eprintln!("skipped: this processor has no AVX2");
             return;
         }
         hold_every_byte_and_no_other(copy_by_avx2, 64);

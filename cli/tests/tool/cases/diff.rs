@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use proptest::prelude::*;
-use xenmap::FRAME_SIZE;
+use serde_json::{Value, json};
+use xenmap::mock::MockHost;
+use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
+use crate::args::SearchArgs;
+use crate::diff;
 use crate::dumps::*;
 use crate::harness::*;
 
-/// A folder with a dump of frames 2, 3 (both data) and 40 (zeros) in each format.
+/// Makes a folder with a dump of frames 2, 3 (both data) and 40 (zeros) in each format.
 fn folder_with_dumps(test: &str) -> PathBuf {
     let folder = folder(test);
     for (name, make) in FORMATS {
@@ -103,7 +107,7 @@ fn pages_that_one_dump_lacks_are_shown() {
 1 the same, 0 different, 2 only in OLD, 2 only in NEW
 ";
     assert_different(&run_in(&folder, "diff lime new"), expected);
-    // A raw dump has a page of zeros, or none, where it shows zeros.
+    // Where a raw dump has zeros, there may be a page of zeros or no page.
     let expected = "\
 0x2000 to 0x2fff: 1 page only in OLD
 0x2a000 to 0x2afff: 1 page different
@@ -130,7 +134,7 @@ fn page_that_the_guest_has_changed_since_the_dump_is_shown() {
 fn segment_that_is_larger_than_its_part_of_the_file_ends_with_zeros() {
     let folder = folder("diff-bss");
     let mut core = elf(&[(7, page(b'x'))].into());
-    // All that memory has room for, at the end of the only program header but one word.
+    // The size in memory: up to the last possible address.
     core[64 + 40..64 + 48].copy_from_slice(&frame((1 << 40) - 7).to_le_bytes());
     fs::write(folder.join("large"), core).unwrap();
     fs::write(folder.join("small"), raw(&[(7, page(b'x'))].into())).unwrap();
@@ -138,7 +142,7 @@ fn segment_that_is_larger_than_its_part_of_the_file_ends_with_zeros() {
 }
 
 #[test]
-fn table_entries_that_stand_for_nothing_are_skipped() {
+fn unused_table_entries_are_skipped() {
     let folder = folder("diff-invalid");
     let table = [u64::MAX, 9].map(u64::to_le_bytes).concat();
     fs::write(folder.join("core"), xen(&[(0, page(b'?')), (1, page(b'x'))].into(), ".xen_pfn", &table, 8)).unwrap();
@@ -171,7 +175,7 @@ fn hole_of_a_raw_dump_is_zeros() {
 }
 
 #[test]
-fn what_is_no_dump_is_told_in_one_line() {
+fn file_that_is_not_a_dump_is_refused_in_one_line() {
     let folder = folder_with_dumps("diff-bad");
     let good = |make: Format| make(&pages());
     let cut = |make: Format, by: usize| good(make)[..good(make).len() - by].to_vec();
@@ -190,7 +194,7 @@ fn what_is_no_dump_is_told_in_one_line() {
         (Vec::new(), "it is empty"),
         (b"\x7fELF".to_vec(), "a broken elf file"),
         (with(elf, 4, &[3]), "its class is neither 32-bit nor 64-bit"),
-        (with(elf, 16, &[2]), "an elf file, but no core"),
+        (with(elf, 16, &[2]), "an elf file, but not a core"),
         (with(elf, 32, &[0xFF; 8]), "a broken elf file"),
         (with(elf, 64 + 8, &[0xFF; 8]), "it is cut off"),
         (with(elf, 64 + 32, &[0xFF; 8]), "more bytes in the file than in memory"),
@@ -218,6 +222,110 @@ fn what_is_no_dump_is_told_in_one_line() {
         assert!(line.contains(expected), "{expected}: {line}");
         assert_eq!(text(&output.stdout), "");
     }
+}
+
+/// Returns the document that a comparison prints.
+#[track_caller]
+fn document(output: &Output) -> Value {
+    let line = text(&output.stdout).strip_suffix('\n').unwrap();
+    assert!(!line.contains('\n'), "{line}");
+    serde_json::from_str(line).unwrap()
+}
+
+#[test]
+fn ranges_and_counts_are_one_document() {
+    let folder = folder_with_dumps("diff-json");
+    let pages: Pages = [(3, page(b'B')), (40, page(0)), (41, page(b'c'))].into();
+    fs::write(folder.join("new"), elf(&pages)).unwrap();
+    let output = run_in(&folder, "diff lime new --json");
+    let expected = json!({
+        "complete": true,
+        "ranges": [
+            { "first": 0x2000, "last": 0x2fff, "bytes": 4096, "status": "only_in_old" },
+            { "first": 0x3000, "last": 0x3fff, "bytes": 4096, "status": "different" },
+            { "first": 0x29000, "last": 0x29fff, "bytes": 4096, "status": "only_in_new" },
+        ],
+        "pages": { "same": 1, "different": 1, "only_in_old": 1, "only_in_new": 1, "unreadable": 0 },
+        "not_searched": [],
+    });
+    assert_eq!((document(&output), text(&output.stderr)), (expected, ""));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn document_of_the_same_pages_has_no_ranges() {
+    let folder = folder_with_dumps("diff-json-same");
+    ram(&folder, &pages().iter().map(|(pfn, page)| (frame(*pfn), page.as_slice())).collect::<Vec<_>>());
+    let output = run_in(&folder, "--mock ram diff elf --json");
+    let document = document(&output);
+    assert_eq!((&document["complete"], &document["ranges"]), (&json!(true), &json!([])));
+    assert_eq!(document["pages"]["same"], 3);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn document_has_the_bytes_of_torn_pages() {
+    let folder = folder("diff-json-torn");
+    fs::write(folder.join("old"), lime_of_parts(&[(0, [1; 0x1c00])])).unwrap();
+    fs::write(folder.join("new"), raw(&[(0, page(1)), (1, page(1))].into())).unwrap();
+    let document = document(&run_in(&folder, "diff old new --json"));
+    let range = json!({ "first": 0x1c00, "last": 0x1fff, "bytes": 0x400, "status": "only_in_new" });
+    assert_eq!(document["ranges"], json!([range]));
+    assert_eq!((&document["pages"]["same"], &document["pages"]["only_in_new"]), (&json!(1), &json!(1)));
+}
+
+#[test]
+fn document_says_that_nothing_was_compared() {
+    let folder = folder("diff-json-limit");
+    // It takes minutes to try every frame number.
+    ram(&folder, &[(0, b"x"), (frame(1 << 31) - 4096, b"x")]);
+    fs::write(folder.join("old"), lime(&[(0, page(0))].into())).unwrap();
+    let output = run_in(&folder, "--mock ram diff --thorough --search-limit 1 old --json");
+    assert_eq!(output.status.code(), Some(3));
+    let document = document(&output);
+    let pages = json!({ "same": 0, "different": 0, "only_in_old": 0, "only_in_new": 0, "unreadable": 0 });
+    assert_eq!((&document["complete"], &document["pages"]), (&json!(false), &pages));
+    assert!(document["not_searched"][0]["bytes"].as_u64().unwrap() > 1 << 30, "{document}");
+}
+
+#[test]
+fn pages_that_cannot_be_read_are_in_the_document() {
+    let folder = folder("diff-json-unreadable");
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Hvm, 8);
+    domain.break_frame(Gfn::new(5).unwrap());
+    let memory = host.open().unwrap();
+    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let old = folder.join("old");
+    fs::write(&old, lime(&(0..8).map(|pfn| (pfn, page(0))).collect())).unwrap();
+
+    let mut out = Vec::new();
+    let error = diff::dump_and_guest(&old, None, &guest, SearchArgs::default(), true, &mut out).unwrap_err();
+
+    assert_eq!(error.to_string(), "1 page of the guest cannot be read and was not compared");
+    let document: Value = serde_json::from_slice(&out).unwrap();
+    let range = json!({ "first": 0x5000, "last": 0x5fff, "bytes": 4096, "status": "unreadable" });
+    assert_eq!((&document["complete"], &document["ranges"]), (&json!(false), &json!([range])));
+    assert_eq!((&document["pages"]["same"], &document["pages"]["unreadable"]), (&json!(7), &json!(1)));
+}
+
+#[test]
+fn verdicts_are_coloured_where_colours_are_asked_for() {
+    let folder = folder_with_dumps("diff-colours");
+    let pages: Pages = [(3, page(b'B')), (40, page(0)), (41, page(0))].into();
+    fs::write(folder.join("new"), elf(&pages)).unwrap();
+    let mut command = tool();
+    let coloured =
+        command.current_dir(&folder).env("CLICOLOR_FORCE", "1").args(["diff", "lime", "new"]).output().unwrap();
+    let expected = "\
+\x1b[31m0x2000 to 0x2fff: 1 page only in OLD\x1b[0m
+\x1b[33m0x3000 to 0x3fff: 1 page different\x1b[0m
+\x1b[32m0x29000 to 0x29fff: 1 page only in NEW\x1b[0m
+1 the same, 1 different, 1 only in OLD, 1 only in NEW
+";
+    assert_eq!(text(&coloured.stdout), expected);
+    let document = command.arg("--json").output().unwrap();
+    assert!(!text(&document.stdout).contains('\x1b'));
 }
 
 proptest! {

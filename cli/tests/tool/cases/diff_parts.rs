@@ -1,4 +1,4 @@
-//! `xenmap diff` on dumps whose parts are not whole frames, or overlap, as those of real machines.
+//! `xenmap diff` on dumps whose parts are not whole frames, or overlap, as in dumps of real machines.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,24 +13,24 @@ use crate::harness::*;
 
 const SAME: &str = "4 the same, 0 different, 0 only in OLD, 0 only in NEW\n";
 
-/// Four frames without a zero.
+/// Returns four frames without a zero byte.
 fn memory() -> Vec<u8> {
     pattern(4 * FRAME_SIZE).into_iter().map(|byte| byte | 1).collect()
 }
 
-/// A folder with all of [`memory`] as a raw dump, called `ram`.
+/// Makes a folder with all of [`memory`] as a raw dump, called `ram`.
 fn folder_with_ram(test: &str) -> PathBuf {
     let folder = folder(test);
     fs::write(folder.join("ram"), memory()).unwrap();
     folder
 }
 
-/// Parts of [`memory`], each from one address to before another.
+/// Returns parts of [`memory`], each given by its first address and the one past its last.
 fn parts(ranges: &[(usize, usize)]) -> Vec<(u64, Vec<u8>)> {
     ranges.iter().map(|&(start, end)| (start as u64, memory()[start..end].to_vec())).collect()
 }
 
-/// Parts as segments of a core.
+/// Returns a core with parts as its segments.
 fn elf_of_parts(parts: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let mut body = Vec::new();
     let mut segments = Vec::new();
@@ -56,7 +56,7 @@ fn assert_diff(output: &Output, stdout: &str) {
 #[test]
 fn unaligned_part_is_read() {
     let folder = folder_with_ram("parts-unaligned");
-    // As the RAM of a PC with a BIOS: its first part does not end with a frame.
+    // As on a PC with a BIOS, where the first part of RAM does not end at a page border.
     write_both(&folder, &parts(&[(0x1000, 0x1c00), (0x2000, 0x4000)]));
     let expected = "\
 0x0 to 0xfff: 1 page only in NEW
@@ -120,7 +120,7 @@ fn parts_that_share_a_frame_are_one_page() {
 }
 
 #[test]
-fn what_a_raw_dump_may_hide_is_the_same_in_a_torn_page_too() {
+fn zeros_that_a_raw_dump_may_hide_are_the_same_in_a_torn_page_too() {
     let folder = folder("parts-hidden");
     fs::write(folder.join("raw"), raw(&[(0, page(0)), (1, page(7))].into())).unwrap();
     let zeros = (0, vec![0; 0x100]);
@@ -133,7 +133,7 @@ fn what_a_raw_dump_may_hide_is_the_same_in_a_torn_page_too() {
 }
 
 #[test]
-fn same_bytes_twice_are_no_conflict() {
+fn same_bytes_twice_are_not_a_conflict() {
     let folder = folder_with_ram("parts-overlap");
     let text_too = [Segment::whole(0, 0, 0x4000), Segment::whole(0x1000, 0x1000, 0x1800)];
     fs::write(folder.join("same-offset"), elf_of_segments(&text_too, &memory())).unwrap();
@@ -169,7 +169,7 @@ fn different_bytes_for_an_address_are_refused() {
 #[test]
 fn zeros_that_are_not_in_the_file_give_way_to_bytes() {
     let folder = folder_with_ram("parts-filled");
-    // QEMU's dump-guest-memory with paging=true: mappings of what is no RAM, or reaches past it.
+    // QEMU's dump-guest-memory with paging=true: mappings of addresses without RAM, or that reach past its end.
     let segments = [
         Segment { offset: 0, address: 0x1000, in_file: 0, in_memory: 0x3000 },
         Segment { offset: 0, address: 0, in_file: 0x1800, in_memory: 0x2000 },
@@ -222,13 +222,14 @@ fn cores_of_32_bits_and_of_either_byte_order_are_read() {
     }
 }
 
-/// A program header: type, offset, virtual and physical address, size.
+/// Returns a program header: type, offset, virtual and physical address, size.
 fn program_header(kind: u32, offset: u64, virt: u64, physical: u64, len: u64) -> Vec<u8> {
     [[kind, 4].map(u32::to_le_bytes).concat(), [offset, virt, physical, len, len, 0].map(u64::to_le_bytes).concat()]
         .concat()
 }
 
-/// A core of notes and of [`memory`], its segments being given as ranges of that and a virtual and physical address.
+/// Returns a core of notes and [`memory`]. A segment is given by its start and end in that, and its virtual and physical
+/// address.
 fn core_with_notes(notes: &[u8], segments: &[(u64, u64, u64, u64)]) -> Vec<u8> {
     let count = segments.len() as u64 + 1;
     let notes_at = 64 + 56 * count;
@@ -298,14 +299,14 @@ fn picture_shows_a_torn_page_as_changed_unless_all_of_it_is_the_same() {
     assert!(text(&shared.stdout).contains("\nblue            4  data\n"), "{}", text(&shared.stdout));
 }
 
-/// A dump as it is thought of: for each address a byte or nothing.
+/// A model of a dump: for each address a byte or nothing.
 type Model = Vec<Option<u8>>;
 
 const MODEL_FRAMES: usize = 3;
 
-/// Parts that do not overlap, in any order, as a model and as bytes.
+/// Generates parts that do not overlap, in any order.
 fn any_parts() -> impl Strategy<Value = Vec<(u64, Vec<u8>)>> {
-    // Borders that are often those of frames; every other part between them is there.
+    // The borders are often those of frames. About half of the parts between them are present.
     let border = prop_oneof![(0..=MODEL_FRAMES).prop_map(|n| n * FRAME_SIZE), 0..=MODEL_FRAMES * FRAME_SIZE];
     let seed = any::<u64>();
     (prop::collection::vec(border, 0..10), seed).prop_map(|(mut borders, seed)| {
@@ -338,7 +339,7 @@ fn model(parts: &[(u64, Vec<u8>)]) -> Model {
     model
 }
 
-/// The last line of a comparison of two models.
+/// Returns the last line of a comparison of two models.
 fn summary(old: &Model, new: &Model) -> String {
     let mut counts = [0; 4];
     for (old, new) in old.chunks(FRAME_SIZE).zip(new.chunks(FRAME_SIZE)) {
@@ -363,7 +364,7 @@ proptest! {
     #[test]
     fn any_parts_are_compared_byte_by_byte(old in any_parts(), new in any_parts()) {
         let folder = folder("parts-any");
-        // A dump of nothing is no dump, and is not what this is about.
+        // An empty dump is refused, so there is always a page, far away.
         let far = (1 << 30, vec![1; FRAME_SIZE]);
         let [old_far, new_far] = [&old, &new].map(|parts| [&parts[..], std::slice::from_ref(&far)].concat());
         fs::write(folder.join("old"), lime_of_parts(&old_far)).unwrap();
@@ -385,7 +386,7 @@ proptest! {
     }
 }
 
-/// How many bytes the lines with a verdict are about.
+/// Returns the number of bytes in the lines with a verdict.
 fn bytes_shown_as(shown: &str, verdict: &str) -> usize {
     let lines = shown.lines().filter(|line| line.starts_with("0x") && line.ends_with(verdict));
     let address = |word: &str| usize::from_str_radix(word.strip_prefix("0x").unwrap(), 16).unwrap();

@@ -1,4 +1,4 @@
-//! `xenmap dump`, run as a person does: what it writes is read by other means, and is what the guest holds.
+//! `xenmap dump`, run as a person does. Other code reads what it writes, which must be what the guest holds.
 
 #![expect(unsafe_code, reason = "sets what a signal does")]
 
@@ -22,7 +22,7 @@ const FORMATS: [&str; 4] = ["raw", "elf", "lime", "xen"];
 /// Pages of a guest, by frame number.
 type Pages = BTreeMap<u64, Vec<u8>>;
 
-/// Some frames with data, some with zeros, and a far one.
+/// Makes RAM with some frames of data, some of zeros, and a far one.
 fn some_ram(folder: &Path) -> Pages {
     let zeros = vec![0; 40 * FRAME_SIZE];
     let note = vmcoreinfo_note();
@@ -42,14 +42,14 @@ fn some_ram(folder: &Path) -> Pages {
     pages_of_file(&folder.join("ram"))
 }
 
-/// What a kernel of Linux has at the start of a page.
+/// Returns a note as a Linux kernel has it at the start of a page.
 fn vmcoreinfo_note() -> Vec<u8> {
     let text = b"OSRELEASE=6.1.0-test\nPAGESIZE=4096\n";
     let words = [11, u32::try_from(text.len()).unwrap(), 0].map(u32::to_le_bytes);
     [&words.concat(), b"VMCOREINFO\0\0".as_slice(), text, b"\0"].concat()
 }
 
-/// The frames that a sparse file has, the last one whole.
+/// Returns the frames that a sparse file has, the last one whole.
 fn pages_of_file(path: &Path) -> Pages {
     let file = File::open(path).unwrap();
     let mut pages = Pages::new();
@@ -89,7 +89,7 @@ fn pages_of_elf(file: &[u8]) -> Pages {
     pages
 }
 
-/// The notes' names and contents.
+/// Returns the notes' names and contents.
 fn notes_of_elf(file: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
     let header = elf::FileHeader64::<LE>::parse(file).unwrap();
     let segments = header.program_headers(LE, file).unwrap();
@@ -164,7 +164,7 @@ fn pages_of(format: &str, file: &[u8]) -> Pages {
     }
 }
 
-/// What a raw dump of these pages is.
+/// Returns a raw dump of these pages.
 fn raw(pages: &Pages) -> Vec<u8> {
     let Some(last) = pages.keys().next_back() else { return Vec::new() };
     let mut file = vec![0; usize::try_from(frame(last + 1)).unwrap()];
@@ -231,7 +231,7 @@ fn dump_in_every_format_is_sparse() {
     for format in FORMATS {
         run_in(&folder, &format!("--mock ram dump --format {format} {format}"));
         let metadata = fs::metadata(folder.join(format)).unwrap();
-        // Of 88 frames 9 are not zero; headers, notes and tables take some more.
+        // 9 of 88 frames are not zero; headers, notes and tables take some more.
         assert!(metadata.blocks() * 512 <= frame(18), "{format}: {} of {}", metadata.blocks() * 512, metadata.len());
     }
 }
@@ -244,7 +244,7 @@ fn stream_is_the_same_as_the_file() {
         let args = format!("--format {format}");
         let (file, stream) = (dump(&folder, &args), stream(&folder, &args));
         if format == "elf" {
-            // Its notes come last, as they are not known before.
+            // Its notes come last, because they are not known before.
             assert!(pages_of_elf(&stream) == pages);
             assert!(notes_of_elf(&stream) == notes_of_elf(&file));
             assert_eq!(stream.len().next_multiple_of(FRAME_SIZE), file.len());
@@ -294,7 +294,7 @@ fn elf_core_has_the_kernels_note_and_one_of_ours() {
 }
 
 #[test]
-fn what_only_looks_like_the_kernels_note_is_left_alone() {
+fn bytes_that_only_look_like_the_kernels_note_are_ignored() {
     let folder = folder("no-notes");
     let note = vmcoreinfo_note();
     let mut bad: Vec<Vec<u8>> = [0, 8, 12, 24].iter().map(|&at| edited(&note, at, 0xFF)).collect();
@@ -387,12 +387,12 @@ fn dump_leaves_an_existing_output_as_it_was() {
 }
 
 #[test]
-fn stream_cannot_be_written_by_several() {
+fn stream_cannot_be_written_by_several_processes() {
     let folder = folder("several");
     ram(&folder, &[(0, CANARY)]);
     for args in ["--copy-by threads -", "--copy-by workers --compress zstd out"] {
         let output = run_in(&folder, &format!("--mock ram dump {args}"));
-        assert_eq!(refusal(&output), "a stream is written by one process");
+        assert_eq!(refusal(&output), "a stream is written by one process: give --copy-by single, or leave it out");
     }
     assert_eq!(names(&folder), ["ram"]);
 }
@@ -419,7 +419,7 @@ fn reader_that_goes_away_is_an_error() {
 }
 
 fn start(folder: &Path, args: &str, stdout: Stdio) -> Child {
-    // A shell has its jobs in the background ignore it, which the tool would heed.
+    // A shell makes its background jobs ignore the signal, which the tool would inherit.
     // SAFETY: the default action.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     let mut command = tool();
@@ -427,14 +427,14 @@ fn start(folder: &Path, args: &str, stdout: Stdio) -> Child {
     command.spawn().unwrap()
 }
 
-/// Waits until the tool holds signals back, and sends one.
+/// Waits until the tool blocks signals, and sends one.
 fn interrupt(child: &Child, signal: &str) {
     let status = format!("/proc/{}/status", child.id());
-    let holds_back = |status: &str| {
+    let blocks = |status: &str| {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
         u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (libc::SIGINT - 1) != 0
     };
-    while !holds_back(&fs::read_to_string(&status).unwrap()) {
+    while !blocks(&fs::read_to_string(&status).unwrap()) {
         std::thread::yield_now();
     }
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
@@ -443,7 +443,7 @@ fn interrupt(child: &Child, signal: &str) {
 #[test]
 fn interrupted_dump_leaves_nothing() {
     let folder = folder("interrupted");
-    // A TiB of zeros to compress: it is under way for long.
+    // A TiB of zeros takes long to compress.
     ram(&folder, &[(0, CANARY), (1 << 40, CANARY)]);
     for (signal, number) in [("-INT", libc::SIGINT), ("-TERM", libc::SIGTERM)] {
         let child = start(&folder, "--mock ram dump --compress zstd out", Stdio::piped());

@@ -9,17 +9,17 @@ use crate::harness::*;
 /// Pieces of RAM, of a frame each.
 const PIECES: u64 = 4000;
 
-/// How long a file may be in [`limited`]: as the memory of a simulated guest with these pieces has to be.
+/// The longest file in [`limited`], as long as the memory of a simulated guest with these pieces has to be.
 const LIMIT: u64 = frame(PIECES + 8);
 
 /// Runs the tool with a limit.
 fn limited(folder: &Path, args: &str) -> Output {
-    // A shell's `ulimit -f` has a unit of its own.
+    // The unit of `ulimit -f` depends on the shell.
     shell(folder, &format!("exec prlimit --fsize={LIMIT} \"$0\" --mock ram dump {args}")).output().unwrap()
 }
 
 #[test]
-fn raw_dump_that_would_be_too_long_is_refused_with_the_formats_that_would_do() {
+fn raw_dump_that_would_be_too_long_is_refused_and_the_formats_that_fit_are_named() {
     let folder = folder("length-raw");
     ram(&folder, &[(0, CANARY), (frame(8000), CANARY)]);
     let expected = "it would have 32772096 bytes: ";
@@ -31,12 +31,12 @@ fn raw_dump_that_would_be_too_long_is_refused_with_the_formats_that_would_do() {
         assert!(line.starts_with(&format!("cannot write out: {expected}")) && line.ends_with(advice), "{args}: {line}");
         assert_eq!(names(&folder), ["ram"], "{args}");
     }
-    // They do.
+    // They fit.
     for format in ["elf", "lime", "xen"] {
         assert!(limited(&folder, &format!("--format {format} {format}")).status.success(), "{format}");
         assert!(run_in(&folder, &format!("--mock ram diff {format}")).status.success(), "{format}");
     }
-    // What is compressed may be as long as it wants, and what is no file, too.
+    // A compressed dump may have any length, and so may a pipe.
     assert!(limited(&folder, "--compress zstd zstd").status.success());
     let output = limited(&folder, "- | wc -c");
     assert_eq!(text(&output.stdout).trim(), "32772096", "{}", text(&output.stderr));
@@ -74,7 +74,7 @@ fn standard_output_that_is_a_file_stays_as_it_is_if_the_dump_would_be_too_long()
 }
 
 #[test]
-fn log_that_would_get_too_long_by_a_dump_stays_as_it_is() {
+fn log_that_a_dump_would_make_too_long_stays_as_it_is() {
     let folder = folder("length-log");
     ram(&folder, &[(0, CANARY)]);
     // Room for half a frame more.

@@ -1,4 +1,4 @@
-//! The kernel's VMCOREINFO note in `xenmap dump --format elf`: found wherever it is, and that of the running kernel.
+//! The kernel's VMCOREINFO note in `xenmap dump --format elf`: it is found wherever it is, and the running kernel's is taken.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::harness::*;
 
 const HEADER: usize = 24;
 
-/// A note as a kernel has it in its memory.
+/// Returns a note as a kernel has it in its memory.
 fn note(text: &str) -> Vec<u8> {
     let words = [11, u32::try_from(text.len()).unwrap(), 0].map(u32::to_le_bytes).concat();
     let mut note = [&words, b"VMCOREINFO\0\0".as_slice(), text.as_bytes()].concat();
@@ -20,13 +20,13 @@ fn note(text: &str) -> Vec<u8> {
     note
 }
 
-/// The text of a kernel whose names are at an address, as x86-64 kernels up to 5.10 have it.
+/// Returns the text of a kernel whose names are at an address, as x86-64 kernels up to 5.10 have it.
 fn text_of(release: &str, names_at: u64) -> String {
     let symbol = 0xFFFF_FFFF_8000_0000 + names_at - 4;
     format!("OSRELEASE={release}\nPAGESIZE=4096\nSYMBOL(init_uts_ns)={symbol:x}\nNUMBER(phys_base)=0\n")
 }
 
-/// What stands there: `struct new_utsname`.
+/// Returns the names: a `struct new_utsname`.
 fn names_of(release: &str) -> Vec<u8> {
     ["Linux", "host", release, "#1 SMP", "x86_64", "(none)"]
         .iter()
@@ -38,12 +38,12 @@ fn names_of(release: &str) -> Vec<u8> {
         .collect()
 }
 
-/// Frames of zeros.
+/// Returns frames of zeros.
 fn zeros(frames: usize) -> Vec<u8> {
     vec![0; frames * FRAME_SIZE]
 }
 
-/// Dumps the RAM in a folder: the texts of the kernel's notes in the dump, and the lines about them.
+/// Dumps the RAM in a folder. Returns the texts of the kernel's notes in the dump, and the lines about them on stderr.
 fn dump(folder: &Path, args: &str) -> (Vec<String>, Vec<String>) {
     let _ = fs::remove_file(folder.join("out"));
     let output = run_in(folder, &format!("--mock ram {args} out --format elf"));
@@ -63,7 +63,7 @@ fn dump(folder: &Path, args: &str) -> (Vec<String>, Vec<String>) {
     (texts, lines.map(ToOwned::to_owned).collect())
 }
 
-/// Checks that the dump of some RAM has this note, and that nothing is said about it.
+/// Checks that the dump of some RAM has this note, and that stderr says nothing about it.
 #[track_caller]
 fn assert_certain(folder: &Path, ram_is: &[(u64, &[u8])], expected: &str) {
     ram(folder, ram_is);
@@ -88,11 +88,11 @@ fn note_is_found_wherever_it_is_in_a_page() {
 }
 
 #[test]
-fn note_is_found_across_what_is_copied_at_a_time() {
+fn note_is_found_across_the_borders_of_chunks_and_windows() {
     let folder = folder("note-windows");
     let text = text_of("4.4.0", 0x7E1_3324);
     let note = note(&text);
-    // Borders of what is searched, mapped, and copied by one thread at a time.
+    // The borders of what is copied by one thread, mapped, and searched at a time.
     for (border, before) in [(16_384, 24), (4096, 12), (4096, 33), (16, 1), (16, 33)] {
         ram(&folder, &[(0, &zeros(border + 8)), (frame(border as u64) - before, &note)]);
         for way in ["single", "threads"] {
@@ -105,16 +105,16 @@ fn note_is_found_across_what_is_copied_at_a_time() {
 }
 
 #[test]
-fn note_of_the_kernel_that_is_there_is_taken() {
+fn note_of_the_kernel_in_memory_is_taken() {
     let folder = folder("note-running");
     let (old, new) = (text_of("5.10.0-old", 0x8004), text_of("6.1.0-new", 0x9ABC));
     let (old_note, new_note, names) = (note(&old), note(&new), names_of("6.1.0-new"));
     let zeros = zeros(32);
-    // An older kernel's before and after it; its names are overwritten.
+    // The note of an older kernel, whose names are overwritten, is before it and then after it.
     for places in [[frame(20), frame(25)], [frame(25), frame(20)]] {
         assert_certain(&folder, &[(0, &zeros), (places[0], &old_note), (places[1], &new_note), (0x9ABC, &names)], &new);
     }
-    // And that of no kernel at all, however it is made.
+    // The same with a note that is of no kernel.
     for other in [
         "OSRELEASE=OLD\nPAGESIZE=4096\n",
         "OSRELEASE=6.1.0-new\n",
@@ -140,9 +140,9 @@ fn kernel_is_found_by_what_its_note_says() {
         // The image is elsewhere, below and above where it was linked to.
         (0x9004, "SYMBOL(init_uts_ns)=ffffffff81009000\nNUMBER(phys_base)=-16777216\n"),
         (0x9004, "SYMBOL(init_uts_ns)=ffffffff80001000\nNUMBER(phys_base)=32768\n"),
-        // Since 5.11 the offset is told.
+        // Since 5.11 the note has the offset.
         (0x9000, "OFFSET(uts_namespace.name)=0\nSYMBOL(init_uts_ns)=ffffffff80009000\nNUMBER(phys_base)=0\n"),
-        // Before 4.10 the base is not; the names are across a page border.
+        // Before 4.10 it does not have the base. The names are across a page border.
         (0x9F84, "SYMBOL(init_uts_ns)=ffffffff80009f80\nSYMBOL(phys_base)=ffffffff81a00000\n"),
         // arm64.
         (
@@ -159,7 +159,7 @@ fn kernel_is_found_by_what_its_note_says() {
 }
 
 #[test]
-fn copies_of_a_note_are_one() {
+fn copies_of_a_note_count_once() {
     let folder = folder("note-copies");
     let text = text_of("6.1.0", 0x7E1_3324);
     let note = note(&text);
@@ -171,7 +171,7 @@ fn copies_of_a_note_are_one() {
 fn notes_that_cannot_be_told_apart_are_named() {
     let folder = folder("note-doubt");
     let zeros = zeros(32);
-    // Nothing is at the address that it names, since there is no RAM.
+    // There is no RAM at the address that it names.
     let named = text_of("4.4.0\u{7e}x", 0x7E1_3324);
     let (named_note, vague_note) = (note(&named), note("OSRELEASE=OLD\nPAGESIZE=4096\n"));
     for (named_at, vague_at) in [(frame(20), frame(5)), (frame(5), frame(20))] {
@@ -190,18 +190,18 @@ fn notes_that_cannot_be_told_apart_are_named() {
 }
 
 #[test]
-fn only_note_is_doubted_if_its_kernel_is_not_there() {
+fn only_note_is_doubted_if_its_kernel_is_not_in_memory() {
     let folder = folder("note-gone");
     let text = text_of("5.10.0", 0x8004);
     ram(&folder, &[(0, &zeros(32)), (frame(20), &note(&text))]);
-    let line = "xenmap: the VMCOREINFO note at 0x14000 (Linux 5.10.0) may be of an earlier kernel: \
-                no such kernel is where it says";
+    let line = "xenmap: the VMCOREINFO note at 0x14000 (Linux 5.10.0) may be an earlier kernel's: \
+                that kernel is not where the note says";
     assert_eq!(dump(&folder, "dump"), (vec![text], vec![line.to_owned()]));
 }
 
-/// Such as one that crashed, and the one that runs then.
+/// Such as a kernel that crashed, and the one that runs now.
 #[test]
-fn two_kernels_that_are_there_are_named() {
+fn two_kernels_in_memory_are_named() {
     let folder = folder("note-two");
     let zeros = zeros(32);
     let (first, second) = (text_of("5.10.0", 0x8004), text_of("6.1.0", 0x9004));
@@ -212,14 +212,14 @@ fn two_kernels_that_are_there_are_named() {
     let (notes, lines) = dump(&folder, "dump");
     assert_eq!((notes, lines.len()), (vec![first], 1));
     assert!(
-        lines[0].ends_with("took the one at 0x14000, whose kernel is there, but perhaps not running"),
+        lines[0].ends_with("took the one at 0x14000, whose kernel is in memory but may not be running"),
         "{}",
         lines[0]
     );
 }
 
 #[test]
-fn note_that_is_not_whole_is_none() {
+fn note_that_is_not_whole_is_ignored() {
     let folder = folder("note-broken");
     let good = text_of("6.1.0", 0x7E1_3324);
     let longest = format!("OSRELEASE=6.1.0\n{}", "x".repeat(4096 - 16));
@@ -253,17 +253,17 @@ fn note_that_is_not_whole_is_none() {
         // At the end of RAM.
         ram(&folder, &[(0, &zeros(8)), (frame(8) - broken.len().min(FRAME_SIZE) as u64, broken)]);
         assert_eq!(dump(&folder, "dump").1, Vec::<String>::new(), "{i}");
-        // It hides none that is whole.
+        // It does not hide a whole note.
         let content: [(u64, &[u8]); 3] = [(0, &zeros(16)), (frame(3) + 0x10, broken), (frame(9), &whole)];
         assert_certain(&folder, &content, &good);
     }
-    // The longest there may be, of a kernel that had more to say.
+    // The longest possible note, of a kernel that had more to say.
     let note = note(&longest);
     assert_certain(&folder, &[(0, &zeros(8)), (frame(3) + 0x10, &note)], &longest);
 }
 
 #[test]
-fn thousands_of_notes_are_looked_at_and_the_rest_is_said() {
+fn thousands_of_notes_are_checked_and_the_others_are_counted() {
     let folder = folder("note-many");
     let (running, names) = (text_of("6.1.0", 0x9004), names_of("6.1.0"));
     let running_note = note(&running);

@@ -1,5 +1,5 @@
-//! Parts of `xenmap dump`, for what cannot be brought about from the command line: frames that are lost, workers
-//! that fail, and very many extents.
+//! Parts of `xenmap dump`, in cases that the command line cannot produce: lost frames, failing workers, and very many
+//! extents.
 
 use std::fs;
 use std::path::Path;
@@ -22,13 +22,13 @@ use crate::dump::{Dump, report};
 use crate::harness::folder;
 use crate::window;
 
-/// A dump of a guest of 100 frames, each full of its number plus 1, that loses some between the search for its RAM and
-/// the copying.
+/// Dumps a guest of 100 frames, each filled with its number plus 1. The guest loses some of them between the search for
+/// its RAM and the copying.
 fn dump_and_lose(test: &str, args: &str, lost: &[u64]) -> (Tally, Vec<u8>) {
     dump_and_break(test, args, lost, &[])
 }
 
-/// The same, of a guest of which some frames are broken before that.
+/// Does the same with a guest some of whose frames are broken before the search.
 fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tally, Vec<u8>) {
     let host = MockHost::new();
     let domain = host.create_domain(GuestKind::Hvm, 100);
@@ -47,12 +47,12 @@ fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tall
     let out = folder(test).join("out");
     let (source, args, output) = dump_to(&out, args);
     let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-    let (tally, _) = dump.write(&map).unwrap();
+    let written = dump.write(&map).unwrap();
     output.finish().unwrap();
-    (tally, fs::read(out).unwrap())
+    (written.tally, fs::read(out).unwrap())
 }
 
-fn lost_for_want_of_ram(ranges: &[std::ops::Range<u64>]) -> Vec<Lost> {
+fn lost_without_ram(ranges: &[std::ops::Range<u64>]) -> Vec<Lost> {
     ranges.iter().map(|pfns| Lost { pfns: pfns.clone(), errno: libc::EINVAL }).collect()
 }
 
@@ -60,7 +60,7 @@ fn lost_for_want_of_ram(ranges: &[std::ops::Range<u64>]) -> Vec<Lost> {
 fn lost_frames_are_listed_and_zero_in_the_file() {
     for way in ["single", "threads"] {
         let (tally, file) = dump_and_lose("lost", &format!("--copy-by {way}"), &[20, 21, 50, 99]);
-        assert_eq!(tally.lost, lost_for_want_of_ram(&[20..22, 50..51, 99..100]));
+        assert_eq!(tally.lost, lost_without_ram(&[20..22, 50..51, 99..100]));
         assert_eq!((tally.copied, tally.zero, tally.frames()), (96, 0, 100));
         assert_eq!(
             report::lost(&tally).collect::<Vec<_>>(),
@@ -117,9 +117,9 @@ fn lost_frames_have_no_number_in_the_xen_file() {
 }
 
 #[test]
-fn lost_ranges_are_all_told_and_in_the_file_as_many_as_there_is_place_for() {
+fn all_lost_ranges_are_listed_and_in_the_file_as_many_as_fit() {
     let lost: Vec<_> = (0..1_000_000).map(|i| 2 * i..2 * i + 1).collect();
-    let tally = Tally { lost: lost_for_want_of_ram(&lost), ..Tally::default() };
+    let tally = Tally { lost: lost_without_ram(&lost), ..Tally::default() };
     assert_eq!(report::lost(&tally).count(), 1_000_000);
 
     let host = MockHost::new();
@@ -149,8 +149,8 @@ fn elf_header_of_more_extents_than_it_can_count() {
     }
 }
 
-/// The arguments and the output of a dump to a new file.
-fn dump_to(out: &Path, args: &str) -> (args::Source, args::DumpArgs, Output) {
+/// Returns the arguments and the output of a dump to a new file.
+pub(crate) fn dump_to(out: &Path, args: &str) -> (args::Source, args::DumpArgs, Output) {
     let line = ["xenmap", "--mock", "ram", "dump"].into_iter().chain(args.split_whitespace());
     let Args { source, command, .. } = Args::try_parse_from(line.chain([out.to_str().unwrap()])).unwrap();
     let args::Command::Dump(args) = command else { panic!("no dump") };
@@ -158,7 +158,7 @@ fn dump_to(out: &Path, args: &str) -> (args::Source, args::DumpArgs, Output) {
 }
 
 #[test]
-fn last_frame_that_there_may_be_is_dumped() {
+fn last_possible_frame_is_dumped() {
     let host = MockHost::new();
     let domain = host.create_domain(GuestKind::Hvm, 0);
     domain.populate(&[Gfn::MAX]);
@@ -170,7 +170,7 @@ fn last_frame_that_there_may_be_is_dumped() {
         let out = folder("last-frame").join(format);
         let (source, args, output) = dump_to(&out, &format!("--format {format}"));
         let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        assert_eq!(dump.write(&map).unwrap().0.copied, 1, "{format}");
+        assert_eq!(dump.write(&map).unwrap().tally.copied, 1, "{format}");
         output.finish().unwrap();
         assert!(fs::read(out).unwrap()[place..].starts_with(&[7; FRAME_SIZE]), "{format}");
     }
@@ -195,7 +195,7 @@ fn dump_that_fails_half_way_leaves_no_file() {
     }
 }
 
-/// A VMCOREINFO note of a kernel whose names are where this symbol leads to.
+/// Returns a VMCOREINFO note of a kernel whose names are at a symbol.
 fn kernel_note(release: &str, symbol: u64) -> Vec<u8> {
     let text = format!("OSRELEASE={release}\nSYMBOL(init_uts_ns)={symbol:x}\nOFFSET(uts_namespace.name)=0\n");
     let words = [11, u32::try_from(text.len()).unwrap(), 0].map(u32::to_le_bytes).concat();
@@ -215,7 +215,7 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
         domain.write(gfn(names), 0, b"Linux");
         domain.write(gfn(names), 130, release.as_bytes());
     }
-    // The first one's names are where they would be if the image was not moved.
+    // The first one's names are where they would be if the image had not been moved.
     domain.write(gfn(20), 0, &kernel_note("5.10.0", 0xFFFF_FFFF_8000_8000));
     domain.write(gfn(21), 0, &kernel_note("6.1.0", 0xFFFF_FFFF_8000_9000));
     let memory = host.open().unwrap();
@@ -234,12 +234,12 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
     let (note, doubt) = chosen();
     assert_eq!(note, "OSRELEASE=6.1.0");
     let expected = "2 VMCOREINFO notes could be the running kernel's, at 0x14000 (Linux 5.10.0), \
-                    0x15000 (Linux 6.1.0): took the one at 0x15000, which vcpu 0 runs on";
+                    0x15000 (Linux 6.1.0): took the one at 0x15000, whose kernel vcpu 0 runs";
     assert_eq!(doubt, expected);
 }
 
 #[test]
-fn shares_are_all_parts_in_pieces_of_that_size_at_most() {
+fn shares_have_all_parts_in_pieces_of_at_most_that_size() {
     let part = |pfns: std::ops::Range<u64>, offset: u64| Part { pfns, offset };
     let parts = vec![part(0..3, 100), part(10..25, 20_000), part(30..31, 90_000), part(40..41, 99_000)];
     let layout = Layout { format: Format::Raw, head: Vec::new(), parts, late: 0, len: 0 };
@@ -255,7 +255,7 @@ fn shares_are_all_parts_in_pieces_of_that_size_at_most() {
 
 #[test]
 fn little_memory_for_mappings_is_enough() {
-    // 5000 frames, and so many can be mapped at a time.
+    // Of 5000 frames, this many can be mapped at a time.
     for free in [10, 1500, 4095, 4999] {
         let mut config = HostConfig::default();
         config.dom0 = Dom0::Arm;
@@ -271,7 +271,7 @@ fn little_memory_for_mappings_is_enough() {
         let out = folder("little-memory").join("out");
         let (source, args, output) = dump_to(&out, "");
         let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        let (tally, _) = dump.write(&guest.ram_map().unwrap()).unwrap();
+        let tally = dump.write(&guest.ram_map().unwrap()).unwrap().tally;
         output.finish().unwrap();
         assert_eq!((tally.copied, tally.lost_frames()), (5000, 0), "{free} frames");
         let file = fs::read(out).unwrap();
@@ -293,7 +293,7 @@ fn no_memory_for_a_single_frame_is_an_error_that_says_so() {
     assert!(windows.next().is_none());
 }
 
-/// What comes of a worker that runs a shell script.
+/// Returns the result of a worker that runs a shell script.
 fn worker(script: &str) -> Result<Tally, String> {
     let mut command = Command::new("sh");
     command.args(["-c", script]);
@@ -320,7 +320,7 @@ fn worker_gets_its_job_and_its_reports_are_added_up() {
 }
 
 #[test]
-fn worker_that_reports_what_cannot_be_is_an_error() {
+fn worker_that_reports_something_impossible_is_an_error() {
     let max = u64::MAX;
     for (copied, zero, start, end, expected) in [
         (5, 0, 0, 0, "more frames than it was given"),
@@ -328,8 +328,8 @@ fn worker_that_reports_what_cannot_be_is_an_error() {
         (3, 0, 5, 7, "more frames than it was given"),
         (max, 0, 5, 7, "more frames than it was given"),
         (1, max, 0, 0, "more frames than it was given"),
-        (0, 0, 8, 5, "is no range of frames"),
-        (0, 0, max - 1, max, "is no range of frames"),
+        (0, 0, 8, 5, "is not a range of frames"),
+        (0, 0, max - 1, max, "is not a range of frames"),
     ] {
         let lost = format!(r#"[{{"pfns":{{"start":{start},"end":{end}}},"errno":-2147483648}}]"#);
         let report = format!(
@@ -338,13 +338,13 @@ fn worker_that_reports_what_cannot_be_is_an_error() {
         let error = worker(&format!("echo '{report}'; echo '\"Done\"'")).unwrap_err();
         assert!(error.contains(expected), "{report}: {error}");
     }
-    // Each is possible, both are not.
+    // One such report is possible, two are not.
     let copied = r#"echo '{"Copied":{"copied":3,"zero":1,"lost":[],"vmcoreinfo":{"addresses":[],"more":0}}}'"#;
     assert!(worker(&format!("{copied}; {copied}; echo '\"Done\"'")).unwrap_err().contains("more frames"));
 }
 
 #[test]
-fn worker_that_does_not_come_to_its_end_is_an_error() {
+fn worker_that_does_not_finish_is_an_error() {
     let copied = r#"echo '{"Copied":{"copied":4,"zero":1,"lost":[],"vmcoreinfo":{"addresses":[],"more":0}}}'"#;
     for (script, expected) in [
         ("kill -KILL $$", "a worker failed: signal: 9 (SIGKILL)"),

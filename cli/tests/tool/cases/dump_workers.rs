@@ -15,7 +15,7 @@ use xenmap::FRAME_SIZE;
 
 use crate::harness::*;
 
-/// A guest whose RAM is three shares, with a border of shares within an extent.
+/// Makes a guest whose RAM is three shares, with a border of shares within an extent.
 fn three_shares(folder: &Path) {
     let (content, zeros) = (pattern(3 * FRAME_SIZE), vec![0; 20_000 * FRAME_SIZE]);
     ram(folder, &[(frame(16_383), &content), (frame(16_400), &zeros), (frame(36_390), &content)]);
@@ -64,7 +64,7 @@ fn workers_that_cannot_open_the_host_are_an_error_in_one_line() {
     assert_eq!(names(&folder), ["ram"]);
 }
 
-/// How long something that must happen may take on a busy machine.
+/// The longest wait for something that must happen, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The signals that ask a process to end.
@@ -74,7 +74,7 @@ const ASKING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Si
 struct Process(Child);
 
 impl Process {
-    /// Started while the signals of [`ASKING`] are held back, as a worker is. (A shell may also have them ignored.)
+    /// Starts it as a worker is started: while the signals of [`ASKING`] are blocked. (A shell may have ignored them.)
     fn start(command: &mut Command) -> Process {
         let asking: SigSet = ASKING.into_iter().collect();
         for signal in ASKING {
@@ -103,7 +103,7 @@ fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
-/// A line of the status of a process, if that is there and no zombie.
+/// Returns a line of the status of a process; `None` if the process is gone or a zombie.
 fn status(pid: u32, name: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = |name: &str| status.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
@@ -111,7 +111,7 @@ fn status(pid: u32, name: &str) -> Option<String> {
     line(name)
 }
 
-/// Waits until something is there.
+/// Waits until `what` returns something.
 fn wait_for<T>(what: impl Fn() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -127,14 +127,14 @@ fn wait_for_end_of(pid: u32) {
     wait_for(|| status(pid, "State:").is_none().then_some(()));
 }
 
-/// Whether a process holds a signal back.
-fn holds_back(pid: u32, signal: Signal) -> Option<bool> {
+/// Returns whether a process blocks a signal.
+fn blocks(pid: u32, signal: Signal) -> Option<bool> {
     let mask = u64::from_str_radix(&status(pid, "SigBlk:")?, 16).unwrap();
     Some(mask & 1 << (signal as u32 - 1) != 0)
 }
 
 #[test]
-fn worker_heeds_signals_that_its_starter_holds_back() {
+fn worker_handles_signals_that_its_parent_blocks() {
     let folder = folder("worker-signals");
     ram(&folder, &[(0, CANARY)]);
     for signal in ASKING {
@@ -148,7 +148,7 @@ fn worker_heeds_signals_that_its_starter_holds_back() {
 }
 
 #[test]
-fn worker_does_not_outlive_its_starter() {
+fn worker_does_not_outlive_its_parent() {
     let folder = folder("worker-orphan");
     ram(&folder, &[(0, CANARY)]);
     let mut command = Command::new("sh");
@@ -159,13 +159,13 @@ fn worker_does_not_outlive_its_starter() {
     let mut line = String::new();
     BufReader::new(shell.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let worker = line.trim().parse().unwrap();
-    // Its first steps are over.
-    wait_for(|| holds_back(worker, Signal::SIGTERM).filter(|held| !held));
+    // It has unblocked the signals.
+    wait_for(|| blocks(worker, Signal::SIGTERM).filter(|held| !held));
     send(shell.pid(), Signal::SIGKILL);
     wait_for_end_of(worker);
 }
 
-/// A dump that does not come to its end, and the worker that stands still.
+/// Returns a dump that cannot finish, and its worker, which is stopped.
 fn dump_with_a_stopped_worker(folder: &Path) -> (Process, u32) {
     three_shares(folder);
     let start = Instant::now();
@@ -175,7 +175,7 @@ fn dump_with_a_stopped_worker(folder: &Path) -> (Process, u32) {
         command.current_dir(folder).args("--mock ram dump --copy-by workers out".split(' '));
         let mut dump = Process::start(command.stderr(Stdio::piped()));
         while dump.0.try_wait().unwrap().is_none() {
-            let is_ready = |worker: &u32| holds_back(*worker, Signal::SIGTERM) == Some(false);
+            let is_ready = |worker: &u32| blocks(*worker, Signal::SIGTERM) == Some(false);
             let Some(worker) = children_of(dump.pid()).into_iter().find(is_ready) else { continue };
             send(worker, Signal::SIGSTOP);
             let state = wait_for(|| match status(worker, "State:") {
@@ -186,7 +186,7 @@ fn dump_with_a_stopped_worker(folder: &Path) -> (Process, u32) {
                 return (dump, worker);
             }
         }
-        // It was over before a worker could be stopped.
+        // The dump was written before a worker could be stopped.
         fs::remove_file(folder.join("out")).unwrap();
     }
 }

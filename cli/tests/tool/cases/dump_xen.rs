@@ -19,7 +19,7 @@ fn dump(folder: &Path, kind: &str) -> Vec<u8> {
     fs::read(folder.join(format!("{kind}.xen"))).unwrap()
 }
 
-/// Sections as volatility3 takes them: the n-th name in the table is that of the n-th section.
+/// Returns the sections as volatility3 finds them: the n-th name in the table is that of the n-th section.
 fn sections_by_order(file: &[u8]) -> Vec<(String, Range<usize>)> {
     let header = FileHeader64::<LE>::parse(file).unwrap();
     let sections = header.section_headers(LE, file).unwrap();
@@ -38,11 +38,11 @@ fn names_are_in_the_order_of_the_sections() {
     ram(&folder, &[(0, &pattern(8 << 10)), (frame(9), CANARY)]);
     for (kind, table) in [("pvh", ".xen_pfn"), ("pv", ".xen_p2m")] {
         let file = dump(&folder, kind);
-        // That of `xl dump-core`, which also has `.xen_shared_info`, in front of the pages.
+        // The order of `xl dump-core`, which also has `.xen_shared_info`, before the pages.
         let expected = ["", ".shstrtab", ".note.Xen", ".xen_prstatus", ".xen_pages", table];
         let names: Vec<_> = sections_by_order(&file).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, expected);
-        // The same by the places of the names, as every other reader takes them.
+        // The same by the offsets of the names, which every other reader uses.
         let header = FileHeader64::<LE>::parse(&*file).unwrap();
         let sections = header.sections(LE, &*file).unwrap();
         let names: Vec<_> = sections.iter().map(|s| text(sections.section_name(LE, s).unwrap())).collect();
@@ -51,7 +51,7 @@ fn names_are_in_the_order_of_the_sections() {
 }
 
 #[test]
-fn reader_that_goes_by_the_order_finds_each_frame_at_its_address() {
+fn reader_that_relies_on_the_order_finds_each_frame_at_its_address() {
     let folder = folder("xen-banner");
     ram(&folder, &[(0, &pattern(1 << 20)), (0x1_5010, BANNER), (frame(0x1234) + 0xFF0, &BANNER[..16])]);
     for (kind, table, entry) in [("pvh", ".xen_pfn", 8), ("pv", ".xen_p2m", 16)] {

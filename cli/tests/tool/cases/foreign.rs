@@ -1,14 +1,14 @@
-//! Files that are no raw RAM, though their length is that of whole frames: the tool must not take them for it.
+//! Files that are not raw RAM, although they consist of whole frames: the tool must not take them for RAM.
 
 use std::fs;
 
 use xenmap::FRAME_SIZE;
 
 use crate::dumps::*;
-use crate::foreign;
 use crate::harness::*;
+use crate::image::foreign;
 
-/// Where a file of some kind has its magic number, the number, and what a refusal of it must say.
+/// For each kind of file, the place of its magic number, the number, and what a refusal must say.
 const FOREIGN: [(usize, &[u8], &str); 105] = [
     (0, b"\x1F\x8B\x08\0", "compressed with gzip: decompress it first (gunzip)"),
     (0, b"\x1F\x9D\x90", "compressed with compress: decompress it first (uncompress)"),
@@ -117,7 +117,7 @@ const FOREIGN: [(usize, &[u8], &str); 105] = [
     (0, &0xEC30_A437_u32.to_le_bytes(), "a dictionary of zstd"),
 ];
 
-/// What is known of a superblock of ext4: how many inodes and blocks, the size of a block, the magic number, the revision.
+/// The checked fields of a superblock of ext4: numbers of inodes and blocks, block size, magic number, revision.
 const EXT4: [u8; 80] = {
     let mut block = [0; 80];
     block[0] = 16;
@@ -129,7 +129,7 @@ const EXT4: [u8; 80] = {
     block
 };
 
-/// Whole frames that begin as a kind of file does.
+/// Returns whole frames that begin as a kind of file does.
 fn whole_frames(at: usize, magic: &[u8]) -> Vec<u8> {
     let mut file = vec![7; (at + magic.len()).next_multiple_of(FRAME_SIZE).max(4 * FRAME_SIZE)];
     file[at..at + magic.len()].copy_from_slice(magic);
@@ -167,7 +167,7 @@ fn every_known_kind_has_a_case() {
     let met = |kind: &foreign::Kind| {
         FOREIGN.iter().any(|(at, magic, what)| {
             let file = whole_frames(*at, magic);
-            // What --mock reads of a file.
+            // As much as --mock reads of a file.
             let head = &file[..file.len().min(foreign::HEAD)];
             foreign::identify(head).is_some_and(|line| line.starts_with(&format!("it is {what}")))
                 && foreign::find(head).is_some_and(|found| std::ptr::eq(found, kind))
@@ -178,7 +178,7 @@ fn every_known_kind_has_a_case() {
 }
 
 #[test]
-fn raw_ram_that_looks_foreign_is_read_when_told_so() {
+fn raw_ram_that_looks_foreign_is_read_with_the_option() {
     let folder = folder("foreign-raw");
     let [elf, lime] = [elf, lime].map(|make| make(&[(0, page(7))].into()));
     let whole = |mut bytes: Vec<u8>| {
@@ -204,7 +204,7 @@ fn raw_ram_that_looks_foreign_is_read_when_told_so() {
 }
 
 #[test]
-fn each_of_two_dumps_is_raw_only_when_told_so() {
+fn each_of_two_dumps_is_raw_only_with_the_option() {
     let folder = folder("foreign-which");
     let ram = whole_frames(0, b"KDUMP   ");
     fs::write(folder.join("odd"), &ram).unwrap();
@@ -225,7 +225,7 @@ fn each_of_two_dumps_is_raw_only_when_told_so() {
         let output = run_in(&folder, &format!("--mock odd --mock-raw diff --raw {which} elf"));
         assert_eq!(refusal(&output), "there is only one dump: give --raw old, or another dump");
     }
-    // Without saying which.
+    // The option needs a value.
     let line = usage_error(&run_in(&folder, "diff --raw odd elf")).to_owned();
     assert!(line.contains("--raw <WHICH>") && line.contains("old, new, both"), "{line}");
 }
@@ -243,7 +243,7 @@ fn raw_dump_that_is_cut_off_is_refused_whatever_it_begins_with() {
 }
 
 #[test]
-fn dump_of_another_format_is_no_ram_of_a_guest() {
+fn dump_of_another_format_is_not_a_guests_ram() {
     let folder = folder("foreign-own");
     for (name, make) in FORMATS.into_iter().filter(|(name, _)| *name != "raw") {
         fs::write(folder.join(name), make(&[(0, page(7))].into())).unwrap();
@@ -257,7 +257,7 @@ fn dump_of_another_format_is_no_ram_of_a_guest() {
 }
 
 #[test]
-fn what_ram_usually_begins_with_is_not_foreign() {
+fn usual_beginnings_of_ram_are_not_foreign() {
     let folder = folder("foreign-not");
     // Zeros; the first interrupt vectors that SeaBIOS and other BIOSes leave; a kernel; text.
     for start in [&[0_u8; 16][..], b"\x53\xFF\0\xF0\x53\xFF\0\xF0", b"\xF3\xEE\0\xF0", b"MZ\xEA\x07", b"Lorem ipsum"] {

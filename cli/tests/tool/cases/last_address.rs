@@ -7,6 +7,7 @@ use crate::args::{PatternArgs, SearchArgs};
 use crate::canvas::{Canvas, Shade};
 use crate::harness::*;
 use crate::pattern::Pattern;
+use crate::sheet::Sheet;
 use crate::{map, said, search};
 
 /// Makes four levels of page tables in frames 1 to 4, which map the last page to frame 9 and the one before to frame 7.
@@ -104,9 +105,10 @@ fn last_frame_is_drawn() {
     for ranges in [std::slice::from_ref(&last), &[first, last.clone()], &[all]] {
         let mut canvas = Canvas::new(ranges).unwrap();
         canvas.draw(last.clone(), Shade::Data);
-        canvas.png().unwrap();
+        let sheet = Sheet::new(&canvas).unwrap();
+        sheet.png().unwrap();
         let mut out = Vec::new();
-        canvas.legend(&mut out).unwrap();
+        canvas.legend(sheet.top, &mut out).unwrap();
         assert!(text(&out).contains(" to 0xfffffffffffff\n"), "{}", text(&out));
     }
 }

@@ -51,12 +51,12 @@ fn invalid_job_is_refused() {
     fs::write(folder.join("out"), "as it was").unwrap();
     let (max, whole) = (u64::MAX, 1_u64 << 40);
     for (start, end, offset, expected) in [
-        (5, 4, 0, "0x5 to 0x4 is no range of frames"),
-        (max, 0, 0, "is no range of frames"),
-        (0, max, 0, "is no range of frames"),
-        (max, max, 0, "is no range of frames"),
-        (max - 1, max, 0, "is no range of frames"),
-        (0, whole + 1, 0, "is no range of frames"),
+        (5, 4, 0, "0x5 to 0x4 is not a range of frames"),
+        (max, 0, 0, "is not a range of frames"),
+        (0, max, 0, "is not a range of frames"),
+        (max, max, 0, "is not a range of frames"),
+        (max - 1, max, 0, "is not a range of frames"),
+        (0, whole + 1, 0, "is not a range of frames"),
         (0, 1, max, "no file has 1 frames at byte 0xffffffffffffffff"),
         (0, 1, max - 4095, "no file has 1 frames at byte"),
         (0, 1, 1 << 63, "no file has 1 frames at byte"),

@@ -27,12 +27,12 @@ fn zst_with_checksum(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// A frame that readers of zstd skip.
+/// Returns a frame that readers of zstd skip.
 fn skippable(content: &[u8]) -> Vec<u8> {
     [&0x184D_2A53_u32.to_le_bytes(), &u32::try_from(content.len()).unwrap().to_le_bytes(), content].concat()
 }
 
-/// The line that refuses such a file.
+/// Returns the refusal of a file with this content.
 #[track_caller]
 fn refused(folder: &Path, content: &[u8]) -> String {
     fs::write(folder.join("zst"), content).unwrap();
@@ -102,7 +102,7 @@ fn frames_of_zstd_are_read_one_after_the_other_and_skippable_ones_are_skipped() 
 }
 
 #[test]
-fn compressed_file_that_holds_no_dump_is_refused() {
+fn compressed_file_that_does_not_hold_a_dump_is_refused() {
     let folder = folder("zst-bad");
     let good = zst(&lime(&pages()));
     let mut damaged = zst_with_checksum(&lime(&[(0, *pattern(FRAME_SIZE).first_chunk().unwrap())].into()));
@@ -141,7 +141,7 @@ fn bytes_after_a_compressed_dump_are_told_from_a_damaged_one() {
         let line = refused(&folder, &[whole, more].concat());
         assert!(line.starts_with(&expected), "{expected}: {line}");
     }
-    // What may be the next part of the dump is cut off.
+    // These may begin the next part of the dump, which is cut off.
     for more in [&b"\x28"[..], b"\x28\xb5\x2f\xfd", b"\x53\x2a\x4d\x18\x01\0\0\0"] {
         let line = refused(&folder, &[&good, more].concat());
         assert_eq!(line, "it is compressed with zstd, and cut off", "{more:?}");
@@ -177,7 +177,7 @@ fn folder_without_room_for_what_is_decompressed_is_named() {
                     set TMPDIR to a folder with room for it, or use zstd -d";
     assert_eq!(refusal(&output), expected);
 
-    // Files may have 1 or 2 KiB, by the shell. /tmp may be in memory, which is scarce in dom0.
+    // Files may have 1 or 2 KiB, depending on the shell. /tmp may be in memory, which is scarce in dom0.
     let limited = "trap '' XFSZ; ulimit -f 2; exec \"$0\" diff zst zst";
     for (temporary, named) in [(Some("."), "."), (None, "/var/tmp"), (Some(""), "/var/tmp")] {
         let mut command = shell(&folder, limited);
@@ -192,7 +192,7 @@ fn folder_without_room_for_what_is_decompressed_is_named() {
 }
 
 #[test]
-fn what_is_decompressed_leaves_nothing_and_takes_no_room_for_zeros() {
+fn decompression_leaves_nothing_and_takes_no_room_for_zeros() {
     let folder = folder("zst-sparse");
     let temporary = folder.join("tmp");
     fs::create_dir(&temporary).unwrap();

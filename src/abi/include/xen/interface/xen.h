@@ -1,2 +1,2 @@
-/* <xen/privcmd.h> of Linux wants domid_t and xen_pfn_t from a header that only the kernel has: take Xen's own. */
+/* Linux's <xen/privcmd.h> needs domid_t and xen_pfn_t from a header that only the kernel has: use Xen's own. */
 #include <xen/xen.h>

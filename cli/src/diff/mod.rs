@@ -1,5 +1,7 @@
 //! `diff`: which pages differ.
 
+mod report;
+
 use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
@@ -12,13 +14,15 @@ use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 use crate::{Result, say};
+use report::{Report, Verdict};
 
 const FRAME: u64 = FRAME_SIZE as u64;
 
-/// What is compared: a dump, or the guest with the frames that it has.
+/// One of the two things that are compared.
 enum Side<'a> {
-    /// Also the first frame that was not yet asked of the disk.
+    /// A dump, and the first frame that was not prefetched yet.
     Dump(Image, u64),
+    /// The guest, and the frames that it has.
     Guest(GuestPages<'a>, Vec<Range<u64>>),
 }
 
@@ -37,7 +41,7 @@ impl Side<'_> {
     fn load(&mut self, window: Range<u64>) -> Result<()> {
         match self {
             Side::Dump(image, next) => {
-                // The next window too, for the disk to have something to do meanwhile.
+                // The next window too: the disk reads it while this one is compared.
                 let end = window.end + WINDOW as u64;
                 image.prefetch(window.start.max(*next)..end);
                 *next = end;
@@ -47,7 +51,7 @@ impl Side<'_> {
         }
     }
 
-    /// The page of a frame that it has whole, in the window loaded last; `None` if it cannot be read.
+    /// Returns the page of a frame that this side has whole, in the window loaded last; `None` if it cannot be read.
     fn page(&self, pfn: u64) -> Option<&Page> {
         match self {
             Side::Dump(image, _) => image.page(pfn),
@@ -55,7 +59,7 @@ impl Side<'_> {
         }
     }
 
-    /// What it has of a frame, in the window loaded last; `None` if it cannot be read.
+    /// Returns what this side has of a frame, in the window loaded last; `None` if it cannot be read.
     fn frame(&self, pfn: u64) -> Option<Frame> {
         match self {
             Side::Dump(image, _) => Some(image.frame(pfn)),
@@ -65,18 +69,24 @@ impl Side<'_> {
 }
 
 /// Compares two dumps and returns whether they are the same.
-pub(crate) fn dumps(old: &Path, new: &Path, raw: Option<RawDumps>, out: &mut impl Write) -> Result<bool> {
+pub(crate) fn dumps(
+    old: &Path,
+    new: &Path,
+    raw: Option<RawDumps>,
+    as_json: bool,
+    out: &mut impl Write,
+) -> Result<bool> {
     let (old_is_raw, new_is_raw) = match raw {
         None => (false, false),
         Some(RawDumps::Old) => (true, false),
         Some(RawDumps::New) => (false, true),
         Some(RawDumps::Both) => (true, true),
     };
-    // What to give if one of them turns out to be raw, too.
+    // The options to suggest if one of them looks like something else.
     let for_old = Making::new(old_is_raw, if new_is_raw { "--raw both" } else { "--raw old" });
     let for_new = Making::new(new_is_raw, if old_is_raw { "--raw both" } else { "--raw new" });
     let [old, new] = [Image::open(old, for_old)?, Image::open(new, for_new)?].map(|image| Side::Dump(image, 0));
-    compare(old, new, out)
+    compare(old, new, as_json, out)
 }
 
 /// Compares a dump and the guest and returns whether they are the same; `None` if not all of the guest was searched.
@@ -85,6 +95,7 @@ pub(crate) fn dump_and_guest(
     raw: Option<RawDumps>,
     guest: &Guest,
     search: SearchArgs,
+    as_json: bool,
     out: &mut impl Write,
 ) -> Result<Option<bool>> {
     if raw.is_some_and(|raw| raw != RawDumps::Old) {
@@ -93,27 +104,30 @@ pub(crate) fn dump_and_guest(
     let old = Image::open(old, Making::new(raw.is_some(), "--raw old"))?;
     let found = scan(guest, search)?;
     if !found.is_complete() {
-        // What was not found would be taken for what the guest does not have.
+        // RAM that was not found would be reported as missing in the guest.
         say("nothing was compared");
+        if as_json {
+            report::not_compared(found.not_searched(), out)?;
+        }
         return Ok(None);
     }
     let map = found.map;
-    // What is broken is the guest's too, and cannot be read.
+    // Broken frames are the guest's too: they are reported as unreadable.
     let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;
     let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.numbers()).collect();
-    compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), out).map(Some)
+    compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), as_json, out).map(Some)
 }
 
-fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result<bool> {
+fn compare(mut old: Side<'_>, mut new: Side<'_>, as_json: bool, out: &mut impl Write) -> Result<bool> {
     let (of_old, of_new) = (old.parts(), new.parts());
     let frames = segments(&of_old, &of_new).map(|(pfns, ..)| pfns.end - pfns.start).sum();
     let progress = Progress::new("comparing", frames)?;
     let mut done = 0;
-    let mut report = Report { progress, last: None, torn: None, counts: [0; VERDICTS] };
-    // What a raw dump lacks may be a page of zeros, and its zeros may be no page.
+    let mut report = Report::new(progress, as_json);
+    // A page that a raw dump lacks may be a page of zeros, and its zeros may be no page.
     let hidden = Hidden { by_old: old.hides_zeros(), by_new: new.hides_zeros() };
     for (pfns, of_old, of_new) in segments(&of_old, &of_new) {
-        let without_a_look = match (of_old, of_new) {
+        let known_verdict = match (of_old, of_new) {
             (None, None) => continue,
             (None | Some(Part::Zeros), None | Some(Part::Zeros)) => {
                 let zeros = |part: Option<Part>| part.map(|_| &ZEROS[..]);
@@ -123,7 +137,7 @@ fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result
             (None, Some(Part::Pages)) if !hidden.any() => Some(Verdict::OnlyNew),
             _ => None,
         };
-        if let Some(verdict) = without_a_look {
+        if let Some(verdict) = known_verdict {
             report.add(addresses(&pfns), verdict, out)?;
             done += pfns.end - pfns.start;
             continue;
@@ -145,7 +159,7 @@ fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result
                     compare_pieces(pfn, frame(&old, of_old), frame(&new, of_new), hidden, &mut report, out)?;
                     continue;
                 }
-                // `None` if there is one that cannot be read.
+                // `None` if there is a page, and it cannot be read.
                 let page = |side, part: Option<Part>| match part {
                     Some(_) => Side::page(side, pfn).map(|page| Some(&page[..])),
                     None => Some(None),
@@ -157,13 +171,13 @@ fn compare(mut old: Side<'_>, mut new: Side<'_>, out: &mut impl Write) -> Result
                 report.add(addresses(&(pfn..pfn + 1)), verdict, out)?;
             }
             done += window.end - window.start;
-            report.progress.set(done);
+            report.set_progress(done);
         }
     }
     report.finish(out)
 }
 
-/// Compares a frame that not both have whole; `None` if it cannot be read.
+/// Compares a frame of which a side has only pieces; `None` if it cannot be read.
 fn compare_pieces(
     pfn: u64,
     old: Option<Frame>,
@@ -187,12 +201,12 @@ fn compare_pieces(
     Ok(())
 }
 
-/// The addresses of some frames.
+/// Returns the addresses of some frames.
 fn addresses(pfns: &Range<u64>) -> Range<u64> {
     pfns.start * FRAME..pfns.end * FRAME
 }
 
-/// Which side hides that it lacks a page, or has one of zeros.
+/// Which sides do not tell a page of zeros from a missing page.
 #[derive(Clone, Copy)]
 struct Hidden {
     by_old: bool,
@@ -205,7 +219,7 @@ impl Hidden {
     }
 }
 
-/// Compares a page or a part of one; `None` is what a side does not have.
+/// Compares a page or a part of one; `None` if a side does not have it.
 fn verdict(old: Option<&[u8]>, new: Option<&[u8]>, hidden: Hidden) -> Verdict {
     let may_be_none = |bytes: &[u8]| hidden.any() && *bytes == ZEROS[..bytes.len()];
     match (old, new) {
@@ -218,10 +232,10 @@ fn verdict(old: Option<&[u8]>, new: Option<&[u8]>, hidden: Hidden) -> Verdict {
     }
 }
 
-/// Frames of which each side has all or none, or which a side has in pieces.
+/// Frames that each side has whole, has in pieces, or does not have.
 type Segment = (Range<u64>, Option<Part>, Option<Part>);
 
-/// The frames of both sides, in ascending order, and those of neither between them.
+/// Returns the frames of both sides in ascending order, and those of neither between them.
 fn segments<'a>(
     mut old: &'a [(Range<u64>, Part)],
     mut new: &'a [(Range<u64>, Part)],
@@ -244,92 +258,4 @@ fn segments<'a>(
             |first: Option<&(Range<u64>, Part)>| first.filter(|(pfns, _)| pfns.contains(&start)).map(|(_, part)| *part);
         Some((start..next, part(firsts[0]), part(firsts[1])))
     })
-}
-
-/// In ascending order: a page of several parts is counted as the last of theirs.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
-    Same,
-    OnlyNew,
-    OnlyOld,
-    Different,
-    Unreadable,
-}
-
-const VERDICTS: usize = 5;
-
-/// Prints ranges of addresses with the same verdict, and counts pages.
-struct Report {
-    progress: Progress,
-    /// The range that may go on.
-    last: Option<(Range<u64>, Verdict)>,
-    /// The page of which there may be more parts, which is not counted yet.
-    torn: Option<(u64, Verdict)>,
-    /// Pages by verdict.
-    counts: [u64; VERDICTS],
-}
-
-impl Report {
-    /// Adds whole pages, or a part of one.
-    fn add(&mut self, bytes: Range<u64>, verdict: Verdict, out: &mut impl Write) -> Result<()> {
-        self.count(&bytes, verdict);
-        match &mut self.last {
-            Some((last, of_last)) if *of_last == verdict && last.end == bytes.start => last.end = bytes.end,
-            _ => {
-                self.print(out)?;
-                self.last = Some((bytes, verdict));
-            }
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, bytes: &Range<u64>, verdict: Verdict) {
-        if bytes.start.is_multiple_of(FRAME) && bytes.end.is_multiple_of(FRAME) {
-            self.counts[verdict as usize] += (bytes.end - bytes.start) / FRAME;
-            return;
-        }
-        let page = bytes.start / FRAME;
-        match &mut self.torn {
-            Some((torn, of_torn)) if *torn == page => *of_torn = verdict.max(*of_torn),
-            torn => {
-                if let Some((_, verdict)) = torn.replace((page, verdict)) {
-                    self.counts[verdict as usize] += 1;
-                }
-            }
-        }
-    }
-
-    fn print(&mut self, out: &mut impl Write) -> Result<()> {
-        let Some((bytes, verdict)) = self.last.take() else { return Ok(()) };
-        let verdict = match verdict {
-            Verdict::Same => return Ok(()),
-            Verdict::Different => "different",
-            Verdict::OnlyOld => "only in OLD",
-            Verdict::OnlyNew => "only in NEW",
-            Verdict::Unreadable => "cannot be read",
-        };
-        let (first, last) = (bytes.start, bytes.end - 1);
-        let is_whole = bytes.start.is_multiple_of(FRAME) && bytes.end.is_multiple_of(FRAME);
-        let (count, unit) = if is_whole { ((bytes.end - first) / FRAME, "page") } else { (bytes.end - first, "byte") };
-        let s = if count == 1 { "" } else { "s" };
-        self.progress.suspend(|| {
-            writeln!(out, "{first:#x} to {last:#x}: {count} {unit}{s} {verdict}")?;
-            Ok(out.flush()?)
-        })
-    }
-
-    fn finish(mut self, out: &mut impl Write) -> Result<bool> {
-        self.print(out)?;
-        drop(self.progress);
-        if let Some((_, verdict)) = self.torn {
-            self.counts[verdict as usize] += 1;
-        }
-        let [same, only_new, only_old, different, unreadable] = self.counts;
-        writeln!(out, "{same} the same, {different} different, {only_old} only in OLD, {only_new} only in NEW")?;
-        if unreadable > 0 {
-            out.flush()?;
-            return Err(format!("{unreadable} pages of the guest cannot be read, and were not compared").into());
-        }
-        Ok(different + only_old + only_new == 0)
-    }
 }
