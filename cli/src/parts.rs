@@ -219,7 +219,7 @@ fn untranslated_until(tables: &PageTables, address: u64, reason: &str) -> u64 {
             if address >> 55 & 1 == 1 && address < translated { translated - 1 } else { end }
         }
         // An entry is taken for a page at a level that has none: such a level is so high that the entry covers more.
-        _ if reason.contains("none of that size") => end_of_block(address, 30),
+        _ if reason.contains("a page of a size that does not exist") => end_of_block(address, 30),
         _ => end_of_block(address, PAGE_BITS),
     }
 }

@@ -234,6 +234,15 @@ fn huge_hole_is_skipped_whatever_the_page_tables() {
 }
 
 #[test]
+fn entry_for_a_page_of_512_gib_is_skipped() {
+    let folder = folder("read-no-such-page");
+    // The bit for a page is set in the highest table, which has no pages.
+    ram(&folder, &[(frame(1), &0x83_u64.to_le_bytes())]);
+    let output = run_in(&folder, "--mock ram read 0 512G --virtual --cr3 0x1000");
+    assert!(refusal(&output).starts_with("virtual address 0x0: "), "{}", text(&output.stderr));
+}
+
+#[test]
 fn virtual_pages_that_cannot_be_read_are_told_by_their_reasons() {
     let folder = folder("read-virtual-reasons");
     let entry = |pfn: u64| (frame(pfn) | 3).to_le_bytes();
