@@ -199,7 +199,8 @@ fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(S
 
 /// Returns the last of the addresses from `address` on that certainly have no translation, as `address` has none.
 ///
-/// There may be more: it can take several steps to get past a hole.
+/// There may be more: it can take several steps to get past a hole. The reason is the library's text, which names the
+/// level. If it contains none of the phrases below, the step is a page: slow, but right.
 fn untranslated_until(tables: &PageTables, address: u64, reason: &str) -> u64 {
     // x86 counts its levels upwards from 1, and arm64 downwards to 3.
     let levels = if matches!(tables, PageTables::X86 { .. }) { [1, 2, 3, 4, 5] } else { [3, 2, 1, 0, -1] };
@@ -218,7 +219,7 @@ fn untranslated_until(tables: &PageTables, address: u64, reason: &str) -> u64 {
             if address >> 55 & 1 == 1 && address < translated { translated - 1 } else { end }
         }
         // An entry is taken for a page at a level that has none: such a level is so high that the entry covers more.
-        _ if reason.contains("none of that size") => end_of_block(address, 30),
+        _ if reason.contains("a page of a size that does not exist") => end_of_block(address, 30),
         _ => end_of_block(address, PAGE_BITS),
     }
 }

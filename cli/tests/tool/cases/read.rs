@@ -221,7 +221,7 @@ fn huge_hole_is_skipped_whatever_the_page_tables() {
     let five_levels = PageTables::X86 { cr3: 0, mode: PagingMode::FiveLevels };
     let four_levels = PageTables::X86 { cr3: 0x1000, mode: PagingMode::FourLevels };
     // T0SZ and T1SZ for 39 bits, and pages of 4 KiB.
-    let arm64 = PageTables::Arm64 { ttbr0: 0x6000, ttbr1: 0x2000, tcr: 0x19 | 0x19 << 16 | 0b10 << 30 };
+    let arm64 = PageTables::Arm64 { ttbr0: 0x6000, ttbr1: 0x2000, tcr: 0x8019_0019 };
     for tables in [five_levels, four_levels, arm64] {
         let mut out = Vec::new();
         let complete = read::read(&guest, &Space::Virtual(tables), (1, u64::MAX), Format::Hexdump, &mut out).unwrap();
@@ -231,6 +231,15 @@ fn huge_hole_is_skipped_whatever_the_page_tables() {
         assert!(shown[256].ends_with("|........the last|"), "{tables:?}: {}", shown[256]);
         assert_eq!((shown.len(), complete), (258, false), "{tables:?}");
     }
+}
+
+#[test]
+fn entry_for_a_page_of_512_gib_is_skipped() {
+    let folder = folder("read-no-such-page");
+    // The bit for a page is set in the highest table, which has no pages.
+    ram(&folder, &[(frame(1), &0x83_u64.to_le_bytes())]);
+    let output = run_in(&folder, "--mock ram read 0 512G --virtual --cr3 0x1000");
+    assert!(refusal(&output).starts_with("virtual address 0x0: "), "{}", text(&output.stderr));
 }
 
 #[test]
