@@ -146,6 +146,7 @@ pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l live -d 'Let the guest run: its pages are copied at different moments'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pause -d 'Pause the guest until the dump is written'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l json -d 'Print the summary as a JSON object; on stderr if the dump goes to standard output'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
@@ -161,6 +162,7 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock -d 'Simulate
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -s h -l help -d 'Print help (see more with \'--help\')'
