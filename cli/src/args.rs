@@ -204,6 +204,8 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Draw where a guest's RAM is, as a PNG image
+    ///
+    /// The image has a legend of its colors, and the addresses of its rows at the left.
     Picture {
         /// Image file to create; it must not exist
         out: PathBuf,
