@@ -1,13 +1,14 @@
-//! Finds a guest's RAM, shows bytes of it, or dumps it to a file.
+//! Maps a guest's RAM, prints bytes of it, or dumps it to a file.
 //!
 //!     cargo run --example guest_ram -- --mock FILE map
 //!     cargo run --example guest_ram -- --mock FILE read 0x1000 64
 //!     guest_ram 5 dump OUT
 //!
-//! With a domain's number it looks at that guest of the Xen host that it runs on, as root in dom0. With `--mock` it
-//! needs no Xen: the file becomes the RAM of a guest on a simulated host. What follows is the same for both.
+//! With a domain number, it accesses that guest on the local Xen host (run it as root in dom0). With `--mock`, it needs
+//! no Xen: the file becomes the RAM of a guest on a simulated host. Everything else is the same for both.
 //!
-//! The crate `xenmap-cli` is a tool that does all this with more care: names, other formats, frames that get lost.
+//! The crate `xenmap-cli` is a tool that does this more completely: it also takes names, writes other formats, and
+//! handles frames that disappear.
 
 use std::env;
 use std::error::Error;
@@ -20,12 +21,12 @@ use std::process::ExitCode;
 use xenmap::mock::MockHost;
 use xenmap::{Access, Domid, ForeignMemory, Guest, NumberRange, Protection};
 
-const USAGE: &str = "usage: guest_ram [--mock FILE | DOMID] map | read ADDRESS LEN | dump OUT";
+const USAGE: &str = "usage: guest_ram (--mock FILE | DOMID) (map | read ADDRESS LEN | dump OUT)";
 
-/// Bytes that are read at a time, so that a large LEN takes no more memory.
+/// Bytes to read at a time, so that a large LEN needs no more memory.
 const CHUNK: u64 = 1 << 20;
 
-/// Frames that are mapped at a time: a mapping takes page tables, and on some hosts memory of dom0's own.
+/// Frames to map at a time: a mapping needs page tables and, on some hosts, memory of dom0's own.
 const WINDOW: usize = 4096;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// An error with its causes: the text of one does not repeat that of the next.
+/// Formats an error and its causes. No error's text repeats that of its cause.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let causes = iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -57,32 +58,31 @@ fn run() -> Result<()> {
     let args = args.ok_or("an argument is not UTF-8")?;
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
 
-    // All arguments are looked at before anything is opened.
+    // Check all arguments before opening anything.
     match args.as_slice() {
         ["--mock", file, command @ ..] => {
-            let command = command_of(command)?;
+            let command = parse_command(command)?;
             let (memory, domid) = simulate(file).map_err(|e| format!("cannot use {file:?}: {}", chain(&*e)))?;
-            carry_out(&command, &memory, domid)
+            execute(&command, &memory, domid)
         }
         [domid, command @ ..] => {
-            let command = command_of(command)?;
-            let domid: Domid =
-                domid.parse().map_err(|e| format!("{domid:?} is no number of a domain: {e}; {USAGE}"))?;
-            carry_out(&command, &ForeignMemory::open()?, domid)
+            let command = parse_command(command)?;
+            let domid: Domid = domid.parse().map_err(|e| format!("{domid:?} is not a domain number: {e}; {USAGE}"))?;
+            execute(&command, &ForeignMemory::open()?, domid)
         }
         [] => Err(USAGE.into()),
     }
 }
 
-fn command_of<'a>(args: &[&'a str]) -> Result<Command<'a>> {
+fn parse_command<'a>(args: &[&'a str]) -> Result<Command<'a>> {
     match *args {
         ["map"] => Ok(Command::Map),
         ["read", address, len] => {
-            let (address, len) = (number(address)?, number(len)?);
+            let (address, len) = (parse_number(address)?, parse_number(len)?);
             if len == 0 {
                 return Err("LEN is 0: there is nothing to read".into());
             }
-            // All below may add them.
+            // The code below adds them.
             address.checked_add(len).ok_or("ADDRESS and LEN reach past the last address")?;
             Ok(Command::Read { address, len })
         }
@@ -91,25 +91,25 @@ fn command_of<'a>(args: &[&'a str]) -> Result<Command<'a>> {
     }
 }
 
-/// A decimal number, or a hexadecimal one after 0x.
-fn number(text: &str) -> Result<u64> {
+/// Parses a number: decimal, or hexadecimal after 0x.
+fn parse_number(text: &str) -> Result<u64> {
     let number = match text.strip_prefix("0x") {
         Some(digits) => u64::from_str_radix(digits, 16),
         None => text.parse(),
     };
-    Ok(number.map_err(|e| format!("{text:?} is no number such as 4096 or 0x1000: {e}"))?)
+    Ok(number.map_err(|e| format!("{text:?} is not a number such as 4096 or 0x1000: {e}"))?)
 }
 
-/// A guest whose RAM is a copy of a file. It lives as long as the handle.
+/// Creates a guest whose RAM is a copy of a file. It lives as long as the handle.
 fn simulate(file: &str) -> Result<(ForeignMemory, Domid)> {
     let host = MockHost::new();
     let domain = host.create_domain_from_file(&File::open(file)?)?;
     Ok((host.open()?, domain.domid()))
 }
 
-fn carry_out(command: &Command, memory: &ForeignMemory, domid: Domid) -> Result<()> {
+fn execute(command: &Command, memory: &ForeignMemory, domid: Domid) -> Result<()> {
     let guest = Guest::open(memory, domid)?;
-    // Xen may crash a populate-on-demand guest when we touch frames that it has not used yet.
+    // Touching frames that a populate-on-demand guest has not used yet may crash the guest.
     guest.check_populated()?;
     match *command {
         Command::Map => map(&guest),
@@ -118,7 +118,7 @@ fn carry_out(command: &Command, memory: &ForeignMemory, domid: Domid) -> Result<
     }
 }
 
-/// Prints where the guest's RAM is: the first and the last address of each extent, and what it is.
+/// Prints the guest's RAM map: the first and the last address of each extent, and its kind.
 fn map(guest: &Guest) -> Result<()> {
     let mut stdout = io::stdout().lock();
     for extent in guest.ram_map()?.extents() {
@@ -128,13 +128,13 @@ fn map(guest: &Guest) -> Result<()> {
     Ok(())
 }
 
-/// Prints bytes in rows of 16, each after the address of its first byte.
+/// Prints bytes in rows of 16, each row after its address.
 fn read(guest: &Guest, address: u64, len: u64) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let end = address + len;
     let mut start = address;
     while start < end {
-        // A copy: the guest may change its RAM at any time. It need not begin or end where a frame does.
+        // A copy, because the guest may change its RAM at any time. The range need not be aligned to frames.
         let mut bytes = vec![0; usize::try_from(CHUNK.min(end - start))?];
         guest.read(start, &mut bytes)?;
         for row in bytes.chunks(16) {
@@ -146,12 +146,12 @@ fn read(guest: &Guest, address: u64, len: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes the guest's RAM to a new file, each byte at its address; what is no RAM is a hole in the file.
+/// Writes the guest's RAM to a new sparse file: each byte at its address, and a hole where there is no RAM.
 fn dump(guest: &Guest, out: &str) -> Result<()> {
-    // It has the guest's secrets in it, but who may read it is left to the umask here.
+    // The dump contains the guest's secrets. This example leaves its permissions to the umask.
     let file = File::create_new(out).map_err(|e| format!("cannot create {out:?}: {e}"))?;
     dump_to(guest, file).map_err(|e| {
-        // Half a dump looks like a whole one.
+        // An incomplete dump looks like a complete one.
         let _ = fs::remove_file(out);
         format!("cannot dump to {out:?}: {}", chain(&*e)).into()
     })
@@ -161,10 +161,10 @@ fn dump_to(guest: &Guest, mut file: File) -> Result<()> {
     for pfns in guest.ram_map()?.ranges() {
         for start in pfns.numbers().step_by(WINDOW) {
             let window = NumberRange::try_from(start..pfns.end().min(start + WINDOW as u64))?;
-            // Fails if the guest has given one of these frames back meanwhile; `map_partial` would leave it out.
+            // Fails if the guest has given one of these frames back meanwhile. `map_partial` would leave a hole.
             let mapping = guest.map(Protection::ReadOnly, window)?;
             file.seek(SeekFrom::Start(window.addresses().start))?;
-            // The kernel copies from the mapping to the file. Dropping the mapping unmaps it.
+            // Writes directly from the mapping, which is unmapped when it is dropped.
             mapping.view().write_to(0, mapping.view().len(), &file)?;
         }
     }

@@ -1,6 +1,6 @@
-//! `examples/guest_ram.rs`, run on a file.
+//! Runs `examples/guest_ram.rs` on a file.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -9,11 +9,10 @@ use std::process::{Command, Output};
 
 use xenmap::FRAME_SIZE;
 
-/// An empty folder with a file `ram`: a frame with a text near its end, a hole, and a frame that begins with another.
+/// Creates a folder with a file `ram`: a frame with a text near its end, a hole, and a frame that begins with a text.
 fn folder_with_ram(test: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("example").join(test);
-    // What an earlier run may have left.
-    let _ = fs::remove_dir_all(&folder);
+    let _ = fs::remove_dir_all(&folder); // an earlier run may have left one
     fs::create_dir_all(&folder).unwrap();
     let ram = File::create(folder.join("ram")).unwrap();
     ram.write_all_at(b"in the first", FRAME_SIZE as u64 - 16).unwrap();
@@ -30,7 +29,7 @@ fn run(folder: &Path, args: &str) -> Output {
     Command::new(example).current_dir(folder).args(args.split_whitespace()).output().unwrap()
 }
 
-/// What it prints if all goes well.
+/// Runs the example successfully, and returns its output.
 #[track_caller]
 fn shown(folder: &Path, args: &str) -> String {
     let output = run(folder, args);
@@ -39,7 +38,7 @@ fn shown(folder: &Path, args: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Checks that arguments lead to exit code 2 and a line on stderr with this text.
+/// Checks that the example exits with 2 and prints one line with this text to stderr.
 #[track_caller]
 fn assert_refused(folder: &Path, args: &str, expected: &str) {
     let output = run(folder, args);
@@ -56,7 +55,7 @@ fn map_shows_where_the_ram_is() {
 }
 
 #[test]
-fn read_shows_bytes_from_any_address_on() {
+fn read_shows_bytes_from_any_address() {
     let folder = folder_with_ram("read");
     let expected = "00000ff3  74 68 65 20 66 69 72 73 74 00 00 00 00\n";
     assert_eq!(shown(&folder, "--mock ram read 0xff3 13"), expected);
@@ -65,26 +64,26 @@ fn read_shows_bytes_from_any_address_on() {
 }
 
 #[test]
-fn dump_is_the_file_again() {
+fn dump_equals_the_file() {
     let folder = folder_with_ram("dump");
     assert_eq!(shown(&folder, "--mock ram dump out"), "");
     assert!(fs::read(folder.join("out")).unwrap() == fs::read(folder.join("ram")).unwrap());
 }
 
 #[test]
-fn bad_input_is_told_in_one_line() {
+fn bad_input_is_reported_in_one_line() {
     let folder = folder_with_ram("bad");
     for (args, expected) in [
         ("", "usage: "),
         ("--mock ram", "usage: "),
         ("--mock ram read 0", "usage: "),
-        ("--mock ram read 0 12x", "\"12x\" is no number"),
+        ("--mock ram read 0 12x", "\"12x\" is not a number"),
         ("--mock ram read 0 0", "LEN is 0"),
         ("--mock ram read 0xffffffffffffffff 2", "past the last address"),
         ("--mock ram read 0x1000 1", "0x1"),
         ("--mock missing map", "cannot use \"missing\": No such file"),
         ("--mock ram dump ram", "cannot create \"ram\": File exists"),
-        ("first map", "\"first\" is no number of a domain"),
+        ("first map", "\"first\" is not a domain number"),
     ] {
         assert_refused(&folder, args, expected);
     }

@@ -1,23 +1,23 @@
-//! Each module of the library uses only modules of the layers below its own.
+//! Each module of the library uses only the layers below it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules of the library, a layer each, the lowest first: CONTRIBUTING.md says what they are for.
+/// The library's modules, the lowest layer first. CONTRIBUTING.md describes them.
 const LAYERS: [&str; 11] =
     ["abi", "types", "error", "backend", "mapping", "handle", "raw", "guest", "cache", "vm_memory", "mock"];
 
-/// What stands above all layers: it only says what is public.
+/// The crate root is above all layers: it only re-exports.
 const TOP: &str = "lib";
 
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// The sources of one module, but for its unit tests: these may use the simulated host.
+/// Returns a module's source files, without its unit tests, which may use the mock.
 fn files(path: &Path) -> Vec<PathBuf> {
     if path.is_file() {
         return vec![path.to_owned()];
@@ -27,14 +27,14 @@ fn files(path: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| files(&path)).filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
 }
 
-/// How deep in the crate the module of a file is: 1 for those that are layers.
+/// Returns the depth of a file's module in the crate: 1 for a layer.
 fn depth(file: &Path) -> usize {
     let path = file.strip_prefix(source()).unwrap().with_extension("");
     path.components().filter(|part| part.as_os_str() != "mod").count()
 }
 
-/// The modules that code of this depth names from the crate's root, by `crate::NAME` or by as many `super::`, outside
-/// of comments and of `mod tests`. A group in braces is named as well, by what it begins with: write one `use` a layer.
+/// Returns the top-level modules that a file of this depth uses, by `crate::NAME` or by `super::`, outside comments and
+/// `mod tests`. For `crate::{…}` it returns "{", which is no layer, so that each layer needs a `use` of its own.
 fn uses(text: &str, depth: usize) -> BTreeSet<String> {
     let code = text.split("\nmod tests {").next().unwrap();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -100,7 +100,7 @@ fn depth_of_a_file_is_that_of_its_module() {
 }
 
 #[test]
-fn only_the_handles_own_folder_adds_methods_to_it() {
+fn only_the_handle_module_adds_methods_to_the_handle() {
     for layer in LAYERS.iter().filter(|layer| **layer != "handle") {
         let folder = source().join(layer);
         let module = if folder.is_dir() { folder } else { source().join(format!("{layer}.rs")) };

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What volatility3, gdb and drgn read in dumps of a simulated guest is at the address where the guest has it.
+"""Checks that volatility3, gdb and drgn read dumps of a simulated guest at the right addresses.
 
-readers.py TOOL FOLDER: with the tool (cli/), in a folder that is not there yet. See tests/readers. The checks are
-those of the lab (tests/xen/readers.py), each of which must also fail for a dump that is off by one page.
+readers.py TOOL FOLDER: dumps with the tool (cli/) into FOLDER, which must not exist. tests/readers runs it. The checks
+are those of the lab (tests/xen/readers.py), and each must fail for a dump that is off by one page.
 """
 
 import re
@@ -16,13 +16,13 @@ import readers  # noqa: E402
 
 PAGE = readers.PAGE
 BANNER = "Linux version 6.1.0-test (a@b) (gcc 12.2.0, GNU ld 2.40) #1 SMP TEST"
-# In a page, across a page border, and in another extent.
+# Within a page, across a page border, and in another extent.
 PLACES = [0x15010, 0x1FFF0, 0x400010]
 
 
 def make_ram(path):
     with open(path, "wb") as file:
-        # Frame n of 64 holds the number n + 1, and so do two more at 4 MiB.
+        # 64 frames, and two more at 4 MiB. Frame n is filled with the number n + 1.
         for frame in [*range(64), 1024, 1025]:
             file.seek(frame * PAGE)
             file.write(struct.pack("<Q", frame + 1) * (PAGE // 8))
@@ -32,7 +32,7 @@ def make_ram(path):
 
 
 def shifted(path, form):
-    """The same dump, in which each page is at the address of the next one."""
+    """Writes a copy of the dump in which each page has the address of the next one."""
     content = bytearray(path.read_bytes())
 
     def add(offset, number):
@@ -60,12 +60,12 @@ def shifted(path, form):
 
 
 def fails(function, *arguments):
-    """A check that cannot fail proves nothing."""
+    """Checks that a check fails."""
     try:
         function(*arguments)
     except AssertionError as error:
         return f"{function.__name__}: {error}".splitlines()[0]
-    raise AssertionError("a dump that is off by one page passes")
+    raise AssertionError("a dump that is off by one page passed")
 
 
 def has_the_pages(path, form):
@@ -79,7 +79,7 @@ def has_the_pages(path, form):
 
 def volatility_does_not_read(path, cache):
     found = [address for address, text in readers.banners(path, cache).items() if text == BANNER]
-    assert found and found != PLACES, "volatility3 reads .xen_p2m by now: say so in the README, and check the addresses"
+    assert found and found != PLACES, "volatility3 now reads .xen_p2m: update the README, and check the addresses"
 
 
 def gdb_finds_the_banners(path):
@@ -116,7 +116,7 @@ def main():
                 check("pv_xen_volatility_does_not_read_it", volatility_does_not_read, dump, folder / "cache")
             else:
                 arguments = (form, folder / "cache", BANNER, PLACES)
-                cases += [("volatility_finds_the_banners", readers.banner_is_where_it_is, arguments)]
+                cases += [("volatility_finds_the_banners", readers.banner_is_at, arguments)]
             for name, function, arguments in cases:
                 check(f"{kind}_{form}_{name}", function, dump, *arguments)
                 check(f"{kind}_{form}_{name}_or_fails", fails, function, broken, *arguments)

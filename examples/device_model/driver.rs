@@ -1,4 +1,4 @@
-//! The guest: a driver that asks for reads and writes at random, and checks every answer.
+//! The guest: a driver that submits random reads and writes, and checks every response.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -7,15 +7,15 @@ use xenmap::{FRAME_SIZE, Gfn};
 
 use crate::{DISK_SIZE, Event, OK, QUEUE_SIZE, READ, Result, SECTOR, WRITE};
 
-// The queue lies across the borders of buckets, to make it no easier than it may be.
+// The parts of the queue span bucket boundaries, which is the hard case.
 pub(crate) const DESCRIPTORS: u64 = 0xFF80;
 pub(crate) const AVAILABLE: u64 = 0x1_FFF0;
 pub(crate) const USED: u64 = 0x2_FFC0;
 
-/// So many requests are under way at a time, each in RAM of its own: a frame for header and answer, then the data.
+/// The maximum of requests in flight. Each has RAM of its own: a frame for the header and the status, then the data.
 const SLOTS: u16 = 8;
 const SLOT_FRAMES: u64 = 1024;
-/// Header, two pieces of data, answer.
+/// The descriptors of a request: header, two pieces of data, status.
 const CHAIN: u16 = 4;
 
 const HAS_NEXT: u16 = 1;
@@ -26,15 +26,15 @@ pub(crate) struct Driver<'a> {
     guest: &'a MockDomain,
     device: Sender<Event>,
     interrupts: Receiver<()>,
-    /// How many chains it has put into the available ring, and taken from the used ring.
+    /// How many chains were put into the available ring, and taken from the used ring.
     available: u16,
     used: u16,
-    /// What must be on the disk.
+    /// The expected content of the disk.
     disk: Vec<u8>,
     random: usize,
 }
 
-/// A request that is under way: where its data is, and for a read what it must be.
+/// A request in flight: where its data is and, for a read, what the data must be.
 struct Request {
     slot: u16,
     data: [(u64, usize); 2],
@@ -52,13 +52,13 @@ impl<'a> Driver<'a> {
             if round == rounds / 3 || round == rounds * 2 / 3 {
                 self.device.send(Event::Migration(round == rounds / 3))?;
             }
-            // One slot rests in turn: now and then its memory goes, and other comes, while the device is at work.
-            let resting = u16::try_from(round % usize::from(SLOTS))?;
-            let busy = (0..SLOTS).filter(|&slot| slot != resting);
+            // One slot at a time is idle. Now and then, its memory is ballooned while the device is working.
+            let idle = u16::try_from(round % usize::from(SLOTS))?;
+            let busy = (0..SLOTS).filter(|&slot| slot != idle);
             let requests: Vec<Request> = busy.map(|slot| self.submit(slot)).collect::<Result<_>>()?;
             self.device.send(Event::Kick)?;
             if round % 50 == 0 {
-                self.balloon(resting)?;
+                self.balloon(idle)?;
             }
             self.interrupts.recv()?;
             requests.iter().try_for_each(|request| self.check(request))?;
@@ -66,7 +66,7 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// Puts a read or a write into the queue.
+    /// Puts a random read or write into the queue.
     fn submit(&mut self, slot: u16) -> Result<Request> {
         let header = slot_frame(slot) * FRAME_SIZE as u64;
         let first = (header + (FRAME_SIZE + self.below(1 << 20)) as u64, 1 + self.below(9000));
@@ -85,8 +85,8 @@ impl<'a> Driver<'a> {
         }
 
         let (kind, flags) = if is_read { (READ, HAS_NEXT | DEVICE_WRITES) } else { (WRITE, HAS_NEXT) };
-        let no_answer_yet = [0xEE];
-        self.write(header, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes(), &no_answer_yet].concat())?;
+        let no_status_yet = [0xEE];
+        self.write(header, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes(), &no_status_yet].concat())?;
         let chain = [
             (header, 16, HAS_NEXT),
             (first.0, first.1, flags),
@@ -106,24 +106,24 @@ impl<'a> Driver<'a> {
         Ok(Request { slot, data: [first, second], expected })
     }
 
-    /// Takes the next answer, which must be that to `request`.
+    /// Takes the next response, which must be that to `request`.
     fn check(&mut self, request: &Request) -> Result<()> {
         let head = self.read(USED + 4 + 8 * u64::from(self.used % QUEUE_SIZE), 4)?;
         self.used = self.used.wrapping_add(1);
         let status = self.read(slot_frame(request.slot) * FRAME_SIZE as u64 + 16, 1)?;
         if head != u32::from(request.slot * CHAIN).to_le_bytes() || status != [OK] {
-            return Err(format!("the answer to slot {} is {status:?}, for chain {head:?}", request.slot).into());
+            return Err(format!("slot {}: got status {status:?} for chain {head:?}", request.slot).into());
         }
         let [first, second] = request.data;
         match &request.expected {
             Some(expected) if [self.read(first.0, first.1)?, self.read(second.0, second.1)?].concat() != *expected => {
-                Err("what was read is not what was written".into())
+                Err("the data read differs from the data written".into())
             }
             _ => Ok(()),
         }
     }
 
-    /// Gives frames of a slot back, and gets others in their place.
+    /// Balloons a slot's frames out and in again, so that the guest gets new memory for them.
     fn balloon(&mut self, slot: u16) -> Result<()> {
         let frames: Vec<Gfn> = Gfn::new(slot_frame(slot) + 1)?.range(256)?.into_iter().collect();
         for &frame in &frames {
@@ -145,7 +145,7 @@ impl<'a> Driver<'a> {
         Ok(self.guest.read(Gfn::containing(address)?, usize::try_from(address)? % FRAME_SIZE, len))
     }
 
-    /// A number below `limit`, by xorshift.
+    /// Returns a pseudorandom number below `limit` (xorshift).
     fn below(&mut self, limit: usize) -> usize {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;

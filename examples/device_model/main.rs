@@ -2,15 +2,15 @@
 //!
 //!     cargo run --release --example device_model --features vm-memory
 //!
-//! The device is what would run on Xen: it reaches the guest's RAM through a [`MapCache`], of which it keeps little, and
-//! lets rust-vmm's virtio-queue walk the queue. The guest is a thread that fills that queue, checks every answer, and
-//! gives RAM back and takes other in its place meanwhile. For a while the guest is "migrated", and the frames that the
-//! device writes are gathered.
+//! The device would run unchanged on Xen: it accesses the guest's RAM through a [`MapCache`] with a small budget, and
+//! uses rust-vmm's virtio-queue to walk the queue. The guest is a thread that fills the queue, checks every response,
+//! and balloons memory out and in meanwhile. For part of the time the guest is "migrated": the frames that the device
+//! writes are recorded.
 //!
-//! On a real Xen, [`ForeignMemory::open`](xenmap::ForeignMemory::open) takes the place of [`MockHost::open`], and what
-//! is an [`Event`] here arrives through an ioreq server (libxendevicemodel).
+//! On a real Xen, use [`ForeignMemory::open`](xenmap::ForeignMemory::open) instead of [`MockHost::open`]; each
+//! [`Event`] arrives through an ioreq server (libxendevicemodel).
 
-#![expect(clippy::print_stdout, reason = "prints what it found")]
+#![expect(clippy::print_stdout, reason = "prints its results")]
 
 mod driver;
 
@@ -32,10 +32,10 @@ use driver::{AVAILABLE, DESCRIPTORS, Driver, USED};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Serves the disk of a simulated guest.
+/// Serves the disk of a simulated guest, and checks every response
 #[derive(Parser)]
 struct Args {
-    /// How many requests the guest makes at least.
+    /// Make at least this many requests
     #[arg(long, default_value_t = 50_000)]
     requests: usize,
 }
@@ -44,25 +44,25 @@ const RAM_FRAMES: usize = 16 << 10;
 const DISK_SIZE: usize = 8 << 20;
 const SECTOR: usize = 512;
 const QUEUE_SIZE: u16 = 64;
-/// The longest request that is served, in bytes. All that a request names is mapped at once, so a guest must not say how
-/// much that is.
+/// The longest request to serve, in bytes. All memory that a request names is mapped at once, so the device must limit
+/// it.
 const LONGEST_REQUEST: u64 = 1 << 20;
 
-/// The requests of virtio-blk, and the answers.
+/// Request types of virtio-blk, then status values.
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
-/// What a device model is told.
+/// What happens to a device model.
 enum Event {
-    /// The guest has filled the queue: on Xen a write to the device's doorbell, an ioreq or an event channel.
+    /// The guest has filled the queue. On Xen, this is a write to the device's doorbell: an ioreq or an event channel.
     Kick,
-    /// The guest has changed its memory: an ioreq of type `IOREQ_TYPE_INVALIDATE`, which asks to unmap all that is
-    /// cached. The guest's vcpu waits until it is answered.
+    /// The guest has changed its memory. On Xen, this is an ioreq of type `IOREQ_TYPE_INVALIDATE`, which asks to unmap
+    /// everything. The guest's vcpu waits for the reply.
     Invalidate(Sender<()>),
-    /// The toolstack begins or ends to migrate the guest.
+    /// The toolstack starts (`true`) or stops migrating the guest.
     Migration(bool),
 }
 
@@ -74,10 +74,10 @@ fn main() -> Result<()> {
     let foreign_memory = host.open()?;
     let guest = Guest::open(&foreign_memory, domain.domid())?;
     let ram = guest.ram_map()?.ranges();
-    foreign_memory.restrict(domain.domid())?; // from now on it maps this guest's memory only, whatever happens
+    foreign_memory.restrict(domain.domid())?; // from now on, the handle can only map this guest's memory
     let mut config = CacheConfig::default();
     config.bucket_size = 64 << 10;
-    config.budget = 8 << 20; // of 64 MiB
+    config.budget = 8 << 20; // the guest has 64 MiB
     let cache = Arc::new(MapCache::with_config(guest.clone(), config)?);
     let memory = CachedMemory::new(Arc::clone(&cache), &ram);
 
@@ -95,25 +95,29 @@ fn main() -> Result<()> {
 
     let statistics = cache.statistics();
     println!(
-        "domain {}: {} requests, {} bytes, {bytes_per_us} MB/s",
+        "domain {}: served {} requests, {} bytes at {bytes_per_us} MB/s",
         device.guest.domid(),
         device.requests,
         device.bytes
     );
-    println!("every answer was right");
-    println!("{} hits, {} misses, {} evictions", statistics.hits, statistics.misses, statistics.evictions);
-    println!("{} invalidations, {} frames written under migration", device.invalidations, device.written.len());
+    println!("all responses were correct");
+    println!("cache: {} hits, {} misses, {} evictions", statistics.hits, statistics.misses, statistics.evictions);
+    println!("{} invalidations; {} frames dirtied during migration", device.invalidations, device.dirty.len());
 
-    // The guest dies while some of it is mapped. Until the device model hears of it, and closes its cache, Xen keeps
-    // what is left of the domain.
+    // The guest dies while some of its memory is mapped. Xen keeps the domain as a zombie until the device model closes
+    // its cache.
     domain.destroy();
-    println!("dead, with {} frames mapped: zombies {:?}", host.references(domain.domid()), host.zombies());
+    println!(
+        "guest destroyed: {} frames still mapped, {} zombie",
+        host.references(domain.domid()),
+        host.zombies().len()
+    );
     cache.close();
-    println!("closed, with {} frames mapped: zombies {:?}", host.references(domain.domid()), host.zombies());
-    if host.zombies().is_empty() { Ok(()) } else { Err("something is still mapped".into()) }
+    println!("cache closed: {} frames still mapped, {} zombies", host.references(domain.domid()), host.zombies().len());
+    if host.zombies().is_empty() { Ok(()) } else { Err("some frames are still mapped".into()) }
 }
 
-/// The disk, and what it has done. It owns all that it needs, so it can live as long as it likes, on any thread.
+/// The disk, and counters. It borrows nothing, so it can live on any thread for any time.
 struct Device {
     guest: Guest,
     memory: CachedMemory,
@@ -122,13 +126,13 @@ struct Device {
     requests: usize,
     bytes: u64,
     invalidations: usize,
-    /// The frames that were written while the guest was migrated.
-    written: BTreeSet<Pfn>,
+    /// The frames that were written during migration.
+    dirty: BTreeSet<Pfn>,
 }
 
 impl Device {
     fn new(guest: Guest, memory: CachedMemory) -> Result<Device> {
-        // A real driver tells the device where it has put the queue.
+        // A real driver passes these addresses to the device.
         let mut queue = Queue::new(QUEUE_SIZE)?;
         queue.try_set_desc_table_address(GuestAddress(DESCRIPTORS))?;
         queue.try_set_avail_ring_address(GuestAddress(AVAILABLE))?;
@@ -137,8 +141,8 @@ impl Device {
         if !queue.is_valid(&*memory.memory()) {
             return Err("the queue is not in the guest's RAM".into());
         }
-        let written = BTreeSet::new();
-        Ok(Device { guest, memory, queue, disk: vec![0; DISK_SIZE], requests: 0, bytes: 0, invalidations: 0, written })
+        let dirty = BTreeSet::new();
+        Ok(Device { guest, memory, queue, disk: vec![0; DISK_SIZE], requests: 0, bytes: 0, invalidations: 0, dirty })
     }
 
     fn run(mut self, events: Receiver<Event>, interrupt: &Sender<()>) -> Result<Device> {
@@ -156,25 +160,25 @@ impl Device {
                 }
                 Event::Migration(is_on) => cache.track_dirty(is_on),
             }
-            // To be passed to XEN_DMOP_modified_memory: Xen does not see what is written through a mapping, and would
-            // not send these frames again.
-            self.written.extend(cache.take_dirty().into_iter().flatten());
+            // A real device model passes these to XEN_DMOP_modified_memory: Xen does not see writes through a mapping,
+            // and would not send these frames again.
+            self.dirty.extend(cache.take_dirty().into_iter().flatten());
         }
         Ok(self)
     }
 
-    /// Serves all that is in the queue.
+    /// Serves all requests in the queue.
     fn serve(&mut self) {
         loop {
-            // What a request uses stays mapped until `memory` is dropped: so each has its own.
+            // What a request uses stays mapped until `memory` is dropped, so each request has its own.
             let memory = self.memory.memory();
             let Some(chain) = self.queue.pop_descriptor_chain(Arc::clone(&memory)) else { return };
             let head = chain.head_index();
-            // A chain that makes no sense comes back as it is: there is no place for an answer.
+            // An invalid chain is returned unchanged, since it has no place for a status.
             let (written, moved) = serve_request(&memory, chain, &mut self.disk).unwrap_or((0, 0));
             if self.queue.add_used(&*memory, head, written).is_err() {
-                // The queue itself makes no sense. Nothing is served until the driver sets it up anew (a real device
-                // says so by the status bit DEVICE_NEEDS_RESET).
+                // The queue itself is invalid. Stop until the driver resets the device (a real device asks for that by
+                // the status bit DEVICE_NEEDS_RESET).
                 self.queue.set_ready(false);
                 return;
             }
@@ -184,23 +188,23 @@ impl Device {
     }
 }
 
-/// Serves one request: a header, then the data, then a byte for the answer. Returns how many bytes were written to the
-/// guest, and how many of the disk were moved. The guest may have written anything: its lengths have a limit, and no index
-/// is trusted.
+/// Serves one request: a header, the data, and a byte for the status. Returns how many bytes were written to the guest,
+/// and how many bytes of the disk were read or written. The request is untrusted: lengths are limited, and indices are
+/// checked.
 fn serve_request(
     memory: &PinnedMemory,
     chain: DescriptorChain<Arc<PinnedMemory>>,
     disk: &mut [u8],
 ) -> Result<(u32, u64)> {
     if chain.clone().map(|descriptor| u64::from(descriptor.len())).sum::<u64>() > LONGEST_REQUEST {
-        return Err("it is too long".into());
+        return Err("the request is too long".into());
     }
     let mut input = chain.clone().reader(memory)?;
     let mut output = chain.writer(memory)?;
     let mut header = [0; 16];
     input.read_exact(&mut header)?;
     let (kind, sector) = (u32::from_le_bytes(header[..4].try_into()?), u64::from_le_bytes(header[8..].try_into()?));
-    let mut answer = output.split_at(output.available_bytes().checked_sub(1).ok_or("no place for the answer")?)?;
+    let mut status_byte = output.split_at(output.available_bytes().checked_sub(1).ok_or("no place for the status")?)?;
 
     let len = if kind == READ { output.available_bytes() } else { input.available_bytes() };
     let start = usize::try_from(sector)?.saturating_mul(SECTOR);
@@ -210,6 +214,6 @@ fn serve_request(
         (READ | WRITE, None) => (IO_ERROR, 0),
         _ => (UNSUPPORTED, 0),
     };
-    answer.write_all(&[status])?;
-    Ok((u32::try_from(output.bytes_written() + answer.bytes_written())?, moved))
+    status_byte.write_all(&[status])?;
+    Ok((u32::try_from(output.bytes_written() + status_byte.bytes_written())?, moved))
 }

@@ -1,9 +1,9 @@
-//! Reads and writes a paused guest's RAM at random through a map cache with a small budget, and checks every byte.
+//! Randomly reads and writes a paused guest's RAM through a map cache with a small budget, and checks every byte.
 //!
 //!     soak 5 --seconds 60
 //!
-//! All that was changed is put back at the end, so that the guest can go on. If something is not as it should be, the
-//! exit code is 1, and the guest is lost.
+//! At the end, it restores everything that it changed, so that the guest can continue. If a check fails, the exit code
+//! is 1, and the guest's memory is corrupt.
 
 mod ram;
 mod soak;
@@ -21,14 +21,14 @@ const BUCKET: usize = 64 << 10;
 const BUDGET: usize = 8 << 20;
 
 #[derive(Parser)]
-#[command(about = "Reads and writes a paused guest's RAM at random through a map cache, and checks every byte")]
+#[command(about = "Randomly reads and writes a paused guest's RAM through a map cache, and checks every byte")]
 struct Args {
-    /// The guest's number
+    /// Domain number of the guest
     domid: Domid,
-    /// How long
+    /// Run for this many seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// A frame that others use while the guest is paused, such as the ring of its console
+    /// Do not access this frame, because others use it while the guest is paused, such as its console ring (repeatable)
     #[arg(long, value_name = "GFN")]
     keep_off: Vec<u64>,
 }
@@ -37,14 +37,14 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Nobody is left to be told if this fails.
+            // If this fails, there is nowhere left to report it.
             let _ = writeln!(std::io::stderr(), "soak: {}", chain(&*error));
             ExitCode::FAILURE
         }
     }
 }
 
-/// An error with its causes: `what: why`.
+/// Formats an error and its causes.
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -54,7 +54,7 @@ fn run(args: &Args) -> Result<()> {
     let mut stdout = std::io::stdout();
     let memory = ForeignMemory::open()?;
     if memory.domain_info(args.domid)?.state != Some(DomainState::Paused) {
-        return Err(format!("domain {} is not paused", args.domid).into());
+        return Err(format!("domain {} is not paused: pause it first (xl pause)", args.domid).into());
     }
     let guest = Guest::open(&memory, args.domid)?;
 
@@ -75,7 +75,7 @@ fn run(args: &Args) -> Result<()> {
     drop(soak);
     let counts = cache.statistics();
     let bytes = done.bytes_read + done.bytes_written;
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    #[expect(clippy::cast_precision_loss, reason = "printed with one decimal")]
     let rate = bytes as f64 / 1e6 / time.as_secs_f64();
     writeln!(
         stdout,
@@ -90,18 +90,20 @@ fn run(args: &Args) -> Result<()> {
         done.refused,
     )?;
     if counts.mapped_bytes > BUDGET || counts.pinned != 0 {
-        return Err(format!("the cache's books are wrong: {counts:?}").into());
+        return Err(format!("the cache's counters are wrong: {counts:?}").into());
     }
     if counts.evictions == 0 {
-        return Err(format!("nothing was evicted: this needs more RAM than {BUDGET} bytes, or more time").into());
+        return Err(
+            format!("nothing was evicted: use a guest with more than {BUDGET} bytes of RAM, or more time").into()
+        );
     }
     drop(cache);
     if xenmap::leaked_mappings() != 0 {
-        return Err(format!("{} mappings were left behind", xenmap::leaked_mappings()).into());
+        return Err(format!("{} mappings leaked", xenmap::leaked_mappings()).into());
     }
 
     let start = Instant::now();
     let changed = ram.check_and_restore(&guest)?;
-    writeln!(stdout, "compared and restored the {changed} frames that were changed in {:.1?}", start.elapsed())?;
+    writeln!(stdout, "compared and restored {changed} changed frames in {:.1?}", start.elapsed())?;
     Ok(())
 }

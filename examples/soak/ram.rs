@@ -8,15 +8,15 @@ use xenmap::{Access, FRAME_SIZE, ForeignMapping, FrameKind, Gfn, Guest, GuestKin
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// Frames that are looked at by a mapping of their own.
+/// Frames to map at a time, independently of the cache.
 const WINDOW: usize = 1024;
 
-/// What the guest's RAM held at first, and what it must hold now. The guest is paused, or has nothing that runs.
+/// The original content of the guest's RAM, and its expected content now. The guest must not be running.
 pub(crate) struct Ram {
     pub(crate) pieces: Vec<Piece>,
 }
 
-/// Frames of RAM without a hole between them.
+/// Contiguous frames of RAM.
 pub(crate) struct Piece {
     pub(crate) address: u64,
     before: Vec<u8>,
@@ -29,19 +29,19 @@ struct Frame {
     writing: Writing,
 }
 
-/// What becomes of writing to a frame.
+/// The effect of writing to a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Writing {
     Works,
-    /// It would work, and change where the guest's memory is: a page table where Xen does not check (in an
-    /// auto-translated dom0), or a PV guest's table of its frames, by which the library finds them.
+    /// It would change how addresses map to frames: a page table that Xen does not protect (in an auto-translated
+    /// dom0), or a PV guest's p2m, which the library uses to find frames.
     Breaks,
-    /// Xen refuses to map it for that, with this errno.
+    /// Xen refuses to map the frame for writing, with this errno.
     Fails(i32),
 }
 
 impl Ram {
-    /// Reads all RAM, but for the frames with these numbers.
+    /// Reads all RAM, except for the frames with the numbers in `keep_off`.
     pub(crate) fn read(guest: &Guest, keep_off: &[u64]) -> Result<Ram> {
         let mut ram = Ram { pieces: Vec::new() };
         for extent in guest.ram_map()?.extents() {
@@ -55,7 +55,7 @@ impl Ram {
             }
         }
         if guest.kind() == GuestKind::Pv {
-            ram.spare_p2m();
+            ram.protect_p2m();
         }
         Ok(ram)
     }
@@ -94,9 +94,9 @@ impl Ram {
         }
     }
 
-    /// Finds the pages of a PV guest's table, each of which holds the frames of 512 pfns (of 64-bit Linux), by the
-    /// first or the last.
-    fn spare_p2m(&mut self) {
+    /// Marks the pages of a PV guest's p2m so that they are not written. Each holds the frames of 512 pfns (in 64-bit
+    /// Linux), and is recognised by its first or last entry.
+    fn protect_p2m(&mut self) {
         let mut ends = HashSet::new();
         for piece in &self.pieces {
             let first = piece.address / FRAME_SIZE as u64;
@@ -114,13 +114,13 @@ impl Ram {
         }
     }
 
-    /// How many bytes it has.
+    /// Returns the length of all pieces in bytes.
     pub(crate) fn len(&self) -> usize {
         self.pieces.iter().map(|piece| piece.now.len()).sum()
     }
 
-    /// Compares what was changed with what is there now, by mappings that have nothing to do with the cache, puts back
-    /// what was there at first, and compares again. Says how many frames were changed.
+    /// Compares all changed frames with their expected content, restores their original content, and compares again. It
+    /// uses its own mappings, not the cache. Returns how many frames had changed.
     pub(crate) fn check_and_restore(&self, guest: &Guest) -> Result<usize> {
         let changed: Vec<Changed<'_>> = self.pieces.iter().flat_map(Piece::changed).collect();
         for frames in changed.chunks(WINDOW) {
@@ -141,7 +141,7 @@ impl Ram {
     }
 }
 
-/// A frame that is not as it was.
+/// A changed frame.
 struct Changed<'a> {
     gfn: Gfn,
     address: u64,
@@ -153,12 +153,12 @@ impl Changed<'_> {
     fn check(&self, mapping: &ForeignMapping, at: usize, expected: &[u8]) -> Result<()> {
         let mut found = [0; FRAME_SIZE];
         mapping.view().read_bytes(at, &mut found)?;
-        same(self.address, &found, expected)
+        check_bytes(self.address, &found, expected)
     }
 }
 
 impl Piece {
-    /// Where Xen refuses to map bytes for writing at first, and the errno.
+    /// Returns the first address at which Xen refuses to map a range for writing, and the errno.
     pub(crate) fn refused(&self, offset: usize, len: usize) -> Option<(u64, i32)> {
         frames(offset, len).find_map(|frame| match self.frames[frame].writing {
             Writing::Fails(errno) => Some((self.address + offset.max(frame * FRAME_SIZE) as u64, errno)),
@@ -187,12 +187,12 @@ fn frames(offset: usize, len: usize) -> Range<usize> {
     offset / FRAME_SIZE..(offset + len).div_ceil(FRAME_SIZE)
 }
 
-/// That bytes from an address on are what they should be.
-pub(crate) fn same(address: u64, found: &[u8], expected: &[u8]) -> Result<()> {
+/// Checks that the bytes at an address are the expected ones.
+pub(crate) fn check_bytes(address: u64, found: &[u8], expected: &[u8]) -> Result<()> {
     if found == expected {
         return Ok(());
     }
     let at = found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or_default();
     let (address, found, expected) = (address + at as u64, found[at], expected[at]);
-    Err(format!("{found:#04x} at {address:#x}, which should be {expected:#04x}").into())
+    Err(format!("found {found:#04x} at {address:#x}, expected {expected:#04x}").into())
 }

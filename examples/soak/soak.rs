@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use xenmap::{Access, Error, MapCache, Pinned, Protection};
 
-use super::ram::{Piece, Ram, Result, same};
+use super::ram::{Piece, Ram, Result, check_bytes};
 
-/// How many ranges are held at the same time.
+/// How many ranges to hold at the same time.
 const HELD: usize = 8;
-/// How many places are remembered to come back to: devices ask for the same again and again.
+/// How many recent places to remember, because devices use the same memory repeatedly.
 const RECENT: usize = 64;
 
 pub(crate) struct Soak<'c> {
@@ -22,7 +22,7 @@ pub(crate) struct Soak<'c> {
     done: Done,
 }
 
-/// Where a range begins: in which piece of the RAM, and how many bytes from its beginning.
+/// The start of a range: a piece of the RAM, and the offset in it in bytes.
 #[derive(Clone, Copy)]
 struct Place {
     piece: usize,
@@ -34,12 +34,12 @@ struct Held<'c> {
     place: Place,
 }
 
-/// What was done.
+/// Counters of what was done.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Done {
     /// Gets, accesses, invalidations and prefetches.
     pub(crate) operations: u64,
-    /// How many of the gets were refused, as they had to be.
+    /// How many gets were refused, as expected.
     pub(crate) refused: u64,
     pub(crate) bytes_read: usize,
     pub(crate) bytes_written: usize,
@@ -55,7 +55,7 @@ impl<'c> Soak<'c> {
         self.done
     }
 
-    /// One operation.
+    /// Performs one random operation.
     pub(crate) fn step(&mut self) -> Result<()> {
         self.done.operations += 1;
         match self.random.below(1000) {
@@ -77,7 +77,7 @@ impl<'c> Soak<'c> {
         Ok(())
     }
 
-    /// Pins another range, in the place of one that was held for a while.
+    /// Pins a random range, and accesses it. If too many are held, drops one of them first.
     fn get(&mut self) -> Result<()> {
         let range = self.range();
         let (Place { piece, offset }, len) = range;
@@ -97,12 +97,12 @@ impl<'c> Soak<'c> {
                 return Ok(());
             }
             (Err(error), _) => return Err(error.into()),
-            (Ok(_), Some((address, _))) => return Err(format!("{address:#x} can be written").into()),
+            (Ok(_), Some((address, _))) => return Err(format!("{address:#x} is mapped writable").into()),
         }
         self.access(self.held.len() - 1)
     }
 
-    /// Reads or writes a part of a range that is held.
+    /// Reads or writes a random part of a held range.
     fn access(&mut self, which: usize) -> Result<()> {
         let Held { pinned, place: Place { piece, offset } } = &self.held[which];
         let piece = &mut self.ram.pieces[*piece];
@@ -111,7 +111,7 @@ impl<'c> Soak<'c> {
         let is_word = self.random.below(2) == 0;
         if is_word {
             len = 1 << self.random.below(4).min(len.ilog2() as usize);
-            // Half of them at a multiple of their size.
+            // Half of the words are aligned.
             let aligned = (offset + at).next_multiple_of(len).checked_sub(*offset);
             at = aligned.filter(|&aligned| aligned + len <= pinned.len() && self.random.below(2) == 0).unwrap_or(at);
         }
@@ -128,18 +128,19 @@ impl<'c> Soak<'c> {
         Ok(())
     }
 
-    /// A range within a piece, of one byte to the longest; short ones are as frequent as long ones.
+    /// Returns a random range within a piece. Short ranges are as frequent as long ones.
     fn range(&mut self) -> (Place, usize) {
         let place = match self.random.below(2) {
             0 if !self.recent.is_empty() => self.recent[self.random.below(self.recent.len())],
-            _ => self.anywhere(),
+            _ => self.new_place(),
         };
         let most = 1 << self.random.below(self.longest.ilog2() as usize + 1);
         let len = 1 + self.random.below(most);
         (place, len.min(self.ram.pieces[place.piece].now.len() - place.offset))
     }
 
-    fn anywhere(&mut self) -> Place {
+    /// Returns a random place, and remembers it.
+    fn new_place(&mut self) -> Place {
         let mut place = Place { piece: 0, offset: self.random.below(self.ram.len()) };
         while let Some(rest) = place.offset.checked_sub(self.ram.pieces[place.piece].now.len()) {
             place = Place { piece: place.piece + 1, offset: rest };
@@ -161,7 +162,7 @@ impl<'c> Soak<'c> {
     }
 }
 
-/// Writes bytes, or the word that they are.
+/// Writes bytes, as one word if `is_word`.
 fn write(pinned: &Pinned<'_>, at: usize, bytes: &[u8], is_word: bool) -> xenmap::Result<()> {
     match bytes.len() {
         1 if is_word => pinned.write(at, bytes[0]),
@@ -176,7 +177,7 @@ fn word<const N: usize>(bytes: &[u8]) -> [u8; N] {
     std::array::from_fn(|i| bytes[i])
 }
 
-/// Reads bytes, or a word, which must be those at `offset` of the piece.
+/// Reads bytes, as one word if `is_word`, and checks that they are those at `offset` of the piece.
 fn check(pinned: &Pinned<'_>, at: usize, piece: &Piece, offset: usize, len: usize, is_word: bool) -> Result<()> {
     let mut found = vec![0; len];
     match len {
@@ -186,10 +187,10 @@ fn check(pinned: &Pinned<'_>, at: usize, piece: &Piece, offset: usize, len: usiz
         8 if is_word => found = pinned.read::<u64>(at)?.to_ne_bytes().to_vec(),
         _ => pinned.read_bytes(at, &mut found)?,
     }
-    same(piece.address + offset as u64, &found, &piece.now[offset..][..len])
+    check_bytes(piece.address + offset as u64, &found, &piece.now[offset..][..len])
 }
 
-/// Numbers that look random and are the same each time (`SplitMix64`).
+/// A pseudorandom number generator with reproducible results (`SplitMix64`).
 struct Random(u64);
 
 impl Random {
@@ -201,7 +202,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Less than `limit`, which is not 0.
+    /// Returns a number below `limit`, which must not be 0.
     fn below(&mut self, limit: usize) -> usize {
         #[expect(clippy::cast_possible_truncation, reason = "less than a usize")]
         let number = (self.next() % limit as u64) as usize;

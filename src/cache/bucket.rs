@@ -1,4 +1,4 @@
-//! A mapped part of a guest, and how one is mapped.
+//! Buckets of a guest's memory, and how they are mapped.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +12,7 @@ use crate::mapping::dirty::Dirty;
 use crate::mapping::{ForeignMapping, View};
 use crate::types::{FRAME_SIZE, NumberRange, Pfn, Protection};
 
-/// A mapped part of a guest.
+/// A mapped bucket of a guest's memory.
 #[derive(Debug)]
 pub(crate) struct Bucket {
     number: u64,
@@ -20,40 +20,40 @@ pub(crate) struct Bucket {
     dirty: Dirty,
 }
 
-/// What somebody wants of a bucket.
+/// What a caller needs from a bucket.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Want {
+pub(crate) struct Request {
     protection: Protection,
-    /// The first and the last frame, counted from the bucket's beginning.
+    /// The first and the last frame, counted from the start of the bucket.
     first: usize,
     last: usize,
 }
 
-impl Want {
-    /// The frames of a piece, which is not empty.
+impl Request {
+    /// Requests the frames of a piece, which must not be empty.
     #[inline]
-    pub(super) fn new(protection: Protection, piece: &Piece) -> Want {
+    pub(super) fn new(protection: Protection, piece: &Piece) -> Request {
         let (first, last) = (piece.offset / FRAME_SIZE, (piece.offset + piece.len - 1) / FRAME_SIZE);
-        Want { protection, first, last }
+        Request { protection, first, last }
     }
 
-    /// No frame in particular.
-    pub(super) fn nothing(protection: Protection) -> Want {
-        Want { protection, first: 1, last: 0 }
+    /// Requests no frame in particular.
+    pub(super) fn no_frames(protection: Protection) -> Request {
+        Request { protection, first: 1, last: 0 }
     }
 }
 
 impl Bucket {
-    /// Whether it has a piece, mapped for this, without a hole.
+    /// Returns whether this is the bucket of a piece, mapped with this protection and without a hole in the piece.
     #[inline]
     pub(super) fn has(&self, protection: Protection, piece: &Piece) -> bool {
-        let is_whole = self.mapping.failed().is_empty() || self.has_no_hole(Want::new(protection, piece));
+        let is_whole = self.mapping.failed().is_empty() || self.has_no_hole(Request::new(protection, piece));
         self.number == piece.bucket && self.is_for(protection) && is_whole
     }
 
     #[cold]
-    fn has_no_hole(&self, want: Want) -> bool {
-        self.failed(want).is_empty()
+    fn has_no_hole(&self, request: Request) -> bool {
+        self.failed(request).is_empty()
     }
 
     #[inline]
@@ -61,7 +61,7 @@ impl Bucket {
         protection == Protection::ReadOnly || self.mapping.protection() == Protection::ReadWrite
     }
 
-    /// `len` bytes at an offset, as far as the caller may access them.
+    /// Returns `len` bytes at an offset, read-only if the caller may only read.
     #[inline]
     pub(super) fn view(&self, protection: Protection, offset: usize, len: usize) -> Result<View<'_>> {
         let view = self.mapping.view().slice(offset, len)?;
@@ -81,13 +81,13 @@ impl Bucket {
         &self.dirty
     }
 
-    /// The frames that failed, of those that are wanted.
+    /// Returns the requested frames that failed to map.
     #[inline]
-    pub(super) fn failed(&self, want: Want) -> &[FrameError] {
-        failed(&self.mapping, want)
+    pub(super) fn failed(&self, request: Request) -> &[FrameError] {
+        failed(&self.mapping, request)
     }
 
-    /// The guest's address of a byte; `None` in a hole.
+    /// Returns the guest's address of a byte; `None` in a hole.
     pub(super) fn address_at(&self, offset: usize) -> Option<u64> {
         let frame = offset / FRAME_SIZE;
         let is_hole = self.mapping.failed().binary_search_by_key(&frame, |e| e.index).is_ok();
@@ -97,34 +97,34 @@ impl Bucket {
 }
 
 #[inline]
-fn failed(mapping: &ForeignMapping, want: Want) -> &[FrameError] {
+fn failed(mapping: &ForeignMapping, request: Request) -> &[FrameError] {
     let failed = mapping.failed();
     if failed.is_empty() {
         return failed;
     }
-    let start = failed.partition_point(|e| e.index < want.first);
-    let end = failed.partition_point(|e| e.index <= want.last);
+    let start = failed.partition_point(|e| e.index < request.first);
+    let end = failed.partition_point(|e| e.index <= request.last);
     &failed[start..end]
 }
 
-/// Whether a frame that failed so will do so again, until the guest changes its memory.
-fn is_for_good(errno: i32) -> bool {
+/// Returns whether a frame that failed with this errno will fail again until the guest changes its memory.
+fn is_permanent(errno: i32) -> bool {
     matches!(errno, libc::EINVAL | libc::EPERM)
 }
 
-/// A guest as the source of buckets.
+/// Maps buckets of a guest.
 #[derive(Debug)]
-pub(crate) struct Guests {
+pub(crate) struct GuestSource {
     guest: Guest,
     frames: usize,
     track_dirty: Arc<AtomicBool>,
-    /// The pfns of frames that were written, as far as they have been gathered.
+    /// The pfns of dirty frames that were gathered from buckets.
     dirty: Mutex<BTreeSet<u64>>,
 }
 
-impl Guests {
-    pub(super) fn new(guest: Guest, bucket_size: usize) -> Guests {
-        Guests { guest, frames: bucket_size / FRAME_SIZE, track_dirty: Arc::default(), dirty: Mutex::default() }
+impl GuestSource {
+    pub(super) fn new(guest: Guest, bucket_size: usize) -> GuestSource {
+        GuestSource { guest, frames: bucket_size / FRAME_SIZE, track_dirty: Arc::default(), dirty: Mutex::default() }
     }
 
     pub(super) fn guest(&self) -> &Guest {
@@ -135,7 +135,7 @@ impl Guests {
         &self.track_dirty
     }
 
-    /// Gathers what was written in a bucket.
+    /// Gathers the dirty frames of a bucket.
     pub(super) fn gather_dirty(&self, bucket: &Bucket) {
         let first = bucket.number * self.frames as u64;
         let frames = bucket.dirty.take();
@@ -144,7 +144,7 @@ impl Guests {
         }
     }
 
-    /// What has been gathered, as ranges of pfns.
+    /// Takes the dirty frames gathered so far, as ranges of pfns.
     pub(super) fn take_dirty(&self) -> Vec<NumberRange<Pfn>> {
         let mut ranges: Vec<NumberRange<Pfn>> = Vec::new();
         for pfn in std::mem::take(&mut *self.dirty()) {
@@ -161,20 +161,20 @@ impl Guests {
     }
 }
 
-impl Source for Guests {
+impl Source for GuestSource {
     type Bucket = Bucket;
-    type Want = Want;
+    type Request = Request;
 
-    fn map(&self, number: u64, want: Want) -> Result<Bucket> {
+    fn map(&self, number: u64, request: Request) -> Result<Bucket> {
         let first = number * self.frames as u64;
         let pfns = NumberRange::try_from(first..first + self.frames as u64)?;
-        // The neighbours of what is wanted are not waited for.
-        let mut mapping = self.guest.map_at_once(want.protection, pfns)?;
-        if failed(&mapping, want).iter().any(|e| e.errno == libc::ENOENT) {
-            let wanted = (first + want.first as u64..first + want.last as u64 + 1).try_into()?;
-            // What has come back stays while it is mapped.
-            let _waited = self.guest.map_partial(want.protection, wanted)?;
-            mapping = self.guest.map_at_once(want.protection, pfns)?;
+        // Do not wait for paged-out frames that were not requested.
+        let mut mapping = self.guest.map_at_once(request.protection, pfns)?;
+        if failed(&mapping, request).iter().any(|e| e.errno == libc::ENOENT) {
+            let requested = (first + request.first as u64..first + request.last as u64 + 1).try_into()?;
+            // Frames that were paged in stay so while they are mapped.
+            let _paged_in = self.guest.map_partial(request.protection, requested)?;
+            mapping = self.guest.map_at_once(request.protection, pfns)?;
         }
         let failed = mapping.failed();
         if failed.len() == self.frames {
@@ -196,16 +196,16 @@ impl Source for Guests {
     }
 
     #[inline]
-    fn serves(&self, mapped: &Bucket, number: u64, want: Want) -> bool {
-        let is_final = || mapped.failed(want).iter().all(|e| is_for_good(e.errno));
-        mapped.number == number && mapped.is_for(want.protection) && is_final()
+    fn serves(&self, mapped: &Bucket, number: u64, request: Request) -> bool {
+        let is_final = || mapped.failed(request).iter().all(|e| is_permanent(e.errno));
+        mapped.number == number && mapped.is_for(request.protection) && is_final()
     }
 
     fn place(&self, mapped: &Bucket) -> (u64, usize) {
         (mapped.number, mapped.mapping.view().as_ptr().addr())
     }
 
-    fn goes(&self, mapped: &Bucket) {
+    fn removed(&self, mapped: &Bucket) {
         self.gather_dirty(mapped);
     }
 }

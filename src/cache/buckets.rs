@@ -1,13 +1,14 @@
-//! The cache's protocol: who maps a bucket, who uses it, and when it goes.
+//! The cache's protocol: how buckets are mapped, pinned, evicted and invalidated.
 //!
-//! - A **hit** takes no lock: the [`Index`] tells a slot, the slot's state takes a pin, and what is pinned is looked at
-//!   to see whether it is the bucket that was wanted. It stays until the pin is given back.
-//! - A **miss** notes under the lock that it maps the bucket, and maps it without the lock. Whoever wants the same
-//!   bucket meanwhile waits for it; whoever wants another one does not.
-//! - A bucket **goes** when its slot is made gone under the lock, so that nobody gets a new pin. It is taken out of the
-//!   slot at once, or by whoever gives back the last pin, and dropped without the lock.
+//! - A **hit** takes no lock. The [`Index`] gives the slot, which is pinned by an atomic operation on its state; then
+//!   the caller checks that the slot holds the requested bucket. The bucket stays in its slot until it is unpinned.
+//! - A **miss** marks the bucket as pending under the lock, and maps it without the lock. Threads that request the same
+//!   bucket meanwhile wait for it; threads that request another bucket do not.
+//! - To **remove** a bucket, its slot is retired under the lock, so that it gets no new pin. The bucket is taken out of
+//!   the slot at once if it is not pinned, otherwise by the thread that drops the last pin; it is unmapped without the
+//!   lock.
 //!
-//! What a bucket is and how one is made is the [`Source`]'s business.
+//! What a bucket is and how one is mapped is up to the [`Source`].
 
 #![expect(unsafe_code, reason = "fills and empties slots")]
 
@@ -22,47 +23,49 @@ use super::slot::{Slot, Visit};
 use super::sync::{Condvar, Mutex, MutexGuard};
 use crate::error::Result;
 
-/// What is cached, and where it comes from.
+/// Where buckets come from.
 pub(crate) trait Source {
-    /// A mapped bucket; dropping it unmaps it.
+    /// A mapped bucket. Dropping it unmaps it.
     type Bucket: Debug;
 
-    /// What somebody wants of a bucket.
-    type Want: Copy;
+    /// What a caller needs from a bucket.
+    type Request: Copy;
 
-    /// Maps one. No lock is held.
-    fn map(&self, bucket: u64, want: Self::Want) -> Result<Self::Bucket>;
+    /// Maps a bucket. Called without the lock.
+    fn map(&self, bucket: u64, request: Self::Request) -> Result<Self::Bucket>;
 
-    /// The error for a cache that is closed, or has no place left.
+    /// Returns the error for a bucket that the cache does not even try to map.
     fn cannot_map(&self, bucket: u64, why: CannotMap) -> crate::error::Error;
 
-    /// Whether it is this bucket, and to map it anew would not serve better.
-    fn serves(&self, mapped: &Self::Bucket, bucket: u64, want: Self::Want) -> bool;
+    /// Returns whether this is the requested bucket, and mapping it again would not give more of what was requested.
+    fn serves(&self, mapped: &Self::Bucket, bucket: u64, request: Self::Request) -> bool;
 
-    /// Its number, and the address of its first byte in this process.
+    /// Returns the bucket's number, and the address of its first byte in this process.
     fn place(&self, mapped: &Self::Bucket) -> (u64, usize);
 
-    /// It goes. The lock is held.
-    fn goes(&self, mapped: &Self::Bucket);
+    /// Called with the lock when a bucket was taken out of its slot.
+    fn removed(&self, mapped: &Self::Bucket);
 }
 
-/// Why a bucket is not mapped, although nobody has tried.
+/// Why the cache does not map a bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum CannotMap {
+    /// The cache is closed.
     Closed,
+    /// All slots are in use.
     Full,
 }
 
-/// Slots of the first chunk; each further one has twice as many as the one before.
+/// Slots in the first chunk. Each further chunk has twice as many as the one before.
 const FIRST_CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
 
-/// Slots, made when the first of them is needed.
+/// Slots, allocated when the first of them is needed.
 type Chunk<B> = OnceLock<Box<[Slot<B>]>>;
 
-/// Mapped buckets.
+/// The buckets of a cache.
 ///
-/// A hit reads it and writes only to a slot. So that it does not wait for whoever writes next to it in memory, this has
-/// cache lines of its own, and so has what a miss writes.
+/// A hit only reads this struct, and writes only to a slot. To avoid false sharing, this struct has cache lines of its
+/// own, and so have the fields that a miss writes.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Buckets<S: Source> {
@@ -70,7 +73,7 @@ pub(crate) struct Buckets<S: Source> {
     bucket_size: usize,
     budget: usize,
     index: Index,
-    /// They never move and are never freed, so that a reader needs no lock.
+    /// Chunks are not moved or freed while the cache lives, so reading them needs no lock.
     chunks: [Chunk<S::Bucket>; 24],
     misses: Misses,
 }
@@ -79,36 +82,38 @@ pub(crate) struct Buckets<S: Source> {
 #[repr(align(128))]
 struct Misses {
     state: Mutex<State>,
-    /// Somebody has mapped a bucket, or failed to, or has unmapped some.
+    /// Notified when a map has succeeded or failed, and when buckets were unmapped.
     changed: Condvar,
 }
 
-/// What is known of all slots.
+/// The state of all slots.
 #[derive(Debug, Default)]
 struct State {
-    /// The slots of the buckets that can be had, by number.
+    /// Bucket numbers to slots, without retired slots.
     buckets: BTreeMap<u64, u32>,
-    /// The slots of all that is mapped, by the address of the first byte.
+    /// The address of each mapped bucket's first byte to its slot, with retired slots.
     addresses: BTreeMap<usize, u32>,
-    /// The buckets that somebody is mapping, and whether they were invalidated since that began.
+    /// The buckets that a thread is mapping, and whether they were invalidated since it began.
     pending: BTreeMap<u64, bool>,
+    /// Empty slots that were used before.
     free: Vec<u32>,
-    /// How many slots have been used.
+    /// How many slots were ever used.
     slots: u32,
-    /// The slot that the clock's hand comes to next.
+    /// The slot that the clock hand visits next.
     hand: u32,
-    /// What is mapped, or is being mapped.
+    /// Bytes that are mapped or being mapped.
     mapped_bytes: usize,
+    /// Hits counted in slots that were emptied since.
     hits: u64,
     misses: u64,
     evictions: u64,
-    /// How many buckets were ever taken out of their slots, and how many of those are unmapped.
+    /// How many buckets were ever taken out of their slots, and how many of these were unmapped.
     taken: u64,
     unmapped: u64,
     is_closed: bool,
 }
 
-/// What there is and was; see [`super::CacheStatistics`].
+/// See [`super::CacheStatistics`].
 pub(super) struct Counts {
     pub(super) hits: u64,
     pub(super) misses: u64,
@@ -117,7 +122,7 @@ pub(super) struct Counts {
     pub(super) pinned: usize,
 }
 
-/// A bucket that stays until this is dropped.
+/// Keeps a bucket mapped until dropped.
 pub(crate) struct Pin<'c, S: Source> {
     buckets: &'c Buckets<S>,
     slot: &'c Slot<S::Bucket>,
@@ -144,13 +149,14 @@ impl<S: Source> Buckets<S> {
         &self.source
     }
 
-    /// Pins a bucket; maps it if it must. It may still not serve.
+    /// Pins a bucket, and maps it if necessary. Even then, it may lack some of what was requested.
     #[inline]
-    pub(super) fn pin(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S>> {
-        self.find(bucket, |b| self.source.serves(b, bucket, want)).map_or_else(|| self.pin_slowly(bucket, want), Ok)
+    pub(super) fn pin(&self, bucket: u64, request: S::Request) -> Result<Pin<'_, S>> {
+        self.find(bucket, |b| self.source.serves(b, bucket, request))
+            .map_or_else(|| self.pin_slowly(bucket, request), Ok)
     }
 
-    /// Pins a bucket, if it is known to be mapped and is good enough.
+    /// Pins a bucket if the index has it and `is_good` accepts it.
     #[inline]
     pub(super) fn find(&self, bucket: u64, is_good: impl FnOnce(&S::Bucket) -> bool) -> Option<Pin<'_, S>> {
         self.try_pin(self.index.find(bucket)?, is_good)
@@ -169,19 +175,19 @@ impl<S: Source> Buckets<S> {
         if !slot.pin() {
             return None;
         }
-        // SAFETY: the slot was filled before anybody could pin it, and we have it pinned.
+        // SAFETY: a slot can be pinned only while it is filled (`Slot::fill`), and stays filled while we hold a pin.
         if is_good(unsafe { slot.bucket() }) {
             return Some(Pin { buckets: self, slot });
         }
-        // Another bucket has the slot by now, or this one is not good enough.
-        if slot.unpin_useless() {
-            self.last_pin_is_gone(number);
+        // Another bucket has taken the slot, or this one was not good enough.
+        if slot.unpin_miss() {
+            self.remove_retired(number);
         }
         None
     }
 
     #[cold]
-    fn pin_slowly(&self, bucket: u64, want: S::Want) -> Result<Pin<'_, S>> {
+    fn pin_slowly(&self, bucket: u64, request: S::Request) -> Result<Pin<'_, S>> {
         let mut state = self.lock();
         loop {
             if state.is_closed {
@@ -189,10 +195,10 @@ impl<S: Source> Buckets<S> {
             }
             if let Some(&number) = state.buckets.get(&bucket) {
                 state.hits += self.slot(number).map_or(0, Slot::take_hits);
-                // What is in the state goes under the lock only. So if the pin is of no use, it is not the last one of
-                // a bucket that has gone, which would take the lock again.
-                if let Some(pin) = self.try_pin(number, |b| self.source.serves(b, bucket, want)) {
-                    self.index.note(bucket, number);
+                // A slot in `buckets` is retired only under the lock. So if the pin is useless, dropping it does not
+                // remove a retired bucket, which would take the lock again.
+                if let Some(pin) = self.try_pin(number, |b| self.source.serves(b, bucket, request)) {
+                    self.index.insert(bucket, number);
                     return Ok(pin);
                 }
             }
@@ -201,18 +207,19 @@ impl<S: Source> Buckets<S> {
                 continue;
             }
             state.misses += 1;
-            let pending = Pending::begins(self, bucket, &mut state);
+            let pending = Pending::begin(self, bucket, &mut state);
             let evicted = self.make_room(&mut state, self.budget);
             let unmapped = state.unmapped + evicted.len() as u64;
             drop(state);
             self.unmap(evicted);
-            let mut mapped = self.source.map(bucket, want);
-            // Each mapped frame may take a page of our own memory, and each bucket is one of so many mappings.
+            let mut mapped = self.source.map(bucket, request);
+            // Each mapped frame may take a page of this domain's memory, and the kernel limits the number of mappings:
+            // so evicting buckets may help.
             if mapped.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM) && self.evict_all() > unmapped {
-                mapped = self.source.map(bucket, want);
+                mapped = self.source.map(bucket, request);
             }
             state = self.lock();
-            let was_invalidated = pending.ends(&mut state);
+            let was_invalidated = pending.end(&mut state);
             let mapped = mapped?;
             if state.is_closed {
                 drop(state);
@@ -223,20 +230,21 @@ impl<S: Source> Buckets<S> {
                 return Err(self.source.cannot_map(bucket, CannotMap::Full));
             };
             let (_, address) = self.source.place(&mapped);
-            // SAFETY: `free_slot` gives out empty slots, each once, and the lock has not been let go since.
+            // SAFETY: `free_slot` returned an empty slot, and returns each only once until it is emptied again. Nobody
+            // else fills it: that takes the lock, which was not released since.
             unsafe { slot.fill(mapped) };
             state.mapped_bytes += self.bucket_size;
             state.addresses.insert(address, number);
             let replaced = if was_invalidated {
-                // It may be what was there before, so it is only for whoever asked before. To map it again instead
-                // could go on for as long as the guest changes its memory.
+                // The mapping may be stale, so only this caller, who asked before the invalidation, gets it. Mapping it
+                // again instead might never end while the guest keeps changing its memory.
                 let is_unused = slot.retire();
-                debug_assert!(!is_unused, "it is pinned");
+                debug_assert!(!is_unused, "this thread has it pinned");
                 None
             } else {
                 let replaced = self.retire(&mut state, bucket);
                 state.buckets.insert(bucket, number);
-                self.index.note(bucket, number);
+                self.index.insert(bucket, number);
                 replaced
             };
             drop(state);
@@ -245,6 +253,7 @@ impl<S: Source> Buckets<S> {
         }
     }
 
+    /// Returns an empty slot and its number; `None` if all are in use.
     fn free_slot(&self, state: &mut State) -> Option<(u32, &Slot<S::Bucket>)> {
         let number = match state.free.pop() {
             Some(number) => number,
@@ -261,8 +270,8 @@ impl<S: Source> Buckets<S> {
         Some((number, self.slot(number)?))
     }
 
-    /// Evicts all that nobody has pinned, and waits for what other threads are unmapping; returns how many buckets were
-    /// ever unmapped.
+    /// Evicts all buckets that are not pinned, and waits until other threads have unmapped those that they removed.
+    /// Returns how many buckets were ever unmapped.
     fn evict_all(&self) -> u64 {
         let mut state = self.lock();
         let evicted = self.make_room(&mut state, 0);
@@ -276,7 +285,7 @@ impl<S: Source> Buckets<S> {
         state.unmapped
     }
 
-    /// Unmaps what was taken out of its slot. The lock is not held.
+    /// Unmaps buckets that were taken out of their slots. Called without the lock.
     fn unmap(&self, taken: impl IntoIterator<Item = S::Bucket>) {
         let count = taken.into_iter().map(drop).count() as u64;
         if count != 0 {
@@ -285,10 +294,11 @@ impl<S: Source> Buckets<S> {
         }
     }
 
-    /// Evicts what was not asked for lately, until a budget is kept or all is pinned.
+    /// Evicts buckets that were not used recently, until the rest fits the budget or is pinned. This approximates LRU
+    /// by the clock algorithm.
     fn make_room(&self, state: &mut State, budget: usize) -> Vec<S::Bucket> {
         let mut evicted = Vec::new();
-        // Twice around: what is spared at first is taken then, unless it was asked for in between.
+        // Two rounds: a bucket that the first one spares is evicted by the second, unless it was used in between.
         let mut visits = 2 * u64::from(state.slots);
         while state.mapped_bytes > budget && visits > 0 {
             visits -= 1;
@@ -302,17 +312,17 @@ impl<S: Source> Buckets<S> {
         evicted
     }
 
-    /// Makes a bucket go, if it is mapped; returns it if nobody has it pinned.
+    /// Retires a bucket's slot, if the bucket is mapped. Returns the bucket if it is not pinned.
     fn retire(&self, state: &mut State, bucket: u64) -> Option<S::Bucket> {
         let number = state.buckets.remove(&bucket)?;
-        self.index.forget(bucket);
+        self.index.remove(bucket);
         if self.slot(number)?.retire() { self.clear(state, number) } else { None }
     }
 
-    /// Empties a slot that nobody else reaches any more.
+    /// Empties a slot to which the caller has exclusive access.
     fn clear(&self, state: &mut State, number: u32) -> Option<S::Bucket> {
-        // SAFETY: `retire`, `visit` or `unpin` has said that it is ours alone, and the lock keeps those away who look
-        // at all slots.
+        // SAFETY: `Slot::retire`, `visit`, `unpin` or `unpin_miss` has given the caller exclusive access among those
+        // who use pins. `find_address` and `for_each` access slots without pins, but hold the lock, which we hold.
         let (mapped, hits) = unsafe { self.slot(number)?.empty() };
         let mapped = mapped?;
         state.taken += 1;
@@ -322,22 +332,23 @@ impl<S: Source> Buckets<S> {
         state.addresses.remove(&address);
         if state.buckets.get(&bucket) == Some(&number) {
             state.buckets.remove(&bucket);
-            self.index.forget(bucket);
+            self.index.remove(bucket);
         }
         state.free.push(number);
-        self.source.goes(&mapped);
+        self.source.removed(&mapped);
         Some(mapped)
     }
 
     #[cold]
-    fn last_pin_is_gone(&self, number: u32) {
+    fn remove_retired(&self, number: u32) {
         let mut state = self.lock();
         let mapped = self.clear(&mut state, number);
         drop(state);
         self.unmap(mapped);
     }
 
-    /// Makes those buckets of a range go that are mapped; what is being mapped is only for whoever has asked already.
+    /// Removes the mapped buckets of a range. A bucket that is being mapped will serve only the caller that is mapping
+    /// it.
     pub(super) fn invalidate(&self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -352,30 +363,30 @@ impl<S: Source> Buckets<S> {
         self.unmap(unmapped);
     }
 
-    /// Makes all go, for good.
+    /// Removes all buckets, and makes every later miss fail.
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.invalidate(0..u64::MAX);
     }
 
-    /// The bucket that has the byte at an address of this process, and the byte's place in it.
+    /// Calls `f` with the bucket that is mapped at an address of this process, and the offset of that byte in it.
     pub(super) fn find_address<R>(&self, at: usize, f: impl FnOnce(&S::Bucket, usize) -> R) -> Option<R> {
         let state = self.lock();
         let (&start, &number) = state.addresses.range(..=at).next_back()?;
         if at - start >= self.bucket_size {
             return None;
         }
-        // SAFETY: it is in the state, so it was filled, and it is emptied under the lock only.
+        // SAFETY: a slot in `addresses` is filled, and is emptied only under the lock, which we hold.
         let mapped = unsafe { self.slot(number)?.bucket() };
         Some(f(mapped, at - start))
     }
 
-    /// Looks at all that is mapped.
+    /// Calls `f` with each mapped bucket.
     pub(super) fn for_each(&self, mut f: impl FnMut(&S::Bucket)) {
         let state = self.lock();
         for &number in state.addresses.values() {
             if let Some(slot) = self.slot(number) {
-                // SAFETY: it is in the state, so it was filled, and it is emptied under the lock only.
+                // SAFETY: a slot in `addresses` is filled, and is emptied only under the lock, which we hold.
                 f(unsafe { slot.bucket() });
             }
         }
@@ -393,20 +404,20 @@ impl<S: Source> Buckets<S> {
         }
     }
 
-    /// Gives back a pin that [`Pin::into_raw`] has given away.
+    /// Drops a pin that was turned into a number by [`Pin::into_raw`].
     ///
     /// # Safety
     ///
-    /// It is this cache's, and is given back once.
+    /// The number comes from a pin of this cache, and is passed once for each such pin.
     #[cfg(any(feature = "vm-memory", all(test, loom)))]
     pub(super) unsafe fn unpin(&self, number: u32) {
         if self.slot(number).is_some_and(Slot::unpin) {
-            self.last_pin_is_gone(number);
+            self.remove_retired(number);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics half way through a change of the state.
+        // A poisoned lock is fine: nothing panics halfway through a change of the state.
         self.misses.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -414,7 +425,7 @@ impl<S: Source> Buckets<S> {
 impl<S: Source> Pin<'_, S> {
     #[inline]
     pub(crate) fn bucket(&self) -> &S::Bucket {
-        // SAFETY: the slot was filled before anybody could pin it, and we have it pinned.
+        // SAFETY: a slot can be pinned only while it is filled (`Slot::fill`), and stays filled while we hold a pin.
         unsafe { self.slot.bucket() }
     }
 
@@ -423,7 +434,8 @@ impl<S: Source> Pin<'_, S> {
         self.buckets.bucket_size
     }
 
-    /// Keeps it pinned; the number (which is the same for all pins of a mapping) is for [`Buckets::unpin`].
+    /// Turns the pin into a number, to pass to [`Buckets::unpin`]. The bucket stays pinned until then; all pins of one
+    /// mapping have the same number.
     #[cfg(any(feature = "vm-memory", all(test, loom)))]
     pub(crate) fn into_raw(self) -> u32 {
         ManuallyDrop::new(self).slot.number()
@@ -440,30 +452,30 @@ impl<S: Source> Drop for Pin<'_, S> {
     #[inline]
     fn drop(&mut self) {
         if self.slot.unpin() {
-            self.buckets.last_pin_is_gone(self.slot.number());
+            self.buckets.remove_retired(self.slot.number());
         }
     }
 }
 
-/// Says that a bucket is being mapped, also when that panics.
+/// Marks a bucket as pending until dropped, also if mapping it panics.
 struct Pending<'c, S: Source> {
     buckets: &'c Buckets<S>,
     bucket: u64,
 }
 
 impl<'c, S: Source> Pending<'c, S> {
-    fn begins(buckets: &'c Buckets<S>, bucket: u64, state: &mut State) -> Pending<'c, S> {
+    fn begin(buckets: &'c Buckets<S>, bucket: u64, state: &mut State) -> Pending<'c, S> {
         state.pending.insert(bucket, false);
         state.mapped_bytes += buckets.bucket_size;
         Pending { buckets, bucket }
     }
 
-    /// Returns whether the bucket was invalidated meanwhile.
-    fn ends(self, state: &mut State) -> bool {
-        ManuallyDrop::new(self).is_over(state)
+    /// Unmarks the bucket, and returns whether it was invalidated meanwhile.
+    fn end(self, state: &mut State) -> bool {
+        ManuallyDrop::new(self).finish(state)
     }
 
-    fn is_over(&self, state: &mut State) -> bool {
+    fn finish(&self, state: &mut State) -> bool {
         state.mapped_bytes -= self.buckets.bucket_size;
         self.buckets.misses.changed.notify_all();
         state.pending.remove(&self.bucket) == Some(true)
@@ -472,6 +484,6 @@ impl<'c, S: Source> Pending<'c, S> {
 
 impl<S: Source> Drop for Pending<'_, S> {
     fn drop(&mut self) {
-        self.is_over(&mut self.buckets.lock());
+        self.finish(&mut self.buckets.lock());
     }
 }

@@ -1,6 +1,6 @@
-//! Keeping a guest's memory mapped: the map cache of device models.
+//! The map cache, which keeps a guest's memory mapped for device models.
 
-#![cfg_attr(feature = "vm-memory", expect(unsafe_code, reason = "gives back pins that were given away as numbers"))]
+#![cfg_attr(feature = "vm-memory", expect(unsafe_code, reason = "drops pins by number"))]
 
 mod bucket;
 mod buckets;
@@ -22,19 +22,21 @@ pub(crate) use bucket::Bucket;
 use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::guest::Guest;
 use crate::types::{FRAME_SIZE, Gfn, InvalidNumber, NumberRange, Pfn, Protection};
-use bucket::{Guests, Want};
+use bucket::{GuestSource, Request};
 use buckets::Buckets;
 
-/// Bytes of a guest's address space, as far as frames have numbers.
+/// The end of a guest's address space in bytes: after the last valid frame number.
 const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 
-/// Keeps parts of a guest mapped, and hands them out for as long as they are used.
+/// Keeps parts of a guest's memory mapped, within a budget.
 ///
-/// Mapping costs a hypercall and more each time, so a device model maps a guest's memory in buckets, and keeps them.
-/// [`get`](MapCache::get) finds the bucket, or maps it, and returns a guard that reads and writes like a
-/// [`View`](crate::View). A bucket that is in use stays; of the others those go that were not asked for lately, when
-/// the budget is used up. When the system has no memory for another (in some domains each mapped frame takes a page of
-/// our own), all go that are not in use. What is mapped already is found without a lock and without a system call.
+/// Each mapping costs at least one hypercall, so a device model maps a guest's memory in buckets, and keeps them
+/// mapped. [`get`](MapCache::get) finds the buckets of a range, or maps them, and returns a guard that pins them. The
+/// guard reads and writes like a [`View`](crate::View). A hit takes no lock and makes no system call.
+///
+/// Pinned buckets are never evicted. When the budget is used up, the least recently used of the others are evicted
+/// (approximately: by the clock algorithm). When the system has no memory for another mapping (in some domains, each
+/// mapped frame takes a page of the domain's own), all others are evicted.
 ///
 /// ```
 /// use xenmap::mock::MockHost;
@@ -46,9 +48,9 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
 ///
 /// let request = cache.get(Protection::ReadWrite, 0xF_FFF0, 64)?; // across two buckets of 1 MiB
-/// request.write_bytes(0, b"what the device has to say")?;
+/// request.write_bytes(0, b"from the device")?;
 /// assert_eq!(request.read::<u32>(5)?.to_ne_bytes(), *b"the ");
-/// drop(request);
+/// drop(request); // unpins both buckets, which stay mapped
 ///
 /// assert_eq!(cache.statistics().misses, 2);
 /// cache.get(Protection::ReadOnly, 0x1000, 8)?;
@@ -58,65 +60,68 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 ///
 /// # When a guest changes its memory
 ///
-/// What is mapped keeps the frames that the guest had there when it was mapped, whatever the guest does: when it has
-/// ballooned frames out and in again, the cache still has the old ones. Xen tells a device model (by an ioreq of type
-/// `IOREQ_TYPE_INVALIDATE`, "unmap all that you have cached"), which then calls [`invalidate`](MapCache::invalidate) or
-/// [`invalidate_all`](MapCache::invalidate_all); so it does when the guest is reset or has been migrated. What is not
-/// in use is unmapped at once, the rest with its last guard, and whoever asks afterwards gets what is there then.
+/// A mapped bucket keeps the frames that the guest had when the bucket was mapped. After the guest has ballooned frames
+/// out and in again, the bucket is stale. Xen informs a device model by an ioreq of type `IOREQ_TYPE_INVALIDATE`
+/// ("unmap all that you have cached"), upon which it calls [`invalidate`](MapCache::invalidate) or
+/// [`invalidate_all`](MapCache::invalidate_all); also do so when the guest is reset or has been migrated. Invalidation
+/// unmaps a bucket at once or, if it is pinned, when its last guard is dropped. A later [`get`](MapCache::get) maps the
+/// guest's new frames.
 ///
-/// A frame where there is no RAM (EINVAL, EPERM) is remembered as a hole until then, so that asking again costs
-/// nothing. Xen tells when frames go, not when they come back: whoever expects RAM where there was a hole invalidates
-/// that range, and asks again. What failed in another way (paged out, in use as a page table, no memory) is tried
-/// again when it is asked for again; and where nothing at all could be mapped, nothing is remembered.
+/// A frame without RAM (EINVAL, EPERM) is cached as a hole until it is invalidated, so that requesting it again costs
+/// nothing. Xen informs a device model when frames go, but not when they come back: if you expect RAM where there was a
+/// hole, invalidate the range first. A frame that failed for another reason (paged out, in use as a page table, no
+/// memory) is retried when it is requested again. A bucket of which no frame could be mapped is not cached.
 ///
 /// # Populate-on-demand guests
 ///
-/// Mapping a bucket gives memory to each of its frames, also to those that nobody asked for. For a guest with too
-/// little memory for all frames, take the smallest buckets, or check it first ([`Guest::check_populated`]).
+/// Mapping a bucket allocates memory for all of its frames, including those that were not requested. For a guest with
+/// too little memory for all frames, use the smallest buckets, or call [`Guest::check_populated`] first.
 ///
 /// # When the guest dies
 ///
-/// While a frame is mapped, Xen keeps the domain, as a zombie. Call [`close`](MapCache::close) when the domain is
-/// gone (its device model is told, or sees its xenstore entries go): all is unmapped that is not in use, the rest with
-/// its last guard, and nothing is mapped any more. To look at a dead guest's memory, do not call it: what
-/// is mapped can be read as before, and the domain is a zombie until the cache is dropped.
+/// While any frame is mapped, Xen keeps a dead domain as a zombie. Call [`close`](MapCache::close) when the domain is
+/// gone (its device model is informed, or sees its xenstore entries disappear): it unmaps all buckets, pinned ones when
+/// their last guard is dropped, and the cache maps nothing more. To keep reading a dead guest's memory, do not call
+/// `close`: mapped buckets can still be read, and the domain stays a zombie until the cache is dropped.
 ///
-/// In a forked child, neither the cache nor its guards may be used: what they have mapped does not exist there.
+/// In a forked child, use neither the cache nor its guards: their mappings do not exist there.
 ///
 /// # Migration
 ///
-/// Xen does not see what is written through a mapping, so it would not send it to the other side. While
-/// [`track_dirty`](MapCache::track_dirty) is on, guards note the frames that they write, and
-/// [`take_dirty`](MapCache::take_dirty) tells them, for `XEN_DMOP_modified_memory`.
+/// Xen does not see writes through a mapping, so it would not send them to the migration's target. While
+/// [`track_dirty`](MapCache::track_dirty) is on, guards record the frames that they write.
+/// [`take_dirty`](MapCache::take_dirty) returns these frames, for `XEN_DMOP_modified_memory`.
 #[derive(Debug)]
 pub struct MapCache {
-    buckets: Buckets<Guests>,
+    buckets: Buckets<GuestSource>,
 }
 
-/// A bucket that is kept mapped for somebody.
-pub(crate) type Pin<'c> = buckets::Pin<'c, Guests>;
+/// A pin of a bucket.
+pub(crate) type Pin<'c> = buckets::Pin<'c, GuestSource>;
 
-/// A pin that somebody must give back; it is the same for the same mapping.
+/// A pin as a number, to be passed to [`MapCache::unpin`]. All pins of one mapping have the same number.
 #[cfg(feature = "vm-memory")]
 pub(crate) type RawPin = u32;
 
-/// How a [`MapCache`] maps.
+/// The sizes of a [`MapCache`].
 ///
 /// ```
 /// let mut config = xenmap::CacheConfig::default();
-/// config.budget = 64 << 20;
-/// assert_eq!(config.bucket_size, 1 << 20);
+/// config.budget = 64 << 20; // 64 MiB
+/// assert_eq!(config.bucket_size, 1 << 20); // 1 MiB
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct CacheConfig {
-    /// How many bytes are mapped at a time: a power of two, from [`FRAME_SIZE`] to 1 GiB (by default 1 MiB).
+    /// The bytes mapped at a time: a power of two, from [`FRAME_SIZE`] to 1 GiB. Defaults to 1 MiB.
     pub bucket_size: usize,
-    /// How many bytes stay mapped at most (by default 1 GiB); at least one bucket. What is in use stays even so, and if
-    /// that was more, it goes when the next bucket is mapped.
+    /// The maximum number of bytes that stay mapped: at least `bucket_size`. Defaults to 1 GiB.
     ///
-    /// Each bucket is a mapping of the kernel's (a larger one is one for each 64 MiB), of which a process can have
-    /// 65530, unless `vm.max_map_count` says otherwise.
+    /// Pinned buckets may exceed the budget. When they are unpinned, the next miss evicts buckets until the budget is
+    /// met again.
+    ///
+    /// To the kernel, each bucket is one mapping (per 64 MiB, if it is larger). A process can have 65530 mappings,
+    /// unless `vm.max_map_count` is changed.
     pub budget: usize,
 }
 
@@ -126,19 +131,37 @@ impl Default for CacheConfig {
     }
 }
 
-/// What a [`MapCache`] has done, and has.
+/// Counters of a [`MapCache`]; returned by [`MapCache::statistics`].
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Guest, GuestKind, MapCache, Protection};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 1024);
+/// let memory = host.open()?;
+/// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+///
+/// let guard = cache.get(Protection::ReadOnly, 0x1000, 8)?;
+/// cache.get(Protection::ReadOnly, 0x2000, 8)?;
+///
+/// let statistics = cache.statistics();
+/// assert_eq!((statistics.hits, statistics.misses, statistics.evictions), (1, 1, 0));
+/// assert_eq!((statistics.mapped_bytes, statistics.pinned), (1 << 20, 1));
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct CacheStatistics {
-    /// How often a bucket that was asked for was mapped already.
+    /// How often a requested bucket was already mapped.
     pub hits: u64,
     /// How often a bucket had to be mapped.
     pub misses: u64,
     /// How many buckets were unmapped to make room for others.
     pub evictions: u64,
-    /// How many bytes are mapped now, those included that are being mapped or wait for their last guard.
+    /// The bytes mapped now, including those that are being mapped or that stay mapped only for a guard.
     pub mapped_bytes: usize,
-    /// How many buckets are in use now.
+    /// How many buckets are pinned now.
     pub pinned: usize,
 }
 
@@ -147,53 +170,54 @@ pub struct CacheStatistics {
 pub(crate) struct Piece {
     /// The number of the bucket.
     pub(crate) bucket: u64,
-    /// Where in the bucket it begins, in bytes.
+    /// The offset in the bucket, in bytes.
     pub(crate) offset: usize,
     pub(crate) len: usize,
 }
 
 impl MapCache {
-    /// A cache with the usual sizes; see [`CacheConfig`].
+    /// Creates a cache with the default sizes; see [`CacheConfig`]. Maps nothing yet.
     #[must_use]
     pub fn new(guest: Guest) -> MapCache {
         let CacheConfig { bucket_size, budget } = CacheConfig::default();
-        MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget) }
+        MapCache { buckets: Buckets::new(GuestSource::new(guest, bucket_size), bucket_size, budget) }
     }
 
-    /// A cache with sizes of one's own.
+    /// Creates a cache with the given sizes. Maps nothing yet.
     ///
     /// # Errors
     ///
-    /// [`Error::CacheConfig`] if they are not possible.
+    /// [`Error::CacheConfig`] if a size is out of range.
     pub fn with_config(guest: Guest, config: CacheConfig) -> Result<MapCache> {
         const SIZES: std::ops::RangeInclusive<usize> = FRAME_SIZE..=1 << 30;
         let CacheConfig { bucket_size, budget } = config;
         if !bucket_size.is_power_of_two() || !SIZES.contains(&bucket_size) || budget < bucket_size {
             return Err(Error::CacheConfig { bucket_size, budget });
         }
-        Ok(MapCache { buckets: Buckets::new(Guests::new(guest, bucket_size), bucket_size, budget) })
+        Ok(MapCache { buckets: Buckets::new(GuestSource::new(guest, bucket_size), bucket_size, budget) })
     }
 
-    /// The guest.
+    /// Returns the guest whose memory this maps.
     #[must_use]
     pub fn guest(&self) -> &Guest {
         self.buckets.source().guest()
     }
 
-    /// Pins `len` bytes (at least one) at an address of the guest, mapping what is not mapped yet.
+    /// Pins `len` bytes (at least one) at a guest-physical address, and maps what is not mapped yet.
     ///
-    /// With [`Protection::ReadOnly`] the guard only reads, whatever the bucket is mapped for. A bucket that is mapped
-    /// read-only is mapped anew when somebody wants to write. A PV guest cannot make a page table of what a PV dom0 has
-    /// mapped for writing, so there use small buckets, and write only where the guest asks for it.
+    /// With [`Protection::ReadOnly`], the guard is read-only even if the bucket is mapped read-write. A bucket that is
+    /// mapped read-only is mapped again when a caller needs to write. A PV guest cannot use a frame as a page table
+    /// while a PV dom0 has it mapped writable: for such guests, use small buckets, and write only where the guest asks
+    /// for it.
     ///
-    /// For a frame that is paged out, this waits up to the [timeout](crate::ForeignMemory::with_paged_out_timeout), and
-    /// so does whoever wants the same bucket meanwhile.
+    /// For a paged-out frame, this waits up to the [timeout](crate::ForeignMemory::with_paged_out_timeout). Other
+    /// callers that need the same bucket wait with it.
     ///
     /// # Errors
     ///
-    /// [`Error::GuestAddress`] names the first address that cannot be had, and nothing stays pinned; after
-    /// [`close`](MapCache::close) its errno is ESRCH. Else [`Error::Empty`], [`Error::InvalidNumber`], and those of
-    /// [`Guest::map`].
+    /// [`Error::GuestAddress`] with the first address that cannot be mapped; nothing stays pinned then. After
+    /// [`close`](MapCache::close), its errno is ESRCH. Otherwise [`Error::Empty`] if `len` is 0,
+    /// [`Error::InvalidNumber`] if the range reaches past the last valid frame number, and those of [`Guest::map`].
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "a hit takes twice as long if the guard goes through memory")]
     pub fn get(&self, protection: Protection, address: u64, len: usize) -> Result<Pinned<'_>> {
@@ -203,23 +227,38 @@ impl MapCache {
         {
             return Ok(Pinned::one(pin, protection, address, len));
         }
-        // Given a place, rather than returned: so the guard above need not be in memory.
+        // An out-parameter, rather than a returned guard, lets the guard above stay in registers.
         let mut pinned = None;
         Pinned::pin(self, protection, address, len, &mut pinned)?;
         pinned.ok_or(Error::Empty)
     }
 
-    /// Maps what is not mapped yet of a range of addresses, in bytes. Where there is no RAM at all, it is tried each
-    /// time.
+    /// Maps the buckets of a range of guest-physical addresses, in bytes, that are not mapped yet, and pins none.
     ///
-    /// A range that is longer than the budget pushes its own beginning out again.
+    /// A bucket of which no frame can be mapped is retried on each call. If the range is longer than the budget, its
+    /// later buckets evict the first ones.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Guest, GuestKind, MapCache, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Hvm, 1024);
+    /// let memory = host.open()?;
+    /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+    ///
+    /// cache.prefetch(Protection::ReadWrite, 0..4 << 20)?;
+    /// cache.get(Protection::ReadWrite, 0x12_3456, 16)?;
+    /// assert_eq!((cache.statistics().misses, cache.statistics().hits), (4, 1));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// Those of [`MapCache::get`], but for frames that cannot be mapped.
+    /// Those of [`MapCache::get`], except that frames that cannot be mapped are not an error.
     pub fn prefetch(&self, protection: Protection, addresses: Range<u64>) -> Result<()> {
         for bucket in self.numbers(addresses) {
-            match self.buckets.pin(bucket, Want::nothing(protection)) {
+            match self.buckets.pin(bucket, Request::no_frames(protection)) {
                 Err(Error::Frames(_)) | Ok(_) => {}
                 Err(e) => return Err(e),
             }
@@ -227,38 +266,90 @@ impl MapCache {
         Ok(())
     }
 
-    /// Forgets what is mapped of a range of addresses, in bytes: whoever asks from now on gets what is there then.
+    /// Invalidates the buckets of a range of guest-physical addresses, in bytes: later calls of [`get`](MapCache::get)
+    /// map the guest's new frames.
     ///
-    /// What is not in use is unmapped before this returns, the rest with its last guard. What another thread is just
-    /// mapping is for its caller only, who has asked before.
+    /// Buckets that are not pinned are unmapped before this returns, pinned ones when their last guard is dropped. A
+    /// bucket that another thread is mapping at the moment serves only that thread's call, which began earlier.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Access, Gfn, Guest, GuestKind, MapCache, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Hvm, 16);
+    /// let memory = host.open()?;
+    /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+    /// let old = cache.get(Protection::ReadWrite, 0x3000, 8)?;
+    /// old.write(0, 7_u64)?;
+    ///
+    /// domain.balloon_out(Gfn::new(3)?);
+    /// domain.populate(&[Gfn::new(3)?]);
+    /// cache.invalidate(0x3000..0x4000);
+    ///
+    /// assert_eq!(old.read::<u64>(0)?, 7);
+    /// assert_eq!(cache.get(Protection::ReadOnly, 0x3000, 8)?.read::<u64>(0)?, 0);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     pub fn invalidate(&self, addresses: Range<u64>) {
         self.buckets.invalidate(self.numbers(addresses));
     }
 
-    /// Forgets all that is mapped; see [`invalidate`](MapCache::invalidate).
+    /// Invalidates all buckets; see [`invalidate`](MapCache::invalidate).
     pub fn invalidate_all(&self) {
         self.invalidate(0..ADDRESSES);
     }
 
-    /// Forgets all that is mapped, and maps nothing any more: for when the domain has died.
+    /// Invalidates all buckets, and makes every later [`get`](MapCache::get) fail. Call this when the domain has died.
     ///
-    /// Once the last guard is gone too, and what other threads are just mapping or unmapping, Xen holds no reference
-    /// because of this cache.
+    /// This cache holds no reference to the domain's frames any more once all guards are dropped and other threads have
+    /// finished mapping and unmapping.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Guest, GuestKind, MapCache, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Hvm, 16);
+    /// let memory = host.open()?;
+    /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+    /// cache.get(Protection::ReadOnly, 0, 8)?;
+    ///
+    /// domain.destroy();
+    /// assert_eq!(host.zombies(), [domain.domid()]);
+    /// cache.close();
+    /// assert!(host.zombies().is_empty());
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     pub fn close(&self) {
         self.buckets.close();
     }
 
-    /// The guest's address of a byte that the cache has mapped, such as one that [`View::as_ptr`](crate::View::as_ptr)
-    /// points to.
+    /// Returns the guest-physical address of a byte that the cache has mapped, such as one that
+    /// [`View::as_ptr`](crate::View::as_ptr) points to. Takes O(log n) time for n mapped buckets.
     ///
-    /// It answers for any byte of a bucket, also of one that was invalidated and is still in use; for no byte of a
-    /// frame that could not be mapped.
+    /// Works for every byte of a mapped bucket, including one that was invalidated while pinned. Returns `None` for a
+    /// frame that could not be mapped, and for any other address.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Guest, GuestKind, MapCache, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Hvm, 16);
+    /// let memory = host.open()?;
+    /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+    /// let guard = cache.get(Protection::ReadOnly, 0x3008, 8)?;
+    /// let pointer = guard.view(4)?.as_ptr();
+    /// assert_eq!(cache.address_of(pointer), Some(0x300C));
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     #[must_use]
     pub fn address_of(&self, at: *const u8) -> Option<u64> {
         self.buckets.find_address(at.addr(), Bucket::address_at).flatten()
     }
 
-    /// What the cache has done, and has.
+    /// Returns the cache's counters.
     #[must_use]
     pub fn statistics(&self) -> CacheStatistics {
         let counts = self.buckets.counts();
@@ -271,19 +362,36 @@ impl MapCache {
         }
     }
 
-    /// Has guards note which frames they write, or ends it (it is off at first).
+    /// Turns dirty tracking on or off: whether guards record the frames that they write. It is off by default.
     ///
-    /// Writes that are under way at that moment may be missed: turn it on before the guest's memory is copied. What is
-    /// noted is kept until it is taken, some bytes for each frame.
+    /// Writes that are in progress during the call may be missed: turn tracking on before the guest's memory is copied.
+    /// Recorded frames are kept, at a few bytes each, until [`take_dirty`](MapCache::take_dirty) returns them.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Access, Guest, GuestKind, MapCache, Protection};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Hvm, 16);
+    /// let memory = host.open()?;
+    /// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+    ///
+    /// cache.track_dirty(true);
+    /// cache.get(Protection::ReadWrite, 0x3FFC, 8)?.write(0, 7_u64)?;
+    /// assert_eq!(cache.take_dirty(), [3..5]);
+    /// assert!(cache.take_dirty().is_empty());
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     pub fn track_dirty(&self, on: bool) {
         self.buckets.source().track_dirty().store(on, Ordering::SeqCst);
     }
 
-    /// The pfns of the frames that guards have written since the last call, while tracking was on; in ascending
-    /// order, neighbours as one range.
+    /// Returns the dirty frames: those that guards have written since the last call while tracking was on. The ranges
+    /// are in ascending order, and adjacent ranges are merged.
     ///
-    /// A write is noted when it is done. One through a pointer is not noted, unless
-    /// [`Pinned::mark_dirty`] says so.
+    /// A write is recorded after it is done. Record writes through a pointer with [`Pinned::mark_dirty`].
+    ///
+    /// For an example, see [`track_dirty`](MapCache::track_dirty).
     #[must_use]
     pub fn take_dirty(&self) -> Vec<NumberRange<Pfn>> {
         let source = self.buckets.source();
@@ -291,7 +399,7 @@ impl MapCache {
         source.take_dirty()
     }
 
-    /// The parts of a range that lie in one bucket each.
+    /// Splits a range into pieces of one bucket each.
     pub(crate) fn pieces(&self, address: u64, len: usize) -> Result<impl Iterator<Item = Piece> + use<'_>> {
         let end = address.checked_add(len as u64).filter(|&end| end <= ADDRESSES);
         end.ok_or(InvalidNumber::Frame { number: address.saturating_add(len as u64) / FRAME_SIZE as u64 })?;
@@ -305,42 +413,42 @@ impl MapCache {
         }))
     }
 
-    /// Pins a piece, which is not empty; maps it if it must. It has no holes.
+    /// Pins the bucket of a piece, which must not be empty, and maps it if necessary. Fails if the piece has a hole.
     #[inline]
     pub(crate) fn pin(&self, protection: Protection, piece: &Piece) -> Result<Pin<'_>> {
-        let want = Want::new(protection, piece);
-        let pin = self.buckets.pin(piece.bucket, want).map_err(|e| self.at_address(e, piece))?;
-        self.check(&pin, want, piece)?;
+        let request = Request::new(protection, piece);
+        let pin = self.buckets.pin(piece.bucket, request).map_err(|e| self.at_address(e, piece))?;
+        self.check(&pin, request, piece)?;
         Ok(pin)
     }
 
-    /// That what is wanted has no holes.
+    /// Checks that the requested frames have no hole.
     #[inline]
-    fn check(&self, pin: &Pin<'_>, want: Want, piece: &Piece) -> Result<()> {
-        pin.bucket().failed(want).first().map_or(Ok(()), |first| Err(self.guest_address(piece, first)))
+    fn check(&self, pin: &Pin<'_>, request: Request, piece: &Piece) -> Result<()> {
+        pin.bucket().failed(request).first().map_or(Ok(()), |first| Err(self.guest_address(piece, first)))
     }
 
-    /// Where an address is; the length is not looked at.
+    /// Returns the piece at an address, without limiting `len` to the bucket.
     #[inline]
     fn piece(&self, address: u64, len: usize) -> Piece {
-        // Less than the size of a bucket, which is a power of two.
+        // A bucket's size is a power of two.
         #[expect(clippy::cast_possible_truncation, reason = "a bucket's size is a usize")]
         let offset = address as usize & (self.buckets.bucket_size() - 1);
         Piece { bucket: address >> self.buckets.bucket_size().trailing_zeros(), offset, len }
     }
 
-    /// Gives back a pin that was given away by [`Pin::into_raw`].
+    /// Drops a pin that was turned into a number by [`Pin::into_raw`].
     ///
     /// # Safety
     ///
-    /// It is one of this cache, and is given back once.
+    /// The number comes from a pin of this cache, and is passed once for each such pin.
     #[cfg(feature = "vm-memory")]
     pub(crate) unsafe fn unpin(&self, pin: RawPin) {
         // SAFETY: the caller's promise.
         unsafe { self.buckets.unpin(pin) };
     }
 
-    /// The error of mapping a bucket, as one of the address that was asked for.
+    /// Turns the error of mapping a bucket into one about the first address of the piece that failed.
     #[cold]
     fn at_address(&self, error: Error, piece: &Piece) -> Error {
         let first = piece.offset / FRAME_SIZE;
@@ -348,7 +456,7 @@ impl MapCache {
             Error::Frames(FrameErrors { failed, .. }) => {
                 failed.iter().find(|e| e.index >= first).map(|e| self.guest_address(piece, e)).unwrap_or(error)
             }
-            // That of the bucket.
+            // The address is that of the bucket.
             Error::GuestAddress { domid, address, errno } => {
                 Error::GuestAddress { domid: *domid, address: address + piece.offset as u64, errno: *errno }
             }
@@ -363,7 +471,7 @@ impl MapCache {
         Error::GuestAddress { domid: self.guest().domid(), address, errno: failed.errno }
     }
 
-    /// The buckets of a range of addresses.
+    /// Returns the numbers of the buckets of a range of addresses.
     fn numbers(&self, addresses: Range<u64>) -> Range<u64> {
         let size = self.buckets.bucket_size() as u64;
         let (start, end) = (addresses.start.min(ADDRESSES), addresses.end.min(ADDRESSES));
@@ -378,14 +486,14 @@ mod tests {
     use crate::types::GuestKind;
 
     #[test]
-    fn bucket_is_found_while_somebody_holds_the_lock() {
+    fn bucket_is_found_while_another_caller_holds_the_lock() {
         let host = MockHost::new();
         let domain = host.create_domain(GuestKind::Hvm, 16);
         let memory = host.open().unwrap();
         let cache = MapCache::new(Guest::open(&memory, domain.domid()).unwrap());
         let at = cache.get(Protection::ReadOnly, 0, 8).unwrap().view(0).unwrap().as_ptr();
 
-        // It holds the lock while it calls the function.
+        // `find_address` holds the lock while it calls the function.
         let found = cache.buckets.find_address(at.addr(), |_, _| cache.buckets.find(0, |_| true).is_some());
 
         assert_eq!(found, Some(true));

@@ -1,6 +1,6 @@
-//! A pinned range, bucket by bucket.
+//! The parts of a pinned range, one per bucket.
 
-#![expect(unsafe_code, reason = "answers for what is pinned")]
+#![expect(unsafe_code, reason = "promises that what is pinned is mapped")]
 
 use super::{Bucket, Pin};
 use crate::error::{Error, Result};
@@ -8,16 +8,17 @@ use crate::mapping::pieces::Pieces;
 use crate::mapping::{Access, View};
 use crate::types::Protection;
 
-/// Where a pinned range is.
+/// The buckets of a pinned range.
 ///
-/// It is a copy of what a guard knows. What is not inlined works with the copy, so that a guard of one bucket, which is
-/// the usual one, need never be in memory: that is half of what using it would cost.
+/// This is a copy of what a [`Pinned`](super::Pinned) holds. Functions that are not inlined take the copy, so that a
+/// guard of one bucket, which is the usual case, can stay in registers. Storing it in memory would double the cost of
+/// using it.
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'p> {
     pub(super) first: &'p Bucket,
     pub(super) between: &'p [Pin<'p>],
     pub(super) last: Option<&'p Bucket>,
-    /// Where in the first bucket the range begins, in bytes.
+    /// The offset of the range in the first bucket, in bytes.
     pub(super) start: usize,
     pub(super) len: usize,
     pub(super) bucket_size: usize,
@@ -25,13 +26,13 @@ pub(super) struct Parts<'p> {
 }
 
 impl<'p> Parts<'p> {
-    /// The bytes from `offset` on that lie in one bucket.
+    /// Returns the bytes from `offset` to the end of that bucket, or of the range.
     ///
     /// # Errors
     ///
-    /// Out of bounds, if there is no byte at `offset`.
+    /// [`Error::OutOfBounds`] if there is no byte at `offset`.
     pub(super) fn view(self, offset: usize) -> Result<View<'p>> {
-        // It is inside an address space.
+        // Does not overflow: both are within the guest's address space.
         let at = self.start + offset;
         // A bucket's size is a power of two.
         let (n, at) = (at >> self.bucket_size.trailing_zeros(), at & (self.bucket_size - 1));
@@ -43,11 +44,11 @@ impl<'p> Parts<'p> {
     }
 }
 
-// SAFETY: each bucket of a `Pinned` was pinned by `MapCache::get`, where `Bucket::has` found it mapped for the
-// protection and without a hole in the range's piece, or by `MapCache::pin`, which gets it mapped for the protection
-// (`Source::serves`, or just mapped so) and looks for holes itself. A bucket stays as it is while it is pinned. The
-// pieces that `of` gives are in the range and in one bucket each (`view`); a bucket begins at a page and is whole
-// pages, so an aligned integer does not reach from one into the next.
+// SAFETY: each bucket of a `Pinned` was pinned by `MapCache::get`, where `Bucket::has` found it mapped with the
+// protection and without a hole in the range's piece; or by `MapCache::pin`, which gets a bucket mapped with the
+// protection (`Source::serves`, or just mapped so) and itself checks for holes. A bucket does not change while it is
+// pinned. Each view that `of` returns lies in the range and in one bucket (`view`). A bucket starts at a page boundary
+// and consists of whole pages, so an aligned integer does not span two buckets.
 unsafe impl<'p> Pieces<'p> for Parts<'p> {
     fn check(self, protection: Protection, offset: usize, len: usize) -> Result<()> {
         if offset.checked_add(len).is_none_or(|end| end > self.len) {
@@ -66,7 +67,7 @@ unsafe impl<'p> Pieces<'p> for Parts<'p> {
                 return None;
             }
             let view = self.view(offset + done).and_then(|view| view.slice(0, view.len().min(len - done)));
-            debug_assert!(view.is_ok(), "it is inside");
+            debug_assert!(view.is_ok(), "`check` found the range inside");
             done += view.as_ref().map_or(0, View::len);
             view.ok()
         })

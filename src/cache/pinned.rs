@@ -1,7 +1,7 @@
-//! What a cache hands out.
+//! The guard that a cache returns.
 
-#![expect(unsafe_code, reason = "answers for what is pinned")]
-#![expect(clippy::inline_always, reason = "else the guard goes through memory: see parts.rs")]
+#![expect(unsafe_code, reason = "promises that what is pinned is mapped")]
+#![expect(clippy::inline_always, reason = "keeps the guard in registers: see parts.rs")]
 
 use std::mem::ManuallyDrop;
 
@@ -12,14 +12,31 @@ use crate::mapping::pieces::{Memory, Pieces};
 use crate::mapping::{Access, View};
 use crate::types::Protection;
 
-/// Bytes of a guest, which stay mapped as long as this lives.
+/// A range of a guest's memory that stays mapped until this guard is dropped; returned by [`MapCache::get`].
 ///
-/// It is read and written as a [`View`] is, by the methods of [`Access`], and has no holes. Offsets are in bytes from
-/// the address that was asked for.
+/// Like a [`View`], it is read and written by the methods of [`Access`]. It has no holes. Offsets are in bytes from the
+/// start of the range.
 ///
-/// If the guest gives frames back meanwhile, or the range is invalidated, the guard still has what was there before.
+/// If the guest gives back frames, or the range is invalidated, the guard keeps showing the old frames.
 ///
-/// A range within two buckets takes no memory of its own; a longer one takes some.
+/// A range that spans at most two buckets needs no allocation; a longer one needs some.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Access, Gfn, Guest, GuestKind, MapCache, Protection};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 1024);
+/// let memory = host.open()?;
+/// let cache = MapCache::new(Guest::open(&memory, domain.domid())?);
+///
+/// let ring = cache.get(Protection::ReadWrite, 0x5000, 0x1000)?;
+/// ring.write(0x10, 7_u32)?;
+/// cache.invalidate_all(); // the guard keeps its frames
+/// assert_eq!(ring.fetch_add(0x10, 1_u32)?, 7);
+/// assert_eq!(domain.read(Gfn::new(5)?, 0x10, 4), 8_u32.to_ne_bytes());
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Pinned<'c> {
     address: u64,
@@ -29,15 +46,15 @@ pub struct Pinned<'c> {
     rest: Rest<'c>,
 }
 
-/// The buckets of a range after the first one. Most often there are none.
+/// The buckets of a range after the first one. Usually, there are none.
 #[derive(Debug, Default)]
 struct Rest<'c> {
     between: Between<'c>,
-    /// There is one if there is any.
+    /// `None` only if the range lies in one bucket.
     last: ManuallyDrop<Option<Pin<'c>>>,
 }
 
-/// Those that are neither the first nor the last, as a single word.
+/// The pins of all buckets except the first and the last, in a single word.
 type Between<'c> = ManuallyDrop<Option<Box<Pins<'c>>>>;
 
 #[derive(Debug, Default)]
@@ -52,7 +69,7 @@ impl Drop for Rest<'_> {
     }
 }
 
-/// Not inlined, nor given a reference, for the reason that [`Parts`] has.
+/// Not inlined, and takes its arguments by value, for the reason given at [`Parts`].
 #[cold]
 #[inline(never)]
 fn drop_pins(between: Option<Box<Pins<'_>>>, last: Pin<'_>) {
@@ -60,13 +77,13 @@ fn drop_pins(between: Option<Box<Pins<'_>>>, last: Pin<'_>) {
 }
 
 impl<'c> Pinned<'c> {
-    /// What lies in one bucket, which is pinned.
+    /// Creates a guard for a range in one bucket, which is already pinned.
     #[inline]
     pub(super) fn one(first: Pin<'c>, protection: Protection, address: u64, len: usize) -> Self {
         Pinned { address, len, protection, first, rest: Rest::default() }
     }
 
-    /// What may lie in several, and may not be mapped yet.
+    /// Pins a range of any number of buckets, maps them if necessary, and stores the guard in `to`.
     #[cold]
     pub(super) fn pin(
         cache: &'c MapCache,
@@ -101,28 +118,28 @@ impl<'c> Pinned<'c> {
         }
     }
 
-    /// Where in the first bucket it begins.
+    /// Returns the offset of the range in the first bucket.
     #[inline]
     fn start(&self) -> usize {
-        // Less than the size of a bucket, which is a power of two.
+        // A bucket's size is a power of two.
         #[expect(clippy::cast_possible_truncation, reason = "a bucket's size is a usize")]
         let start = self.address as usize & (self.first.bucket_size() - 1);
         start
     }
 
-    /// The guest's address of the first byte.
+    /// Returns the guest-physical address of the first byte.
     #[must_use]
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// What may be done with it.
+    /// Returns whether the range may only be read, or also written.
     #[must_use]
     pub fn protection(&self) -> Protection {
         self.protection
     }
 
-    /// The bytes from `offset` on that lie in the same bucket, and so one after the other in this process.
+    /// Returns the bytes from `offset` to the end of that bucket, or of the range. They are contiguous in this process.
     ///
     /// # Errors
     ///
@@ -133,17 +150,17 @@ impl<'c> Pinned<'c> {
         parts.view(offset)
     }
 
-    /// All of it, bucket by bucket, in order.
+    /// Iterates over the whole range, one view per bucket, in order.
     pub fn views(&self) -> impl Iterator<Item = View<'_>> {
         self.parts().of(0, self.len)
     }
 
-    /// Notes that `len` bytes at `offset` were written in another way than through this guard or its views: through
-    /// [`View::as_ptr`], after the fact. See [`MapCache::track_dirty`].
+    /// Marks the frames of `len` bytes at `offset` as dirty. Call this after writing through [`View::as_ptr`]; writes
+    /// through this guard or its views mark frames themselves. See [`MapCache::track_dirty`].
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfBounds`] or [`Error::ReadOnly`].
+    /// [`Error::OutOfBounds`] if the bytes reach past the end, [`Error::ReadOnly`] if the guard is read-only.
     pub fn mark_dirty(&self, offset: usize, len: usize) -> Result<()> {
         let parts = self.parts();
         parts.check(Protection::ReadWrite, offset, len)?;
@@ -159,8 +176,9 @@ impl Access for Pinned<'_> {
     }
 }
 
-// SAFETY: `quick` gives bytes of the first bucket that are in the range, and the view has checked the rest: that the
-// bucket has no hole, and that the guard is for writing if that is asked for.
+// SAFETY: `quick` returns bytes of the first bucket that are in the range; `if_whole` checks the rest: that the bucket
+// has no hole, and that the view is writable if `protection` asks for that (`Bucket::view` makes it read-only if the
+// guard is).
 unsafe impl Memory for Pinned<'_> {
     #[inline(always)]
     fn quick(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>> {

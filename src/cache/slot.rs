@@ -1,27 +1,28 @@
-//! The place of one mapped bucket, and how many use it.
+//! A slot: the place of one mapped bucket, and its pins.
 
-#![expect(unsafe_code, reason = "a bucket is reached by whoever has it pinned, without a lock")]
+#![expect(unsafe_code, reason = "accesses a pinned bucket without a lock")]
 
 use super::sync::UnsafeCell;
 use super::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// One pin, in the low 31 bits of a slot's state.
 const PIN: u64 = 1;
-const PINS: u64 = GONE - 1;
-/// Nobody gets a new pin: it is empty, or will be when the last pin goes.
-const GONE: u64 = 1 << 31;
-/// It was asked for since the clock's hand came by.
+const PINS: u64 = RETIRED - 1;
+/// Allows no new pin: the slot is empty, or will be once the last pin is dropped.
+const RETIRED: u64 = 1 << 31;
+/// The bucket was used since the last visit of the clock hand.
 const REFERENCED: u64 = 1 << 32;
 /// One hit, in the high 31 bits: counted by the same operation that pins.
 const HIT: u64 = 1 << 33;
-/// The hits are about to overflow: [`Slot::take_hits`] before there is another pin.
+/// The hit counter is about to overflow: no new pin before [`Slot::take_hits`].
 const FULL: u64 = 1 << 63;
 
-/// A slot, which is not freed as long as the cache lives, so that a late reader finds a state at least.
+/// A slot. It is not freed while the cache lives, so a late reader still finds a valid state.
 ///
-/// The state says who may touch the bucket in it: whoever holds a pin reads it; whoever has made it [`GONE`] while it
-/// had no pin, or has dropped the last pin after it was gone, has it alone. Two cache lines, since a processor fetches
-/// its neighbour with each.
+/// The state decides who may access the bucket. Everyone who holds a pin may read it. Exclusive access belongs to the
+/// thread that sets [`RETIRED`] while there is no pin, or that drops the last pin after [`RETIRED`] was set.
+///
+/// A slot takes two cache lines, because processors prefetch lines in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Slot<B> {
@@ -30,38 +31,38 @@ pub(super) struct Slot<B> {
     bucket: UnsafeCell<Option<B>>,
 }
 
-// SAFETY: the state decides who reaches the bucket, as is said above: many at once (B: Sync), or one that may take it
-// to another thread (B: Send).
+// SAFETY: the state decides who may access the bucket, as described above: many threads at once, which share it
+// (B: Sync), or one thread exclusively, which may take it (B: Send).
 unsafe impl<B: Send + Sync> Sync for Slot<B> {}
 
-/// What the clock's hand finds.
+/// What the clock hand finds in a slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Visit {
-    /// It is pinned, or empty.
+    /// The slot is pinned, retired or empty.
     Busy,
-    /// It was asked for lately; it has been now.
+    /// The bucket was used since the last visit. The next visit takes it unless it is used again.
     Spared,
-    /// It is gone, and the visitor has it alone.
+    /// The slot is now retired, and the visitor has exclusive access.
     Taken,
 }
 
 impl<B> Slot<B> {
-    /// An empty one.
+    /// Creates an empty slot.
     pub(super) fn new(number: u32) -> Slot<B> {
-        Slot { state: AtomicU64::new(GONE), number, bucket: UnsafeCell::new(None) }
+        Slot { state: AtomicU64::new(RETIRED), number, bucket: UnsafeCell::new(None) }
     }
 
-    /// Its place among all slots.
+    /// Returns the slot's number among all slots.
     pub(super) fn number(&self) -> u32 {
         self.number
     }
 
-    /// Pins what is in it, if there is something; counts it as a hit.
+    /// Pins the bucket, and counts a hit. Returns `false` if the slot is retired or empty, or a counter is full.
     #[inline]
     pub(super) fn pin(&self) -> bool {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            if state & (GONE | FULL) != 0 || state & PINS == PINS {
+            if state & (RETIRED | FULL) != 0 || state & PINS == PINS {
                 return false;
             }
             let pinned = (state + PIN + HIT) | REFERENCED;
@@ -72,44 +73,45 @@ impl<B> Slot<B> {
         }
     }
 
-    /// Gives a pin back. True if it was the last of a bucket that is gone: it is the caller's alone then.
+    /// Drops a pin. Returns `true` if it was the last one of a retired slot: then the caller has exclusive access.
     #[inline]
     #[must_use]
     pub(super) fn unpin(&self) -> bool {
         self.release(PIN)
     }
 
-    /// Gives back a pin that was of no use, and so no hit.
+    /// Like [`unpin`](Slot::unpin), for a pin that turned out to be a miss: takes back the hit.
     #[must_use]
-    pub(super) fn unpin_useless(&self) -> bool {
+    pub(super) fn unpin_miss(&self) -> bool {
         self.release(PIN + HIT)
     }
 
     #[inline]
     fn release(&self, what: u64) -> bool {
         let before = self.state.fetch_sub(what, Ordering::Release);
-        let is_last = before & (PINS | GONE) == GONE + PIN;
+        let is_last = before & (PINS | RETIRED) == RETIRED + PIN;
         if is_last {
-            fence(Ordering::Acquire); // what others did with the bucket is over
+            fence(Ordering::Acquire); // after all accesses of those who dropped their pins before
         }
         is_last
     }
 
-    /// Lets nobody pin it any more. True if nobody has: it is the caller's alone then. Not to be called twice.
+    /// Retires the slot. Returns `true` if it is not pinned: then the caller has exclusive access. Must not be called
+    /// twice for a bucket.
     #[must_use]
     pub(super) fn retire(&self) -> bool {
-        self.state.fetch_or(GONE, Ordering::AcqRel) & PINS == 0
+        self.state.fetch_or(RETIRED, Ordering::AcqRel) & PINS == 0
     }
 
-    /// What the clock's hand does.
+    /// Visits the slot as the clock hand: retires it, unless it is pinned or was used since the last visit.
     pub(super) fn visit(&self) -> Visit {
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            if state & (PINS | GONE) != 0 {
+            if state & (PINS | RETIRED) != 0 {
                 return Visit::Busy;
             }
             let (next, visit) = match state & REFERENCED {
-                0 => (state | GONE, Visit::Taken),
+                0 => (state | RETIRED, Visit::Taken),
                 _ => (state & !REFERENCED, Visit::Spared),
             };
             match self.state.compare_exchange(state, next, Ordering::Acquire, Ordering::Relaxed) {
@@ -119,19 +121,19 @@ impl<B> Slot<B> {
         }
     }
 
-    /// Whether somebody has it pinned.
+    /// Returns whether the slot is pinned.
     pub(super) fn is_pinned(&self) -> bool {
         self.state.load(Ordering::Relaxed) & PINS != 0
     }
 
-    /// How many hits it counts.
+    /// Returns the hit counter.
     pub(super) fn hits(&self) -> u64 {
         self.state.load(Ordering::Relaxed) / HIT
     }
 
-    /// Makes room in the counter if it is full; what it has to give is no longer counted here.
+    /// If the hit counter is full, subtracts half of it and returns that half; otherwise returns 0.
     pub(super) fn take_hits(&self) -> u64 {
-        // Half of it stays: some may have to be taken back.
+        // Half of it stays, because `unpin_miss` takes hits back.
         const MOVED: u64 = FULL / HIT / 2;
         if self.state.load(Ordering::Relaxed) & FULL == 0 {
             return 0;
@@ -140,45 +142,48 @@ impl<B> Slot<B> {
         MOVED
     }
 
-    /// What is in it.
+    /// Returns the bucket in the slot.
     ///
     /// # Safety
     ///
-    /// The slot is filled, and as long as the reference is used, the caller holds a pin, or keeps everybody from
-    /// emptying it.
+    /// The slot is filled. As long as the reference is used, the caller holds a pin, or prevents all others from
+    /// emptying the slot.
     #[inline]
     pub(super) unsafe fn bucket(&self) -> &B {
         self.bucket.with(|bucket| {
-            // SAFETY: it is only written when nobody has it pinned, and by whoever has it alone.
+            // SAFETY: the place is written only with exclusive access (`fill`, `empty`), which nobody gets while the
+            // caller holds a pin or prevents emptying.
             let bucket = unsafe { &*bucket };
-            // SAFETY: the caller says that it is filled.
+            // SAFETY: the slot is filled by the caller's promise.
             unsafe { bucket.as_ref().unwrap_unchecked() }
         })
     }
 
-    /// Fills it, pinned once for the caller.
+    /// Fills the slot, with one pin for the caller.
     ///
     /// # Safety
     ///
-    /// It is empty, and nobody else is about to fill it.
+    /// The slot is empty, and no other thread fills it at the same time.
     pub(super) unsafe fn fill(&self, bucket: B) {
         self.bucket.with_mut(|place| {
-            // SAFETY: it is gone and has no pin (the caller says that it is empty), so nobody reaches it.
+            // SAFETY: an empty slot is retired and has no pin, so no other thread accesses the place; by the caller's
+            // promise, it is empty and no other thread fills it.
             unsafe { *place = Some(bucket) };
         });
-        // Not referenced: to be asked for once is how all begin, and only those stay that are asked for again.
+        // Without REFERENCED: every bucket starts with one use, and only those used again are spared.
         self.state.store(PIN, Ordering::Release);
     }
 
-    /// Empties it; also returns the hits that it has counted.
+    /// Takes the bucket out of the slot. Also returns the slot's hits.
     ///
     /// # Safety
     ///
-    /// It is the caller's alone, as [`Slot::retire`], [`Slot::visit`] or [`Slot::unpin`] has said.
+    /// The caller has exclusive access, from [`Slot::retire`], [`Slot::visit`], [`Slot::unpin`] or
+    /// [`Slot::unpin_miss`], and prevents accesses without a pin.
     pub(super) unsafe fn empty(&self) -> (Option<B>, u64) {
         let hits = self.hits();
         self.bucket.with_mut(|place| {
-            // SAFETY: the caller has it alone.
+            // SAFETY: the caller has exclusive access.
             (unsafe { &mut *place }.take(), hits)
         })
     }
@@ -195,10 +200,10 @@ mod tests {
     }
 
     #[test]
-    fn full_counter_of_hits_is_moved_and_loses_none() {
+    fn full_hit_counter_is_halved_and_loses_no_hit() {
         let slot = slot(FULL - HIT);
         assert!(slot.pin());
-        assert!(!slot.pin(), "it must be moved first");
+        assert!(!slot.pin(), "take_hits must come first");
         let before = slot.hits();
 
         let moved = slot.take_hits();
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn slot_with_as_many_pins_as_can_be_gets_no_other() {
+    fn slot_with_the_maximum_of_pins_gets_no_other() {
         let slot = slot(PINS - PIN);
         assert!(slot.pin());
         assert!(!slot.pin());

@@ -1,4 +1,4 @@
-//! What the cache's protocol is made of: the standard library's parts, or loom's, which tries all orders.
+//! The cache's synchronisation primitives: from the standard library or, to test all interleavings, from loom.
 
 #[cfg(not(loom))]
 pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
@@ -15,7 +15,7 @@ pub(super) use loom::{
     sync::{Condvar, Mutex, MutexGuard, atomic},
 };
 
-/// `std::cell::UnsafeCell` as loom has it.
+/// `std::cell::UnsafeCell` with loom's interface.
 #[cfg(not(loom))]
 mod cell {
     #[derive(Debug)]

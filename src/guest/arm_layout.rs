@@ -5,39 +5,40 @@ use std::ops::Range;
 
 use super::route::SearchRange;
 
-/// Where a guest has its grant table mapped.
+/// Where Xen's toolstack maps a guest's grant table.
 const GRANT_TABLE: Range<u64> = 0x3_8000..0x3_9000;
-/// Pages for the console, xenstore and the like, which the guest owns.
+/// Pages for the console, xenstore and so on, which the guest owns.
 const MAGIC_PAGES: Range<u64> = 0x3_9000..0x3_A000;
-/// The banks of RAM, of which the first is full where there is a second.
+/// The banks of RAM. A guest has RAM in the second one only if the first is full.
 const BANKS: [Range<u64>; 2] = [0x4_0000..0x10_0000, 0x20_0000..0x1000_0000];
 
-/// How many frames of a grant table are looked for. Xen lets a guest have 64, unless it is told otherwise.
-const MOST_GRANT_FRAMES: u64 = 1024;
-/// How many magic pages are looked for, of which there are 4.
-const MOST_MAGIC_PAGES: u64 = 16;
+/// How many frames of a grant table to search. By default, Xen allows a guest 64.
+const MAX_GRANT_FRAMES: u64 = 1024;
+/// How many magic pages to search. There are 4.
+const MAX_MAGIC_PAGES: u64 = 16;
 
-/// Frames of the blocks, of 2 MiB, in which Xen gives memory where it can.
+/// Frames in a block of 2 MiB, the size in which Xen allocates memory where it can.
 pub(super) const BLOCK: u64 = 512;
 
-/// Whether a frame that can be mapped is Xen's own.
+/// Returns whether a frame that can be mapped belongs to Xen.
 pub(super) fn is_special(pfn: u64) -> bool {
     GRANT_TABLE.contains(&pfn)
 }
 
-/// What to look at, in which order, to find the RAM of a guest that may own so many frames and has none from `end` on.
+/// Returns the ranges to search, in order, for the RAM of a guest that may own up to `max_pages` frames, all below
+/// `end`.
 ///
-/// First where its toolstack puts it. Where that is not all, it may have ACPI tables (at 512 MiB), or be a domain whose
-/// addresses are the machine's (Xen's "direct-map"), with RAM anywhere in large blocks; so one frame of each block is
-/// tried. If that was still not all, each frame of both banks and below them is that was not: a guest that was made
-/// smaller frame by frame may be left with any.
+/// First come the places where the toolstack puts RAM. If the guest owns more, it may have ACPI tables (at 512 MiB), or
+/// its addresses may be the machine's (Xen's "direct-map") with large blocks of RAM anywhere: so one frame of each
+/// block comes next. If RAM is still missing, every other frame in and below the two banks follows: a guest that was
+/// ballooned down frame by frame may have kept any of them.
 pub(super) fn ranges(end: u64, max_pages: u64) -> Vec<SearchRange> {
     let [low, high] = BANKS;
     let in_low = max_pages.min(low.end - low.start);
     let in_high = (max_pages - in_low).min(high.end - high.start);
     let likely = [
-        GRANT_TABLE.start..GRANT_TABLE.start + MOST_GRANT_FRAMES,
-        MAGIC_PAGES.start..MAGIC_PAGES.start + MOST_MAGIC_PAGES,
+        GRANT_TABLE.start..GRANT_TABLE.start + MAX_GRANT_FRAMES,
+        MAGIC_PAGES.start..MAGIC_PAGES.start + MAX_MAGIC_PAGES,
         low.start..low.start + in_low,
         high.start..high.start + in_high,
     ];
@@ -50,12 +51,12 @@ pub(super) fn ranges(end: u64, max_pages: u64) -> Vec<SearchRange> {
     let far = next..end;
     let rest_of_high = next..high.end;
 
-    let every = |pfns, needed| SearchRange { pfns, step: 1, needed };
+    let every_frame = |pfns, needed| SearchRange { pfns, step: 1, needed };
     let one_of_each_block =
         |pfns: Range<u64>| SearchRange { pfns: pfns.start / BLOCK * BLOCK..pfns.end, step: BLOCK, needed: false };
-    let mut ranges: Vec<SearchRange> = likely.into_iter().map(|pfns| every(pfns, true)).collect();
+    let mut ranges: Vec<SearchRange> = likely.into_iter().map(|pfns| every_frame(pfns, true)).collect();
     ranges.extend(gaps.iter().cloned().chain([far]).map(one_of_each_block));
-    ranges.extend(gaps.into_iter().chain([rest_of_high]).map(|pfns| every(pfns, false)));
+    ranges.extend(gaps.into_iter().chain([rest_of_high]).map(|pfns| every_frame(pfns, false)));
     for range in &mut ranges {
         range.pfns.end = range.pfns.end.min(end);
     }
@@ -66,27 +67,27 @@ pub(super) fn ranges(end: u64, max_pages: u64) -> Vec<SearchRange> {
 mod tests {
     use super::*;
 
-    /// What is looked at, as (first, end, step), without empty ranges.
-    fn looked_at(end: u64, max_pages: u64) -> Vec<(u64, u64, u64)> {
+    /// The ranges to search, as (start, end, step), without empty ones.
+    fn searched(end: u64, max_pages: u64) -> Vec<(u64, u64, u64)> {
         let all = ranges(end, max_pages).into_iter().filter(|range| !range.pfns.is_empty());
         all.map(|range| (range.pfns.start, range.pfns.end, range.step)).collect()
     }
 
     #[test]
-    fn guest_of_128_mib_is_looked_for_in_the_first_bank() {
+    fn ram_of_a_guest_of_128_mib_is_searched_in_the_first_bank() {
         let likely = [(0x3_8000, 0x3_8400, 1), (0x3_9000, 0x3_9010, 1), (0x4_0000, 0x4_8000, 1)];
         let gaps = [(0, 0x3_8000), (0x3_8400, 0x3_9000), (0x3_9010, 0x4_0000)];
         let sparse = gaps.map(|(start, end)| (start / BLOCK * BLOCK, end, BLOCK));
         let dense = gaps.map(|(start, end)| (start, end, 1));
-        assert_eq!(looked_at(0x4_8000, 0x8100), [likely, sparse, dense].concat());
+        assert_eq!(searched(0x4_8000, 0x8100), [likely, sparse, dense].concat());
     }
 
     #[test]
-    fn every_frame_of_the_banks_and_below_is_looked_at_and_every_block_above() {
+    fn every_frame_in_and_below_the_banks_is_searched_and_every_block_above() {
         for max_pages in [0, 1000, 0xC_0000, 0xC_0001, 0xFF_FFFF, u64::MAX] {
             for (step, end) in [(1, 0x1000_0000), (BLOCK, 1 << 40)] {
-                let mut all = looked_at(1 << 40, max_pages);
-                all.retain(|&(.., of)| of <= step);
+                let mut all = searched(1 << 40, max_pages);
+                all.retain(|&(.., of_range)| of_range <= step);
                 all.sort_unstable();
                 let mut next = 0;
                 for (start, end, _) in all {

@@ -1,25 +1,26 @@
-//! Which of a PV guest's frames a machine frame is.
+//! From a PV guest's machine frames to its pfns.
 
 use super::Guest;
 use crate::error::Result;
 use crate::types::{Gfn, Pfn};
 
 impl Guest {
-    /// The pfn of one of a PV guest's machine frames; `None` if the guest's p2m does not have it there.
+    /// Returns the pfn of a PV guest's machine frame; `None` if it has none, or the guest's p2m has another frame
+    /// there.
     ///
-    /// Costs two hypercalls, a mapping, and a look into the p2m.
+    /// Costs two hypercalls, a mapping, and a p2m lookup.
     pub(super) fn pfn_of(&self, mfn: Gfn) -> Result<Option<Pfn>> {
         let Some(pfn) = self.memory.machine_to_phys(mfn)?.and_then(|pfn| Pfn::new(pfn).ok()) else {
             return Ok(None);
         };
-        // The entry is of whoever owns the frame, who can set it to anything.
+        // The domain that owns the frame can set its m2p entry to anything.
         let own = self.gfns(pfn.range(1)?)?.first() == Some(&Some(mfn));
         Ok(own.then_some(pfn))
     }
 }
 
 #[cfg(all(test, feature = "mock"))]
-#[expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#[expect(clippy::unwrap_used, reason = "a panic fails the test")]
 mod tests {
     use crate::error::Error;
     use crate::guest::{Guest, PageTables, PagingMode};
@@ -30,7 +31,7 @@ mod tests {
         MockHost::with_config(HostConfig { dom0, ..HostConfig::default() })
     }
 
-    /// Runs a test in each x86 dom0 with a PV guest whose p2m says of each frame that its pfn is its mfn.
+    /// Runs a test in each kind of x86 dom0, with a PV guest in whose p2m each pfn is its mfn.
     fn with_identical_guest(test: impl Fn(&Guest, &MockDomain)) {
         for host in [Dom0::Pv, Dom0::Pvh].map(host) {
             let memory = host.open().unwrap();
@@ -39,7 +40,7 @@ mod tests {
         }
     }
 
-    /// Makes the guest's first frames page tables, as a PV guest has them: of machine frames, and pinned.
+    /// Turns the guest's first frames into a PV guest's page tables: they hold machine frames, and are pinned.
     fn map_at_zero(domain: &MockDomain, mode: PagingMode, target: Gfn) -> PageTables {
         let levels = if mode == PagingMode::Pae { 3 } else { 4 };
         let tables = &domain.frames()[..levels];
@@ -63,7 +64,7 @@ mod tests {
                 assert_eq!(guest.translate(&tables, 0x123).unwrap(), frames[6].get() << 12 | 0x123);
                 guest.write_virtual(&tables, 0xFFE, b"ab").unwrap();
                 assert_eq!(domain.read(frames[6], 0xFFE, 2), b"ab");
-                // The frame after it is another matter.
+                // Virtual address 0x1000 is not mapped.
                 assert!(matches!(guest.read_virtual(&tables, 0xFFE, &mut [0; 3]), Err(Error::Translation { .. })));
             }
         });
@@ -74,7 +75,7 @@ mod tests {
         with_identical_guest(|guest, domain| {
             let frames = domain.frames();
             let tables = map_at_zero(domain, PagingMode::FourLevels, frames[6]);
-            // The entry is invalid at first, then another frame's, then none that a p2m could have.
+            // The m2p entry is unset, then that of another frame, then two that are out of range.
             for pfn in [None, Some(frames[5].get()), Some(Gfn::MAX.get() + 1), Some(u64::MAX - 1)] {
                 if let Some(pfn) = pfn {
                     domain.set_pfn(frames[6], pfn);
@@ -91,7 +92,7 @@ mod tests {
     #[test]
     fn machine_frame_that_does_not_exist_is_an_error() {
         with_identical_guest(|guest, domain| {
-            // Where there is no RAM, past the last RAM, and the last that an entry can name.
+            // Below the RAM, past its end, and the last frame that an entry can name.
             for mfn in [0, 1, 0xFFFF, 0x1_0000_0000, Gfn::MAX.get()] {
                 let tables = map_at_zero(domain, PagingMode::FourLevels, Gfn::new(mfn).unwrap());
                 let error = guest.translate(&tables, 0).unwrap_err();
@@ -101,10 +102,10 @@ mod tests {
     }
 
     #[test]
-    fn table_covers_all_memory_and_itself() {
+    fn m2p_covers_all_memory_and_itself() {
         let host = MockHost::new();
         let memory = host.open().unwrap();
-        // More than one extent of the table covers.
+        // More frames than one extent of the table covers.
         let domain = host.create_domain(GuestKind::Pv, 0x4_0000);
         let frames = domain.frames();
         let picked = [frames[0], frames[0x1_FFFF], frames[0x2_FFFF], frames[0x3_0000], frames[0x3_FFFF]];
@@ -113,7 +114,7 @@ mod tests {
         }
         let pfns = picked.map(|gfn| memory.machine_to_phys(gfn).unwrap());
         assert_eq!(pfns, [0, 1, 2, 3, 4].map(Some));
-        assert_eq!(memory.machine_to_phys(frames[1]).unwrap(), Some(u64::MAX), "nobody has set it");
+        assert_eq!(memory.machine_to_phys(frames[1]).unwrap(), Some(u64::MAX), "not set yet");
         assert_eq!(memory.machine_to_phys(Gfn::new(0).unwrap()).unwrap(), Some(0x5555_5555_5555_5555), "no RAM");
         let last = Gfn::new(memory.maximum_ram_page().unwrap()).unwrap();
         assert_eq!(memory.machine_to_phys(last).unwrap(), Some(u64::MAX), "Xen's own");
@@ -128,12 +129,12 @@ mod tests {
         domain.set_pfn(frame, 1);
         assert_eq!(memory.machine_to_phys(frame).unwrap(), Some(1));
         domain.balloon_out(frame);
-        assert_eq!(host.references(domain.domid()), 0, "counting frees it");
+        assert_eq!(host.references(domain.domid()), 0, "counting references frees the frame");
         assert_eq!(memory.machine_to_phys(frame).unwrap(), Some(u64::MAX));
     }
 
     #[test]
-    fn arm_has_no_such_table() {
+    fn arm_has_no_m2p() {
         let host = host(Dom0::Arm);
         let error = host.open().unwrap().machine_to_phys(Gfn::new(0x1_0000).unwrap()).unwrap_err();
         assert_eq!(error.errno(), libc::ENOSYS);

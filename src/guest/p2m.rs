@@ -1,14 +1,15 @@
-//! Which machine frame is behind each frame of a PV guest: the guest's own table (its p2m).
+//! A PV guest's p2m: the guest's own table of the machine frame for each of its frames.
 //!
-//! The guest keeps it in its RAM, and says where in the page that it shares with Xen: as lists of lists of the table's
-//! frames, or in one piece of its virtual memory, which its page tables lead to, or both (`struct arch_shared_info` of
-//! xen/include/public/arch-x86/xen.h; Linux' arch/x86/xen/p2m.c).
+//! The guest keeps the p2m in its RAM, and publishes its place in the page that it shares with Xen: as a list of lists
+//! of the p2m's frames, as a linear table in its virtual memory (reached through its page tables), or both (`struct
+//! arch_shared_info` of xen/include/public/arch-x86/xen.h; Linux' arch/x86/xen/p2m.c).
 //!
-//! The guest may change all of it at any time, and write anything there. So what it names is whatever Xen maps for it:
-//! its own frames and, in a PV dom0 (`get_page_from_l1e` of xen/arch/x86/mm.c), those of the guest that it serves as a
-//! stub domain, those of any domain if it is privileged itself, and the registers of a device that it was given. All of
-//! that it can reach without us; the worst that it can do is to show it in wrong places. Nothing here relies on more: a
-//! table that is read only says what to map next, and what is mapped is accessed as memory that others write.
+//! The guest may change all of this at any time, and write anything there. So it can name any frame that Xen maps on
+//! its behalf: its own frames and, in a PV dom0 (`get_page_from_l1e` of xen/arch/x86/mm.c), those of the guest that it
+//! serves as a stub domain, those of any domain if it is privileged itself, and the registers of a device that was
+//! passed through to it. It can access all of these without us: the worst it can do is to make them appear at wrong
+//! addresses. Nothing here relies on more than that: what is read from the p2m only selects the frames to map next, and
+//! mapped memory is accessed as memory that others write.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,35 +23,36 @@ use crate::handle::domctl::{u32_at, u64_at};
 use crate::mapping::{Access, ForeignMapping};
 use crate::types::{Domid, FRAME_SIZE, Gfn, NumberRange, Pfn, Protection};
 
-/// How often a table is looked for while the guest changes it, and the time between.
+/// How often to look up the p2m while the guest changes it, and the time between two attempts.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// Linux makes room in its table for 512 GiB (`XEN_BALLOON_MEMORY_HOTPLUG_LIMIT`), or for its RAM if that is more. So a
-/// guest that claims more entries than these and those for its frames need not be believed.
+/// Spare entries that a p2m may have. Linux sizes its p2m for 512 GiB (`XEN_BALLOON_MEMORY_HOTPLUG_LIMIT`), or for its
+/// RAM if that is more, so a claim of more entries than these plus one for each frame is not credible.
 const ROOM: u64 = 1 << 27;
 
 /// Entries of a page table, of a 64-bit or a PAE kernel.
 const PTES: u64 = 512;
 
-/// A PV guest's table.
+/// A PV guest's p2m.
 #[derive(Debug)]
 pub(super) struct P2m {
     domid: Domid,
     width: Width,
     shared_info: Gfn,
-    /// The part of a linear table that was used last: most often it is the next one, too. Lists can change unseen.
+    /// The part of a linear table that was used last, which is usually needed next. Lists are not cached: they have no
+    /// generation that would reveal a change.
     last: Mutex<Option<Arc<Part>>>,
 }
 
-/// How wide the guest's kernel is, and so its entries.
+/// The word size of the guest's kernel, and so of the p2m's entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Width {
     Bits32,
     Bits64,
 }
 
-/// What the guest says of its table.
+/// What the guest publishes about its p2m.
 #[derive(Clone, Copy, Debug)]
 struct Anchor {
     max_pfn: u64,
@@ -60,17 +62,17 @@ struct Anchor {
     generation: u64,
 }
 
-/// Where the search for an entry begins. As long as it is the same, so is what was found from it.
+/// Where a lookup starts. What was found from a root is valid as long as the guest publishes the same root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Root {
-    /// The highest page table of the address space that has the table at `vaddr`; with another generation it may have
-    /// moved.
+    /// The top page table of the address space that has the p2m at `vaddr`. Another generation means that the p2m may
+    /// have moved.
     Linear { cr3: Gfn, vaddr: u64, generation: u64 },
     /// The list of lists.
     List(Gfn),
 }
 
-/// The frames of a part of the table: as many as one page table or one list leads to.
+/// The frames of a part of the p2m: as many as one page table or one list refers to.
 #[derive(Debug)]
 struct Part {
     root: Root,
@@ -86,12 +88,12 @@ impl Width {
         }
     }
 
-    /// Entries of a frame of the table, or of a list.
+    /// The entries in a frame of the p2m, or of a list.
     fn entries(self) -> u64 {
         (FRAME_SIZE / self.entry_bytes()) as u64
     }
 
-    /// The integer at an offset, as wide as the kernel is.
+    /// Reads the word at an offset.
     fn value(self, bytes: &[u8], offset: usize) -> u64 {
         match self {
             Width::Bits32 => u32_at(bytes, offset).into(),
@@ -103,8 +105,8 @@ impl Width {
         (0..bytes.len()).step_by(self.entry_bytes()).map(move |offset| self.value(bytes, offset))
     }
 
-    /// The machine frame of an entry, unless it has none of the guest's own: then all bits are set, or one of the two
-    /// highest (Linux' `FOREIGN_FRAME_BIT` and `IDENTITY_FRAME_BIT`).
+    /// Returns the machine frame of an entry. An entry without a frame of the guest's own has all bits set, or one of
+    /// the two highest (Linux' `FOREIGN_FRAME_BIT` and `IDENTITY_FRAME_BIT`).
     fn machine_frame(self, entry: u64) -> Option<Gfn> {
         let flags = 0b11 << (8 * self.entry_bytes() - 2);
         if entry & flags == 0 { Gfn::new(entry).ok() } else { None }
@@ -133,7 +135,7 @@ impl Anchor {
         Anchor { max_pfn, list, cr3, vaddr, generation }
     }
 
-    /// The linear table, if the guest has one; while it is being changed, too.
+    /// Returns the linear table, if the guest has one, even while the guest changes it.
     fn linear(&self, width: Width) -> Option<Root> {
         if self.cr3 == 0 || !self.vaddr.is_multiple_of(FRAME_SIZE as u64) {
             return None;
@@ -145,24 +147,24 @@ impl Anchor {
         Some(Root::Linear { cr3: Gfn::containing(cr3).ok()?, vaddr: self.vaddr, generation: self.generation })
     }
 
-    /// The list of lists, if the guest has one: 0 is none yet, all ones none at all.
+    /// Returns the list of lists, if the guest has one. 0 means not yet, all ones never.
     fn list(&self, width: Width) -> Option<Root> {
         if self.list == 0 { None } else { width.machine_frame(self.list).map(Root::List) }
     }
 
-    /// Whether what was found from there still holds.
+    /// Returns whether what was found from this root is still valid.
     fn has(&self, width: Width, root: Root) -> bool {
         [self.linear(width), self.list(width)].contains(&Some(root)) && root.is_settled()
     }
 }
 
 impl Root {
-    /// Whether the guest is not changing it at the moment: then its generation is odd.
+    /// Returns whether the guest is not changing the p2m: while it does, the generation is odd.
     fn is_settled(self) -> bool {
         !matches!(self, Root::Linear { generation, .. } if !generation.is_multiple_of(2))
     }
 
-    /// Which part has the table's frame of this number, and where in it.
+    /// Returns the number of the part that has this frame of the p2m, and the frame's index in that part.
     fn place(self, width: Width, page: u64) -> Option<(u64, u64)> {
         match self {
             Root::List(_) => Some((page / width.entries(), page % width.entries())),
@@ -175,13 +177,13 @@ impl Root {
 }
 
 impl P2m {
-    /// Learns where the table of a guest is.
+    /// Finds the p2m of a guest.
     pub(super) fn find(memory: &ForeignMemory, domid: Domid) -> Result<P2m> {
         let error = |reason| Error::P2m { domid, reason };
         let width = match address_size(memory, domid)? {
             32 => Width::Bits32,
             64 => Width::Bits64,
-            _ => return Err(error("it is neither a 32-bit nor a 64-bit guest")),
+            _ => return Err(error("the guest is neither 32-bit nor 64-bit")),
         };
         let shared_info = memory.shared_info_frame(domid)?;
         let p2m = P2m { domid, width, shared_info, last: Mutex::default() };
@@ -195,12 +197,12 @@ impl P2m {
         Ok(p2m)
     }
 
-    /// The pfns of the guest are below this one, until it makes its table longer.
+    /// Returns the end of the p2m: all pfns of the guest are below, until it extends its p2m.
     pub(super) fn end(&self, memory: &ForeignMemory) -> Result<u64> {
         Ok(self.anchor(memory)?.max_pfn.min(memory.current_reservation(self.domid)?.saturating_add(ROOM)))
     }
 
-    /// The machine frame of each pfn, `None` where the guest has no RAM of its own.
+    /// Returns the machine frame of each pfn; `None` where the guest has no RAM of its own.
     pub(super) fn lookup(&self, memory: &ForeignMemory, pfns: NumberRange<Pfn>) -> Result<Vec<Option<Gfn>>> {
         let mut gfns = Vec::new();
         let Range { start: mut next, end } = pfns.numbers();
@@ -212,7 +214,7 @@ impl P2m {
         Ok(gfns)
     }
 
-    /// The machine frames of the first pfns: of one at least, and as many as one part of the table tells of.
+    /// Returns the machine frames of the first pfns: at least one, and at most those in one part of the p2m.
     fn lookup_part(&self, memory: &ForeignMemory, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(part) = last
@@ -221,34 +223,35 @@ impl P2m {
         {
             return Ok(gfns);
         }
-        let mut trouble = self.error("the guest changes it all the time: pause the guest");
+        let mut failure = self.error("the guest keeps changing it: pause the guest");
         let mut anchor = self.anchor(memory)?;
         for _ in 0..ATTEMPTS {
-            // The list may have been given up for the linear table, so that comes first.
+            // A guest with a linear table may no longer maintain its list, so the linear table comes first.
             let Some(root) = anchor.linear(self.width) else { break };
             if root.is_settled() {
                 match self.lookup_from(memory, root, pfns.clone()) {
                     Ok(Some(gfns)) => return Ok(gfns),
-                    Err(e @ Error::P2m { .. }) => trouble = e,
+                    Err(e @ Error::P2m { .. }) => failure = e,
                     Ok(None) => {}
                     Err(e) => return Err(e),
                 }
             }
             anchor = self.anchor(memory)?;
             if anchor.has(self.width, root) {
-                // It is not that the guest was changing it.
+                // The guest has not changed the p2m, so a retry would fail the same way.
                 break;
             }
             std::thread::sleep(PAUSE);
         }
-        let Some(root) = anchor.list(self.width) else { return Err(trouble) };
-        self.lookup_from(memory, root, pfns)?.ok_or(trouble)
+        let Some(root) = anchor.list(self.width) else { return Err(failure) };
+        self.lookup_from(memory, root, pfns)?.ok_or(failure)
     }
 
-    /// The same, from a root; `None` if the guest has changed it meanwhile.
+    /// Like `lookup_part`, from a root; `None` if the guest has changed the p2m meanwhile.
     fn lookup_from(&self, memory: &ForeignMemory, root: Root, pfns: Range<u64>) -> Result<Option<Vec<Option<Gfn>>>> {
         let place = root.place(self.width, pfns.start / self.width.entries());
-        let (number, first) = place.ok_or_else(|| self.error("it does not fit into the guest's virtual memory"))?;
+        let (number, first) =
+            place.ok_or_else(|| self.error("it reaches past the end of the guest's virtual memory"))?;
         let part = Arc::new(Part { root, number, frames: self.frames(memory, root, number)? });
         let gfns = self.read_entries(memory, &part, first, pfns)?;
         if gfns.is_some() && matches!(root, Root::Linear { .. }) {
@@ -257,14 +260,14 @@ impl P2m {
         Ok(gfns)
     }
 
-    /// Where in a part the frame of the table is that tells of a pfn.
+    /// Returns the index, in a part, of the frame with a pfn's entry; `None` if that frame is in another part.
     fn place_in(&self, part: &Part, pfn: u64) -> Option<u64> {
         let (number, first) = part.root.place(self.width, pfn / self.width.entries())?;
         (number == part.number).then_some(first)
     }
 
-    /// Reads the entries of pfns from a part's frames, of which `first` has the first entry; `None` if the part no
-    /// longer holds.
+    /// Reads the entries of pfns from the frames of a part, of which frame `first` has the first entry. `None` if the
+    /// part is stale.
     fn read_entries(
         &self,
         memory: &ForeignMemory,
@@ -291,7 +294,7 @@ impl P2m {
             gfns.extend(self.width.values(&page).map(|entry| self.width.machine_frame(entry)));
             next_mapped += 1;
         }
-        // Read last: what was read before is of the generation that it tells.
+        // Read last: if the generation still matches, nothing that was read before has changed.
         let anchor = Anchor::new(self.width, &read_page(&mapping, 0)?);
         for (gfn, pfn) in gfns.iter_mut().zip(first_entry..) {
             if pfn >= anchor.max_pfn {
@@ -303,7 +306,7 @@ impl P2m {
         Ok(anchor.has(self.width, part.root).then_some(gfns))
     }
 
-    /// The frames of a part of the table.
+    /// Finds the frames of a part of the p2m.
     fn frames(&self, memory: &ForeignMemory, root: Root, number: u64) -> Result<Vec<Option<Gfn>>> {
         match root {
             Root::List(top) => {
@@ -337,7 +340,7 @@ impl P2m {
         read_page(&self.map(memory, &[frame])?, 0)
     }
 
-    /// Maps frames of the table: read-only, as page tables can be.
+    /// Maps frames read-only, since page tables cannot be mapped writable.
     fn map(&self, memory: &ForeignMemory, frames: &[Gfn]) -> Result<ForeignMapping> {
         match memory.map_foreign_batch(self.domid, Protection::ReadOnly, frames) {
             Err(e @ Error::Frames(_)) if [libc::EINVAL, libc::EPERM, libc::EBUSY].contains(&e.errno()) => {
@@ -359,7 +362,7 @@ fn read_page(mapping: &ForeignMapping, index: usize) -> Result<[u8; FRAME_SIZE]>
     Ok(page)
 }
 
-/// The frame that an entry of a page table leads to. PV guests have no large pages.
+/// Returns the frame that an entry of a page table refers to. PV guests have no large pages.
 fn next_table(table: &[u8; FRAME_SIZE], number: u64) -> Option<Gfn> {
     const PRESENT: u64 = 1;
     // Below 512.

@@ -1,4 +1,4 @@
-//! Keeping a guest from running while it is looked at.
+//! Pausing a guest.
 
 #![expect(unsafe_code, reason = "makes hypercalls")]
 
@@ -10,19 +10,36 @@ use crate::backend::ProcessId;
 use crate::error::Result;
 use crate::handle::domctl::ARGUMENTS;
 
-/// A guest that stands still until this is dropped.
+/// Keeps a guest paused until dropped; created by [`Guest::pause`].
 ///
-/// Xen counts pauses: a guest that was paused before stays so. If this process is killed, the guest stays paused as
-/// well, until `xl unpause`. In a forked child, dropping the copy of this does nothing: the pause is the parent's.
+/// Xen counts pauses: on drop, a guest that was already paused stays paused. If this process is killed, the guest also
+/// stays paused, until `xl unpause`. In a forked child, dropping this does nothing: the pause belongs to the parent.
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{DomainState, Guest, GuestKind};
+///
+/// let host = MockHost::new();
+/// let memory = host.open()?;
+/// let guest = Guest::open(&memory, host.create_domain(GuestKind::Pvh, 16).domid())?;
+///
+/// let (first, second) = (guest.pause()?, guest.pause()?);
+/// drop(first);
+/// assert_eq!(memory.domain_info(guest.domid())?.state, Some(DomainState::Paused));
+/// drop(second);
+/// assert_eq!(memory.domain_info(guest.domid())?.state, Some(DomainState::Running));
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Debug)]
-#[must_use = "the guest runs again when this is dropped"]
+#[must_use = "dropping this unpauses the guest"]
 pub struct Paused {
     guest: Guest,
     process: ProcessId,
 }
 
 impl Guest {
-    /// Pauses the guest (`XEN_DOMCTL_pausedomain`): when this returns, none of its vcpus runs.
+    /// Pauses the guest (`XEN_DOMCTL_pausedomain`) until the returned value is dropped. When this returns, none of its
+    /// vcpus is running.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -42,12 +59,13 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Hypercall`](crate::Error::Hypercall), with EACCES where the toolstack's interface is not understood
-    /// ([`domctl_version`](crate::ForeignMemory::domctl_version)), with EINVAL for the domain we are in.
+    /// [`Error::Hypercall`](crate::Error::Hypercall): with EACCES if this crate does not know the toolstack interface
+    /// of the running Xen ([`domctl_version`](crate::ForeignMemory::domctl_version)), with EINVAL if the guest is the
+    /// caller's own domain.
     #[doc(alias = "XEN_DOMCTL_pausedomain")]
     pub fn pause(&self) -> Result<Paused> {
         let (name, command) = ("XEN_DOMCTL_pausedomain", abi::XEN_DOMCTL_PAUSEDOMAIN);
-        // SAFETY: it has no arguments.
+        // SAFETY: this domctl takes no arguments, so none of them is an address.
         unsafe { self.memory.domctl(name, command, self.domid, [0; ARGUMENTS]) }?;
         Ok(Paused { guest: self.clone(), process: ProcessId::current() })
     }
@@ -60,10 +78,10 @@ impl Drop for Paused {
         }
         let Guest { memory, domid, .. } = &self.guest;
         let (name, command) = ("XEN_DOMCTL_unpausedomain", abi::XEN_DOMCTL_UNPAUSEDOMAIN);
-        // SAFETY: it has no arguments.
+        // SAFETY: this domctl takes no arguments, so none of them is an address.
         match unsafe { memory.domctl(name, command, *domid, [0; ARGUMENTS]) } {
             Ok(_) => {}
-            // Destroyed meanwhile.
+            // The guest was destroyed.
             Err(e) if e.errno() == libc::ESRCH => {}
             Err(e) => {
                 let cause = e.source().map(|cause| format!(": {cause}")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Whether a guest's frames can be touched without harm to it.
+//! Checking whether a guest's frames can be touched without crashing it.
 
 use super::Guest;
 use crate::error::{Error, Result};
@@ -6,17 +6,30 @@ use crate::handle::PopulateOnDemand;
 use crate::types::GuestKind;
 
 impl Guest {
-    /// Checks that every frame of the guest can be touched without harm to it: that Xen has memory set aside for all
-    /// frames that have none yet.
+    /// Checks that touching every frame of the guest does not crash it: that Xen has set aside memory for all frames
+    /// that have none yet ([`PopulateOnDemand`]).
     ///
-    /// This is so until the toolstack lowers the guest's memory (`xl mem-set`) before its balloon driver has started.
+    /// The result holds unless the toolstack lowers the guest's memory (`xl mem-set`) before the guest's balloon driver
+    /// has started.
     ///
-    /// Call it before touching frames that the guest may not have used yet. Looking for the guest's RAM does so by
-    /// itself; mapping, reading and writing do not, since they can be of frames that are known to be in use.
+    /// Call this before touching frames that the guest may not have used yet. [`ram_map`](Guest::ram_map) and
+    /// [`scan`](Guest::scan) call it themselves; mapping, reading and writing do not, since the caller may know that
+    /// the frames are in use.
+    ///
+    /// ```
+    /// use xenmap::mock::MockHost;
+    /// use xenmap::{Guest, GuestKind};
+    ///
+    /// let host = MockHost::new();
+    /// let memory = host.open()?;
+    /// let guest = Guest::open(&memory, host.create_domain(GuestKind::Hvm, 16).domid())?;
+    /// guest.check_populated()?;
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::PopulateOnDemand`] if there is not enough memory for all frames; [`Error::Hypercall`],
+    /// [`Error::PopulateOnDemand`] if there is too little memory for all frames; [`Error::Hypercall`] and
     /// [`Error::HypercallBuffer`].
     pub fn check_populated(&self) -> Result<()> {
         if self.kind == GuestKind::Pv {

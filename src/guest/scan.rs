@@ -1,4 +1,4 @@
-//! The search for a guest's RAM: which frames to look at, in which order, and what they are.
+//! The search for a guest's RAM: which frames to visit, and of which kind they are.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -11,31 +11,39 @@ use crate::error::{Error, FrameError, FrameErrors, Result};
 use crate::handle::DomainState;
 use crate::types::{Architecture, Gfn, GuestKind, HostKind, NumberRange, Pfn, Protection};
 
-/// Frames of a step: Xen tells about so many with one call.
+/// Frames per step: Xen describes at most this many in one call.
 const WINDOW: u64 = 1024;
-/// The same for a PV guest, whose table has 512 of them in a frame, of which a PV dom0 maps 16 with one call.
+/// Frames per step for a PV guest. A frame of the p2m holds 512 entries, and a PV dom0 maps 16 frames in one call: 15
+/// of the p2m, and the shared info page.
 const PV_WINDOW: u64 = 15 * 512;
 
-/// The longest run of frames next to RAM that is tried by mapping, and how many frames are in all. A frame of Xen's
-/// that took the place of RAM, as the shared info page does, is in a short run. But a guest that has given RAM back has
-/// such runs everywhere, and in a PVH dom0 each frame costs two hypercalls.
+/// The longest run of frames next to RAM to try to map, and how many frames to try in all. A frame of Xen's that
+/// replaces RAM, such as the shared info page, is in a short run. But a guest that was ballooned down has such runs
+/// everywhere, and in a PVH dom0 each frame costs two hypercalls.
 const SHORT_RUN: usize = 16;
 const MAX_TRIES: usize = 256;
 
-/// A search for a guest's RAM, step by step, for callers that show progress or set a limit.
+/// A search for a guest's RAM, one step at a time, for callers that show progress or set a limit.
 ///
-/// No call tells where a guest's RAM is. On x86 it has most of it at the bottom, often some at the top, and a large
-/// hole in between. So the search begins at the top, follows a run of RAM to its end, and there goes on at the other
-/// end. It is over when as many frames were found as Xen counts for the domain, but never within a run, since what Xen
-/// lends is not counted. If more frames are found than Xen counts, it cannot tell when it has found all of them, and
-/// goes through every frame number. So it does with a PV guest's table, and where Xen cannot be asked what a frame is.
+/// Created by [`Guest::scan`]. To search without a limit, call [`Guest::ram_map`].
 ///
-/// On Arm Xen cannot be asked, so each frame is tried by mapping it, which costs two hypercalls. But it is known where
-/// the toolstack puts RAM: in two banks, which begin at 1 and 8 GiB. It looks elsewhere only if less was found than
-/// the domain owns: at one frame of each 2 MiB and, if that is RAM, at those around it; then at each frame below 1 TiB.
+/// # How it searches
 ///
-/// A guest decides what its highest frame is, and can own a frame that cannot be found. Both together make a search
-/// go through 2^36 frame numbers, which takes hours. [`idle_time`](RamScan::idle_time) bounds that:
+/// Xen has no call that returns where a guest's RAM is. An x86 guest has most of its RAM at the bottom, often some at
+/// the top, and a large hole in between. So the search begins at the top, follows a run of RAM to its end, and then
+/// switches to the other end. It ends when it has found as many frames as Xen counts for the domain, but not within a
+/// run, because frames that belong to Xen are not counted. If it finds more frames than Xen counts, it cannot know when
+/// it has found all of them, and searches every frame number. It also does so for a PV guest's p2m, and where Xen
+/// cannot be asked what a frame is.
+///
+/// On Arm, Xen cannot be asked, and trying to map a frame costs two hypercalls. But the toolstack puts RAM in two
+/// banks, which start at 1 GiB and 8 GiB. If the domain owns more frames than the search finds there, it tries one
+/// frame per 2 MiB elsewhere and, where that is RAM, those around it; then every frame below 1 TiB.
+///
+/// # How to stop it
+///
+/// A guest chooses its highest frame number, and can own a frame that cannot be found. Both together make a search
+/// visit 2^36 frame numbers, which takes hours. Set a limit for [`idle_time`](RamScan::idle_time):
 ///
 /// ```
 /// use std::time::Duration;
@@ -51,7 +59,7 @@ const MAX_TRIES: usize = 256;
 /// let mut scan = guest.scan(Search::default())?;
 /// while scan.step()? {
 ///     if scan.idle_time() > Duration::from_secs(60) {
-///         break; // `scan.not_searched()` tells what is left
+///         break; // `scan.not_searched()` returns what is left
 ///     }
 /// }
 /// assert_eq!(scan.into_map().ranges(), [0..160, 1 << 35..(1 << 35) + 1]);
@@ -61,33 +69,37 @@ const MAX_TRIES: usize = 256;
 pub struct RamScan {
     guest: Guest,
     search: Search,
-    /// Whether Xen tells what a frame is. Else it is tried by mapping it.
+    /// Whether Xen can be asked what a frame is. Otherwise, the search tries to map it.
     asks_xen: bool,
     route: Route,
+    /// All frame numbers are below this one.
     end: u64,
+    /// Whether the last window ended within a run of RAM.
     in_run: bool,
-    /// Whether the search is over but for paged-out frames, of which it looks for so many.
+    /// How many paged-out frames are left to find, once everything else was found.
     missing: Option<u64>,
+    /// How many frames that are not known to be RAM were tried; at most [`MAX_TRIES`].
     tries: usize,
-    /// How many frames are mapped at a time at most: in some domains each takes a page of our own memory.
-    most_mapped: usize,
+    /// How many frames to map at a time: in some domains, each takes a page of this domain's own memory.
+    max_mapped: usize,
     found: u64,
     special: u64,
     paged_out: u64,
     /// How many frames Xen counted for the domain when the search began.
     counted: u64,
     extents: Extents,
+    /// The time spent in steps that found no RAM.
     idle: Duration,
     ended: bool,
 }
 
 impl RamScan {
-    /// Takes the next step; `false` once the search is over. After an error it can be taken again.
+    /// Takes the next step, which searches a few thousand frames at most. Returns `false` once the search has ended.
+    /// After an error, the step can be retried.
     ///
     /// # Errors
     ///
-    /// Those of mapping, [`Error::Hypercall`] (with `ESRCH` if the domain has died meanwhile), and of a PV guest
-    /// [`Error::P2m`].
+    /// Those of mapping; [`Error::Hypercall`] (with ESRCH if the domain has died); for a PV guest, [`Error::P2m`].
     pub fn step(&mut self) -> Result<bool> {
         let (start, before) = (Instant::now(), self.found + self.paged_out);
         let more = self.take_step();
@@ -100,11 +112,11 @@ impl RamScan {
 
     fn take_step(&mut self) -> Result<bool> {
         if self.missing == Some(0) || self.is_over() {
-            return self.look_for_paged_out();
+            return self.search_paged_out();
         }
         let before = self.route.clone();
-        let Some(window) = self.route.next(self.in_run) else { return self.look_for_paged_out() };
-        let kinds = match self.look_at(&window) {
+        let Some(window) = self.route.next(self.in_run) else { return self.search_paged_out() };
+        let kinds = match self.search_window(&window) {
             Ok(kinds) => kinds,
             Err(e) => {
                 self.route = before;
@@ -112,7 +124,7 @@ impl RamScan {
             }
         };
         if window.step > 1 {
-            self.look_around(&window, &kinds);
+            self.search_around(&window, &kinds);
             return Ok(true);
         }
         let mut pfn = window.pfns.start;
@@ -120,7 +132,7 @@ impl RamScan {
             let pfns = pfn..pfn + run.len() as u64;
             pfn = pfns.end;
             if let Some(kind) = run[0] {
-                self.note(pfns, kind);
+                self.record(pfns, kind);
             }
         }
         let innermost = if window.at_top { kinds.first() } else { kinds.last() };
@@ -128,12 +140,12 @@ impl RamScan {
         Ok(true)
     }
 
-    /// What the frames of a window are.
-    fn look_at(&mut self, window: &Window) -> Result<Vec<Option<FrameKind>>> {
+    /// Returns the kind of each frame that a window visits.
+    fn search_window(&mut self, window: &Window) -> Result<Vec<Option<FrameKind>>> {
         let pv = self.guest.kind == GuestKind::Pv;
         let named = self.found + self.special;
         if pv && named > self.counted.saturating_mul(2).saturating_add(PV_WINDOW) {
-            let reason = "it names the same frames again and again";
+            let reason = "it names the same frames over and over";
             return Err(Error::P2m { domid: self.guest.domid, reason });
         }
         let asks = self.asks_xen && self.missing.is_none();
@@ -142,45 +154,47 @@ impl RamScan {
         Ok(kinds.map(|kind| kind.or(pv.then_some(FrameKind::BalloonedOut))).collect())
     }
 
-    /// How many frames of RAM were found so far.
+    /// Returns how many frames of RAM were found so far.
     #[must_use]
     pub fn found(&self) -> u64 {
         self.found
     }
 
-    /// How many frames the domain owns or shares, which is about how many will be found.
+    /// Returns how many frames the domain owned or shared when the search began: about as many as the search will find.
     #[must_use]
     pub fn owned(&self) -> u64 {
         self.counted
     }
 
-    /// How many tries are left if the search has to look everywhere; on Arm more, once RAM is found where none was
-    /// expected. Some are left if it is over before.
+    /// Returns how many frames are left to visit if the search has to go everywhere, for showing progress.
+    ///
+    /// On Arm this number grows when RAM is found where none was expected. It is not 0 when the search ends early
+    /// because all RAM was found.
     #[must_use]
     pub fn untried(&self) -> u64 {
         self.route.left()
     }
 
-    /// How long the steps have taken that found no RAM. This is the only part of a search that a guest can prolong
-    /// without owning more memory.
+    /// Returns how long the steps that found no RAM have taken. This is the only part of a search that a guest can
+    /// prolong without owning more memory.
     #[must_use]
     pub fn idle_time(&self) -> Duration {
         self.idle
     }
 
-    /// The frame numbers that are still to be looked at, in ascending order; none once the search is over.
+    /// Returns the frame numbers left to search, in ascending order; none once the search has ended.
     #[must_use]
     pub fn not_searched(&self) -> Vec<NumberRange<Pfn>> {
-        if self.ended { Vec::new() } else { self.extents.missing_of(self.route.ranges_left()) }
+        if self.ended { Vec::new() } else { self.extents.missing_from(self.route.ranges_left()) }
     }
 
-    /// What was found so far.
+    /// Returns what was found so far.
     #[must_use]
     pub fn into_map(self) -> RamMap {
         self.extents.into_map(self.counted.saturating_sub(self.found))
     }
 
-    /// Whether all was found that is looked for, and the last window did not end within a run.
+    /// Returns whether all RAM was found and the last window did not end within a run.
     fn is_over(&self) -> bool {
         if self.in_run || self.route.is_needed() {
             return false;
@@ -188,15 +202,15 @@ impl RamScan {
         if self.guest.memory.architecture() == Architecture::Arm64 {
             return self.found >= self.counted;
         }
-        // Xen counts a fork's frames only once they were touched, so the few at the top could be taken for all: the
-        // bottom, where every guest has RAM, tells. Counting again would not, since it counts what was just touched.
+        // Xen counts a frame of a fork only once it was touched, so the few at the top could be mistaken for all. The
+        // bottom, where every guest has RAM, settles it; counting again would not, since the search touches frames.
         self.found == self.counted && self.route.has_seen_bottom()
     }
 
-    /// Has the blocks looked at of which one frame is RAM, and those next to them.
-    fn look_around(&mut self, window: &Window, kinds: &[Option<FrameKind>]) {
+    /// Queues the blocks of which the visited frame is RAM, and the blocks next to them.
+    fn search_around(&mut self, window: &Window, kinds: &[Option<FrameKind>]) {
         let mut around: Vec<Range<u64>> = Vec::new();
-        for (pfn, _) in window.tried().zip(kinds).filter(|(_, kind)| kind.is_some()) {
+        for (pfn, _) in window.visited().zip(kinds).filter(|(_, kind)| kind.is_some()) {
             let pfns = pfn.saturating_sub(window.step)..(pfn + 2 * window.step).min(self.end);
             match around.last_mut() {
                 Some(last) if last.end >= pfns.start => last.end = pfns.end,
@@ -204,11 +218,11 @@ impl RamScan {
             }
         }
         for pfns in around {
-            self.route.look_closely(pfns);
+            self.route.search_next(pfns);
         }
     }
 
-    fn note(&mut self, pfns: Range<u64>, kind: FrameKind) {
+    fn record(&mut self, pfns: Range<u64>, kind: FrameKind) {
         let count = pfns.end - pfns.start;
         match kind {
             FrameKind::Ram | FrameKind::PageTable | FrameKind::Broken => self.found += count,
@@ -222,7 +236,7 @@ impl RamScan {
         self.extents.add(pfns, kind);
     }
 
-    /// What frames are; of `None` nothing is asked.
+    /// Returns the kind of each frame; `None` stays `None`.
     fn classify(&mut self, gfns: &[Option<Gfn>]) -> Result<Vec<Option<FrameKind>>> {
         let mut kinds = vec![None; gfns.len()];
         if self.asks_xen && self.missing.is_none() {
@@ -233,7 +247,7 @@ impl RamScan {
                 *kind = kind_of(info);
             }
         }
-        let tries = self.worth_trying(gfns, &kinds);
+        let tries = self.frames_to_try(gfns, &kinds);
         if tries.is_empty() {
             return Ok(kinds);
         }
@@ -251,37 +265,37 @@ impl RamScan {
         Ok(kinds)
     }
 
-    /// Maps frames, in parts if there is too little memory of our own for all at once, and returns those that fail.
+    /// Maps frames, in parts if this domain has too little memory for all at once. Returns those that failed.
     fn try_to_map(&mut self, gfns: &[Gfn]) -> Result<Vec<FrameError>> {
         let Guest { ref memory, domid, .. } = self.guest;
         let (mut failed, mut done) = (Vec::new(), 0);
         while done < gfns.len() {
             let rest = &gfns[done..];
-            let part = &rest[..rest.len().min(self.most_mapped)];
+            let part = &rest[..rest.len().min(self.max_mapped)];
             match memory.map_at_once(domid, Protection::ReadOnly, part) {
                 Ok(mapping) => {
                     failed.extend(mapping.failed().iter().map(|e| FrameError { index: done + e.index, ..*e }));
                     done += part.len();
                 }
-                Err(e) if e.errno() == libc::ENOMEM && part.len() > 1 => self.most_mapped = part.len() / 2,
+                Err(e) if e.errno() == libc::ENOMEM && part.len() > 1 => self.max_mapped = part.len() / 2,
                 Err(e) => return Err(e),
             }
         }
         Ok(failed)
     }
 
-    /// What a frame is that can be mapped, though Xen has not said that it is RAM.
+    /// Returns the kind of a frame that can be mapped although Xen did not report it as RAM.
     fn kind_of_mapped(&self, gfn: Gfn) -> FrameKind {
         let special = match self.guest.memory.architecture() {
-            // It has said that it is none.
+            // Xen, if it was asked, has reported that it is not RAM.
             Architecture::X86 => self.asks_xen,
             Architecture::Arm64 => arm_layout::is_special(gfn.get()),
         };
         if special { FrameKind::Special } else { FrameKind::Ram }
     }
 
-    /// The indices of the frames to try by mapping: of those of which Xen does not say that they are RAM.
-    fn worth_trying(&mut self, gfns: &[Option<Gfn>], kinds: &[Option<FrameKind>]) -> Vec<usize> {
+    /// Returns the indices of the frames to try to map, of those that Xen did not report as RAM.
+    fn frames_to_try(&mut self, gfns: &[Option<Gfn>], kinds: &[Option<FrameKind>]) -> Vec<usize> {
         let tries_all = !self.asks_xen || self.missing.is_some() || self.search == Search::EveryFrame;
         if !tries_all && kinds.iter().all(Option::is_none) {
             return Vec::new();
@@ -297,11 +311,11 @@ impl RamScan {
         tries
     }
 
-    /// When the frames are found that the domain owns: whether there are others left to look for.
-    fn look_for_paged_out(&mut self) -> Result<bool> {
+    /// Called when the frames that the domain owns were found. Returns whether paged-out frames are left to find.
+    fn search_paged_out(&mut self) -> Result<bool> {
         let Guest { ref memory, domid, kind, .. } = self.guest;
         if self.missing.is_some() || memory.domctl_version().is_none() {
-            // An error if the domain has gone.
+            // Fails if the domain is gone.
             return memory.current_reservation(domid).map(|_| false);
         }
         let info = memory.get_domain_info(domid)?;
@@ -309,7 +323,7 @@ impl RamScan {
             let source = std::io::Error::from_raw_os_error(libc::ESRCH);
             return Err(Error::Hypercall { name: "XEN_DOMCTL_getdomaininfo", domid: Some(domid), source });
         }
-        // Only a PV dom0 is told that a frame is paged out, and only when it maps it.
+        // Only a PV dom0 learns that a frame is paged out, and only by mapping it.
         let missing = info.paged_out.unwrap_or(0).saturating_sub(self.paged_out);
         if missing == 0 || kind == GuestKind::Pv || memory.host_kind() != HostKind::Pv {
             return Ok(false);
@@ -319,34 +333,36 @@ impl RamScan {
         Ok(true)
     }
 
-    /// The frames that a window tries and that were not found to be anything.
+    /// Returns the frames that a window visits; `None` for those whose kind is known.
     fn unknown(&self, window: &Window) -> Result<Vec<Option<Gfn>>> {
         let unknown = |pfn| if self.extents.has(pfn) { Ok(None) } else { Ok(Some(Gfn::new(pfn)?)) };
-        window.tried().map(unknown).collect()
+        window.visited().map(unknown).collect()
     }
 }
 
 impl Guest {
-    /// Begins a search for the guest's RAM. It touches every frame of the guest.
+    /// Begins a search for the guest's RAM, which touches every frame of the guest.
     ///
-    /// It checks first that this does no harm ([`check_populated`](Guest::check_populated)). Only a control domain may
-    /// ask Xen about that: a device model's own domain uses [`scan_populating`](Guest::scan_populating).
+    /// Checks first that this does not crash the guest ([`check_populated`](Guest::check_populated)). Only a control
+    /// domain may ask Xen about that: in a device model's own domain, use [`scan_populating`](Guest::scan_populating).
+    ///
+    /// For an example, see [`RamScan`].
     ///
     /// # Errors
     ///
-    /// [`Error::PopulateOnDemand`] if that would crash the guest; [`Error::Hypercall`], and of a PV guest
+    /// [`Error::PopulateOnDemand`] if the search would crash the guest; [`Error::Hypercall`]; for a PV guest,
     /// [`Error::P2m`].
     pub fn scan(&self, search: Search) -> Result<RamScan> {
         self.check_populated()?;
         self.scan_populating(search)
     }
 
-    /// Begins a search that does not spare a [populate-on-demand](crate::PopulateOnDemand) guest: each of its frames
-    /// gets memory, and Xen crashes the guest when that is used up.
+    /// Begins a search without checking for [populate on demand](crate::PopulateOnDemand): the search allocates memory
+    /// for each frame of such a guest, and Xen crashes the guest when it has no memory left for it.
     ///
     /// # Errors
     ///
-    /// [`Error::Hypercall`], and of a PV guest [`Error::P2m`].
+    /// [`Error::Hypercall`]; for a PV guest, [`Error::P2m`].
     pub fn scan_populating(&self, search: Search) -> Result<RamScan> {
         let end = match self.p2m()? {
             Some(p2m) => p2m.end(&self.memory)?,
@@ -364,7 +380,7 @@ impl Guest {
             in_run: false,
             missing: None,
             tries: 0,
-            most_mapped: usize::MAX,
+            max_mapped: usize::MAX,
             found: 0,
             special: 0,
             paged_out: 0,
@@ -375,8 +391,7 @@ impl Guest {
         })
     }
 
-    /// How many frames Xen counts for the domain: those that it owns and those that it shares with others; and whether
-    /// there are any of the latter.
+    /// Returns how many frames Xen counts for the domain (those that it owns or shares), and whether it shares any.
     fn counted_frames(&self) -> Result<(u64, bool)> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         if on_arm || self.memory.domctl_version().is_none() {
@@ -388,13 +403,13 @@ impl Guest {
         Ok((info.pages.saturating_add(shared), shared > 0))
     }
 
-    /// In which order to look at the frames below `end`. Without `counts_add_up`, all of them are looked at: Xen counts
-    /// a fork's frames only once they were touched, and what it lends can be told from RAM only where it can be asked.
+    /// Returns the order in which to search the frames below `end`. Without `counts_add_up`, that is all of them: Xen
+    /// counts a fork's frames only once they were touched, and frames of Xen's can be told from RAM only by asking.
     fn route(&self, search: Search, end: u64, counts_add_up: bool) -> Result<Route> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         let whole = |needed| SearchRange { pfns: 0..end, step: 1, needed };
         Ok(match search {
-            // What a PV guest has no RAM for is of interest, too.
+            // A PV guest's map includes the entries without RAM.
             _ if self.kind == GuestKind::Pv => Route::in_order([whole(true)], PV_WINDOW),
             Search::UntilAllFound if on_arm => {
                 let max_pages = self.memory.maximum_reservation(self.domid)?;
@@ -406,7 +421,7 @@ impl Guest {
     }
 }
 
-/// What a frame is by what Xen says of it; `None` if it says that there is no RAM.
+/// Converts what Xen reports about a frame; `None` if there is no RAM.
 fn kind_of(info: u32) -> Option<FrameKind> {
     match info & abi::XEN_DOMCTL_PFINFO_LTAB_MASK {
         abi::XEN_DOMCTL_PFINFO_XTAB => None,

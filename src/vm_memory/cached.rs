@@ -1,6 +1,6 @@
-//! RAM that is mapped where it is used, through a map cache.
+//! RAM that is mapped when it is used, through a map cache.
 
-#![expect(unsafe_code, reason = "hands out pinned memory as slices of vm-memory")]
+#![expect(unsafe_code, reason = "makes vm-memory slices of pinned memory")]
 
 use std::iter::FusedIterator;
 use std::ops::Range;
@@ -14,15 +14,15 @@ use vm_memory::{
 };
 
 use super::dirty::{DirtyBitmap, DirtySlice};
-use super::{RamRegion, in_order};
+use super::{RamRegion, normalize};
 use crate::cache::{MapCache, Piece, Pin, RawPin};
 use crate::error::Error;
 use crate::types::{NumberRange, Pfn, Protection};
 
-/// A guest's RAM through a [`MapCache`]: only what devices use is mapped.
+/// A guest's RAM, accessed through a [`MapCache`]: only what devices use is mapped.
 ///
-/// [`memory`](GuestAddressSpace::memory) returns the [`PinnedMemory`] that gives access: take one for each request, and
-/// drop it with the request.
+/// To access the RAM, call [`memory`](GuestAddressSpace::memory), which returns a [`PinnedMemory`]. Take one per device
+/// request, and drop it with the request.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -50,20 +50,20 @@ use crate::types::{NumberRange, Pfn, Protection};
 #[derive(Clone, Debug)]
 pub struct CachedMemory {
     cache: Arc<MapCache>,
-    /// Where RAM is, in bytes, in ascending order; no range touches the next.
+    /// The RAM's addresses, in ascending order; no two ranges are adjacent.
     ram: Arc<[Range<u64>]>,
 }
 
 impl CachedMemory {
-    /// The RAM at these pfns, such as those of [`RamMap::ranges`](crate::RamMap::ranges). Nothing is mapped yet, and
-    /// nothing outside of them ever is.
+    /// Creates an address space of the RAM at these pfns, which usually come from
+    /// [`RamMap::ranges`](crate::RamMap::ranges). Maps nothing yet, and gives no access to anything else.
     #[must_use]
     pub fn new(cache: Arc<MapCache>, pfns: &[NumberRange<Pfn>]) -> CachedMemory {
-        let ram = in_order(pfns).iter().map(NumberRange::addresses).collect();
+        let ram = normalize(pfns).iter().map(NumberRange::addresses).collect();
         CachedMemory { cache, ram }
     }
 
-    /// The cache, for example to [invalidate](MapCache::invalidate) what the guest has given back.
+    /// Returns the cache, for example to [invalidate](MapCache::invalidate) frames that the guest has given back.
     #[must_use]
     pub fn cache(&self) -> &Arc<MapCache> {
         &self.cache
@@ -79,34 +79,55 @@ impl GuestAddressSpace for CachedMemory {
     }
 }
 
-/// Access to a guest's RAM, and the pins of all that was accessed; made by [`CachedMemory`].
+/// Access to a guest's RAM, which pins every bucket that it accesses; created by [`CachedMemory`].
 ///
-/// What it has handed out stays mapped until it is dropped, whatever is evicted or invalidated meanwhile. After an
-/// invalidation it hands out what is there then; slices that were taken before show what was there before.
+/// Buckets stay pinned until this is dropped. After an invalidation, new slices show the guest's new frames, and
+/// earlier slices still show the old ones.
 ///
-/// Slices end at the borders of buckets. An address outside of the RAM is
-/// [`GuestMemoryError::InvalidGuestAddress`], before anything is mapped. One that cannot be mapped is
-/// [`GuestMemoryError::IOError`], with an [`Error`] in it; bytes before it may have been read or written then, as
-/// `vm-memory` has it.
+/// Slices end at bucket boundaries. An address outside of the RAM is a [`GuestMemoryError::InvalidGuestAddress`],
+/// before anything is mapped. An address that cannot be mapped is a [`GuestMemoryError::IOError`] that contains an
+/// [`Error`]; as usual in `vm-memory`, bytes before that address may already have been read or written.
 ///
-/// A slice costs a lock of this object's own, and this object an allocation; [`MapCache::get`] costs neither.
+/// Each slice takes a lock of this object, which itself is an allocation. [`MapCache::get`] needs neither.
 ///
-/// All that a request names is pinned at once if the device asks for it at once, and a guest may name all of its RAM:
-/// a device that limits what it serves checks the length first.
+/// A guest may name all of its RAM in one request, and a device that accesses it in one call pins all of it. To limit
+/// that, check the length of a request first.
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
+/// use xenmap::mock::MockHost;
+/// use xenmap::vm_memory::CachedMemory;
+/// use xenmap::{Guest, GuestKind, MapCache};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 1024);
+/// let memory = host.open()?;
+/// let cache = Arc::new(MapCache::new(Guest::open(&memory, domain.domid())?));
+/// let space = CachedMemory::new(Arc::clone(&cache), &[(0..1024).try_into()?]);
+///
+/// let request = space.memory();
+/// request.write_obj(7_u32, GuestAddress(0x1000))?;
+/// cache.invalidate_all(); // the request keeps its bucket
+/// assert_eq!(cache.statistics().pinned, 1);
+/// drop(request);
+/// assert_eq!(cache.statistics().mapped_bytes, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct PinnedMemory {
     space: CachedMemory,
-    /// One pin of each mapping that a slice was handed out of, in ascending order.
+    /// One pin of each bucket of which a slice was made, in ascending order.
     pins: Mutex<Vec<RawPin>>,
 }
 
 impl PinnedMemory {
-    /// The parts of a range that lie in one bucket each, if all of it is RAM.
+    /// Splits a range into pieces of one bucket each, if all of it is RAM.
     #[inline]
     fn pieces(&self, address: GuestAddress, count: usize) -> GuestMemoryResult<impl Iterator<Item = Piece>> {
         let ram = &self.space.ram;
         let start = address.0;
-        // At the place of no bytes there need not be RAM.
+        // An empty range need not be in RAM.
         if count != 0 {
             let range = ram.get(ram.partition_point(|range| range.end <= start)).filter(|range| range.start <= start);
             let range = range.ok_or(GuestMemoryError::InvalidGuestAddress(address))?;
@@ -114,36 +135,36 @@ impl PinnedMemory {
                 return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(range.end)));
             }
         }
-        self.space.cache.pieces(if count == 0 { 0 } else { start }, count).map_err(failed)
+        self.space.cache.pieces(if count == 0 { 0 } else { start }, count).map_err(io_error)
     }
 
-    /// Pins a part for reading and writing, whatever it was asked for: safe code may write to any slice
-    /// (`VolatileSlice::write`), and must not die of it because somebody else had the bucket mapped read-only.
+    /// Pins a piece for reading and writing, whatever access was requested: safe code can write to any slice
+    /// (`VolatileSlice::write`), which would crash the process if the bucket were mapped read-only.
     fn pin(&self, piece: &Piece) -> GuestMemoryResult<Pin<'_>> {
-        self.space.cache.pin(Protection::ReadWrite, piece).map_err(failed)
+        self.space.cache.pin(Protection::ReadWrite, piece).map_err(io_error)
     }
 
-    /// Pins a part until `self` is dropped.
+    /// Pins a piece until `self` is dropped, and returns a slice of it.
     fn slice<'a>(&'a self, piece: &Piece) -> GuestMemoryResult<VolatileSlice<'a, DirtySlice<'a>>> {
         let pin = self.pin(piece)?;
-        let view = pin.bucket().mapping().view().slice(piece.offset, piece.len).map_err(failed)?;
+        let view = pin.bucket().mapping().view().slice(piece.offset, piece.len).map_err(io_error)?;
         let (at, bucket) = (view.as_ptr(), NonNull::from(pin.bucket()));
         let number = pin.into_raw();
         let mut pins = self.pins();
         match pins.binary_search(&number) {
             Err(place) => pins.insert(place, number),
-            // SAFETY: the number of the pin just given away. The same bucket stays: we have another pin of it, and
-            // while a bucket is pinned no other gets its number.
+            // SAFETY: this is the number of the pin above, passed only here. The same bucket stays pinned: `pins` has
+            // another pin with this number, and no other bucket gets the number while one is pinned.
             Ok(_) => unsafe { self.space.cache.unpin(number) },
         }
         drop(pins);
-        // SAFETY: a bucket stays where it is while it is pinned, and this one is until `self` is dropped: numbers leave
-        // `pins` in `drop` only.
+        // SAFETY: a pinned bucket is neither moved nor dropped, and this one stays pinned until `self` is dropped:
+        // only `drop` takes numbers out of `pins`.
         let bucket: &'a _ = unsafe { bucket.as_ref() };
         let dirty = DirtySlice::new(bucket.dirty(), piece.offset, piece.len);
-        // SAFETY: `slice` found the bytes inside the bucket, and `MapCache::pin` that they are mapped read-write; they
-        // are until `self` is dropped, as above. This crate's own accesses count as volatile ones (mapping/copy). That
-        // the guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
+        // SAFETY: `View::slice` checked that the bytes are inside the bucket, and `MapCache::pin` that they are mapped
+        // read-write. They stay so until `self` is dropped, as above. This crate's own accesses count as volatile
+        // (mapping/copy). `vm-memory` assumes that the guest's do, too (see the module's documentation).
         Ok(unsafe { VolatileSlice::with_bitmap(at, piece.len, dirty, None) })
     }
 
@@ -155,23 +176,24 @@ impl PinnedMemory {
 impl Drop for PinnedMemory {
     fn drop(&mut self) {
         for number in std::mem::take(&mut *self.pins()) {
-            // SAFETY: `slice` has kept one pin of this number, and nobody has a slice any more: they borrow `self`.
+            // SAFETY: `slice` kept one pin of this number, which is passed only here. No slice exists any more: slices
+            // borrow `self`.
             unsafe { self.space.cache.unpin(number) };
         }
     }
 }
 
 impl GuestMemory for PinnedMemory {
-    // There must be one; `physical_memory` says that there is none.
+    // The trait requires a type, but there is no physical memory: `physical_memory` returns `None`.
     type PhysicalMemory = GuestRegionCollection<RamRegion>;
     type Bitmap = DirtyBitmap;
 
-    /// Maps what is not mapped yet to find out; nothing stays pinned.
+    /// Checks a range by mapping what is not mapped yet. Pins nothing.
     fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
         self.pieces(addr, count).is_ok_and(|mut pieces| pieces.all(|piece| self.pin(&piece).is_ok()))
     }
 
-    /// Maps each part when the iterator comes to it.
+    /// Returns an iterator that maps and pins each bucket when it reaches it.
     #[inline]
     fn get_slices(
         &self,
@@ -183,7 +205,7 @@ impl GuestMemory for PinnedMemory {
     }
 }
 
-/// Slices of one bucket each; none after the first error.
+/// Yields one slice per bucket, and nothing after the first error.
 struct Slices<'a, P> {
     memory: &'a PinnedMemory,
     pieces: Option<P>,
@@ -206,6 +228,6 @@ impl<P: Iterator<Item = Piece>> FusedIterator for Slices<'_, P> {}
 
 impl<'a, P: Iterator<Item = Piece>> GuestMemorySliceIterator<'a, DirtySlice<'a>> for Slices<'a, P> {}
 
-fn failed(error: Error) -> GuestMemoryError {
+fn io_error(error: Error) -> GuestMemoryError {
     GuestMemoryError::IOError(error.into())
 }

@@ -1,24 +1,47 @@
-//! Which frames were written through slices of vm-memory.
+//! Tracking of the frames that are written through vm-memory slices.
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 use crate::mapping::dirty::Dirty;
 
-/// Reports to the map cache which frames of a slice are written, while it
+/// Marks the frames of a slice as dirty in the map cache, while the cache
 /// [tracks dirty frames](crate::MapCache::track_dirty).
 ///
-/// The methods of a `VolatileSlice` do so on their own. Whoever writes through its pointer calls
-/// [`mark_dirty`](Bitmap::mark_dirty) afterwards.
+/// The methods of a `VolatileSlice` call [`mark_dirty`](Bitmap::mark_dirty) themselves. Call it after writing through
+/// a pointer.
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::bitmap::Bitmap;
+/// use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemory};
+/// use xenmap::mock::MockHost;
+/// use xenmap::vm_memory::CachedMemory;
+/// use xenmap::{Guest, GuestKind, MapCache};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 16);
+/// let memory = host.open()?;
+/// let cache = Arc::new(MapCache::new(Guest::open(&memory, domain.domid())?));
+/// cache.track_dirty(true);
+/// let space = CachedMemory::new(Arc::clone(&cache), &[(0..16).try_into()?]);
+///
+/// let request = space.memory();
+/// for slice in request.get_slices(GuestAddress(0x3000), 8, vm_memory::Permissions::Write)? {
+///     slice?.bitmap().mark_dirty(0, 8); // written through `ptr_guard_mut`, such as by a device's DMA
+/// }
+/// assert_eq!(cache.take_dirty(), [3..4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct DirtySlice<'a> {
     dirty: &'a Dirty,
-    /// Where the slice begins in its bucket, in bytes.
+    /// The offset of the slice in its bucket, in bytes.
     start: usize,
     len: usize,
 }
 
 impl<'a> DirtySlice<'a> {
-    /// The `len` bytes from `start` on, which are inside the bucket.
+    /// Tracks the `len` bytes of the bucket from `start` on, which must be inside the bucket.
     pub(super) fn new(dirty: &'a Dirty, start: usize, len: usize) -> DirtySlice<'a> {
         DirtySlice { dirty, start, len }
     }
@@ -26,7 +49,7 @@ impl<'a> DirtySlice<'a> {
 
 impl Bitmap for DirtySlice<'_> {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        // What is not in the slice is not ours to tell.
+        // Bytes past the end of the slice are not marked.
         let len = len.min(self.len.saturating_sub(offset));
         if len != 0 {
             self.dirty.mark(self.start + offset, len);
@@ -49,7 +72,7 @@ impl WithBitmapSlice<'_> for DirtySlice<'_> {
 
 impl BitmapSlice for DirtySlice<'_> {}
 
-/// Says that slices have a [`DirtySlice`]: a bitmap of all memory, which does not exist.
+/// Names [`DirtySlice`] as the bitmap of slices. There is no bitmap of the whole memory, so this has no values.
 #[derive(Clone, Copy, Debug)]
 pub enum DirtyBitmap {}
 

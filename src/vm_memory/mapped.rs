@@ -1,6 +1,6 @@
-//! RAM that is mapped as a whole, in regions without holes.
+//! RAM that is mapped all at once, in regions without holes.
 
-#![expect(unsafe_code, reason = "hands out parts of a mapping as slices of vm-memory")]
+#![expect(unsafe_code, reason = "makes vm-memory slices of mapped memory")]
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,33 +10,48 @@ use vm_memory::{
     GuestRegionCollection, GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
 
-use super::{FRAME, in_order};
+use super::{FRAME, normalize};
 use crate::error::{Error, FrameErrors, Result};
 use crate::guest::Guest;
 use crate::mapping::ForeignMapping;
 use crate::types::{NumberRange, Pfn, Protection};
 
-/// Consecutive frames of a guest, all of them mapped for reading and writing.
+/// Consecutive frames of a guest, all mapped read-write; created by [`Guest::map_ram`].
 ///
-/// Made by [`Guest::map_ram`]. The frames stay mapped until the last region that was mapped with this one is dropped.
-/// Which frames are written is not tracked.
+/// The frames stay mapped until the last region of the same mapping is dropped. Dirty frames are not tracked.
+///
+/// ```
+/// use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Access, Guest, GuestKind};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 16);
+/// let memory = host.open()?;
+/// let ram = Guest::open(&memory, domain.domid())?.map_ram(&[(0..16).try_into()?])?;
+///
+/// let region = ram.iter().next().ok_or("no RAM")?;
+/// assert_eq!(region.len(), 16 * 4096);
+/// region.mapping().view().fetch_add(0x1000, 1_u32)?; // sound, unlike `get_atomic_ref`
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RamRegion {
     mapping: Arc<ForeignMapping>,
-    /// Where it is in the mapping: bytes that are mapped, as `ForeignMapping::mapped_ranges` says.
+    /// The region's bytes in the mapping; a range from `ForeignMapping::mapped_ranges`.
     bytes: Range<usize>,
     /// The guest's address of the first byte.
     start: GuestAddress,
 }
 
 impl RamRegion {
-    /// The mapping that it is a part of, which knows the frames that could not be mapped.
+    /// Returns the mapping that this region is a part of, which also lists the frames that could not be mapped.
     #[must_use]
     pub fn mapping(&self) -> &ForeignMapping {
         &self.mapping
     }
 
-    /// Where the `len` bytes at `offset` are.
+    /// Returns the address, in this process, of the `len` bytes at `offset`.
     #[inline]
     fn at(&self, offset: MemoryRegionAddress, len: usize) -> GuestMemoryResult<*mut u8> {
         let offset = usize::try_from(offset.0).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
@@ -69,9 +84,9 @@ impl GuestMemoryRegion for RamRegion {
     #[inline]
     fn get_slice(&self, offset: MemoryRegionAddress, count: usize) -> GuestMemoryResult<VolatileSlice<'_>> {
         let at = self.at(offset, count)?;
-        // SAFETY: `at` found the `count` bytes inside this region, all of which is mapped read-write (`map_ram`), and
-        // stays so while `self` is borrowed; this crate's own accesses count as volatile ones (mapping/copy). That the
-        // guest's do, too, is what `vm-memory` takes for granted (see the module's documentation).
+        // SAFETY: `self.at` checked that the `count` bytes are inside this region, all of which is mapped read-write
+        // (`map_ram`) and stays so while `self` is borrowed. This crate's own accesses count as volatile
+        // (mapping/copy). `vm-memory` assumes that the guest's do, too (see the module's documentation).
         Ok(unsafe { VolatileSlice::new(at, count) })
     }
 }
@@ -79,10 +94,10 @@ impl GuestMemoryRegion for RamRegion {
 impl GuestMemoryRegionBytes for RamRegion {}
 
 impl Guest {
-    /// Maps RAM for reading and writing, once and as a whole, for the devices of rust-vmm.
+    /// Maps RAM read-write, all of it at once, for rust-vmm devices.
     ///
-    /// The pfns are those of [`RamMap::ranges`](crate::RamMap::ranges), or some of them. A frame that cannot be mapped
-    /// is a hole between two regions: no access reaches it, and no slice spans it.
+    /// The pfns usually come from [`RamMap::ranges`](crate::RamMap::ranges). A frame that cannot be mapped is a hole
+    /// between two regions: no access reaches it, and no slice spans it.
     ///
     /// ```
     /// use vm_memory::{Bytes, GuestAddress};
@@ -105,22 +120,22 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Frames`] (the index of a frame counts from its range's start) or [`Error::Empty`] if no frame at all
-    /// can be mapped; else those of [`Guest::map_partial`].
+    /// If no frame can be mapped, [`Error::Frames`] (the index of a frame counts from the start of its range), or
+    /// [`Error::Empty`] if there are no pfns. Otherwise those of [`Guest::map_partial`].
     pub fn map_ram(&self, pfns: &[NumberRange<Pfn>]) -> Result<GuestRegionCollection<RamRegion>> {
         let mut regions = Vec::new();
         let mut failed = Vec::new();
-        for pfns in in_order(pfns) {
+        for pfns in normalize(pfns) {
             let first = pfns.start();
             let mapping = Arc::new(self.map_partial(Protection::ReadWrite, pfns)?);
             failed.extend_from_slice(mapping.failed());
             regions.extend(mapping.mapped_ranges().map(|bytes| {
-                // The frame was mapped, so its number is a small one.
+                // Does not overflow: the frame was mapped, so its number is valid.
                 let start = GuestAddress(first * FRAME + bytes.start as u64);
                 RamRegion { mapping: Arc::clone(&mapping), bytes, start }
             }));
         }
-        // Regions in ascending order that do not overlap make a collection, if there are any.
+        // The regions are in ascending order and do not overlap, so this fails only if there are none.
         GuestRegionCollection::from_regions(regions).map_err(|_| match failed.len() {
             0 => Error::Empty,
             requested => Error::Frames(FrameErrors { domid: self.domid(), requested, failed }),

@@ -1,15 +1,15 @@
-//! What a guard of the map cache reads and writes, in one bucket and across several.
+//! A guard of the map cache reads and writes, in one bucket and across several.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::io::{Read, Seek, Write};
 use std::sync::atomic::Ordering;
 
 use crate::buckets::{BUCKET, cache};
-use crate::common::{FRAME, ReadWrite, ThenChild, alone, in_child, on_each_host};
+use crate::common::{FRAME, ReadWrite, ThenChild, in_child, in_own_process, on_each_host};
 use xenmap::{Access, Error, GuestKind, Pinned, Result};
 
-/// A guard of all but the first 8 and the last 8 bytes of four buckets, and its guest.
+/// Runs a test with a guest, and a guard of four buckets without their first and last 8 bytes.
 fn with_guard(test: impl Fn(&Pinned<'_>, &crate::common::Guest)) {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 16));
@@ -36,7 +36,7 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn guard_says_what_it_is() {
+fn guard_reports_its_range_and_views() {
     with_guard(|pinned, _| {
         assert_eq!((pinned.address(), pinned.len(), pinned.protection()), (8, LEN, ReadWrite));
         let parts: Vec<usize> = pinned.views().map(|view| view.len()).collect();
@@ -49,7 +49,7 @@ fn guard_says_what_it_is() {
 }
 
 #[test]
-fn bytes_of_any_range_are_where_the_guest_has_them() {
+fn bytes_of_any_range_are_the_guests() {
     with_guard(|pinned, guest| {
         for (offset, len) in
             [(0, LEN), (BORDER + 3, 10), (2 * BUCKET - 9, 2), (BUCKET, 2 * BUCKET), (LEN - 1, 1), (5, 0)]
@@ -85,7 +85,7 @@ fn fill_and_compare_reach_every_byte_of_the_range_and_no_other() {
 }
 
 #[test]
-fn integers_are_read_and_written_wherever_they_lie() {
+fn integers_are_read_and_written_at_any_offset() {
     with_guard(|pinned, _| {
         for offset in (0..20).chain(BORDER - 9..BORDER + 20).chain(LEN - 20..LEN - 7) {
             let value = 0x0102_0304_0506_0708_u64 + offset as u64;
@@ -104,7 +104,7 @@ fn integers_are_read_and_written_wherever_they_lie() {
 }
 
 #[test]
-fn atomic_accesses_are_those_of_a_view() {
+fn atomic_operations_work_as_on_a_view() {
     with_guard(|pinned, _| {
         for at in [0, BORDER, BORDER + 8, 3 * BUCKET, LEN - 8] {
             pinned.store(at, 1_u64, Ordering::Release).unwrap();
@@ -132,7 +132,7 @@ fn atomic_accesses_are_those_of_a_view() {
 }
 
 #[test]
-fn what_is_not_all_inside_is_refused_and_nothing_is_written() {
+fn access_past_the_end_is_refused_and_writes_nothing() {
     with_guard(|pinned, guest| {
         for at in [LEN - 7, LEN, LEN + 8, usize::MAX - 7, usize::MAX] {
             let source = file(&[1; 8]);
@@ -180,9 +180,9 @@ fn files_are_read_and_written_across_buckets() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "has the kernel kill a child that makes a system call")]
+#[expect(unsafe_code, reason = "forbids system calls in a child")]
 fn hit_makes_no_system_call() {
-    alone("access::hit_makes_no_system_call", || {
+    in_own_process("access::hit_makes_no_system_call", || {
         on_each_host(|host| {
             let guest = host.create(GuestKind::Hvm, 8);
             let child = |wait: &dyn Fn()| {
@@ -190,7 +190,7 @@ fn hit_makes_no_system_call() {
                 let cache = cache(&memory, guest.domid(), 4);
                 cache.prefetch(ReadWrite, 0..2 * BUCKET as u64).unwrap();
                 wait();
-                // SAFETY: strict mode leaves this process only read, write and exit.
+                // SAFETY: strict mode only restricts this process to read, write and exit.
                 let strict = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
                 let mut good = strict == 0;
                 for address in 0..BUCKET as u64 + 100 {
@@ -200,11 +200,11 @@ fn hit_makes_no_system_call() {
                     };
                     good &= pinned.write(1, 7_u16).is_ok() && pinned.read::<u16>(1).is_ok_and(|value| value == 7);
                 }
-                // SAFETY: leaves at once; the `_exit` of libc is a call that strict mode does not know.
+                // SAFETY: the process ends here. (libc's `_exit` makes another call, which strict mode forbids.)
                 unsafe { libc::syscall(libc::SYS_exit, i32::from(!good)) };
                 false
             };
-            assert!(in_child(child, || ThenChild::GoesOn));
+            assert!(in_child(child, || ThenChild::Continues));
         });
     });
 }

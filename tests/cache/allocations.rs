@@ -1,6 +1,6 @@
-//! What a hit costs beside time: no allocation.
+//! A hit does not allocate.
 
-#![expect(unsafe_code, reason = "an allocator that counts")]
+#![expect(unsafe_code, reason = "implements an allocator")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -15,7 +15,7 @@ thread_local! {
 
 struct Counting;
 
-// SAFETY: it passes everything on to the system's allocator.
+// SAFETY: forwards every call to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
@@ -42,7 +42,7 @@ fn hit_allocates_nothing() {
         cache.track_dirty(true);
         let before = ALLOCATIONS.get();
         cache.prefetch(ReadWrite, 0..4 * BUCKET as u64).unwrap();
-        assert!(ALLOCATIONS.get() > before, "they are counted");
+        assert!(ALLOCATIONS.get() > before, "the counter does not count");
 
         let before = ALLOCATIONS.get();
         for address in (0..3 * BUCKET as u64).step_by(100) {

@@ -1,4 +1,4 @@
-//! The map cache.
+//! Hits, misses, the budget, holes and addresses.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ fn hvm_guest(host: &Host, frames: usize) -> (ForeignMemory, crate::common::Guest
 }
 
 #[test]
-fn what_was_mapped_once_is_a_hit() {
+fn second_access_to_a_bucket_is_a_hit() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         guest.number_frames();
@@ -28,7 +28,7 @@ fn what_was_mapped_once_is_a_hit() {
 }
 
 #[test]
-fn range_across_buckets_is_one_piece_to_its_user() {
+fn range_across_buckets_is_accessed_as_one() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -53,7 +53,7 @@ fn range_across_buckets_is_one_piece_to_its_user() {
 }
 
 #[test]
-fn nothing_stays_mapped_when_the_cache_goes() {
+fn dropping_the_cache_unmaps_everything() {
     on_each_host(|host| {
         let (memory, mut guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -67,7 +67,7 @@ fn nothing_stays_mapped_when_the_cache_goes() {
 }
 
 #[test]
-fn read_only_bucket_is_mapped_anew_for_a_writer() {
+fn read_only_bucket_is_mapped_again_for_a_writer() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -75,10 +75,10 @@ fn read_only_bucket_is_mapped_anew_for_a_writer() {
 
         get(&cache, ReadWrite, 1).unwrap().write(0, 7_u64).unwrap();
 
-        assert_eq!((cache.statistics().misses, mapped_buckets(&cache)), (2, 1), "the old one is gone");
+        assert_eq!((cache.statistics().misses, mapped_buckets(&cache)), (2, 1), "the old mapping is gone");
         assert_eq!(get(&cache, ReadOnly, 1).unwrap().read::<u64>(0).unwrap(), 7);
         get(&cache, ReadWrite, 2).unwrap();
-        assert_eq!(cache.statistics().misses, 2, "it serves both");
+        assert_eq!(cache.statistics().misses, 2, "a writable bucket serves readers too");
     });
 }
 
@@ -131,7 +131,7 @@ fn reader_keeps_its_mapping_when_a_writer_gets_another() {
 }
 
 #[test]
-fn bucket_that_is_asked_for_again_outlives_those_that_are_not() {
+fn recently_used_bucket_outlives_the_others() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 32);
         let cache = cache(&memory, guest.domid(), 3);
@@ -143,7 +143,7 @@ fn bucket_that_is_asked_for_again_outlives_those_that_are_not() {
             drop(get(&cache, ReadOnly, bucket * FRAMES).unwrap());
             let hits = cache.statistics().hits;
             drop(get(&cache, ReadOnly, 0).unwrap());
-            assert_eq!(cache.statistics().hits, hits + 1, "bucket 0, when bucket {bucket} has come");
+            assert_eq!(cache.statistics().hits, hits + 1, "bucket 0 after bucket {bucket}");
         }
 
         assert_eq!(cache.statistics().evictions, 5);
@@ -169,7 +169,7 @@ fn budget_is_kept() {
 }
 
 #[test]
-fn buckets_in_use_stay_beyond_the_budget() {
+fn buckets_in_use_may_exceed_the_budget() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 32);
         guest.number_frames();
@@ -211,7 +211,7 @@ fn hole_is_an_error_that_names_its_first_address() {
 }
 
 #[test]
-fn address_of_answers_for_any_byte_that_is_mapped() {
+fn address_of_finds_any_mapped_byte() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         guest.balloon_out(guest.gfns()[9]);
@@ -244,7 +244,7 @@ fn address_of_answers_for_any_byte_that_is_mapped() {
 }
 
 #[test]
-fn hits_stay_counted_when_their_bucket_goes() {
+fn hits_still_count_after_their_bucket_is_gone() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 8);
         let cache = cache(&memory, guest.domid(), 2);
@@ -253,7 +253,7 @@ fn hits_stay_counted_when_their_bucket_goes() {
         }
         cache.invalidate_all();
         for protection in [ReadOnly, ReadOnly, ReadWrite] {
-            get(&cache, protection, 4).unwrap(); // the last of them maps it anew
+            get(&cache, protection, 4).unwrap(); // the last one maps it again
         }
         let statistics = cache.statistics();
         assert_eq!((statistics.hits, statistics.misses), (3, 4));
@@ -268,7 +268,7 @@ fn prefetched_range_is_hit() {
 
         cache.prefetch(ReadOnly, 100..BUCKET as u64 + 1).unwrap();
         cache.prefetch(ReadOnly, 7..7).unwrap();
-        cache.prefetch(ReadOnly, 3 * BUCKET as u64..9 * BUCKET as u64).unwrap(); // there is no RAM from 18 frames on
+        cache.prefetch(ReadOnly, 3 * BUCKET as u64..9 * BUCKET as u64).unwrap(); // no RAM from frame 18 on
         cache.prefetch(ReadOnly, u64::MAX - 1..u64::MAX).unwrap();
 
         assert_eq!((mapped_buckets(&cache), cache.statistics().pinned), (4, 0));
@@ -278,7 +278,7 @@ fn prefetched_range_is_hit() {
         }
         assert_eq!(cache.statistics().misses, misses);
         cache.prefetch(ReadWrite, 0..1).unwrap();
-        assert_eq!(cache.statistics().misses, misses + 1, "for writing it is mapped anew");
+        assert_eq!(cache.statistics().misses, misses + 1, "it is mapped again for writing");
     });
 }
 

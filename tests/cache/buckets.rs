@@ -1,7 +1,7 @@
-//! A cache of small buckets, and the shortest way to use it.
+//! A cache of small buckets, and shortcuts to use it.
 
-#![expect(unreachable_pub, reason = "is for the tests of the other modules")]
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(unreachable_pub, reason = "shared by the other modules")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Guest, MapCache, Pinned, Protection, Result};
 
@@ -11,7 +11,7 @@ use crate::common::FRAME;
 pub const FRAMES: u64 = 4;
 pub const BUCKET: usize = 4 * FRAME;
 
-/// A cache with room for so many buckets.
+/// Creates a cache with room for `buckets` buckets.
 pub fn cache(memory: &ForeignMemory, domid: Domid, buckets: usize) -> MapCache {
     let mut config = CacheConfig::default();
     (config.bucket_size, config.budget) = (BUCKET, buckets * BUCKET);
@@ -27,7 +27,7 @@ pub fn mapped_buckets(cache: &MapCache) -> usize {
     cache.statistics().mapped_bytes / BUCKET
 }
 
-/// The address and the errno that an error names.
+/// Returns the address and the errno of an error.
 pub fn refused<T: std::fmt::Debug>(result: Result<T>) -> (u64, i32) {
     match result {
         Err(Error::GuestAddress { address, errno, .. }) => (address, errno),

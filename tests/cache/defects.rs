@@ -1,4 +1,4 @@
-//! Defects of other map caches (QEMU's xen-mapcache, libvmi's and krata's page caches), which this one must not have.
+//! This cache must not have the defects of others (QEMU's xen-mapcache, libvmi's and krata's page caches).
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use crate::common::{FRAME, ReadOnly, ReadWrite, mock, on_each_host};
 use xenmap::mock::{Dom0, Fault};
 use xenmap::{Access, Gfn, GuestKind};
 
-/// Where a bucket begins.
+/// Returns the address of a bucket.
 fn bucket(number: usize) -> u64 {
     (number * BUCKET) as u64
 }
 
 #[test]
-fn defect_15_invalidation_misses_nothing_that_shares_a_place() {
+fn defect_15_invalidation_reaches_every_bucket() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
-        // Far more buckets in use than there is room for: all share the few places, and each is mapped twice.
+        // Far more buckets are in use than the budget allows, and each is mapped twice.
         let cache = cache(&memory, guest.domid(), 1);
         let readers: Vec<_> = (0..64).map(|i| cache.get(ReadOnly, bucket(i), 8).unwrap()).collect();
         let writers: Vec<_> = (0..64).map(|i| cache.get(ReadWrite, bucket(i), 8).unwrap()).collect();
@@ -35,7 +35,7 @@ fn defect_15_invalidation_misses_nothing_that_shares_a_place() {
 }
 
 #[test]
-fn defect_15_nobody_waits_for_a_map_of_another_bucket() {
+fn defect_15_hits_do_not_wait_for_a_map_of_another_bucket() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 32);
     domain.page_out(domain.frames()[20], u32::MAX).unwrap();
@@ -53,7 +53,7 @@ fn defect_15_nobody_waits_for_a_map_of_another_bucket() {
         }
         cache.get(ReadOnly, bucket(1), 8).unwrap();
         cache.invalidate(0..bucket(1));
-        assert!(!waiting.is_finished(), "it waits for the frame still");
+        assert!(!waiting.is_finished(), "it still waits for the frame");
 
         domain.destroy();
         waiting.join().unwrap().unwrap_err();
@@ -61,15 +61,15 @@ fn defect_15_nobody_waits_for_a_map_of_another_bucket() {
 }
 
 #[test]
-fn defect_15_reverse_lookup_knows_more_than_the_pointer_that_was_handed_out() {
+fn defect_15_reverse_lookup_covers_the_whole_bucket() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 16));
         let cache = cache(&memory, guest.domid(), 4);
         let pinned = cache.get(ReadOnly, bucket(1) + 100, 50).unwrap();
         let at = pinned.view(0).unwrap().as_ptr();
         assert_eq!(cache.address_of(at.wrapping_add(17)), Some(bucket(1) + 117));
-        assert_eq!(cache.address_of(at.wrapping_sub(100)), Some(bucket(1)), "before what was asked for");
-        assert_eq!(cache.address_of(at.wrapping_add(BUCKET - 101)), Some(bucket(2) - 1), "behind it");
+        assert_eq!(cache.address_of(at.wrapping_sub(100)), Some(bucket(1)), "before the requested range");
+        assert_eq!(cache.address_of(at.wrapping_add(BUCKET - 101)), Some(bucket(2) - 1), "after it");
     });
 }
 
@@ -95,7 +95,7 @@ fn defect_15_read_only_is_honoured() {
 }
 
 #[test]
-fn defect_15_buckets_do_not_push_each_other_out_because_of_their_numbers() {
+fn defect_15_bucket_numbers_do_not_collide() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
         let cache = cache(&memory, guest.domid(), 8);
@@ -129,7 +129,7 @@ fn defect_15_memory_above_32_gib_is_cached() {
 }
 
 #[test]
-fn defect_15_what_is_in_use_is_not_evicted() {
+fn defect_15_buckets_in_use_are_not_evicted() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 64));
         guest.number_frames();
@@ -141,12 +141,12 @@ fn defect_15_what_is_in_use_is_not_evicted() {
         assert_eq!(pinned.read::<u64>(0).unwrap(), 12);
         let misses = cache.statistics().misses;
         cache.get(ReadOnly, bucket(3), 8).unwrap();
-        assert_eq!(cache.statistics().misses, misses, "it is the same still");
+        assert_eq!(cache.statistics().misses, misses, "it is still mapped");
     });
 }
 
 #[test]
-fn defect_15_failed_map_is_not_remembered_for_ever() {
+fn defect_15_failed_map_is_not_cached() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 16);
     let memory = host.open().unwrap();
@@ -160,7 +160,7 @@ fn defect_15_failed_map_is_not_remembered_for_ever() {
 }
 
 #[test]
-fn defect_15_order_of_eviction_is_that_of_use_and_not_of_arrival() {
+fn defect_15_eviction_is_lru_and_not_fifo() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 16));
         let cache = cache(&memory, guest.domid(), 2);
@@ -169,12 +169,12 @@ fn defect_15_order_of_eviction_is_that_of_use_and_not_of_arrival() {
         }
         let misses = cache.statistics().misses;
         cache.get(ReadOnly, bucket(0), 8).unwrap();
-        assert_eq!(cache.statistics().misses, misses, "the first to come was used last");
+        assert_eq!(cache.statistics().misses, misses, "the first bucket was the most recently used");
     });
 }
 
 #[test]
-fn defect_15_there_is_an_eviction_at_all() {
+fn defect_15_unused_buckets_are_evicted() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 256));
         let cache = cache(&memory, guest.domid(), 2);

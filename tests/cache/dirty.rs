@@ -1,7 +1,7 @@
-//! Which frames guards have written, for whoever migrates the guest.
+//! Tracking which frames guards have written, for migration.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-#![expect(clippy::single_range_in_vec_init, reason = "ranges of pfns, of which there may be one")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#![expect(clippy::single_range_in_vec_init, reason = "lists with one range")]
 
 use std::io::{Seek, Write};
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
 use xenmap::{Access, ForeignMemory, GuestKind, MapCache, Pinned, Result};
 
-/// A cache with room for two buckets of four frames.
+/// Runs a test with a cache that has room for two buckets of four frames.
 fn with_cache(test: impl Fn(&MapCache)) {
     on_each_host(|host: &Host| {
         let memory: ForeignMemory = host.open();
@@ -32,7 +32,7 @@ fn nothing_is_dirty_unless_it_is_tracked() {
         write(cache, 2);
         cache.track_dirty(false);
         write(cache, 3);
-        assert_eq!(cache.take_dirty(), [2..3], "also after it has ended");
+        assert_eq!(cache.take_dirty(), [2..3], "writes before tracking ended");
     });
 }
 
@@ -47,16 +47,16 @@ fn guard_from_before_tracking_began_is_tracked_too() {
     });
 }
 
-/// A way of writing at an offset.
+/// Writes at an offset.
 type Way = fn(&Pinned<'_>, usize) -> Result<()>;
 
 #[test]
-fn every_way_of_writing_is_noted() {
+fn every_kind_of_write_is_tracked() {
     let ways: [(&str, Way); 16] = [
         ("write_bytes", |pinned, at| pinned.write_bytes(at, &[1])),
         ("fill", |pinned, at| pinned.fill(at, 8, 1)),
         ("write", |pinned, at| pinned.write(at, 1_u64)),
-        ("write of what is not aligned", |pinned, at| pinned.write(at + 1, 1_u32)),
+        ("unaligned write", |pinned, at| pinned.write(at + 1, 1_u32)),
         ("store", |pinned, at| pinned.store(at, 2_u64, Ordering::Release)),
         ("swap", |pinned, at| pinned.swap(at, 3_u64).map(|before| assert_eq!(before, 2))),
         ("compare_exchange", |pinned, at| {
@@ -84,7 +84,7 @@ fn every_way_of_writing_is_noted() {
         for (name, way) in ways {
             way(&pinned, 2 * FRAME + 8).unwrap();
             assert_eq!(cache.take_dirty(), [6..7], "{name}");
-            assert!(cache.take_dirty().is_empty(), "{name}: forgotten when taken");
+            assert!(cache.take_dirty().is_empty(), "{name}: taking clears it");
         }
     });
 }
@@ -96,7 +96,7 @@ fn tempfile() -> std::fs::File {
 }
 
 #[test]
-fn what_writes_nothing_is_not_noted() {
+fn reads_and_failed_writes_are_not_tracked() {
     with_cache(|cache| {
         cache.track_dirty(true);
         let pinned = cache.get(ReadWrite, 0, BUCKET).unwrap();
@@ -118,13 +118,13 @@ fn what_writes_nothing_is_not_noted() {
 }
 
 #[test]
-fn ranges_across_frames_and_buckets_are_one() {
+fn adjacent_dirty_frames_form_one_range() {
     with_cache(|cache| {
         cache.track_dirty(true);
         let pinned = cache.get(ReadWrite, 100, 3 * BUCKET).unwrap();
         pinned.write_bytes(FRAME, &vec![1; 2 * BUCKET]).unwrap();
         assert_eq!(cache.take_dirty(), [1..10]);
-        pinned.write(BUCKET - 104, 1_u64).unwrap(); // half of it in each of two buckets
+        pinned.write(BUCKET - 104, 1_u64).unwrap(); // half in each of two buckets
         assert_eq!(cache.take_dirty(), [3..5]);
         pinned.write(0, 1_u8).unwrap();
         pinned.write(2 * BUCKET, 1_u8).unwrap();
@@ -134,7 +134,7 @@ fn ranges_across_frames_and_buckets_are_one() {
 }
 
 #[test]
-fn what_was_written_is_known_when_the_bucket_has_gone() {
+fn writes_are_remembered_after_the_bucket_is_gone() {
     with_cache(|cache| {
         cache.track_dirty(true);
         for bucket in (0..8).rev() {
@@ -147,12 +147,12 @@ fn what_was_written_is_known_when_the_bucket_has_gone() {
         let pinned = cache.get(ReadWrite, 0, 8).unwrap();
         pinned.write(0, 1_u8).unwrap();
         cache.invalidate_all();
-        assert_eq!(cache.take_dirty(), [0..1], "while its guard lives");
+        assert_eq!(cache.take_dirty(), [0..1], "while the guard exists");
         pinned.write(0, 1_u8).unwrap();
         drop(pinned);
-        assert_eq!(cache.take_dirty(), [0..1], "when its guard has gone");
+        assert_eq!(cache.take_dirty(), [0..1], "after the guard is dropped");
         write(cache, 3);
         cache.close();
-        assert_eq!(cache.take_dirty(), [3..4], "when it is closed");
+        assert_eq!(cache.take_dirty(), [3..4], "after close");
     });
 }

@@ -1,6 +1,6 @@
-//! What can go wrong while the cache maps, and what that costs: by faults, paging and page tables that only the mock has.
+//! Failures while the cache maps, and their costs, with faults, paging and page tables that only the mock has.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::common::{FRAME, MOCKS, ReadOnly, ReadWrite, leaks, mock, mock_with, m
 use xenmap::mock::{Dom0, Fault, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Access, Error, GuestKind, MapCache};
 
-/// A guest whose frames hold their number.
+/// Creates a guest whose frames hold their number.
 fn guest(host: &MockHost, frames: usize) -> MockDomain {
     let guest = host.create_domain(GuestKind::Hvm, frames);
     for gfn in guest.frames() {
@@ -18,13 +18,13 @@ fn guest(host: &MockHost, frames: usize) -> MockDomain {
     guest
 }
 
-/// The number that a frame holds.
+/// Reads a frame's number.
 fn number(cache: &MapCache, frame: u64) -> u64 {
     get(cache, ReadOnly, frame).unwrap().read(0).unwrap()
 }
 
 #[test]
-fn failing_map_is_that_callers_error_and_not_remembered() {
+fn failed_map_is_the_callers_error_and_not_cached() {
     for fault in [
         Fault::Mmap(libc::ENOMEM),
         Fault::MapBatch(libc::ENOMEM),
@@ -48,7 +48,7 @@ fn failing_map_is_that_callers_error_and_not_remembered() {
 }
 
 #[test]
-fn want_of_memory_evicts_what_is_not_in_use() {
+fn enomem_evicts_unused_buckets() {
     let mut config = HostConfig::default();
     config.dom0 = Dom0::Arm;
     config.dom0_free_frames = Some(3 * 4);
@@ -71,7 +71,7 @@ fn want_of_memory_evicts_what_is_not_in_use() {
 }
 
 #[test]
-fn want_of_memory_evicts_even_what_was_asked_for_lately() {
+fn enomem_evicts_even_recently_used_buckets() {
     let mut config = HostConfig::default();
     config.dom0 = Dom0::Arm;
     config.dom0_free_frames = Some(4 * 4);
@@ -89,7 +89,7 @@ fn want_of_memory_evicts_even_what_was_asked_for_lately() {
 }
 
 #[test]
-fn neighbours_of_a_frame_that_failed_can_be_had() {
+fn neighbours_of_a_failed_frame_are_available() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let memory = host.open().unwrap();
@@ -101,12 +101,12 @@ fn neighbours_of_a_frame_that_failed_can_be_had() {
     }
 
     assert_eq!(cache.statistics().misses, 1);
-    assert_eq!(number(&cache, 1), 1, "is tried again by whoever asks");
+    assert_eq!(number(&cache, 1), 1, "it is retried on request");
     assert_eq!((cache.statistics().misses, cache.statistics().mapped_bytes), (2, BUCKET));
 }
 
 #[test]
-fn upgrade_that_fails_leaves_readers_what_they_have() {
+fn failed_upgrade_keeps_the_readers_mapping() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let memory = host.open_read_only().unwrap();
@@ -121,7 +121,7 @@ fn upgrade_that_fails_leaves_readers_what_they_have() {
 }
 
 #[test]
-fn hit_and_remembered_hole_cost_no_hypercall() {
+fn hit_and_cached_hole_cost_no_hypercall() {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
         let guest = guest(&host, 16);
@@ -144,7 +144,7 @@ fn hit_and_remembered_hole_cost_no_hypercall() {
 }
 
 #[test]
-fn frame_that_is_paged_out_is_waited_for_and_its_neighbours_are_not() {
+fn access_waits_for_its_paged_out_frame_and_not_for_others() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     guest.page_out(guest.frames()[1], 3).unwrap();
@@ -158,12 +158,12 @@ fn frame_that_is_paged_out_is_waited_for_and_its_neighbours_are_not() {
     assert_eq!(number(&cache, 1), 1);
     assert_eq!(number(&cache, 0), 0);
 
-    assert!(start.elapsed() < Duration::from_secs(30), "did not wait for frame 2");
+    assert!(start.elapsed() < Duration::from_secs(30), "it waited for frame 2");
     assert_eq!(cache.statistics().mapped_bytes, BUCKET);
 }
 
 #[test]
-fn frame_that_does_not_come_back_is_an_error_and_asked_for_anew() {
+fn frame_that_does_not_come_back_is_an_error_and_retried_on_next_access() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     guest.page_out(guest.frames()[1], 12).unwrap();
@@ -182,7 +182,7 @@ fn frame_that_does_not_come_back_is_an_error_and_asked_for_anew() {
 }
 
 #[test]
-fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
+fn mapping_completed_after_close_is_discarded() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let frame = guest.frames()[1];
@@ -196,7 +196,7 @@ fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
             std::thread::yield_now();
         }
         cache.close();
-        guest.lend(frame); // now there is something that can be mapped
+        guest.lend(frame); // now the frame can be mapped
         waiting.join().unwrap()
     });
 
@@ -204,7 +204,7 @@ fn what_is_mapped_after_the_cache_was_closed_is_given_to_nobody() {
     assert_eq!((cache.statistics().mapped_bytes, host.references(guest.domid())), (0, 0));
 }
 
-/// A PV guest with a kernel, of 512 frames that hold their pfn, but for its tables.
+/// Creates a PV guest with a kernel and 512 frames, most of which hold their pfn.
 fn pv_guest(host: &MockHost) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pv, 512);
     let mut kernel = PvKernel::default();
@@ -217,7 +217,7 @@ fn pv_guest(host: &MockHost) -> MockDomain {
 }
 
 #[test]
-fn pv_guest_is_found_by_its_own_addresses() {
+fn pv_guest_is_accessed_by_its_own_addresses() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = pv_guest(&host);
@@ -236,7 +236,7 @@ fn pv_guest_is_found_by_its_own_addresses() {
 }
 
 #[test]
-fn page_table_of_a_pv_guest_is_tried_again_by_every_writer() {
+fn page_table_of_a_pv_guest_is_retried_by_every_writer() {
     let host = mock(Dom0::Pv);
     let guest = pv_guest(&host);
     let memory = host.open().unwrap();
@@ -256,7 +256,7 @@ fn page_table_of_a_pv_guest_is_tried_again_by_every_writer() {
 }
 
 #[test]
-fn guest_that_has_died_is_an_error_of_whoever_asks() {
+fn dead_guest_is_an_error_for_new_mappings_only() {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
         let guest = guest(&host, 16);
@@ -267,7 +267,7 @@ fn guest_that_has_died_is_an_error_of_whoever_asks() {
 
         get(&cache, ReadOnly, 9).unwrap_err();
 
-        assert_eq!(number(&cache, 0), 0, "what is mapped is there");
+        assert_eq!(number(&cache, 0), 0, "mapped frames stay readable");
         assert_eq!(cache.statistics().mapped_bytes, BUCKET);
         cache.close();
         assert_eq!(host.zombies(), []);
@@ -275,7 +275,7 @@ fn guest_that_has_died_is_an_error_of_whoever_asks() {
 }
 
 #[test]
-fn bucket_that_xen_does_not_give_back_is_counted_and_harms_nobody() {
+fn bucket_that_cannot_be_unmapped_counts_as_leaked() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 16);
     let memory = host.open().unwrap();
@@ -293,7 +293,7 @@ fn bucket_that_xen_does_not_give_back_is_counted_and_harms_nobody() {
 }
 
 #[test]
-fn forgotten_guard_keeps_its_bucket_until_the_cache_goes() {
+fn forgotten_guard_keeps_its_bucket_until_the_cache_is_dropped() {
     let host = mock(Dom0::Pv);
     let guest = guest(&host, 32);
     let memory = host.open().unwrap();
@@ -306,7 +306,7 @@ fn forgotten_guard_keeps_its_bucket_until_the_cache_goes() {
     }
 
     assert_eq!(forgotten.read::<u64>(0).unwrap(), 1);
-    assert_eq!((cache.statistics().pinned, host.references(guest.domid())), (1, 16), "the budget is kept around it");
+    assert_eq!((cache.statistics().pinned, host.references(guest.domid())), (1, 16), "the budget still holds");
     drop(cache);
     assert_eq!(host.references(guest.domid()), 0);
 }

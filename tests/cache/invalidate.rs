@@ -1,4 +1,4 @@
-//! What the map cache forgets, and when: invalidation, holes, the end.
+//! When the map cache forgets: invalidation, holes, close.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,9 +25,9 @@ fn invalidation_reaches_every_bucket_of_the_range_and_no_other() {
             (4 * SIZE..5 * SIZE, vec![]),
             (u64::MAX - 1..u64::MAX, vec![]),
             (SIZE + 7..SIZE + 7, vec![]),
-            #[expect(clippy::reversed_empty_ranges, reason = "that it is empty is the point")]
+            #[expect(clippy::reversed_empty_ranges, reason = "an empty range is the point")]
             (SIZE + 7..7, vec![]),
-            #[expect(clippy::reversed_empty_ranges, reason = "that it is empty is the point")]
+            #[expect(clippy::reversed_empty_ranges, reason = "an empty range is the point")]
             (9..7, vec![]),
         ] {
             let cache = cache(&memory, guest.domid(), 4);
@@ -49,7 +49,7 @@ fn invalidation_reaches_every_bucket_of_the_range_and_no_other() {
 }
 
 #[test]
-fn what_is_asked_for_after_an_invalidation_is_what_is_there_then() {
+fn access_after_an_invalidation_sees_the_new_frame() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         guest.number_frames();
@@ -61,15 +61,15 @@ fn what_is_asked_for_after_an_invalidation_is_what_is_there_then() {
         guest.populate(frame);
         guest.write(frame, 0, &77_u64.to_ne_bytes());
 
-        assert_eq!(get(&cache, ReadOnly, 5).unwrap().read::<u64>(0).unwrap(), 5, "nobody has said anything");
+        assert_eq!(get(&cache, ReadOnly, 5).unwrap().read::<u64>(0).unwrap(), 5, "not yet invalidated");
         cache.invalidate(5 * FRAME as u64..6 * FRAME as u64);
         assert_eq!(get(&cache, ReadOnly, 5).unwrap().read::<u64>(0).unwrap(), 77);
-        assert_eq!(old.read::<u64>(0).unwrap(), 5, "the guard has what it had");
+        assert_eq!(old.read::<u64>(0).unwrap(), 5, "the guard keeps its frame");
     });
 }
 
 #[test]
-fn invalidated_mapping_goes_with_its_last_guard() {
+fn invalidated_mapping_is_unmapped_with_its_last_guard() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -81,7 +81,7 @@ fn invalidated_mapping_goes_with_its_last_guard() {
 
         let owned = || host.owned(guest.domid());
         assert_eq!(owned(), Some(16));
-        get(&cache, ReadOnly, 2).unwrap(); // a new mapping, without the frame that is gone
+        get(&cache, ReadOnly, 2).unwrap(); // a new mapping without the ballooned-out frame
         drop(one);
         drop(other);
         assert_eq!((owned(), mapped_buckets(&cache)), (Some(16), 2), "one of the old ones is still in use");
@@ -91,7 +91,7 @@ fn invalidated_mapping_goes_with_its_last_guard() {
 }
 
 #[test]
-fn hole_is_remembered_until_it_is_invalidated() {
+fn hole_is_cached_until_it_is_invalidated() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -109,7 +109,7 @@ fn hole_is_remembered_until_it_is_invalidated() {
 }
 
 #[test]
-fn bucket_without_any_ram_is_not_remembered() {
+fn bucket_without_any_ram_is_not_cached() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -123,7 +123,7 @@ fn bucket_without_any_ram_is_not_remembered() {
 }
 
 #[test]
-fn address_of_knows_what_is_stale_as_long_as_it_is_in_use() {
+fn address_of_finds_stale_buckets_while_they_are_in_use() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
         let cache = cache(&memory, guest.domid(), 4);
@@ -143,7 +143,7 @@ fn address_of_knows_what_is_stale_as_long_as_it_is_in_use() {
 }
 
 #[test]
-fn closed_cache_maps_nothing_and_keeps_what_is_in_use() {
+fn closed_cache_maps_nothing_and_keeps_buckets_in_use() {
     on_each_host(|host| {
         let (memory, mut guest) = hvm_guest(host, 16);
         guest.number_frames();
@@ -151,13 +151,13 @@ fn closed_cache_maps_nothing_and_keeps_what_is_in_use() {
         let pinned = get(&cache, ReadOnly, 5).unwrap();
         drop(get(&cache, ReadOnly, 9).unwrap());
         guest.destroy();
-        get(&cache, ReadOnly, 9).unwrap(); // a dead guest can still be looked at
+        get(&cache, ReadOnly, 9).unwrap(); // mapped frames of a dead guest stay readable
 
         cache.close();
 
         assert_eq!(host.owned(guest.domid()), Some(FRAMES));
         assert_eq!(pinned.read::<u64>(0).unwrap(), 5);
-        assert_eq!(refused(get(&cache, ReadOnly, 5)), (5 * FRAME as u64, libc::ESRCH), "also what is in use");
+        assert_eq!(refused(get(&cache, ReadOnly, 5)), (5 * FRAME as u64, libc::ESRCH), "even a bucket in use");
         assert_eq!(refused(cache.get(ReadOnly, 100, BUCKET)), (100, libc::ESRCH));
         cache.prefetch(ReadOnly, 0..1).unwrap_err();
         drop(pinned);
@@ -167,7 +167,7 @@ fn closed_cache_maps_nothing_and_keeps_what_is_in_use() {
 }
 
 #[test]
-fn guest_that_never_stops_changing_keeps_nobody_waiting() {
+fn constant_invalidation_starves_nobody() {
     const GETS: u64 = 200;
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 16);
@@ -187,7 +187,7 @@ fn guest_that_never_stops_changing_keeps_nobody_waiting() {
             is_over.store(true, Ordering::Relaxed);
         });
 
-        assert!(cache.statistics().misses <= GETS, "each maps once at most");
+        assert!(cache.statistics().misses <= GETS, "each get maps at most once");
         cache.invalidate_all();
         assert_eq!(cache.statistics().mapped_bytes, 0);
     });

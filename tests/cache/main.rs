@@ -1,4 +1,4 @@
-//! The map cache.
+//! Tests of the map cache.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,6 +1,6 @@
-//! Random use of the cache against a model of a few lines: what is mapped, what it holds, and who references it.
+//! Random operations, compared with a small model: what is mapped, what it holds, and who references it.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ const FRAMES: usize = 24;
 /// The frames of a bucket.
 const PER_BUCKET: usize = 4;
 const BUCKET: usize = PER_BUCKET * FRAME;
-/// Where in each frame there is a number.
+/// The offset of the number in each frame.
 const AT: usize = 8;
 
 #[derive(Clone, Debug)]
@@ -37,11 +37,11 @@ enum Step {
         frame: usize,
         value: u64,
     },
-    /// The guest gives a frame back, or takes one where it has none.
+    /// The guest balloons a frame out, or populates it.
     Balloon {
         frame: usize,
     },
-    /// The guest gives a frame back, takes another, and tells the cache.
+    /// The guest replaces a frame, and the test invalidates it.
     Exchange {
         frame: usize,
     },
@@ -58,8 +58,8 @@ enum Step {
     Close,
 }
 
-/// Steps for a guest that tells what it does with its memory, or one that does not.
-fn step(tells: bool) -> impl Strategy<Value = Step> {
+/// Steps in which the guest's changes are announced to the cache, or not.
+fn step(announced: bool) -> impl Strategy<Value = Step> {
     let range = || (0..FRAMES + 2, 1..10_usize);
     prop_oneof![
         30 => (range(), any::<bool>(), any::<bool>())
@@ -69,7 +69,7 @@ fn step(tells: bool) -> impl Strategy<Value = Step> {
             .prop_map(|(which, frame, value)| Step::Write { which, frame, value }),
         10 => (0..FRAMES, any::<u64>()).prop_map(|(frame, value)| Step::GuestWrites { frame, value }),
         10 => (0..FRAMES)
-            .prop_map(move |frame| if tells { Step::Exchange { frame } } else { Step::Balloon { frame } }),
+            .prop_map(move |frame| if announced { Step::Exchange { frame } } else { Step::Balloon { frame } }),
         6 => range().prop_map(|(first, frames)| Step::Invalidate { first, frames }),
         2 => Just(Step::InvalidateAll),
         5 => (range(), any::<bool>())
@@ -78,25 +78,25 @@ fn step(tells: bool) -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A page of memory, which no other ever is.
+/// The number of a page of memory; never reused.
 type Page = usize;
 
-/// A bucket that is mapped.
+/// A mapped bucket.
 struct Mapped {
     bucket: usize,
     pages: Vec<Option<Page>>,
     writable: bool,
     guards: usize,
-    /// Who asks gets it.
+    /// Whether a get finds it.
     is_cached: bool,
 }
 
-/// What should be, if nothing is evicted.
+/// The expected state, if nothing is evicted.
 struct Model {
     frames: Vec<Option<Page>>,
     contents: BTreeMap<Page, u64>,
     next_page: Page,
-    /// They stay here when they have gone.
+    /// Also those that are unmapped by now.
     mapped: Vec<Mapped>,
     hits: u64,
     misses: u64,
@@ -105,7 +105,7 @@ struct Model {
 
 impl Model {
     fn new() -> Model {
-        // No RAM behind the last frame.
+        // No RAM after the last frame.
         let frames = (0..FRAMES).map(Some).chain([None; 16]).collect();
         Model {
             frames,
@@ -137,7 +137,7 @@ impl Model {
         Some(self.mapped.len() - 1)
     }
 
-    /// The mapped buckets that a guard gets, and the page of each of its frames; or the frame that it cannot have.
+    /// Returns the mapped buckets of a guard, and the page of each of its frames; or the frame that fails.
     fn get(&mut self, first: usize, frames: usize, writable: bool) -> Result<(Vec<usize>, Vec<Page>), usize> {
         let (mut parts, mut pages) = (Vec::new(), Vec::new());
         for frame in first..first + frames {
@@ -167,7 +167,7 @@ impl Model {
         hit.for_each(|mapped| mapped.is_cached = false);
     }
 
-    /// A new page, in the place of the one that is there.
+    /// Gives a frame a new page.
     fn populate(&mut self, frame: usize) {
         self.frames[frame] = Some(self.next_page);
         self.next_page += 1;
@@ -185,7 +185,7 @@ impl Model {
         }
     }
 
-    /// The mapped bytes, the references, and the buckets in use.
+    /// Returns the mapped bytes, the references, and the buckets in use.
     fn counts(&self) -> (usize, usize, usize) {
         let there: Vec<&Mapped> = self.mapped.iter().filter(|mapped| mapped.is_cached || mapped.guards > 0).collect();
         let references = there.iter().map(|mapped| mapped.pages.iter().flatten().count()).sum();
@@ -193,7 +193,7 @@ impl Model {
     }
 }
 
-/// A guard, with what the model knows of it.
+/// A guard, with its state in the model.
 struct Held<'c> {
     pinned: Pinned<'c>,
     writable: bool,
@@ -296,15 +296,15 @@ fn run(host: &MockHost, steps: Vec<Step>, buckets: Option<usize>) -> Result<(), 
     domain.destroy();
     if buckets.is_none() {
         model.invalidate(0..=usize::MAX);
-        prop_assert_eq!(host.references(domain.domid()), model.counts().1, "those of guards");
+        prop_assert_eq!(host.references(domain.domid()), model.counts().1, "only guards hold references");
     }
     drop(held);
-    prop_assert_eq!(host.references(domain.domid()), 0, "nothing is left when the last guard has gone");
+    prop_assert_eq!(host.references(domain.domid()), 0, "no guard is left");
     prop_assert_eq!(domain.owned_frames(), None);
     Ok(())
 }
 
-/// That everything is as the model has it; what is cached only if nothing is evicted.
+/// Compares everything with the model; what is cached only if nothing is evicted.
 fn compare(
     host: &MockHost,
     domain: &MockDomain,
@@ -322,14 +322,14 @@ fn compare(
         prop_assert_eq!(found, model.counts());
         prop_assert_eq!((statistics.hits, statistics.misses), (model.hits, model.misses));
     } else {
-        // There is no hole then.
+        // No step leaves holes in this case.
         let bases: BTreeSet<usize> = held.iter().flat_map(|held| bases(&held.pinned)).collect();
         prop_assert_eq!(found, (found.1 * FRAME, found.1, bases.len()));
     }
     Ok(())
 }
 
-/// Where the buckets of a guard begin in this process.
+/// Returns the addresses of a guard's buckets in this process.
 fn bases(pinned: &Pinned<'_>) -> Vec<usize> {
     let mut address = pinned.address();
     let base = |view: View<'_>| {
@@ -340,7 +340,7 @@ fn bases(pinned: &Pinned<'_>) -> Vec<usize> {
     pinned.views().map(base).collect()
 }
 
-/// That a guard shows what its pages hold.
+/// Checks that a guard reads what its pages hold.
 fn check(model: &Model, held: &Held<'_>) -> Result<(), TestCaseError> {
     for (i, page) in held.pages.iter().enumerate() {
         let expected = model.contents.get(page).copied().unwrap_or(0);
@@ -359,12 +359,12 @@ fn check_all(buckets: Option<usize>) {
 }
 
 #[test]
-fn references_and_contents_are_those_of_the_model() {
+fn references_and_contents_match_the_model() {
     check_all(None);
 }
 
 #[test]
-fn contents_are_those_of_the_model_whatever_is_evicted() {
+fn contents_match_the_model_whatever_is_evicted() {
     check_all(Some(1));
     check_all(Some(3));
 }

@@ -1,7 +1,7 @@
-//! The map cache under random use: what `examples/soak` does with a real guest, shorter and with any host's.
+//! Random use of the map cache: a shorter `examples/soak`, on any host.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-#![expect(clippy::print_stdout, reason = "says what a failing test did")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#![expect(clippy::print_stdout, reason = "shows what a failed test did")]
 
 #[path = "../../examples/soak/ram.rs"]
 mod ram;
@@ -33,7 +33,7 @@ fn soak(host: &Host, domid: Domid, operations: u64) -> (Done, CacheStatistics) {
     let done = soak.done();
     drop(soak);
 
-    // More than the budget may have been in use. It is kept again as soon as something else is mapped.
+    // More than the budget may have been in use. The next mapping enforces it again.
     cache.invalidate(0..1);
     cache.get(ReadOnly, 0, 1).unwrap();
     let statistics = cache.statistics();
@@ -47,7 +47,7 @@ fn soak(host: &Host, domid: Domid, operations: u64) -> (Done, CacheStatistics) {
 }
 
 #[test]
-fn random_accesses_show_what_the_guest_has() {
+fn random_accesses_see_the_guests_data() {
     on_each_host(|host| {
         let mut guest = host.create(GuestKind::Hvm, 2048);
         guest.number_frames();
@@ -66,7 +66,7 @@ fn random_accesses_show_what_the_guest_has() {
 }
 
 #[test]
-fn page_tables_are_refused_and_nothing_else_is() {
+fn only_page_tables_are_refused() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = Host::Mock(crate::common::mock(dom0));
         let Host::Mock(mock) = &host else { unreachable!() };

@@ -1,6 +1,6 @@
-//! Threads that use a small cache while the guest changes its memory.
+//! Threads use a small cache while the guest changes its memory.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,11 +11,11 @@ use xenmap::mock::{Dom0, MockDomain, MockHost};
 use xenmap::{Access, GuestKind, MapCache, Pinned};
 
 const FRAMES: usize = 64;
-/// From this one on the guest exchanges its frames.
+/// The guest exchanges the frames from this one on.
 const EXCHANGED: usize = 32;
 const THREADS: u64 = 4;
 const OPERATIONS: u64 = 4000;
-/// Where in a frame the writers count.
+/// The offset of the writers' counter in a frame.
 const COUNTER: usize = 16;
 
 /// xorshift64
@@ -30,10 +30,10 @@ impl Random {
     }
 }
 
-/// What the guest has in its frames: the number of the exchange, times 2; one more while it exchanges the frame.
+/// For each frame, twice the number of its exchanges, plus one during an exchange.
 struct Generations([AtomicU64; FRAMES]);
 
-/// What a frame holds after so many exchanges.
+/// The contents of a frame after `generation` exchanges.
 fn content(frame: usize, generation: u64) -> u64 {
     (frame as u64 + 1) << 32 | generation
 }
@@ -49,7 +49,7 @@ fn exchange(domain: &MockDomain, cache: &MapCache, generations: &Generations, fr
     generation.store(2 * next, Ordering::SeqCst);
 }
 
-/// Looks at a range once; a guard of it to keep, unless the guest was just exchanging a frame.
+/// Checks a random range once. Returns its guard, unless the guest was exchanging a frame.
 fn look<'c>(
     cache: &'c MapCache,
     generations: &Generations,
@@ -73,14 +73,14 @@ fn look<'c>(
             let expected = content(frame, before / 2);
             assert!(found.as_ref().is_none_or(|found| found[i] == expected), "frame {frame}: {found:x?} {expected:x}");
         } else if let Some(found) = &found {
-            // New, and perhaps not yet written; or older than the exchange that was under way.
+            // A new frame that may not be written yet, or the one from before the exchange in progress.
             let is_its_own =
                 found[i] == 0 || found[i] >= content(frame, before / 2) && found[i] >> 32 == frame as u64 + 1;
             assert!(is_its_own, "frame {frame}: {:x}", found[i]);
         }
     }
     let Ok(pinned) = pinned else {
-        assert!(first + frames > EXCHANGED, "there is always RAM below");
+        assert!(first + frames > EXCHANGED, "these frames are never exchanged");
         return None;
     };
     if writable && first < EXCHANGED {
@@ -90,7 +90,7 @@ fn look<'c>(
     Some((first, pinned))
 }
 
-/// A thread that keeps the guards of its last few looks. It returns how often it has counted in a frame.
+/// Runs one thread, which keeps its last few guards. Returns how often it has counted in a frame.
 fn work(cache: &MapCache, generations: &Generations, seed: u64) -> u64 {
     let (mut random, mut counted, mut held) = (Random(seed), 0, VecDeque::new());
     for _ in 0..OPERATIONS {
@@ -142,25 +142,25 @@ fn stress(host: &MockHost) {
     let statistics = cache.statistics();
     assert!(statistics.hits > 0 && statistics.evictions > 0 && counted > 0);
     assert_eq!(statistics.pinned, 0);
-    assert_eq!(host.references(domain.domid()) * FRAME, statistics.mapped_bytes, "no hole is left, nor a reference");
+    assert_eq!(host.references(domain.domid()) * FRAME, statistics.mapped_bytes, "a hole or a reference is left");
     let counters = domain.frames().into_iter().map(|gfn| domain.read(gfn, COUNTER, 8));
     let sum: u64 = counters.map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap())).sum();
-    assert_eq!(sum, counted, "every write has gone where it should");
+    assert_eq!(sum, counted, "a write was lost");
     drop(cache);
     assert_eq!(host.references(domain.domid()), 0);
 }
 
 #[test]
-fn threads_see_what_is_there_and_lose_nothing_in_a_pv_dom0() {
+fn threads_read_current_data_and_lose_no_write_in_a_pv_dom0() {
     stress(&mock(Dom0::Pv));
 }
 
 #[test]
-fn threads_see_what_is_there_and_lose_nothing_in_a_pvh_dom0() {
+fn threads_read_current_data_and_lose_no_write_in_a_pvh_dom0() {
     stress(&mock(Dom0::Pvh));
 }
 
 #[test]
-fn threads_see_what_is_there_and_lose_nothing_in_an_arm_dom0_with_large_pages() {
+fn threads_read_current_data_and_lose_no_write_in_an_arm_dom0_with_large_pages() {
     stress(&mock_with_pages(Dom0::Arm, 4 * FRAME));
 }

@@ -1,20 +1,20 @@
-//! What is not the same on each kind of host.
+//! What differs between kinds of hosts.
 
 use xenmap::mock::Dom0;
 use xenmap::{GuestKind, HostKind};
 
 use super::{FRAME, Host, xen_dom0};
 
-/// What becomes of a process that reads a frame that could not be mapped.
+/// What a process gets that reads a frame which could not be mapped.
 #[derive(Debug, PartialEq, Eq)]
 pub enum HoleRead {
     Byte(u8),
-    /// It dies of this signal.
+    /// It is killed by this signal.
     Signal(i32),
 }
 
 impl Host {
-    /// What the host is, whatever the library believes.
+    /// Returns the kind of host, independent of what the library detects.
     pub fn dom0(&self) -> Dom0 {
         match (self, xen_dom0().as_deref()) {
             (Host::Mock(host), _) => host.dom0(),
@@ -37,17 +37,17 @@ impl Host {
         self.dom0() == Dom0::Arm
     }
 
-    /// The two kinds of guests whose memory is managed in different ways; Arm has one only.
+    /// Returns one kind of guest for each way in which Xen manages memory: two on x86, one on Arm.
     pub fn guest_kinds(&self) -> &'static [GuestKind] {
         if self.is_arm() { &[GuestKind::Pvh] } else { &[GuestKind::Hvm, GuestKind::Pv] }
     }
 
-    /// The kinds of guests that Xen tells apart.
-    pub fn told_kinds(&self) -> &'static [GuestKind] {
+    /// Returns the kinds of guests that Xen distinguishes.
+    pub fn distinguished_kinds(&self) -> &'static [GuestKind] {
         if self.is_arm() { &[GuestKind::Pvh] } else { &[GuestKind::Pv, GuestKind::Pvh, GuestKind::Hvm] }
     }
 
-    /// As what kind of guest Xen tells of dom0 itself.
+    /// Returns the kind that Xen reports for dom0 itself.
     pub fn own_kind(&self) -> GuestKind {
         match self.dom0() {
             Dom0::Pv => GuestKind::Pv,
@@ -55,7 +55,7 @@ impl Host {
         }
     }
 
-    /// The errno of a frame of dom0 itself.
+    /// Returns the errno of mapping a frame of dom0 itself.
     pub fn own_frame_errno(&self) -> i32 {
         if self.dom0() == Dom0::Pvh { libc::EPERM } else { libc::ESRCH }
     }
@@ -63,31 +63,32 @@ impl Host {
     pub fn reads_a_hole_as(&self) -> HoleRead {
         match (self, self.dom0()) {
             (_, Dom0::Pv) => HoleRead::Signal(libc::SIGBUS),
-            // On Xen the fault is none that Linux has a signal for; the mock says what was wrong.
+            // On Xen, Linux has no signal for this fault and kills the process; the mock reports the misuse and aborts.
             (Host::Mock(_), Dom0::Arm) => HoleRead::Signal(libc::SIGABRT),
             (Host::Xen(_), Dom0::Arm) => HoleRead::Signal(libc::SIGKILL),
             _ => HoleRead::Byte(0xFF),
         }
     }
 
-    /// Whether Xen comes to an end with destroying a guest of which tens of thousands of frames are mapped. On Arm it
-    /// begins with the first frame anew after each interrupt (`relinquish_memory` of xen/arch/arm/domain.c, 4.17), and
-    /// an emulated processor is too slow to get past those that are mapped in between.
+    /// Returns whether Xen finishes destroying a guest that has tens of thousands of mapped frames. On Arm, it restarts
+    /// at the first frame after each interrupt (`relinquish_memory` in xen/arch/arm/domain.c, 4.17), and an emulated
+    /// processor is too slow to get past the mapped frames in between.
     pub fn destroys_what_is_mapped(&self) -> bool {
         matches!(self, Host::Mock(_)) || !self.is_arm()
     }
 
-    /// What Xen says of a vcpu that a guest does not have.
+    /// Returns the errno for a vcpu that a guest does not have.
     pub fn missing_vcpu_errno(&self) -> i32 {
         if self.is_arm() { libc::EINVAL } else { libc::ENOENT }
     }
 
-    /// How many frames of a resource can be mapped at once, of two: a kernel takes them for so many of its pages.
+    /// Returns how many of two frames of a resource can be mapped at once. The kernel treats each as one of its own
+    /// pages.
     pub fn most_resource_frames(&self) -> usize {
         if self.page_size() == FRAME { 2 } else { 1 }
     }
 
-    /// What becomes of frames of Xen's own that are mapped; `None` if some Xens refuse them and others do not.
+    /// Returns whether Xen maps its own frames for us; `None` if that depends on the Xen.
     pub fn maps_frames_of_xen(&self) -> Option<bool> {
         match (self, self.dom0()) {
             (_, Dom0::Arm) => Some(false),
@@ -96,12 +97,12 @@ impl Host {
         }
     }
 
-    /// Whether a search for RAM looks at the highest frames first.
+    /// Returns whether a search for RAM starts at the highest frames.
     pub fn searches_from_the_top(&self) -> bool {
         !self.is_arm()
     }
 
-    /// Among what Xen says that it can run.
+    /// Returns one of the capabilities that Xen must report.
     pub fn capability(&self) -> &'static str {
         if self.is_arm() { "xen-3.0-aarch64" } else { "xen-3.0-x86_64" }
     }

@@ -1,12 +1,12 @@
-//! What the contract suite runs on: the simulated host, or the real Xen that `XENMAP_TEST_XEN` (`pv`, `pvh` or `arm64`,
-//! the kind of dom0) says we are on. A test is the same for both; what differs by kind of host is in `expected`.
+//! The host under test: the mock, or a real Xen if `XENMAP_TEST_XEN` names the kind of dom0 (`pv`, `pvh` or `arm64`).
+//! The tests are the same for all; `expected` says what differs.
 
-#![allow(clippy::allow_attributes, reason = "what one test file has no use for, another has")]
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
-#![allow(unsafe_code, reason = "hypercalls of a toolstack, forks")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-#![allow(clippy::print_stdout, reason = "says which host and guest a failing test was on")]
-#![allow(clippy::unused_self, reason = "what is asked of a host is a method of it")]
+#![allow(clippy::allow_attributes, reason = "not every test program needs it")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part")]
+#![allow(unsafe_code, reason = "makes toolstack hypercalls, and forks")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::print_stdout, reason = "shows the host and guest of a failed test")]
+#![allow(clippy::unused_self, reason = "these are methods for uniformity")]
 
 pub mod expected;
 pub mod translation;
@@ -25,7 +25,7 @@ pub use Protection::{ReadOnly, ReadWrite};
 
 pub const FRAME: usize = xenmap::FRAME_SIZE;
 
-/// The kinds of simulated hosts: which dom0, and the bytes of its kernel's pages.
+/// The simulated hosts: the kind of dom0, and the bytes of its kernel's pages.
 pub const MOCKS: [(Dom0, usize); 4] =
     [(Dom0::Pv, FRAME), (Dom0::Pvh, FRAME), (Dom0::Arm, FRAME), (Dom0::Arm, 4 * FRAME)];
 
@@ -38,7 +38,7 @@ pub enum Host {
     Xen(xen::Toolstack),
 }
 
-/// A guest of the host under test, which the test has to itself; it is destroyed when it is dropped.
+/// A guest of the host under test, destroyed on drop.
 pub struct Guest {
     inner: Inner,
     kind: GuestKind,
@@ -50,7 +50,7 @@ enum Inner {
     Xen(xen::Domain),
 }
 
-/// An error with its causes: `what: why`.
+/// Formats an error with its sources: `what: why`.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -60,7 +60,7 @@ fn xen_dom0() -> Option<String> {
     std::env::var("XENMAP_TEST_XEN").ok()
 }
 
-/// Runs a test on each host there is: on Xen the one we are on, else each kind that the mock has.
+/// Runs a test on the real Xen, or on each simulated host.
 pub fn on_each_host(test: impl Fn(&Host)) {
     if xen_dom0().is_some() {
         return test(&Host::Xen(xen::Toolstack::new()));
@@ -71,8 +71,7 @@ pub fn on_each_host(test: impl Fn(&Host)) {
     }
 }
 
-/// Runs a test on each host that has PV guests: there are none on Arm. A test that uses it is listed in
-/// tests/xen/x86-only.txt.
+/// Runs a test on each host that has PV guests; Arm has none. List the test in tests/xen/x86-only.txt.
 pub fn on_each_host_with_pv_guests(test: impl Fn(&Host)) {
     on_each_host(|host| {
         if host.guest_kinds().contains(&GuestKind::Pv) {
@@ -93,13 +92,13 @@ pub fn with_each_guest(frames: usize, test: impl Fn(&Host, Guest)) {
     });
 }
 
-/// A simulated host, for what a real one cannot be brought to do. A test that uses it is listed in
-/// tests/xen/mock-only.txt with the reason.
+/// Returns a simulated host, for a test that cannot run on a real one. List the test in tests/xen/mock-only.txt with
+/// the reason.
 pub fn mock(dom0: Dom0) -> MockHost {
     mock_with_pages(dom0, FRAME)
 }
 
-/// The same, with a kernel that has pages of so many bytes.
+/// Like [`mock`], with a kernel that has pages of `page_size` bytes.
 pub fn mock_with_pages(dom0: Dom0, page_size: usize) -> MockHost {
     let mut config = HostConfig::default();
     config.dom0 = dom0;
@@ -107,7 +106,7 @@ pub fn mock_with_pages(dom0: Dom0, page_size: usize) -> MockHost {
     mock_with(config)
 }
 
-/// See [`mock`].
+/// Like [`mock`], with any configuration.
 pub fn mock_with(config: HostConfig) -> MockHost {
     assert!(xen_dom0().is_none(), "this test needs the mock: list it in tests/xen/mock-only.txt");
     MockHost::with_config(config)
@@ -129,16 +128,16 @@ impl Host {
         Guest { inner, kind, destroyed: false }
     }
 
-    /// Bytes of a page of the host's kernel.
+    /// Returns the bytes of a page of the host's kernel.
     pub fn page_size(&self) -> usize {
         match self {
             Host::Mock(host) => host.page_size(),
-            // SAFETY: takes a number only.
+            // SAFETY: the call takes only a number.
             Host::Xen(_) => usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap(),
         }
     }
 
-    /// How many frames a domain owns; `None` once it is gone.
+    /// Returns how many frames a domain owns; `None` once it is gone.
     pub fn owned(&self, domid: Domid) -> Option<u64> {
         match self.open().current_reservation(domid) {
             Ok(frames) => Some(frames),
@@ -147,12 +146,12 @@ impl Host {
         }
     }
 
-    /// A number that no domain has.
-    pub fn nobody(&self) -> Domid {
+    /// Returns a number that no domain has.
+    pub fn unused_domid(&self) -> Domid {
         Domid::new(31_000).unwrap()
     }
 
-    /// Frames of Xen itself that anyone may read; on Arm, numbers that are nothing of the kind.
+    /// Returns frames of Xen itself that anyone may read; on Arm, which has none, arbitrary numbers.
     pub fn xen_frames(&self) -> Vec<Gfn> {
         match self {
             _ if self.is_arm() => (0..4).map(|gfn| Gfn::new(gfn).unwrap()).collect(),
@@ -174,7 +173,7 @@ impl Guest {
         self.kind
     }
 
-    /// Its frames, in ascending order of its own memory.
+    /// Returns its frames, in ascending order of guest-physical addresses.
     pub fn gfns(&self) -> Vec<Gfn> {
         match &self.inner {
             Inner::Mock(_, guest) => guest.frames(),
@@ -182,7 +181,7 @@ impl Guest {
         }
     }
 
-    /// A frame number where it has no RAM, and neither has anybody else.
+    /// Returns a frame number where no guest has RAM.
     pub fn hole(&self) -> Gfn {
         Gfn::new(match self.kind {
             GuestKind::Pv => 0x1234_5678,
@@ -209,7 +208,7 @@ impl Guest {
         }
     }
 
-    /// Writes its place in `gfns` into the first 8 bytes of each frame.
+    /// Writes each frame's index in `gfns` into its first 8 bytes.
     pub fn number_frames(&self) {
         match &self.inner {
             Inner::Mock(_, guest) => {
@@ -238,7 +237,7 @@ impl Guest {
         }
     }
 
-    /// Gives it frames that get memory when they are first touched, and a pool of so many frames of memory.
+    /// Adds frames that get memory when they are first touched, from a pool of `pool` frames.
     pub fn populate_on_demand(&self, gfns: &[Gfn], pool: usize) {
         match &self.inner {
             Inner::Mock(_, guest) => guest.populate_on_demand(gfns, pool),
@@ -260,7 +259,7 @@ impl Guest {
         }
     }
 
-    /// Lets it run; a new guest of a real toolstack is paused. (It has no vcpu that would do anything.)
+    /// Unpauses a new guest, which a real toolstack creates paused. (It has no vcpu that could run.)
     pub fn start(&self) {
         match &self.inner {
             Inner::Mock(..) => {}
@@ -268,7 +267,7 @@ impl Guest {
         }
     }
 
-    /// Pauses it once more, as its toolstack does.
+    /// Pauses it once more, as a toolstack does.
     pub fn pause(&self) {
         match &self.inner {
             Inner::Mock(_, guest) => guest.pause(),
@@ -312,19 +311,19 @@ pub fn pfns(numbers: Range<u64>) -> NumberRange<Pfn> {
     numbers.try_into().unwrap()
 }
 
-/// Writes into each frame its place in the mapping.
+/// Writes each frame's index in the mapping into its first 8 bytes.
 pub fn number(mapping: &ForeignMapping) {
     for i in 0..mapping.frames() {
         mapping.view().write(i * FRAME, i as u64).unwrap();
     }
 }
 
-/// What [`number`] or [`Guest::number_frames`] has written.
+/// Reads what [`number`] or [`Guest::number_frames`] wrote.
 pub fn numbers(mapping: &ForeignMapping) -> Vec<u64> {
     (0..mapping.frames()).map(|i| mapping.view().read(i * FRAME).unwrap()).collect()
 }
 
-/// Gives a guest pieces of RAM, each a hole's length behind the one before, and returns where RAM is.
+/// Populates pieces of RAM with a hole before each, and returns the ranges of RAM.
 pub fn lay_out(guest: &MockDomain, holes_and_pieces: Vec<(u64, u64)>) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     let mut next = 0;
@@ -341,7 +340,7 @@ pub fn lay_out(guest: &MockDomain, holes_and_pieces: Vec<(u64, u64)>) -> Vec<Ran
     ranges
 }
 
-/// The indices and errors of the frames that failed.
+/// Returns the indices and errnos of the frames that failed.
 pub fn failures(result: Result<ForeignMapping>) -> Vec<(usize, i32)> {
     match result {
         Err(Error::Frames(errors)) => errors.failed().iter().map(|e| (e.index, e.errno)).collect(),
@@ -350,56 +349,57 @@ pub fn failures(result: Result<ForeignMapping>) -> Vec<(usize, i32)> {
     }
 }
 
-/// What the child of a test is to do.
+/// The environment variable that tells a child process its task.
 const TASK: &str = "XENMAP_TEST_TASK";
 
-/// Runs a test, `module::name`, once more in a process of its own, where [`its_task`] is this; in that process returns
-/// `None`.
-pub fn in_a_process_of_its_own(test: &str, task: &str) -> Option<Output> {
+/// Runs the test `module::name` again in its own process, where [`current_task`] returns `task`. Returns `None` in that
+/// process.
+pub fn run_in_own_process(test: &str, task: &str) -> Option<Output> {
     if std::env::var_os(TASK).is_some() {
         return None;
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.args(["--exact", test, "--nocapture"]).env(TASK, task).output().unwrap();
-    assert!(said(&output).contains("running 1 test\n"), "{test}: {}", said(&output));
+    assert!(text_of(&output).contains("running 1 test\n"), "{test}: {}", text_of(&output));
     Some(output)
 }
 
-/// What such a process wrote, of both kinds.
-fn said(output: &Output) -> String {
+/// Returns what a process wrote to stdout and stderr.
+fn text_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-/// Runs what a test does in a process of its own, for the sake of what belongs to a process as a whole: `test` is the
-/// test's own `module::name`.
-pub fn alone(test: &str, body: impl FnOnce()) {
-    match in_a_process_of_its_own(test, "") {
+/// Runs a test's body in its own process, because the test forks or depends on state of the whole process. `test` is
+/// the test's own `module::name`.
+pub fn in_own_process(test: &str, body: impl FnOnce()) {
+    match run_in_own_process(test, "") {
         None => body(),
-        Some(output) => assert!(output.status.success(), "{test}: {}", said(&output)),
+        Some(output) => assert!(output.status.success(), "{test}: {}", text_of(&output)),
     }
 }
 
-/// Is held by tests that look at the count of leaked mappings, or add to it: it is the process's.
+/// Locks the count of leaked mappings, which all tests in a process share.
 pub fn leaks() -> MutexGuard<'static, ()> {
     static LEAKS: Mutex<()> = Mutex::new(());
     LEAKS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub fn its_task() -> String {
+/// Returns the task of this process; see [`run_in_own_process`].
+pub fn current_task() -> String {
     std::env::var(TASK).unwrap()
 }
 
-/// Runs a function in a forked child, which leaves with status 0 if it returns true. It gets a function that waits
-/// for the parent; the parent's own part runs while it waits, and says whether to kill the child instead of letting
-/// it go on.
+/// Runs `child` in a forked process, and returns whether it returned true (or was killed as requested). `child` gets a
+/// function that waits for the parent. While it waits, `parent` runs, and decides whether the child continues or is
+/// killed.
 ///
-/// For tests that run [`alone`]: what another thread has just mapped, and not yet marked as not to be inherited, would
-/// be mapped in the child too, and be counted.
+/// Call it only in a test that runs [`in_own_process`]. Otherwise the child could inherit a mapping that another thread
+/// has just made and not yet excluded from forks, and the host would count it.
 pub fn in_child(child: impl FnOnce(&dyn Fn()) -> bool, parent: impl FnOnce() -> ThenChild) -> bool {
     let (ready_read, ready_write) = std::io::pipe().unwrap();
     let (go_read, go_write) = std::io::pipe().unwrap();
-    // SAFETY: the child runs the closure and leaves by _exit; the locks it needs are those of objects of this test,
-    // which no other thread holds, and glibc makes its allocator usable in the child.
+    // SAFETY: the child only runs the closure and exits by _exit. It needs only locks of this test's objects, which no
+    // other thread holds, and glibc keeps its allocator usable in the child.
     match unsafe { libc::fork() } {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
@@ -410,24 +410,24 @@ pub fn in_child(child: impl FnOnce(&dyn Fn()) -> bool, parent: impl FnOnce() -> 
                 (&go_read).read_exact(&mut [0]).unwrap();
             };
             let good = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| child(&wait))).unwrap_or(false);
-            // SAFETY: leaves at once.
+            // SAFETY: the process ends here.
             unsafe { libc::_exit(i32::from(!good)) }
         }
         pid => {
             use std::io::{Read, Write};
             drop((ready_write, go_read));
             let reached = (&ready_read).read_exact(&mut [0]).is_ok();
-            let then = if reached { parent() } else { ThenChild::GoesOn };
+            let then = if reached { parent() } else { ThenChild::Continues };
             match then {
-                ThenChild::GoesOn => drop((&go_write).write_all(b"g")),
-                // SAFETY: our own child, which has not been waited for.
+                ThenChild::Continues => drop((&go_write).write_all(b"g")),
+                // SAFETY: `pid` is our own child, not yet waited for.
                 ThenChild::IsKilled => assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0),
             }
             let mut status = 0;
-            // SAFETY: waits for our own child, into our own integer.
+            // SAFETY: waits for our own child, and writes only `status`.
             assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
             match then {
-                ThenChild::GoesOn => reached && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
+                ThenChild::Continues => reached && libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0,
                 ThenChild::IsKilled => libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGKILL,
             }
         }
@@ -436,6 +436,6 @@ pub fn in_child(child: impl FnOnce(&dyn Fn()) -> bool, parent: impl FnOnce() -> 
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum ThenChild {
-    GoesOn,
+    Continues,
     IsKilled,
 }

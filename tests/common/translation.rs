@@ -1,4 +1,4 @@
-//! Asking for the physical address of a virtual one.
+//! Translates virtual addresses of guests.
 
 use xenmap::{Error, PageTables, Result};
 
@@ -9,7 +9,7 @@ pub fn translate(host: &Host, guest: &Guest, tables: PageTables, address: u64) -
     xenmap::Guest::open(&memory, guest.domid()).unwrap().translate(&tables, address)
 }
 
-/// What is wrong with an address.
+/// Returns why an address cannot be translated.
 #[track_caller]
 pub fn reason(result: Result<u64>) -> &'static str {
     match result {

@@ -1,7 +1,7 @@
-//! A toolstack of a few hypercalls: creates, changes and destroys domains of a real Xen 4.17 without vcpus or xenstore.
+//! A small toolstack for a real Xen 4.17: creates, changes and destroys domains, without vcpus or xenstore.
 //!
-//! The numbers and layouts are those of xen/include/public/{domctl,memory,xen}.h of that release; they are the same on
-//! x86 and on Arm, but for what is the architecture's own.
+//! Numbers and layouts come from xen/include/public/{domctl,memory,xen}.h of that release. They are the same on x86 and
+//! Arm, except for architecture-specific fields.
 
 use std::cell::RefCell;
 
@@ -38,7 +38,7 @@ pub struct Domain {
     gfns: RefCell<Vec<Gfn>>,
 }
 
-/// An argument of a hypercall, put together field by field.
+/// A hypercall's argument, assembled field by field.
 #[derive(Default)]
 struct Bytes(Vec<u8>);
 
@@ -70,10 +70,10 @@ impl Toolstack {
         Toolstack { memory: ForeignMemory::open().unwrap() }
     }
 
-    /// A domain of which no vcpu ever runs, with so many frames.
+    /// Creates a domain with `frames` frames, whose vcpu never runs.
     pub fn create_domain(&self, kind: GuestKind, frames: usize) -> Domain {
-        // CDF_hvm | CDF_hap, and the emulated devices: a PVH guest has a local APIC only. On Arm they are the interrupt
-        // controller, of which 0 is the machine's own kind.
+        // CDF_hvm | CDF_hap, and the emulated devices. A PVH guest has only a local APIC. On Arm the field selects the
+        // interrupt controller, and 0 means the machine's own kind.
         let (flags, emulation) = match kind {
             GuestKind::Pv => (0, 0),
             _ if cfg!(target_arch = "aarch64") => (3, 0),
@@ -97,7 +97,7 @@ impl Toolstack {
         let domid = domctl(&self.memory, DOMCTL_CREATEDOMAIN, 0, arguments).unwrap();
         let domid = Domid::new(domid).unwrap();
         if kind != GuestKind::Pv {
-            // Memory for its page tables, which a domain without vcpus gets in no other way.
+            // Memory for its page tables. Without vcpus, a domain gets it in no other way.
             let bytes = Bytes::default().u64(8 << 20);
             domctl(&self.memory, DOMCTL_SET_PAGING_MEMPOOL_SIZE, domid.get(), bytes).unwrap();
         }
@@ -105,7 +105,7 @@ impl Toolstack {
         domctl(&self.memory, DOMCTL_MAX_MEM, domid.get(), kib).unwrap();
         let domain = Domain { memory: ForeignMemory::open().unwrap(), domid, gfns: RefCell::default() };
         let pfns: Vec<u64> = (0..frames as u64).collect();
-        // Of a PV guest Xen says which machine frames they are.
+        // For a PV guest, Xen returns the machine frames.
         let gfns = domain.reservation(XENMEM_POPULATE_PHYSMAP, 0, &pfns);
         domain.gfns.borrow_mut().extend(gfns.into_iter().map(|gfn| Gfn::new(gfn).unwrap()));
         domain
@@ -118,7 +118,7 @@ impl Toolstack {
         argument.bytes_mut()[..4].copy_from_slice(&1_u32.to_ne_bytes());
         argument.bytes_mut()[8..16].copy_from_slice(&extents.address().to_ne_bytes());
         let arg = [XENMEM_MACHPHYS_MFN_LIST, argument.address(), 0, 0, 0];
-        // SAFETY: it reads the structure, and writes one frame number.
+        // SAFETY: Xen reads the structure, and writes one frame number to `extents`; both live until after the call.
         unsafe { self.memory.hypercall("XENMEM_machphys_mfn_list", MEMORY_OP, arg) }.unwrap();
         let first = u64::from_ne_bytes(extents.bytes().try_into().unwrap());
         (first..first + 4).map(|mfn| Gfn::new(mfn).unwrap()).collect()
@@ -154,7 +154,7 @@ impl Domain {
         let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
         argument.bytes_mut().copy_from_slice(&fields.0);
         let arg = [XENMEM_SET_POD_TARGET, argument.address(), 0, 0, 0];
-        // SAFETY: it reads and writes one structure.
+        // SAFETY: Xen reads and writes one structure, `argument`, which lives until after the call.
         unsafe { self.memory.hypercall("XENMEM_set_pod_target", MEMORY_OP, arg) }.unwrap();
     }
 
@@ -166,7 +166,7 @@ impl Domain {
         self.mmuext(MMUEXT_UNPIN_TABLE, gfn).unwrap();
     }
 
-    /// A new domain is paused once.
+    /// Pauses it once more; a new domain is paused once.
     pub fn pause(&self) {
         domctl(&self.memory, DOMCTL_PAUSEDOMAIN, self.domid.get(), Bytes::default()).unwrap();
     }
@@ -176,7 +176,7 @@ impl Domain {
     }
 
     pub fn destroy(&self) {
-        // It is done in pieces: Xen says EAGAIN (or ERESTART) in between.
+        // Xen works in pieces, and returns EAGAIN or ERESTART in between.
         loop {
             match domctl(&self.memory, DOMCTL_DESTROYDOMAIN, self.domid.get(), Bytes::default()) {
                 Ok(_) => return,
@@ -186,7 +186,7 @@ impl Domain {
         }
     }
 
-    /// A memory operation on frames, and what has become of their numbers.
+    /// Makes a memory operation on frames, and returns the frame numbers as Xen leaves them.
     fn reservation(&self, command: u64, flags: u32, gfns: &[u64]) -> Vec<u64> {
         let mut extents = self.memory.hypercall_buffer(gfns.len() * 8).unwrap();
         for (bytes, gfn) in extents.bytes_mut().chunks_exact_mut(8).zip(gfns) {
@@ -198,9 +198,10 @@ impl Domain {
         let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
         argument.bytes_mut().copy_from_slice(&fields.0);
         let arg = [command, argument.address(), 0, 0, 0];
-        // SAFETY: it reads the structure, and reads and writes as many frame numbers as that says.
+        // SAFETY: Xen reads the structure, and reads and writes `nr_extents` frame numbers in `extents`, which holds as
+        // many; both live until after the call.
         let done = unsafe { self.memory.hypercall("memory_op", MEMORY_OP, arg) }.unwrap();
-        assert_eq!(done, gfns.len() as u64, "memory_op {command} did not do all");
+        assert_eq!(done, gfns.len() as u64, "memory_op {command} handled only a part");
         extents.bytes().chunks_exact(8).map(|bytes| u64::from_ne_bytes(bytes.try_into().unwrap())).collect()
     }
 
@@ -210,20 +211,21 @@ impl Domain {
         let mut argument = self.memory.hypercall_buffer(fields.0.len()).unwrap();
         argument.bytes_mut().copy_from_slice(&fields.0);
         let arg = [argument.address(), 1, 0, self.domid.get().into(), 0];
-        // SAFETY: it reads one structure.
+        // SAFETY: Xen reads one structure, `argument`, which lives until after the call.
         let done = unsafe { self.memory.hypercall("mmuext_op", MMUEXT_OP, arg) };
         done.map(|_| ()).map_err(|e| std::io::Error::from_raw_os_error(e.errno()))
     }
 }
 
-/// Makes a domctl, and returns the domid that it leaves behind, or the errno.
+/// Makes a domctl, and returns the domid that Xen leaves in the structure, or the errno.
 fn domctl(memory: &ForeignMemory, command: u32, domid: u16, arguments: Bytes) -> Result<u16, i32> {
     let fields = Bytes::default().u32(command).u32(DOMCTL_INTERFACE_VERSION).u16(domid).up_to(16);
     let arguments = arguments.up_to(128);
     let mut buffer = memory.hypercall_buffer(144).unwrap();
     buffer.bytes_mut()[..16].copy_from_slice(&fields.0);
     buffer.bytes_mut()[16..].copy_from_slice(&arguments.0);
-    // SAFETY: it reads and writes one struct xen_domctl, and the commands used here hold no addresses.
+    // SAFETY: Xen reads and writes one struct xen_domctl, which fits into `buffer`, and the commands used here contain
+    // no addresses.
     unsafe { memory.hypercall("domctl", DOMCTL, [buffer.address(), 0, 0, 0, 0]) }.map_err(|e| e.errno())?;
     Ok(u16::from_ne_bytes(buffer.bytes()[8..10].try_into().unwrap()))
 }

@@ -1,6 +1,6 @@
-//! Which domains there are, what is known of them, and keeping them from running.
+//! Listing, describing and pausing domains.
 
-use crate::common::{HANDLE, Host, ReadOnly, ThenChild, alone, in_child, mock, on_each_host, with_each_guest};
+use crate::common::{HANDLE, Host, ReadOnly, ThenChild, in_child, in_own_process, mock, on_each_host, with_each_guest};
 use xenmap::mock::{Dom0, MockDomain, MockHost};
 use xenmap::{DomainInfo, DomainState, Domid, Error, ForeignMapping, ForeignMemory, Guest, GuestKind};
 
@@ -13,9 +13,9 @@ fn listed(memory: &ForeignMemory, domid: Domid) -> Option<DomainInfo> {
 }
 
 #[test]
-fn created_guest_is_listed_with_what_is_known_of_it() {
+fn created_guest_is_listed_with_its_details() {
     on_each_host(|host| {
-        for &kind in host.told_kinds() {
+        for &kind in host.distinguished_kinds() {
             let guest = host.create(kind, 10);
             guest.start();
             let memory = host.open();
@@ -31,18 +31,19 @@ fn created_guest_is_listed_with_what_is_known_of_it() {
 }
 
 #[test]
-fn domains_are_listed_once_each_from_the_lowest_number_on() {
+fn domains_are_listed_once_in_ascending_order() {
     on_each_host(|host| {
-        let guests: Vec<crate::common::Guest> = host.told_kinds().iter().map(|kind| host.create(*kind, 1)).collect();
+        let guests: Vec<crate::common::Guest> =
+            host.distinguished_kinds().iter().map(|kind| host.create(*kind, 1)).collect();
         let domids: Vec<Domid> = host.open().domains().unwrap().iter().map(|info| info.domid).collect();
         assert!(domids.is_sorted_by(|a, b| a < b), "{domids:?}");
         assert!(guests.iter().all(|guest| domids.contains(&guest.domid())), "{domids:?}");
-        assert!(!domids.contains(&Domid::XEN) && !domids.contains(&host.nobody()), "{domids:?}");
+        assert!(!domids.contains(&Domid::XEN) && !domids.contains(&host.unused_domid()), "{domids:?}");
     });
 }
 
 #[test]
-fn domain_that_we_are_in_is_listed() {
+fn own_domain_is_listed() {
     on_each_host(|host| {
         let own = host.open().domains().unwrap().remove(0);
         assert_eq!(own.domid.get(), 0);
@@ -64,12 +65,12 @@ fn frames_that_were_ballooned_out_are_no_longer_its_pages() {
 }
 
 #[test]
-fn number_without_a_domain_is_no_such_domain() {
+fn unused_domid_is_no_such_domain() {
     with_each_guest(1, |host, guest| {
         let memory = host.open();
-        // Up to 4.17 Xen itself would tell of the guest here.
+        // For an unused number, Xen up to 4.17 itself returns the next domain.
         let below = Domid::new(guest.domid().get() - 1).unwrap();
-        let unused = [host.nobody(), Domid::XEN].into_iter().chain((below.get() != 0).then_some(below));
+        let unused = [host.unused_domid(), Domid::XEN].into_iter().chain((below.get() != 0).then_some(below));
         for domid in unused.filter(|domid| listed(&memory, *domid).is_none()) {
             assert_eq!(memory.domain_info(domid).unwrap_err().errno(), libc::ESRCH);
             assert_eq!(memory.guest_kind(domid).unwrap_err().errno(), libc::ESRCH);
@@ -94,8 +95,8 @@ fn destroyed_guest_whose_frames_are_mapped_is_dying() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "makes a hypercall that the library makes only where it knows no better one")]
-fn stable_call_tells_the_kind_of_a_dying_domain() {
+#[expect(unsafe_code, reason = "makes a hypercall that the library uses only on unknown releases")]
+fn stable_call_reports_the_kind_of_a_dying_domain() {
     const HVM_OP: u64 = 34;
     const GET_PARAM: u64 = 1;
     with_each_guest(1, |host, mut guest| {
@@ -105,7 +106,7 @@ fn stable_call_tells_the_kind_of_a_dying_domain() {
         let mut argument = memory.hypercall_buffer(16).unwrap();
         argument.bytes_mut()[..2].copy_from_slice(&guest.domid().get().to_ne_bytes());
         argument.bytes_mut()[4] = 1; // HVM_PARAM_STORE_PFN
-        // SAFETY: it reads and writes 16 bytes.
+        // SAFETY: Xen reads and writes the 16 bytes of `argument`, which lives until after the call.
         let answer = unsafe { memory.hypercall("hvm_op", HVM_OP, [GET_PARAM, argument.address(), 0, 0, 0]) };
         let is_pv = answer.is_err_and(|e| e.errno() == libc::EINVAL);
         assert_eq!(is_pv, guest.kind() == GuestKind::Pv);
@@ -114,7 +115,7 @@ fn stable_call_tells_the_kind_of_a_dying_domain() {
 }
 
 #[test]
-fn guest_stands_still_while_it_is_paused() {
+fn guest_is_paused_until_the_guard_is_dropped() {
     with_each_guest(1, |host, target| {
         target.start();
         let memory = host.open();
@@ -143,7 +144,7 @@ fn guest_that_was_paused_before_stays_paused() {
 
 #[test]
 fn child_that_drops_its_copy_leaves_the_guest_paused() {
-    alone("domains::child_that_drops_its_copy_leaves_the_guest_paused", || {
+    in_own_process("domains::child_that_drops_its_copy_leaves_the_guest_paused", || {
         with_each_guest(1, |host, target| {
             target.start();
             let memory = host.open();
@@ -154,12 +155,12 @@ fn child_that_drops_its_copy_leaves_the_guest_paused() {
                 |wait| {
                     paused.take();
                     wait();
-                    // The mock's state in the child is its own.
+                    // The child has its own copy of the mock's state.
                     state(host, target.domid()) == Some(DomainState::Paused)
                 },
                 || {
                     in_parent.set(state(host, target.domid()));
-                    ThenChild::GoesOn
+                    ThenChild::Continues
                 },
             );
             assert!(good);
@@ -171,7 +172,7 @@ fn child_that_drops_its_copy_leaves_the_guest_paused() {
 }
 
 #[test]
-fn guest_that_is_destroyed_while_paused_does_no_harm() {
+fn destroying_a_paused_guest_is_harmless() {
     with_each_guest(1, |host, mut target| {
         let memory = host.open();
         let guest = Guest::open(&memory, target.domid()).unwrap();
@@ -195,7 +196,7 @@ fn restricted_handle_learns_nothing_and_pauses_nothing() {
         assert_eq!(memory.domain_info(target.domid()).unwrap_err().errno(), libc::EPERM);
         assert_eq!(guest.pause().unwrap_err().errno(), libc::EPERM);
         drop(paused);
-        assert_eq!(state(host, target.domid()), Some(DomainState::Paused), "it can no longer be unpaused");
+        assert_eq!(state(host, target.domid()), Some(DomainState::Paused), "the restricted handle cannot unpause it");
 
         let memory = host.open();
         memory.restrict(target.domid()).unwrap();
@@ -205,7 +206,7 @@ fn restricted_handle_learns_nothing_and_pauses_nothing() {
     });
 }
 
-/// Guests of these names on a simulated host.
+/// Creates guests with these names on a simulated host.
 fn named(names: &[&str]) -> (MockHost, Vec<MockDomain>) {
     let host = mock(Dom0::Pv);
     let create = |name: &&str| {
@@ -217,7 +218,7 @@ fn named(names: &[&str]) -> (MockHost, Vec<MockDomain>) {
     (host, guests)
 }
 
-/// Destroys a guest whose toolstack leaves its name in xenstore. It dies when the mapping is dropped.
+/// Destroys a guest, but leaves its name in xenstore. The guest stays dying until the mapping is dropped.
 fn leave_dying(memory: &ForeignMemory, guest: &MockDomain, name: &str) -> ForeignMapping {
     let mapping = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).expect("frames of the guest");
     guest.destroy();
@@ -237,7 +238,7 @@ fn name_of_several_domains_is_ambiguous() {
 }
 
 #[test]
-fn dying_domain_does_not_stand_in_the_way_of_a_living_one() {
+fn dying_domain_does_not_hide_a_living_one() {
     let (host, guests) = named(&["web"; 4]);
     let memory = host.open().unwrap();
     let _mappings = [&guests[0], &guests[3]].map(|guest| leave_dying(&memory, guest, "web"));

@@ -1,4 +1,4 @@
-//! Domains, and a guest as a whole: its RAM, its own frame numbers, its page tables.
+//! Tests of domains and of whole guests: RAM, p2m, page tables.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,6 +1,6 @@
-//! The RAM of PV guests by their own frame numbers: through the table that the guest keeps.
+//! The RAM of PV guests by their own frame numbers, through the table that the guest keeps.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::os::unix::fs::FileExt;
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, PvHole, PvKernel};
 use xenmap::{Domid, Error, ForeignMemory, Gfn, Guest, GuestKind, InvalidNumber, NumberRange, Pfn, RamMap};
 
-/// Where `shared_info` has them, for a 64-bit guest (xen/include/public/arch-x86/xen.h).
+/// Offsets in a 64-bit guest's `shared_info` (xen/include/public/arch-x86/xen.h).
 const MAX_PFN: usize = 3088;
 const LIST_LIST: usize = 3096;
 const P2M_CR3: usize = 3112;
@@ -22,7 +22,7 @@ fn kernel(is_64_bit: bool, has_list: bool, has_linear: bool) -> PvKernel {
     kernel
 }
 
-/// A guest of 3000 frames with holes of each kind.
+/// Creates a guest with 3000 frames and holes of each kind.
 fn start(host: &MockHost, mut kernel: PvKernel) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pv, 3000);
     kernel.holes.push((pfns(160..256), PvHole::Identity));
@@ -44,12 +44,13 @@ fn frame(number: u64) -> Gfn {
     Gfn::new(number).unwrap()
 }
 
-/// What the guest's table should say, up to a few frames behind its end.
+/// Returns the expected contents of the guest's table, up to a few frames past its end.
 fn expected(guest: &MockDomain) -> Vec<Option<Gfn>> {
     pfns(0..4000).into_iter().map(|pfn| guest.mfn(pfn)).collect()
 }
 
-/// The page table of the lowest level that leads to the first frame of a 64-bit guest's linear table, and where in it.
+/// Returns the lowest-level page table that maps the first frame of a 64-bit guest's linear table, and the entry's
+/// index.
 fn lowest_page_table(guest: &MockDomain) -> (Gfn, usize) {
     let shared_info = guest.read(guest.shared_info(), 0, 4096);
     let at = |offset: usize| u64::from_ne_bytes(shared_info[offset..offset + 8].try_into().unwrap());
@@ -84,7 +85,7 @@ fn guest_that_has_not_started_is_a_clear_error() {
 }
 
 #[test]
-fn frames_are_where_the_guests_table_has_them() {
+fn frames_are_where_the_guests_table_says() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         for (is_64_bit, has_list, has_linear) in
             [(true, true, true), (true, true, false), (true, false, true), (false, true, false), (false, false, true)]
@@ -110,7 +111,7 @@ fn read_and_write_take_the_guests_own_addresses() {
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    // Frames 7 and 8 do not follow each other in the machine.
+    // Frames 7 and 8 are not adjacent in machine memory.
     guest.write(8 * 4096 - 6, b"across a border").unwrap();
     assert_eq!(domain.read(domain.mfn(pfn(7)).unwrap(), 4090, 6), b"across");
     assert_eq!(domain.read(domain.mfn(pfn(8)).unwrap(), 0, 9), b" a border");
@@ -154,7 +155,7 @@ fn table_that_has_moved_is_found_again() {
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     assert_eq!(guest.gfns(pfns(0..1)).unwrap(), [domain.mfn(pfn(0))]);
 
-    // The guest has the first frame of its table elsewhere, where the first entry is another.
+    // The guest moves the first frame of its table, and changes the first entry.
     let new = domain.mfn(pfn(2999)).unwrap();
     domain.write(new, 0, &domain.mfn(pfn(5)).unwrap().get().to_ne_bytes());
     let (table, index) = lowest_page_table(&domain);
@@ -164,7 +165,7 @@ fn table_that_has_moved_is_found_again() {
 }
 
 #[test]
-fn table_that_is_being_changed_all_the_time_is_an_error() {
+fn constantly_changing_table_is_an_error() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, kernel(true, false, true));
     let memory = host.open().unwrap();
@@ -192,7 +193,7 @@ fn list_is_used_where_the_linear_table_cannot_be() {
 
 #[test]
 fn frames_above_4_gib_of_a_32_bit_guest_are_named_by_a_folded_cr3() {
-    // xen_pfn_to_cr3 of x86_32.h; a simulated machine has no such frames, so that none is found is what can be seen.
+    // See xen_pfn_to_cr3 in x86_32.h. A simulated machine has no such frames, so the test sees that none is found.
     let host = mock(Dom0::Pv);
     let domain = start(&host, kernel(false, false, true));
     let memory = host.open().unwrap();
@@ -222,7 +223,7 @@ fn without_the_toolstacks_interface_a_pv_guest_is_a_clear_error() {
 }
 
 #[test]
-fn table_that_grows_is_looked_through_to_its_new_end() {
+fn growing_table_is_searched_to_its_new_end() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
@@ -247,7 +248,7 @@ fn guest_that_died_is_an_error() {
 }
 
 #[test]
-fn looking_up_costs_one_small_mapping() {
+fn lookup_costs_one_small_mapping() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
@@ -261,7 +262,7 @@ fn looking_up_costs_one_small_mapping() {
 }
 
 #[test]
-fn threads_look_up_side_by_side() {
+fn threads_look_up_concurrently() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     let memory = host.open().unwrap();
@@ -301,7 +302,7 @@ fn file_is_a_pv_guests_ram_by_its_own_addresses() {
 }
 
 #[test]
-fn table_without_end_is_looked_through_only_where_a_guest_may_have_frames() {
+fn endless_table_is_searched_only_where_a_guest_may_have_frames() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, PvKernel::default());
     set(&domain, MAX_PFN, u64::MAX);
@@ -317,17 +318,17 @@ fn table_without_end_is_looked_through_only_where_a_guest_may_have_frames() {
 }
 
 #[test]
-fn page_tables_in_a_circle_lead_nowhere() {
+fn cyclic_page_tables_lead_nowhere() {
     let host = mock(Dom0::Pv);
     let domain = start(&host, kernel(true, false, true));
-    // Each entry of the highest table is that table.
+    // Each entry of the top-level table points to that table.
     let top = domain.mfn(pfn(1)).unwrap();
     domain.write(top, 0, &(top.get() << 12 | 0x63).to_ne_bytes().repeat(512));
     set(&domain, P2M_CR3, top.get() << 12);
     set(&domain, MAX_PFN, u64::MAX);
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, domain.domid()).unwrap();
-    // The entries are page-table entries, which name no frame that there is.
+    // The p2m entries found this way are page-table entries, which name no existing frame.
     let found = guest.gfns(pfns(0..2000)).unwrap();
     assert!(found.iter().flatten().all(|&gfn| gfn.get() == (top.get() << 12 | 0x63)));
     assert!(guest.read(0, &mut [0; 8]).is_err());
@@ -337,7 +338,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_table_is_read_as_it_is(
+    fn any_table_is_read_correctly(
         frames in 1_usize..3000,
         holes in prop::collection::vec((0_u64..6000, 1_u64..2000, 0_usize..3), 0..6),
         is_64_bit in any::<bool>(),
@@ -363,7 +364,7 @@ proptest! {
     }
 
     #[test]
-    fn no_garbage_in_the_tables_is_more_than_an_error(
+    fn garbage_in_the_tables_is_at_most_an_error(
         words in prop::collection::vec((0_usize..512, 0_u64..16, any::<u64>()), 1..200),
         roots in prop::array::uniform5(prop::option::of((0_u64..16, any::<u64>()))),
         is_64_bit in any::<bool>(),
@@ -371,7 +372,7 @@ proptest! {
         let host = mock(Dom0::Pv);
         let domain = host.create_domain(GuestKind::Pv, 16);
         domain.start_kernel(&kernel(is_64_bit, true, true));
-        // Frames that are the guest's, as entries of tables and of lists, and anything.
+        // The guest's frames, as entries of lists and of tables, and random numbers.
         let frames = domain.frames();
         let near = |number: u64, any: u64| {
             let gfn = frames[usize::try_from(number).unwrap() % frames.len()].get();
@@ -403,7 +404,7 @@ proptest! {
         if let Ok(guest) = Guest::open(&memory, domain.domid())
             && let Ok(mut scan) = guest.scan(xenmap::Search::default())
         {
-            // It may take long, but each step gets on.
+            // The search may take long, but each step makes progress.
             for _ in 0..5 {
                 let before = scan.untried();
                 match scan.step() {

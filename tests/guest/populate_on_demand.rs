@@ -1,6 +1,6 @@
-//! Guests that are populated on demand: what is refused, so that they live on.
+//! Populate-on-demand guests: what is refused so that they survive.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::ops::Range;
 
@@ -12,8 +12,8 @@ fn gfns(pfns: Range<u64>) -> Vec<Gfn> {
     pfns.map(|pfn| Gfn::new(pfn).unwrap()).collect()
 }
 
-/// Runs a test with a guest of 16 frames, and 64 more with a pool of so many, on each host that has such guests. A test
-/// that uses it is listed in tests/xen/x86-only.txt.
+/// Runs a test with a guest of 16 frames and 64 unpopulated ones, which share a pool of `pool` frames, on each host
+/// that has such guests. List the test in tests/xen/x86-only.txt.
 fn with_guest(pool: usize, test: impl Fn(&crate::common::Guest, &ForeignMemory)) {
     on_each_host(|host: &Host| {
         if host.is_arm() {
@@ -21,7 +21,7 @@ fn with_guest(pool: usize, test: impl Fn(&crate::common::Guest, &ForeignMemory))
             return;
         }
         let domain = host.create(GuestKind::Hvm, 16);
-        // Xen takes frames of zeros back before it crashes a guest.
+        // Xen reclaims frames of zeros before it crashes a guest.
         domain.number_frames();
         domain.populate_on_demand(&gfns(16..80), pool);
         test(&domain, &host.open());
@@ -38,7 +38,7 @@ fn unpopulated_and_pool(memory: &ForeignMemory, guest: &Guest) -> (u64, u64) {
 }
 
 #[test]
-fn looking_for_ram_is_refused_before_a_frame_is_touched() {
+fn search_for_ram_is_refused_before_a_frame_is_touched() {
     with_guest(8, |domain, memory| {
         let guest = Guest::open(memory, domain.domid()).unwrap();
         let before = state(memory, &guest);
@@ -76,12 +76,12 @@ fn all_ram_is_found_once_the_guest_has_ballooned_down() {
 }
 
 #[test]
-fn memory_of_frames_that_are_given_back_is_set_aside_for_others() {
+fn memory_of_returned_frames_goes_to_the_pool() {
     with_guest(8, |domain, memory| {
         let guest = Guest::open(memory, domain.domid()).unwrap();
         domain.balloon_out(Gfn::new(3).unwrap());
         assert_eq!(unpopulated_and_pool(memory, &guest), (64, 9));
-        // And no more than they need.
+        // The pool never holds more than the unpopulated frames need.
         for gfn in gfns(16..73) {
             domain.balloon_out(gfn);
         }
@@ -119,17 +119,17 @@ fn other_guests_are_not_populated_on_demand() {
 }
 
 #[test]
-fn domain_that_is_not_there_is_an_error() {
+fn missing_domain_is_an_error() {
     on_each_host(|host| {
-        let (memory, nobody) = (host.open(), host.nobody());
-        // On Arm there is nothing to ask about.
+        let (memory, domid) = (host.open(), host.unused_domid());
+        // On Arm, the call does not ask Xen.
         let expected = if host.is_arm() { None } else { Some(libc::ESRCH) };
-        assert_eq!(memory.populate_on_demand(nobody).err().map(|e| e.errno()), expected);
+        assert_eq!(memory.populate_on_demand(domid).err().map(|e| e.errno()), expected);
     });
 }
 
 #[test]
-fn accepted_search_goes_through_all_frames() {
+fn populating_search_tries_all_frames() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let domain = host.create_domain(GuestKind::Pvh, 16);

@@ -1,6 +1,6 @@
-//! Where a guest's RAM is.
+//! Finding a guest's RAM.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::ops::Range;
 
@@ -34,14 +34,14 @@ fn sum(cost: Hypercalls) -> u64 {
     cost.mmu_update + cost.mmuext_op + cost.pte_writes + cost.memory_op + cost.toolstack
 }
 
-/// A host of whose toolstack's interface nothing is known.
+/// Creates a host whose toolstack interface is unknown.
 fn old_host(dom0: Dom0) -> MockHost {
     let mut config = HostConfig::default();
     (config.dom0, config.xen) = (dom0, (4, 10));
     mock_with(config)
 }
 
-/// 192 MiB from 0 on, and a few frames below 4 GiB.
+/// Creates a guest with 192 MiB from 0 on, and a few frames below 4 GiB.
 fn usual_guest(host: &MockHost) -> MockDomain {
     let guest = host.create_domain(GuestKind::Hvm, 192 << 8);
     guest.populate(&gfns(0xF_EFF8..0xF_F000));
@@ -63,7 +63,7 @@ fn frames_that_were_ballooned_out_are_in_no_extent() {
 }
 
 #[test]
-fn ram_behind_a_large_hole_is_found() {
+fn ram_after_a_large_hole_is_found() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 100);
         guest.populate(Gfn::new(0x2_0000).unwrap());
@@ -85,7 +85,7 @@ fn trying_every_frame_finds_the_same() {
 }
 
 #[test]
-fn scan_tells_how_far_it_is() {
+fn scan_reports_its_progress() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 100);
         guest.populate(Gfn::new(5000).unwrap());
@@ -97,7 +97,7 @@ fn scan_tells_how_far_it_is() {
         assert!(scan.step().unwrap());
         if host.searches_from_the_top() {
             assert_eq!((untried, scan.untried()), (5001, 5001 - 1024));
-            assert_eq!(scan.found(), 1, "the top comes first");
+            assert_eq!(scan.found(), 1, "the search starts at the top");
         }
         while scan.step().unwrap() {}
         assert_eq!(scan.found(), 101);
@@ -114,7 +114,7 @@ fn domain_that_is_gone_is_an_error() {
         assert!(scan.step().unwrap());
         domain.destroy();
         let error = std::iter::repeat_with(|| scan.step()).take(100).find_map(Result::err);
-        assert_eq!(error.expect("it does not go on for ever").errno(), libc::ESRCH);
+        assert_eq!(error.expect("the search ends").errno(), libc::ESRCH);
     });
 }
 
@@ -129,7 +129,7 @@ fn domain_that_dies_is_an_error_even_while_it_is_mapped() {
         assert!(scan.step().unwrap());
         domain.destroy();
         let error = std::iter::repeat_with(|| scan.step()).take(100).find_map(Result::err);
-        assert_eq!(error.expect("what was not found is not passed over").errno(), libc::ESRCH);
+        assert_eq!(error.expect("missing frames are reported").errno(), libc::ESRCH);
         drop(mapping);
     });
 }
@@ -195,7 +195,7 @@ fn without_the_toolstacks_interface_frames_are_tried_by_mapping() {
         let guest = host.create_domain(GuestKind::Hvm, 5000);
         guest.balloon_out(Gfn::new(77).unwrap());
         guest.populate(&gfns(0x6000..0x6010));
-        // These cannot be told from RAM, so they do not mean that all was found.
+        // By mapping, these look like RAM, so the count of frames found must not end the search.
         for gfn in gfns(0xF000..0xF020) {
             guest.lend(gfn);
         }
@@ -225,7 +225,7 @@ fn run_that_grows_during_the_search_is_followed_to_its_end() {
         let memory = host.open();
         let guest = Guest::open(&memory, domain.domid()).unwrap();
         let mut scan = guest.scan(Search::default()).unwrap();
-        // Right after as many frames as it owned, all of which one step finds.
+        // Directly after the frames that the guest owned, which one step finds.
         for gfn in gfns(1024..1030) {
             domain.populate(gfn);
         }
@@ -235,7 +235,7 @@ fn run_that_grows_during_the_search_is_followed_to_its_end() {
 }
 
 #[test]
-fn step_that_failed_can_be_taken_again() {
+fn failed_step_can_be_retried() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 3000);
     let memory = host.open().unwrap();
@@ -249,7 +249,7 @@ fn step_that_failed_can_be_taken_again() {
 }
 
 #[test]
-fn frames_that_have_no_place_in_the_map_are_counted() {
+fn frames_outside_the_map_are_counted() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 64);
         let memory = host.open();
@@ -263,7 +263,7 @@ fn frames_that_have_no_place_in_the_map_are_counted() {
 }
 
 #[test]
-fn want_of_memory_is_not_taken_for_an_unknown_xen() {
+fn enomem_is_not_taken_for_an_unknown_xen() {
     let host = mock(Dom0::Pv);
     let memory = host.open().unwrap();
     host.inject(Fault::Hypercall(libc::ENOMEM));
@@ -272,7 +272,7 @@ fn want_of_memory_is_not_taken_for_an_unknown_xen() {
 }
 
 #[test]
-fn more_frames_than_can_be_are_an_error() {
+fn too_many_frames_are_an_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 1);
     let memory = host.open().unwrap();
@@ -282,7 +282,7 @@ fn more_frames_than_can_be_are_an_error() {
 }
 
 #[test]
-fn broken_and_paged_out_frames_are_told_apart() {
+fn broken_and_paged_out_frames_are_distinguished() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 3000);
     guest.break_frame(Gfn::new(10).unwrap());
@@ -299,7 +299,7 @@ fn broken_and_paged_out_frames_are_told_apart() {
     ];
     let start = std::time::Instant::now();
     assert_eq!(extents(&map_of(&memory, guest.domid())), expected);
-    assert!(start.elapsed() < std::time::Duration::from_secs(4), "it does not wait for the frames");
+    assert!(start.elapsed() < std::time::Duration::from_secs(4), "it waited for the frames");
 }
 
 #[test]
@@ -316,7 +316,7 @@ fn paged_out_frames_are_found_wherever_they_are() {
 }
 
 #[test]
-fn what_xen_lends_is_found_by_trying_every_frame() {
+fn frames_of_xen_are_found_by_trying_every_frame() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Hvm, 100);
@@ -336,7 +336,7 @@ fn what_xen_lends_is_found_by_trying_every_frame() {
 fn ram_scattered_over_64_gib_is_found_completely() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 0);
-    // 256 MiB in pieces of up to 120 frames, and one of the rest, up to the last frame.
+    // 256 MiB: pieces of up to 120 frames, one large piece, and the last frame.
     let mut pieces: Vec<Range<u64>> = (0..1024_u64).map(|i| (i * 16_381)..(i * 16_381 + 1 + i * 7 % 120)).collect();
     pieces.push((1 << 24) - 1..1 << 24);
     let missing = (256 << 8) - pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>();
@@ -348,7 +348,7 @@ fn ram_scattered_over_64_gib_is_found_completely() {
 }
 
 #[test]
-fn pv_guests_ram_is_where_its_own_table_has_it() {
+fn pv_guests_ram_is_where_its_p2m_says() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Pv, 2000);
@@ -373,14 +373,14 @@ fn pv_guests_ram_is_where_its_own_table_has_it() {
 }
 
 #[test]
-fn pv_guest_that_names_its_frames_again_and_again_is_an_error() {
+fn pv_guest_that_lists_the_same_frames_repeatedly_is_an_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Pv, 2000);
     let mut kernel = PvKernel::default();
     kernel.holes.push((pfns(100_000..200_000), PvHole::BalloonedOut));
     kernel.has_linear = false;
     guest.start_kernel(&kernel);
-    // Each of the list's entries leads to the same frame of the table.
+    // All entries of the list point to the same frame of the table.
     let memory = host.open().unwrap();
     let list_list = u64::from_ne_bytes(guest.read(guest.shared_info(), 3096, 8).try_into().unwrap());
     let list = u64::from_ne_bytes(guest.read(Gfn::new(list_list).unwrap(), 0, 8).try_into().unwrap());
@@ -388,14 +388,14 @@ fn pv_guest_that_names_its_frames_again_and_again_is_an_error() {
     let first = guest.read(list, 0, 8);
     guest.write(list, 0, &first.repeat(512));
     let error = Guest::open(&memory, guest.domid()).unwrap().ram_map().unwrap_err();
-    assert!(error.to_string().ends_with("it names the same frames again and again"), "{error}");
+    assert!(error.to_string().ends_with("it names the same frames over and over"), "{error}");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn any_layout_is_found_as_it_is(
+    fn any_layout_is_found(
         pieces in prop::collection::vec((0_u64..3000, 1_u64..3000), 1..12),
         dom0 in prop::sample::select(vec![Dom0::Pv, Dom0::Pvh]),
         old in any::<bool>(),

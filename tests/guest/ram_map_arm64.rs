@@ -1,6 +1,6 @@
-//! Where a guest's RAM is on Arm, where Xen does not tell what a frame is.
+//! Finding a guest's RAM on Arm, where Xen does not say what a frame is.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ fn gfn(pfn: u64) -> Gfn {
     Gfn::new(pfn).unwrap()
 }
 
-/// A guest as the toolstack makes it, with so many frames in the first bank.
+/// Creates a guest as the toolstack does, with `frames` frames in the first bank.
 fn usual_guest(host: &MockHost, frames: u64) -> MockDomain {
     let guest = host.create_domain(GuestKind::Pvh, 0);
     guest.populate(&gfns(MAGIC_PAGES..MAGIC_PAGES + 4));
@@ -33,7 +33,7 @@ fn usual_guest(host: &MockHost, frames: u64) -> MockDomain {
     guest
 }
 
-/// The map of a guest, and how many frames were tried for it.
+/// Returns a guest's map, and how many frames were tried for it.
 fn map_of(host: &MockHost, guest: &MockDomain) -> (RamMap, u64) {
     let memory = host.open().unwrap();
     let guest = Guest::open(&memory, guest.domid()).unwrap();
@@ -63,7 +63,7 @@ fn usual_guest_costs_little_more_than_its_ram() {
 }
 
 #[test]
-fn toolstack_is_asked_for_nothing_that_arm_has_not() {
+fn toolstack_is_asked_only_for_what_arm_has() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 5000);
     let memory = host.open().unwrap();
@@ -71,11 +71,11 @@ fn toolstack_is_asked_for_nothing_that_arm_has_not() {
     let guest = Guest::open(&memory, guest.domid()).unwrap();
     let before = host.hypercalls().toolstack;
     assert_eq!(guest.ram_map().unwrap().count(FrameKind::Ram), 5004);
-    assert_eq!(host.hypercalls().toolstack - before, 1, "what became of the domain");
+    assert_eq!(host.hypercalls().toolstack - before, 1, "the domain's state");
 }
 
 #[test]
-fn ram_in_both_banks_is_found_and_what_is_between_is_not_tried() {
+fn ram_in_both_banks_is_found_and_the_gap_is_not_tried() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
     guest.populate(&gfns(0xF_F000..0x10_0000));
@@ -88,7 +88,7 @@ fn ram_in_both_banks_is_found_and_what_is_between_is_not_tried() {
 }
 
 #[test]
-fn frames_that_a_guest_was_left_with_when_it_was_made_smaller_are_found() {
+fn frames_left_after_shrinking_a_guest_are_found() {
     let host = mock(Dom0::Arm);
     let guest = host.create_domain(GuestKind::Pvh, 0);
     let left = [BANK_1 + 7, BANK_1 + 5000, BANK_1 + 20_001];
@@ -99,12 +99,12 @@ fn frames_that_a_guest_was_left_with_when_it_was_made_smaller_are_found() {
 }
 
 #[test]
-fn guest_that_maps_others_frames_far_above_costs_no_more() {
+fn high_foreign_frames_cost_nothing_extra() {
     let host = mock(Dom0::Arm);
-    // Also where their number has more bits than the kernel gives back of what a hypercall returns.
+    // Some of these numbers have more than the 32 bits that the kernel returns from a hypercall.
     for far in [0xFFF_FFFF, 1 << 31, 1 << 32, 1 << 36] {
         let guest = usual_guest(&host, 5000);
-        // Not its own, and Xen shows it to nobody: what is left is how far its addresses reach.
+        // Xen refuses to map another guest's frame. All that remains of it is the highest frame number.
         guest.populate(&[gfn(far)]);
         guest.balloon_out(gfn(far));
         let (map, tried) = map_of(&host, &guest);
@@ -117,7 +117,7 @@ fn guest_that_maps_others_frames_far_above_costs_no_more() {
 fn frames_that_were_ballooned_out_are_in_no_extent() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 20_000);
-    // Every seventh, and a piece that is larger than what is looked at in one step.
+    // Every seventh frame, and a piece larger than one step of the search.
     let given_back = |pfn: &u64| pfn.is_multiple_of(7) || (5000..9000).contains(pfn);
     for pfn in (0..20_000).filter(given_back) {
         guest.balloon_out(gfn(BANK_0 + pfn));
@@ -128,7 +128,7 @@ fn frames_that_were_ballooned_out_are_in_no_extent() {
     assert!(tried <= 20_000 + 1100, "{tried}");
 }
 
-/// A host whose dom0 has memory for so many mapped frames.
+/// Creates a host whose dom0 has memory for `frames` mapped frames.
 fn host_with_memory_for(frames: usize) -> MockHost {
     let mut config = HostConfig::default();
     (config.dom0, config.dom0_free_frames) = (Dom0::Arm, Some(frames));
@@ -140,7 +140,7 @@ fn little_memory_for_mappings_is_enough() {
     for free in [1, 100, 1023] {
         let host = host_with_memory_for(free);
         let guest = usual_guest(&host, 3000);
-        // One that is found by looking at a frame of each block.
+        // A block that the search finds by trying one frame of each block.
         guest.populate(&gfns(0x2_0000..0x2_0200));
         for gfn in gfns(BANK_0 + 100..BANK_0 + 110) {
             guest.balloon_out(gfn);
@@ -158,7 +158,7 @@ fn little_memory_for_mappings_is_enough() {
 }
 
 #[test]
-fn no_memory_for_a_single_frame_is_an_error_that_says_so() {
+fn no_memory_for_a_single_frame_is_a_clear_error() {
     let host = host_with_memory_for(0);
     let guest = usual_guest(&host, 8);
     let memory = host.open().unwrap();
@@ -170,8 +170,7 @@ fn no_memory_for_a_single_frame_is_an_error_that_says_so() {
 fn blocks_elsewhere_are_found_by_one_frame_of_each() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
-    // ACPI tables, and RAM at the machine's own addresses: a block, and three of which two have lost the frame that is
-    // tried.
+    // ACPI tables, and RAM at the machine's own addresses. In two of the blocks, the frame that is tried is missing.
     let blocks = 0x1000_0000;
     let elsewhere =
         [0x2_0000..0x2_0003, blocks + 1..blocks + 1024, blocks + 1025..blocks + 1500, 0x1234_5600..0x1234_5800];
@@ -190,17 +189,17 @@ fn blocks_elsewhere_are_found_by_one_frame_of_each() {
 fn blocks_that_follow_each_other_are_tried_once() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
-    // 8 blocks, of which every other frame was given back.
+    // 8 blocks, in which every other frame is ballooned out.
     let blocks: Vec<Gfn> = gfns(0x1000_0000..0x1000_1000).into_iter().step_by(2).collect();
     guest.populate(&blocks);
     let (map, tried) = map_of(&host, &guest);
     assert_eq!((map.count(FrameKind::Ram), map.not_found()), (4 + 1000 + 0x800, 0));
-    // One frame of each block; in the bank as many as it owns; and those of the 8 blocks and their neighbours.
+    // One frame per block, as many frames in the bank as it owns, and all frames of the 8 blocks and their neighbours.
     assert!(tried <= 0x1000_1000 / 512 + (4 + 1000 + 0x800) + 1100 + 10 * 512, "{tried}");
 }
 
 #[test]
-fn frames_that_are_nowhere_are_looked_for_no_further_than_where_they_may_be() {
+fn search_for_missing_frames_stops_at_the_highest_possible_frame() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
     let memory = host.open().unwrap();
@@ -210,12 +209,12 @@ fn frames_that_are_nowhere_are_looked_for_no_further_than_where_they_may_be() {
     }
     let (map, tried) = map_of(&host, &guest);
     assert_eq!((map.count(FrameKind::Ram), map.not_found()), (4 + 997, 3));
-    // All that are below its highest, once, and one in 512 once more.
+    // All frames below its highest once, and one in 512 a second time.
     assert!(tried <= BANK_0 + 1000 + BANK_0 / 512, "{tried}");
 }
 
 #[test]
-fn every_frame_is_tried_if_that_is_asked_for() {
+fn every_frame_is_tried_on_request() {
     let host = mock(Dom0::Arm);
     let guest = usual_guest(&host, 1000);
     guest.lend(gfn(0x3_8777));
@@ -241,7 +240,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn any_layout_below_8_gib_is_found_as_it_is(
+    fn any_layout_below_8_gib_is_found(
         pieces in prop::collection::vec((0_u64..40_000, 1_u64..1500), 1..8),
     ) {
         let host = mock(Dom0::Arm);

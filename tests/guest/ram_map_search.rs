@@ -1,7 +1,7 @@
-//! How long RAM is looked for: until all is found where counts add up, everywhere where they do not, and no longer than
-//! the caller likes.
+//! How long the search for RAM takes: until the counts add up, or everywhere if they never do, or until the caller
+//! stops it.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::ops::Range;
 use std::time::Duration;
@@ -30,26 +30,26 @@ fn layout() -> Vec<Gfn> {
 }
 
 #[test]
-fn search_can_be_stopped_and_tells_what_is_left() {
+fn stopped_search_reports_what_is_left() {
     on_each_host(|host| {
         let far = 1 << 27;
         let domain = host.create(GuestKind::Hvm, 17);
         domain.populate(Gfn::new(far).unwrap());
         let memory = host.open();
-        // This one is owned, and nowhere to be found.
+        // The guest owns this frame, but no search finds it.
         let lost = memory.map_foreign_batch(domain.domid(), ReadOnly, &gfns(16..17)).unwrap();
         domain.balloon_out(Gfn::new(16).unwrap());
 
         let guest = Guest::open(&memory, domain.domid()).unwrap();
         let mut scan = scan(&guest);
         for _ in 0..20 {
-            assert!(scan.step().unwrap(), "it goes on for long");
+            assert!(scan.step().unwrap(), "the search takes many steps");
         }
         let left = scan.not_searched();
         assert!(left.iter().map(NumberRange::len).sum::<usize>() > 1 << 20, "{left:?}");
-        // Where RAM is likely.
+        // RAM is likely here, so it is searched first.
         let first = pfn(if host.is_arm() { 0x4_0000 } else { 0 });
-        assert!(left.iter().all(|pfns| !pfns.contains(first)), "it has been looked at: {left:?}");
+        assert!(left.iter().all(|pfns| !pfns.contains(first)), "not searched yet: {left:?}");
         assert!(left.is_sorted_by_key(NumberRange::start));
         assert!(scan.idle_time() > Duration::ZERO);
         let map = scan.into_map();
@@ -62,7 +62,7 @@ fn search_can_be_stopped_and_tells_what_is_left() {
 }
 
 #[test]
-fn search_that_is_over_has_left_nothing() {
+fn finished_search_leaves_nothing() {
     on_each_host(|host| {
         let domain = host.create(GuestKind::Hvm, 100);
         domain.populate(Gfn::new(0x1_2345).unwrap());
@@ -71,7 +71,7 @@ fn search_that_is_over_has_left_nothing() {
         let mut scan = scan(&guest);
         assert!(!scan.not_searched().is_empty());
         while scan.step().unwrap() {}
-        // On Arm RAM at 0 is found only by looking everywhere.
+        // On Arm, only a full search finds RAM at 0.
         assert_eq!(scan.untried() == 0, host.is_arm());
         assert!(scan.not_searched().is_empty());
     });
@@ -109,7 +109,7 @@ fn shared_frames_do_not_end_the_search() {
 
 #[test]
 fn all_ram_of_a_fork_is_found() {
-    // Of some frames the fork has copies of its own, which Xen counts.
+    // The fork has its own copies of some frames, which Xen counts as the fork's.
     for own in [&[][..], &[0xF_0063], &[0, 0xF_0000], &[0x8000]] {
         let host = mock(Dom0::Pv);
         let parent = host.create_domain(GuestKind::Hvm, 0);
@@ -137,13 +137,13 @@ fn all_ram_of_a_fork_is_found_after_a_search_that_was_stopped() {
         assert!(stopped.step().unwrap());
     }
     assert_eq!(stopped.into_map().ranges(), [0..300, 0xF_0000..0xF_0064]);
-    // Just these are counted now.
+    // Now Xen counts exactly these.
     assert_eq!(memory.domain_info(fork.domid()).unwrap().shared, Some(400));
     assert_eq!(map_of(&memory, &fork).ranges(), LAYOUT);
 }
 
 #[test]
-fn all_ram_of_a_fork_is_found_where_its_highest_frames_are_no_ram() {
+fn all_ram_of_a_fork_is_found_if_its_highest_frames_are_not_ram() {
     let host = mock(Dom0::Pv);
     let parent = host.create_domain(GuestKind::Hvm, 300);
     parent.populate(&gfns(0x8000..0x8001));
@@ -154,7 +154,7 @@ fn all_ram_of_a_fork_is_found_where_its_highest_frames_are_no_ram() {
 }
 
 #[test]
-fn search_ends_early_where_counts_add_up() {
+fn search_ends_early_if_counts_add_up() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 300);
     domain.populate(&gfns(0xF_0000..0xF_0064));

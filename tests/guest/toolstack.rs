@@ -1,4 +1,4 @@
-//! Releases of Xen, of which each understands one version of the toolstack's interfaces.
+//! Each release of Xen understands one version of the toolstack's interfaces.
 
 use crate::common::{ReadOnly, chain, mock_with};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockHost};
@@ -35,7 +35,7 @@ fn every_release_from_4_11_to_4_22_gives_the_same_answers() {
 }
 
 #[test]
-fn unknown_release_tells_what_is_stable() {
+fn unknown_release_reports_what_is_stable() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let mut config = HostConfig::default();
         (config.dom0, config.xen) = (dom0, (4, 30));
@@ -92,7 +92,7 @@ fn domains_are_found_by_number_where_only_domctl_is_understood() {
 }
 
 #[test]
-fn answer_costs_one_hypercall_a_domain() {
+fn listing_costs_one_hypercall_per_domain() {
     let host = xen(22);
     let guest = host.create_domain(GuestKind::Pvh, 1);
     let memory = host.open().unwrap();
@@ -100,7 +100,7 @@ fn answer_costs_one_hypercall_a_domain() {
     memory.domain_info(guest.domid()).unwrap();
     let before = host.hypercalls().toolstack;
     memory.domains().unwrap();
-    assert_eq!(host.hypercalls().toolstack - before, 3, "and one to learn that there are no more");
+    assert_eq!(host.hypercalls().toolstack - before, 3, "one per domain, and one that finds no more");
     memory.domain_info(guest.domid()).unwrap();
     assert_eq!(host.hypercalls().toolstack - before, 4);
 }
@@ -118,7 +118,7 @@ fn guest_is_found_by_its_name() {
 }
 
 #[test]
-fn frames_that_are_paged_out_are_counted_apart() {
+fn paged_out_frames_are_counted_separately() {
     let host = xen(17);
     let guest = host.create_domain(GuestKind::Hvm, 4);
     guest.page_out(guest.frames()[1], 1).unwrap();
@@ -127,7 +127,7 @@ fn frames_that_are_paged_out_are_counted_apart() {
 }
 
 #[test]
-fn dying_guest_is_told_from_a_paused_one() {
+fn dying_guest_is_distinguished_from_a_paused_one() {
     let host = xen(17);
     let guest = host.create_domain(GuestKind::Hvm, 1);
     let memory = host.open().unwrap();

@@ -1,6 +1,6 @@
-//! Guest-virtual addresses, through page tables that the tests build in a guest's RAM.
+//! Translation of virtual addresses, through page tables that the tests build in a guest's RAM.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 
@@ -15,21 +15,21 @@ use PagingMode::{FiveLevels, FourLevels, Pae};
 
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
-/// Present, writable, for users, accessed, dirty, and not to be executed; and with bits set that software may use.
+/// Present, writable, user, accessed, dirty, no-execute, and the bits for software.
 const EVERY_BIT_BUT_THE_ADDRESS: u64 = 0xFFF0_0000_0000_0E67;
 
 const KIB_4: u64 = 1 << 12;
 const MIB_2: u64 = 1 << 21;
 const GIB_1: u64 = 1 << 30;
 
-/// Frames of a test's guest: the first are data, the others page tables.
+/// The frames of a guest. The first are data; page tables begin at `TABLES`.
 const FRAMES: usize = 48;
 const TABLES: u64 = 16;
 
-/// The root of the tables; PAE's may be in the middle of a frame.
+/// The address of the top-level table.
 const ROOT: u64 = TABLES * KIB_4;
 
-/// Page tables as they are built, before a guest gets them: entries by their address.
+/// Builds page tables before a guest gets them: entries by address.
 struct Builder {
     mode: PagingMode,
     entries: BTreeMap<u64, u64>,
@@ -53,7 +53,8 @@ impl Builder {
         PageTables::X86 { cr3: ROOT, mode: self.mode }
     }
 
-    /// The addresses of a virtual address's entries, from the top down, until one is missing or is a page.
+    /// Returns the addresses of a virtual address's entries from the top level down, to the first missing one or a
+    /// page.
     fn path(&self, address: u64) -> Vec<u64> {
         let mut path = Vec::new();
         let mut table = ROOT;
@@ -68,7 +69,7 @@ impl Builder {
         path
     }
 
-    /// Maps a page of a size; false if something else is there already.
+    /// Maps a page of `size` bytes. Returns false if something else is mapped there.
     fn map(&mut self, address: u64, physical: u64, size: u64) -> bool {
         let (leaf, flags) = match size {
             KIB_4 => (1, PRESENT),
@@ -91,7 +92,7 @@ impl Builder {
         }
     }
 
-    /// The tables' frames, by their number.
+    /// Returns the contents of the tables' frames, by number.
     fn frames(&self) -> BTreeMap<u64, Vec<u8>> {
         let mut frames = BTreeMap::new();
         for (at, entry) in &self.entries {
@@ -111,7 +112,7 @@ fn guest_with(host: &Host, builder: &Builder) -> Guest {
     guest
 }
 
-/// An address of each half of the address space, none of whose indices is 0.
+/// Returns an address in each half of the address space, with no index of 0.
 fn addresses(mode: PagingMode) -> Vec<u64> {
     match mode {
         Pae => vec![0x4060_1000, 0xC080_3000],
@@ -175,7 +176,7 @@ fn pages_of_1_gib_are_found() {
 }
 
 #[test]
-fn bits_beside_the_address_are_ignored() {
+fn bits_outside_the_address_are_ignored() {
     on_each_host(|host| {
         let address = addresses(FourLevels)[1];
         let mut builder = Builder::new(FourLevels);
@@ -202,7 +203,7 @@ fn entry_that_is_not_present_is_an_error_that_names_its_level() {
             let mut builder = Builder::new(mode);
             assert!(builder.map(address, 3 * KIB_4, KIB_4));
             let guest = guest_with(host, &builder);
-            // From the bottom up: what is below does not matter, nor do the other bits.
+            // From the bottom up, since a missing entry hides the levels below it. The other bits stay set.
             for (at, name) in builder.path(address).into_iter().rev().zip(names) {
                 let gfn = guest.gfns()[usize::try_from(at / KIB_4).unwrap()];
                 guest.write(gfn, (at % KIB_4) as usize, &(builder.entries[&at] & !PRESENT).to_le_bytes());
@@ -214,7 +215,7 @@ fn entry_that_is_not_present_is_an_error_that_names_its_level() {
 }
 
 #[test]
-fn address_that_no_processor_takes_is_an_error() {
+fn address_that_no_processor_accepts_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, FRAMES);
         let wrong = [
@@ -246,7 +247,7 @@ fn address_that_no_processor_takes_is_an_error() {
 }
 
 #[test]
-fn page_of_a_size_that_there_is_not_is_an_error() {
+fn page_of_an_unsupported_size_is_an_error() {
     on_each_host(|host| {
         for mode in [Pae, FourLevels, FiveLevels] {
             let mut builder = Builder::new(mode);
@@ -256,7 +257,7 @@ fn page_of_a_size_that_there_is_not_is_an_error() {
             *builder.entries.get_mut(&top).unwrap() |= LARGE;
             let guest = guest_with(host, &builder);
             let reason = reason(translate(host, &guest, builder.tables(), address));
-            assert_eq!(reason, "an entry says that it is a page, but there are none of that size");
+            assert_eq!(reason, "an entry maps a page of a size that does not exist");
         }
     });
 }
@@ -291,7 +292,7 @@ fn table_outside_of_ram_is_an_error_that_names_its_address() {
 }
 
 #[test]
-fn tables_that_refer_to_themselves_have_an_end() {
+fn walk_of_self_referencing_tables_ends() {
     on_each_host(|host| {
         let mut builder = Builder::new(FiveLevels);
         builder.entries.insert(ROOT + 0x110 * 8, ROOT | PRESENT);
@@ -307,7 +308,8 @@ fn pae_root_may_be_anywhere_in_a_frame() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, FRAMES);
         let gfns = guest.gfns();
-        // The last 32 bytes of frame 2, whose last entry is a directory in frame 3, whose last entry is 2 MiB at 4 MiB.
+        // The root is the last 32 bytes of frame 2. Its last entry is a directory in frame 3, whose last entry maps 2
+        // MiB at 4 MiB.
         guest.write(gfns[2], 0xFF8, &((3 * KIB_4) | PRESENT).to_le_bytes());
         guest.write(gfns[3], 0xFF8, &((2 * MIB_2) | PRESENT | LARGE).to_le_bytes());
         let tables = PageTables::X86 { cr3: 2 * KIB_4 + 0xFE0 + 0x18, mode: Pae };
@@ -338,8 +340,8 @@ fn bytes_are_read_and_written_across_pages_that_are_not_neighbours() {
             guest.read(gfns[0], 0, 0xF00),
         ];
         assert_eq!(parts.concat(), text);
-        assert_eq!(guest.read(gfns[9], 0xE00, 0x100), [0; 0x100], "before it nothing is written");
-        assert_eq!(guest.read(gfns[0], 0xF00, 0x100), [0; 0x100], "behind it nothing is written");
+        assert_eq!(guest.read(gfns[9], 0xE00, 0x100), [0; 0x100], "nothing is written before it");
+        assert_eq!(guest.read(gfns[0], 0xF00, 0x100), [0; 0x100], "nothing is written after it");
 
         let mut read = vec![0; text.len()];
         virtually.read_virtual(&tables, address + 0xF00, &mut read).unwrap();
@@ -420,7 +422,7 @@ fn random_mappings_translate_back() {
 }
 
 #[test]
-fn translating_maps_a_frame_for_each_level() {
+fn translation_maps_one_frame_per_level() {
     let address = addresses(FourLevels)[0];
     let mut builder = Builder::new(FourLevels);
     assert!(builder.map(address, 3 * KIB_4, KIB_4));

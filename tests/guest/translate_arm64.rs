@@ -1,6 +1,6 @@
-//! Guest-virtual addresses of arm64 guests, through translation tables that the tests build in a guest's RAM.
+//! Translation of virtual addresses of arm64 guests, through tables that the tests build in a guest's RAM.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 
@@ -12,14 +12,14 @@ use xenmap::{Error, GuestKind, PageTables};
 
 const VALID: u64 = 1;
 const TABLE: u64 = 2;
-/// Not to be executed, accessed, shareable, of the EL0, contiguous, dirty, and with the bits set that software may use.
+/// No-execute, accessed, shareable, EL0, contiguous, dirty, and the bits for software.
 const EVERY_BIT_BUT_THE_ADDRESS: u64 = 0xFFF8_0000_0000_0C7C;
 
-/// Where the tables are, behind the frames that are data: as many as those of a walk may take, of 64 KiB each.
+/// The address of the tables, after the frames for data. There is room for all tables of a walk, of 64 KiB each.
 const TABLES: u64 = 0x10_0000;
 const FRAMES: usize = 0x100 + 16 * 8;
 
-/// How an address space is made: the size of its pages, of its addresses, and whether it has 52 bits by LPA2.
+/// The format of an address space: the bits of its pages and addresses, and whether it uses LPA2 (`TCR_EL1.DS`).
 #[derive(Clone, Copy, Debug)]
 struct Made {
     page_bits: u32,
@@ -31,7 +31,7 @@ const fn made(page_bits: u32, address_bits: u32) -> Made {
     Made { page_bits, address_bits, ds: false }
 }
 
-/// All page sizes, with all numbers of levels, and with top tables of fewer entries.
+/// All page sizes, all numbers of levels, and small top-level tables.
 const ALL: [Made; 14] = [
     made(12, 48),
     made(12, 42),
@@ -58,18 +58,18 @@ impl Made {
         (self.address_bits - self.page_bits).div_ceil(self.index_bits())
     }
 
-    /// The bytes of a page that an entry of a level, counted from the bottom up, covers.
+    /// Returns the bytes that an entry of a level covers; levels count from the bottom, from 1.
     fn covered(self, level: u32) -> u64 {
         1 << (self.page_bits + self.index_bits() * (level - 1))
     }
 
-    /// The highest level at which there are pages: of 1 GiB, 32 MiB, 512 MiB; with LPA2 of 512 GiB and 64 GiB.
+    /// Returns the highest level that has pages: of 1 GiB, 32 MiB, 512 MiB; with LPA2 of 512 GiB and 64 GiB.
     fn highest_page(self) -> u32 {
         let highest = if self.page_bits == 12 { 3 } else { 2 };
         self.levels().min(highest + u32::from(self.ds))
     }
 
-    /// `TCR_EL1` of an address space with both halves made like this.
+    /// Returns `TCR_EL1` for an address space with this format in both halves.
     fn tcr(self) -> u64 {
         let size = u64::from(64 - self.address_bits);
         let (tg0, tg1) = match self.page_bits {
@@ -80,7 +80,7 @@ impl Made {
         size | tg0 << 14 | size << 16 | tg1 << 30 | 5 << 32 | u64::from(self.ds) << 59
     }
 
-    /// An address of each half, none of whose indices is 0.
+    /// Returns an address in each half, with no index of 0.
     fn addresses(self) -> [u64; 2] {
         let each = |level| 1_u64.checked_shl(self.page_bits + self.index_bits() * level).unwrap_or(0) * 5;
         let low = (0..self.levels()).map(each).fold(0, |address, index| address | index);
@@ -89,7 +89,7 @@ impl Made {
     }
 }
 
-/// Tables as they are built, before a guest gets them: entries by their address.
+/// Builds tables before a guest gets them: entries by address.
 struct Builder {
     made: Made,
     entries: BTreeMap<u64, u64>,
@@ -109,7 +109,8 @@ impl Builder {
         PageTables::Arm64 { ttbr0: self.root(0), ttbr1: self.root(u64::MAX), tcr: self.made.tcr() }
     }
 
-    /// The addresses of a virtual address's entries, from the top down, until one is missing or is a page.
+    /// Returns the addresses of a virtual address's entries from the top level down, to the first missing one or a
+    /// page.
     fn path(&self, address: u64) -> Vec<u64> {
         let mut path = Vec::new();
         let mut table = self.root(address);
@@ -125,7 +126,7 @@ impl Builder {
         path
     }
 
-    /// Maps a page of a level; false if something else is there already.
+    /// Maps a page at a level. Returns false if something else is mapped there.
     fn map(&mut self, address: u64, physical: u64, level: u32) -> bool {
         let depth = (self.made.levels() - level + 1) as usize;
         loop {
@@ -186,7 +187,7 @@ fn pages_of_each_size_are_found_in_both_halves() {
 }
 
 #[test]
-fn bits_beside_the_address_are_ignored() {
+fn bits_outside_the_address_are_ignored() {
     on_each_host(|host| {
         for made in ALL.into_iter().filter(|made| !made.ds) {
             let mut builder = Builder::new(made);
@@ -197,7 +198,7 @@ fn bits_beside_the_address_are_ignored() {
                 *entry |= EVERY_BIT_BUT_THE_ADDRESS;
             }
             let guest = guest_with(host, &builder);
-            // An address space's number, and that it is common to all processors (CnP).
+            // The ASID and CnP.
             let number = 0xBEEF << 48 | 1;
             let PageTables::Arm64 { ttbr0, ttbr1, tcr } = builder.tables() else { unreachable!() };
             let tables = PageTables::Arm64 { ttbr0: ttbr0 | number, ttbr1: ttbr1 | number, tcr };
@@ -209,9 +210,9 @@ fn bits_beside_the_address_are_ignored() {
 }
 
 #[test]
-fn addresses_of_52_bits_are_put_together() {
+fn addresses_of_52_bits_are_assembled() {
     on_each_host(|host| {
-        // The bits of the address that entry and TTBR hold elsewhere, by page size.
+        // Entries hold the upper address bits elsewhere, depending on the page size.
         for (page_bits, entry_bits) in [(12, 0x300), (14, 0x300), (16, 0xF000)] {
             let made = Made { page_bits, address_bits: 48, ds: page_bits != 16 };
             let mut builder = Builder::new(made);
@@ -220,7 +221,7 @@ fn addresses_of_52_bits_are_put_together() {
             let guest = guest_with(host, &builder);
             let upper = if page_bits == 16 { 0xF_u64 << 48 } else { 3 << 50 };
             let PageTables::Arm64 { ttbr0, ttbr1, tcr } = builder.tables() else { unreachable!() };
-            // That physical addresses have 52 bits (IPS is 6), which for pages of 64 KiB is all that says so.
+            // IPS = 6: physical addresses have 52 bits. With pages of 64 KiB, nothing else says so.
             let tcr = tcr & !(7 << 32) | 6 << 32;
             let tables = PageTables::Arm64 { ttbr0, ttbr1, tcr };
             let found = translate(host, &guest, tables, address + 0x123).unwrap();
@@ -242,11 +243,11 @@ fn entry_that_is_not_valid_is_an_error_that_names_its_level() {
             let mut builder = Builder::new(made);
             assert!(builder.map(address, 3 << made.page_bits, 1));
             let guest = guest_with(host, &builder);
-            // From the bottom up: what is below does not matter, nor do the other bits.
+            // From the bottom up, since an invalid entry hides the levels below it. The other bits stay set.
             for (at, level) in builder.path(address).into_iter().rev().zip([3, 2, 1, 0, -1]) {
                 let gfn = guest.gfns()[usize::try_from(at / FRAME as u64).unwrap()];
                 let entry = builder.entries[&at];
-                // At the lowest level a page that says that it is a large one is none either.
+                // At the lowest level, an entry for a large page is invalid too.
                 let bad = if level == 3 { vec![entry & !VALID, entry & !TABLE, 0] } else { vec![entry & !VALID, 0] };
                 for bad in bad {
                     guest.write(gfn, usize::try_from(at % FRAME as u64).unwrap(), &bad.to_le_bytes());
@@ -259,7 +260,7 @@ fn entry_that_is_not_valid_is_an_error_that_names_its_level() {
 }
 
 #[test]
-fn page_of_a_size_that_there_is_not_is_an_error() {
+fn page_of_an_unsupported_size_is_an_error() {
     on_each_host(|host| {
         for made in ALL.into_iter().filter(|made| made.levels() > made.highest_page()) {
             let address = made.addresses()[0];
@@ -269,7 +270,7 @@ fn page_of_a_size_that_there_is_not_is_an_error() {
             *builder.entries.get_mut(&level).unwrap() &= !TABLE;
             let guest = guest_with(host, &builder);
             let reason = reason(translate(host, &guest, builder.tables(), address));
-            assert_eq!(reason, "an entry says that it is a page, but there are none of that size", "{made:?}");
+            assert_eq!(reason, "an entry maps a page of a size that does not exist", "{made:?}");
         }
     });
 }
@@ -278,7 +279,7 @@ fn page_of_a_size_that_there_is_not_is_an_error() {
 fn top_table_of_few_entries_may_be_anywhere_in_a_frame() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 16);
-        // 16 entries of 4 KiB pages, and 2 entries that are tables of 2048 entries for 16 KiB pages.
+        // 16 entries for pages of 4 KiB, and 2 entries for tables of 2048 pages of 16 KiB.
         guest.write(guest.gfns()[2], 0xF78, &(0x5000 | TABLE | VALID).to_le_bytes());
         guest.write(guest.gfns()[2], 0xF88, &(0x8000 | TABLE | VALID).to_le_bytes());
         guest.write(guest.gfns()[8], 0, &(0xC000 | TABLE | VALID).to_le_bytes());
@@ -290,13 +291,13 @@ fn top_table_of_few_entries_may_be_anywhere_in_a_frame() {
 }
 
 #[test]
-fn registers_that_say_what_there_is_not_are_an_error() {
+fn invalid_registers_are_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 1);
         let reason = |tcr, address| {
             reason(translate(host, &guest, PageTables::Arm64 { ttbr0: 0, ttbr1: 0, tcr }, address)).to_owned()
         };
-        // Sizes of fewer bits than a page has, and of more than 48, or with LPA2 and for pages of 64 KiB 52.
+        // Addresses with fewer bits than a page, or more than 48 bits; 52 with LPA2 or pages of 64 KiB.
         let ds = 1 << 59;
         for (page, size) in [(0, 52), (0, 63), (0, 15), (0, 0), (2, 50), (2, 15), (1, 48), (1, 11)] {
             assert!(reason(page << 14 | size, 0).contains("size of its half"), "{page} {size}");
@@ -331,7 +332,7 @@ fn address_in_neither_half_is_an_error() {
 }
 
 #[test]
-fn tag_in_the_top_byte_is_ignored_where_the_processor_ignores_it() {
+fn tag_in_the_top_byte_is_ignored_if_the_processor_ignores_it() {
     on_each_host(|host| {
         let made = made(12, 39);
         let mut builder = Builder::new(made);
@@ -350,7 +351,7 @@ fn tag_in_the_top_byte_is_ignored_where_the_processor_ignores_it() {
 }
 
 #[test]
-fn halves_are_made_each_in_its_own_way() {
+fn halves_may_differ() {
     on_each_host(|host| {
         let (mut small, mut large) = (Builder::new(made(12, 39)), Builder::new(made(14, 47)));
         assert!(small.map(small.made.addresses()[0], 0x3000, 1));
@@ -358,7 +359,7 @@ fn halves_are_made_each_in_its_own_way() {
         assert!(large.map(large.made.addresses()[1], 0x8000, 1));
         let guest = guest_with(host, &small);
         large.give(&guest);
-        // 4 KiB and 39 bits below, 16 KiB and 47 bits above.
+        // Lower half: 4 KiB and 39 bits. Upper half: 16 KiB and 47 bits.
         let tcr = 0x4011_0019;
         let tables = PageTables::Arm64 { ttbr0: small.root(0), ttbr1: large.root(u64::MAX), tcr };
         assert_eq!(translate(host, &guest, tables, small.made.addresses()[0] + 0xFFF).unwrap(), 0x3FFF);
@@ -392,12 +393,12 @@ fn table_outside_of_ram_is_an_error_that_names_its_address() {
 }
 
 #[test]
-fn tables_that_refer_to_themselves_have_an_end() {
+fn walk_of_self_referencing_tables_ends() {
     on_each_host(|host| {
         let mut builder = Builder::new(made(12, 48));
         builder.entries.insert(TABLES + 0x110 * 8, TABLES | TABLE | VALID);
         let guest = guest_with(host, &builder);
-        // Every index is 0x110, but the upper half would begin at 0x100.
+        // Every index is 0x110: in the upper half, the top index must be 0x100 or more.
         let PageTables::Arm64 { ttbr0, tcr, .. } = builder.tables() else { unreachable!() };
         let tables = PageTables::Arm64 { ttbr0, ttbr1: ttbr0, tcr };
         let address = (0..4).fold(0xFFFF_0000_0000_0000, |address, level| address | 0x110 << (12 + 9 * level));
@@ -429,13 +430,13 @@ fn bytes_are_read_and_written_across_pages_of_16_kib() {
 }
 
 #[test]
-fn no_registers_or_tables_are_more_than_an_error() {
+fn random_registers_and_tables_are_at_most_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Pvh, 16);
         let memory = host.open();
         let opened = xenmap::Guest::open(&memory, guest.domid()).unwrap();
         let registers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
-        // Entries that often lead on, to frames that the guest has.
+        // Entries that often point to frames of the guest.
         let entry = (0_u64..18, any::<u64>()).prop_map(|(gfn, bits)| gfn << 12 | bits & 0xFF00_0000_0000_0F83 | 1);
         let strategy = (registers, prop::collection::vec(entry, 1..64), 0_u64..40, any::<bool>());
         let cases = if matches!(host, Host::Mock(_)) { 96 } else { 16 };
@@ -448,7 +449,7 @@ fn no_registers_or_tables_are_more_than_an_error() {
                 }
                 let tables = PageTables::Arm64 { ttbr0, ttbr1, tcr };
                 let _ = opened.translate(&tables, address);
-                // The same with registers that make sense, so that the tables are used.
+                // Again with plausible registers, so that the tables are used.
                 let tcr = tcr & !(0x3F_003F | 1 << 7 | 1 << 23 | 3 << 14) | size | size << 16 | u64::from(real) << 15;
                 let tables = PageTables::Arm64 { ttbr0: ttbr0 & 0xF000, ttbr1: ttbr1 & 0xF000, tcr };
                 let _ = opened.translate(&tables, address & ((1 << 40) - 1));

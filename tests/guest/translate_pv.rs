@@ -1,6 +1,6 @@
-//! Guest-virtual addresses of PV guests, whose page tables hold machine frames.
+//! Translation of virtual addresses of PV guests, whose page tables hold machine frames.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use crate::common::{FRAME, mock, pfn, pfns};
 use xenmap::mock::{Dom0, MockDomain, MockHost, PvKernel, Vcpu};
@@ -24,7 +24,7 @@ fn mfns(domain: &MockDomain, numbers: &[u64]) -> Vec<Gfn> {
     numbers.iter().map(|&number| domain.mfn(pfn(number)).unwrap()).collect()
 }
 
-/// Makes four of the guest's frames page tables that map these machine frames from address 0 on, for its vcpu.
+/// Turns some of the guest's frames into page tables of its vcpu, which map these machine frames from address 0 on.
 fn map_at_zero(domain: &MockDomain, mode: PagingMode, targets: &[Gfn]) {
     let tables = mfns(domain, if mode == PagingMode::Pae { &[2, 0, 1] } else { &[2, 0, 1, 3] });
     let entry = |gfn: &Gfn| ((gfn.get() << 12) | 0x67).to_ne_bytes();
@@ -85,7 +85,7 @@ fn frame_that_is_not_the_guests_own_is_an_error() {
 }
 
 #[test]
-fn table_that_is_another_domains_is_an_error() {
+fn table_of_another_domain_is_an_error() {
     with_each_pv_guest(|host, domain, mode| {
         let other = host.create_domain(GuestKind::Pv, 1).frames()[0];
         let memory = host.open().unwrap();
@@ -97,7 +97,7 @@ fn table_that_is_another_domains_is_an_error() {
 }
 
 #[test]
-fn kernels_p2m_can_be_read_where_the_kernel_sees_it() {
+fn kernels_p2m_can_be_read_at_its_virtual_address() {
     // arch.p2m_cr3 and arch.p2m_vaddr of struct shared_info, of a 64-bit guest.
     const P2M_CR3: usize = 3112;
     let host = mock(Dom0::Pv);

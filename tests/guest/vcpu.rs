@@ -1,4 +1,4 @@
-//! The page tables that a guest's vcpus use.
+//! Finding the page tables of a guest's vcpus.
 
 use crate::common::{mock, mock_with, on_each_host};
 use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, Vcpu};
@@ -15,14 +15,14 @@ fn vcpu_that_is_missing_is_an_error() {
     });
 }
 
-/// An x86 vcpu with these values of CR0, CR3, CR4 and EFER.
+/// Returns an x86 vcpu with these values of CR0, CR3, CR4 and EFER.
 fn x86(cr0: u64, cr3: u64, cr4: u64, efer: u64) -> Vcpu {
     let mut vcpu = Vcpu::default();
     (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (cr0, cr3, cr4, efer);
     vcpu
 }
 
-/// A translated guest whose vcpu 1 has these registers.
+/// Creates an HVM or PVH guest whose vcpu 1 has these registers.
 fn guest_with_vcpu(host: &MockHost, vcpu: Vcpu) -> MockDomain {
     let domain = host.create_domain(GuestKind::Hvm, 8);
     domain.set_vcpu(1, vcpu);
@@ -30,7 +30,7 @@ fn guest_with_vcpu(host: &MockHost, vcpu: Vcpu) -> MockDomain {
 }
 
 #[test]
-fn vcpu_tells_its_page_tables() {
+fn page_tables_of_a_vcpu_are_found() {
     let host = mock(Dom0::Pv);
     let memory = host.open().unwrap();
     let (cr0, cr3) = (0x8005_0033, 0x0123_4567_8000);
@@ -62,13 +62,13 @@ fn vcpu_without_paging_is_an_error() {
         guest.page_tables(1).unwrap_err().to_string(),
         format!(
             "vcpu 1 of domain {number} has no usable page tables: it uses 32-bit paging without PAE, which is not \
-             known here"
+             supported"
         )
     );
 }
 
 #[test]
-fn arm64_vcpu_tells_its_translation_tables() {
+fn translation_tables_of_an_arm64_vcpu_are_found() {
     for xen in [(4, 11), (4, 15), (4, 16), (4, 22)] {
         let mut config = HostConfig::default();
         (config.dom0, config.xen) = (Dom0::Arm, xen);
@@ -95,13 +95,13 @@ fn arm64_vcpu_tells_its_translation_tables() {
 }
 
 #[test]
-fn arm64_guests_memory_is_read_where_its_vcpu_sees_it() {
+fn arm64_guest_memory_is_read_at_its_virtual_addresses() {
     let host = mock(Dom0::Arm);
     let domain = host.create_domain(GuestKind::Pvh, 0);
     let gfns: Vec<Gfn> = (0x4_0000..0x4_0008).map(|gfn| Gfn::new(gfn).unwrap()).collect();
     domain.populate(&gfns);
-    // 16 KiB pages and 36 bits of address: one table of 2048 entries, of which the first is the next table, of which
-    // the last is the page from 0x40004000 on.
+    // With pages of 16 KiB and addresses of 36 bits, the first entry of the top-level table points to the next table,
+    // whose last entry is the page at 0x40004000.
     let (table, page) = (3, 3);
     domain.write(gfns[0], 0, &(0x4000_0000_u64 | table).to_ne_bytes());
     domain.write(gfns[3], 0xFF8, &(0x4000_4000_u64 | page).to_ne_bytes());

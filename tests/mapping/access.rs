@@ -1,6 +1,6 @@
-//! Reading and writing, through a view and through a guard of the map cache.
+//! Reading and writing through a view, and through a guard of the map cache.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ fn integers_are_read_and_written_at_any_offset() {
 }
 
 #[test]
-fn zeros_are_told_from_what_is_not() {
+fn is_zero_finds_any_other_byte() {
     on_each_memory!(ReadWrite, |view| {
         assert!(view.is_zero(0, 2 * FRAME).unwrap());
         assert!(view.is_zero(2 * FRAME, 0).unwrap(), "no bytes at all");
@@ -55,7 +55,7 @@ fn zeros_are_told_from_what_is_not() {
 }
 
 #[test]
-fn fill_sets_the_bytes_and_no_other() {
+fn fill_sets_only_its_range() {
     on_each_memory!(ReadWrite, |view| {
         view.fill(FRAME - 10, 20, 0xAB).unwrap();
         view.fill(2 * FRAME, 0, 0xFF).unwrap();
@@ -69,7 +69,7 @@ fn fill_sets_the_bytes_and_no_other() {
 }
 
 #[test]
-fn bytes_are_compared_where_they_are() {
+fn eq_bytes_compares_in_place() {
     on_each_memory!(ReadWrite, |view| {
         let pattern: Vec<u8> = (0..=250).cycle().take(FRAME).collect();
         view.write_bytes(77, &pattern).unwrap();
@@ -83,7 +83,7 @@ fn bytes_are_compared_where_they_are() {
 }
 
 #[test]
-fn atomic_operations_are_those_of_the_standard_library() {
+fn atomic_operations_match_the_standard_library() {
     on_each_memory!(ReadWrite, |view| {
         view.store(8, 5_u32, Ordering::Release).unwrap();
         assert_eq!(view.load::<u32>(8, Ordering::Acquire).unwrap(), 5);
@@ -92,7 +92,7 @@ fn atomic_operations_are_those_of_the_standard_library() {
         assert_eq!(view.compare_exchange(8, 6_u32, 8).unwrap(), Err(7));
         assert_eq!(view.fetch_add(8, u32::MAX).unwrap(), 7);
         assert_eq!(view.fetch_or(8, 0xF0_u32).unwrap(), 6);
-        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "and all of these are set already");
+        assert_eq!(view.fetch_or(8, 0xF4_u32).unwrap(), 0xF6, "all of these were set");
         assert_eq!(view.fetch_and(8, 0x3C_u32).unwrap(), 0xF6);
         assert_eq!(view.load::<u32>(8, Ordering::SeqCst).unwrap(), 0x34);
         assert_eq!(view.load::<u32>(12, Ordering::Relaxed).unwrap(), 0, "the neighbour is untouched");
@@ -103,11 +103,11 @@ fn atomic_operations_are_those_of_the_standard_library() {
     });
 }
 
-/// Has two threads write one word each and then read the other's, at the same time, for 25 ms. Returns how often both
-/// found the old value, as if each had read before it wrote, and how often they tried.
+/// For 25 ms, has two threads write one word each and then read the other's. Returns how often both read the old value,
+/// as if each had read before it wrote, and how often they tried.
 ///
-/// A store to `far`, which fits into no cache, takes long, and the stores after it wait: so a load has time to overtake
-/// them.
+/// Stores to `far`, which is larger than any cache, are slow, and later stores wait for them. So a load has time to
+/// overtake a store.
 fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, usize) {
     const DISTANCE: usize = 1_000_003; // a prime, so that all of `far` is used in turn
     const WORDS: [usize; 2] = [0, FRAME + 512];
@@ -133,7 +133,7 @@ fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, us
                 }
                 spins += 1;
                 if spins % 1000 == 0 {
-                    std::thread::yield_now(); // perhaps the other thread has no processor
+                    std::thread::yield_now(); // the other thread may lack a processor
                 }
             }
             for place in places {
@@ -157,10 +157,9 @@ fn both_read_first(view: &(impl Access + Sync), far: &[AtomicU64]) -> (usize, us
 
 #[test]
 fn load_does_not_overtake_a_sequentially_consistent_store() {
-    // Without the fence in `store`, processors of both architectures let it. In a release build this then fails at once,
-    // in a debug build, where more comes between the two, almost always. Threads that share a processor find nothing,
-    // so there are several attempts, with new threads. On a busy machine one of them may start when the other's time is
-    // over: such an attempt does not count.
+    // Without the fence in `store`, processors of both architectures reorder them. Then a release build fails at once,
+    // and a debug build, with more instructions in between, almost always. Threads that share a processor find nothing,
+    // so there are several attempts with new threads. An attempt does not count if one thread started too late.
     const ATTEMPTS: usize = 10;
     const MOST_ATTEMPTS: usize = 400;
     let far: Vec<AtomicU64> = (0..8 << 20).map(AtomicU64::new).collect();
@@ -168,7 +167,7 @@ fn load_does_not_overtake_a_sequentially_consistent_store() {
         let attempts = std::iter::repeat_with(|| both_read_first(view, &far)).take(MOST_ATTEMPTS);
         let met = attempts.filter(|&(_, rounds)| rounds > 0).take(ATTEMPTS);
         let both: Vec<usize> = met.map(|(both, _)| both).collect();
-        assert_eq!(both, [0; ATTEMPTS], "with fewer numbers, the threads hardly ever met");
+        assert_eq!(both, [0; ATTEMPTS], "if this has fewer numbers, the threads hardly ever overlapped");
     });
 }
 
@@ -187,7 +186,7 @@ fn misaligned_atomic_access_is_refused() {
 }
 
 #[test]
-fn alignment_is_that_of_the_address_wherever_the_view_begins() {
+fn alignment_is_that_of_the_address_and_not_of_the_offset() {
     with_views(ReadWrite, |view| {
         assert_eq!(view.slice(2, 16).unwrap().load::<u32>(6, Ordering::Relaxed).unwrap(), 0);
     });
@@ -255,7 +254,7 @@ fn writing_a_read_only_mapping_is_refused() {
 }
 
 #[test]
-fn writing_what_is_read_only_is_refused() {
+fn writing_read_only_memory_is_refused() {
     on_each_memory!(ReadOnly, |memory| {
         for at in [0, FRAME, 2 * FRAME - 8] {
             let refused: [xenmap::Result<()>; 9] = [
@@ -323,8 +322,9 @@ fn data_goes_to_and_from_a_file_descriptor() {
 }
 
 #[test]
-fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
-    // Where the kernel's pages are larger than a frame, what is behind the last frame is mapped, but may be fatal.
+fn every_byte_of_a_mapping_and_none_past_it_is_accessed() {
+    // If the kernel's pages are larger than a frame, memory past the last frame is mapped, but touching it may be
+    // fatal.
     with_each_guest(9, |host, guest| {
         let (memory, gfns) = (host.open(), guest.gfns());
         for frames in 1..=gfns.len() {
@@ -345,13 +345,13 @@ fn every_byte_of_any_number_of_frames_and_none_behind_is_accessed() {
     });
 }
 
-/// A file that nobody else has.
+/// Creates a temporary file.
 fn tempfile() -> std::fs::File {
     nix::sys::memfd::memfd_create(c"xenmap-test", nix::sys::memfd::MFdFlags::empty()).unwrap().into()
 }
 
 #[test]
-fn transfer_that_stops_says_how_far_it_came() {
+fn interrupted_transfer_reports_its_progress() {
     on_each_memory!(ReadWrite, |view| {
         let (reader, writer) = std::io::pipe().unwrap();
         std::io::Write::write_all(&mut &writer, b"12345").unwrap();

@@ -1,9 +1,9 @@
-//! What the kernel can refuse, and that nothing is lost by it.
+//! Failures of the kernel, after which nothing is leaked.
 //!
-//! A real kernel cannot be brought to most of it, so it is on the mock.
+//! Most cannot be provoked on a real kernel, so these tests use the mock.
 
 use crate::common::{
-    FRAME, ReadOnly, ReadWrite, alone, failures, leaks, mock, mock_with, mock_with_pages, number, numbers,
+    FRAME, ReadOnly, ReadWrite, failures, in_own_process, leaks, mock, mock_with, mock_with_pages, number, numbers,
 };
 use xenmap::mock::{Dom0, Fault, HostConfig};
 use xenmap::{Access, Error, GuestKind, HostKind, leaked_mappings};
@@ -19,7 +19,7 @@ fn open_that_fails_says_what_to_do() {
     assert!(message(libc::ENODEV).ends_with("(not on xen)"));
     assert!(message(libc::EACCES).ends_with("(by default only root may open it: see the device's mode)"));
     host.inject(Fault::Open(libc::EINTR));
-    host.open().unwrap(); // is tried again
+    host.open().unwrap(); // the next attempt succeeds
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn missing_device_is_named() {
 }
 
 #[test]
-fn every_errno_of_a_frame_is_reported_as_it_is() {
+fn errno_of_a_frame_is_reported_unchanged() {
     for dom0 in [Dom0::Pv, Dom0::Pvh] {
         let host = mock(dom0);
         let guest = host.create_domain(GuestKind::Hvm, 40);
@@ -47,12 +47,12 @@ fn every_errno_of_a_frame_is_reported_as_it_is() {
 }
 
 #[test]
-fn frame_that_xen_has_no_memory_to_map_is_no_hole_of_an_auto_translated_dom0() {
+fn enomem_of_a_frame_fails_the_whole_call_in_an_auto_translated_dom0() {
     for (dom0, kind, is_hole) in [
         (Dom0::Pv, HostKind::Pv, true),
         (Dom0::Pvh, HostKind::AutoTranslated, false),
         (Dom0::Arm, HostKind::AutoTranslated, false),
-        // Whatever cannot be told may be auto-translated.
+        // An unknown host may be auto-translated.
         (Dom0::Pv, HostKind::Unknown, false),
         (Dom0::Pvh, HostKind::Unknown, false),
     ] {
@@ -91,7 +91,7 @@ fn garbage_among_the_errors_fails_the_call_as_out_of_memory() {
 }
 
 #[test]
-fn want_of_a_page_table_fails_the_call_whatever_the_frame_numbers_are() {
+fn missing_page_table_fails_the_call_for_any_frame_numbers() {
     for dom0 in [Dom0::Pv, Dom0::Pvh, Dom0::Arm] {
         for page_size in if dom0 == Dom0::Arm { &[FRAME, 4 * FRAME][..] } else { &[FRAME] } {
             let host = mock_with_pages(dom0, *page_size);
@@ -104,8 +104,8 @@ fn want_of_a_page_table_fails_the_call_whatever_the_frame_numbers_are() {
                 for index in [0, gfns.len() / 2, gfns.len() - 1] {
                     host.inject(Fault::PageTable { index });
                     let result = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, gfns);
-                    let told = result.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM);
-                    assert!(told, "{dom0:?}, the table of {index} of {} frames from {}", gfns.len(), gfns[0]);
+                    let failed = result.as_ref().is_err_and(|e| e.errno() == libc::ENOMEM);
+                    assert!(failed, "{dom0:?}, the table of {index} of {} frames from {}", gfns.len(), gfns[0]);
                     drop(result);
                     assert_eq!(host.references(guest.domid()), 0);
                 }
@@ -116,12 +116,12 @@ fn want_of_a_page_table_fails_the_call_whatever_the_frame_numbers_are() {
 }
 
 #[test]
-fn want_of_a_page_table_fails_the_call_wherever_the_last_frame_is() {
+fn missing_page_table_fails_the_call_wherever_the_last_frame_is() {
     let host = mock(Dom0::Pvh);
     let guest = host.create_domain(GuestKind::Hvm, 8);
     let memory = host.open().unwrap();
     let (gfns, mut others) = (guest.frames(), Vec::new());
-    // Among so many consecutive places the last frame begins a page table at one.
+    // Somewhere among these consecutive addresses, the last frame begins a new page table.
     for place in 0..=512 {
         host.inject(Fault::PageTable { index: 3 });
         let result = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &gfns[4..]);
@@ -144,13 +144,13 @@ fn call_that_fails_before_or_after_mapping_leaves_nothing_mapped() {
         let result = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames());
         assert!(matches!(result, Err(Error::MapBatch { frames: 40, .. })), "{result:?}");
         assert_eq!(host.references(guest.domid()), 0, "{fault:?}");
-        // The host is as good as before.
+        // The host still works.
         host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
     }
 }
 
 #[test]
-fn address_space_that_runs_out_is_a_clear_error() {
+fn exhausted_address_space_is_a_clear_error() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 40);
     host.inject(Fault::Mmap(libc::ENOMEM));
@@ -160,9 +160,9 @@ fn address_space_that_runs_out_is_a_clear_error() {
 
 #[test]
 fn single_frames_beyond_max_map_count_are_a_clear_error() {
-    alone("failures::single_frames_beyond_max_map_count_are_a_clear_error", || {
+    in_own_process("failures::single_frames_beyond_max_map_count_are_a_clear_error", || {
         let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse::<usize>().unwrap();
-        // Some distributions raise it to where the mock would have to map too many frames to run out.
+        // Some distributions raise the limit so far that the mock would have to map too many frames.
         let frames = limit.min(70_000) + 1;
         let host = mock(Dom0::Pv);
         let guest = host.create_domain(GuestKind::Hvm, 2 * frames);
@@ -180,7 +180,7 @@ fn single_frames_beyond_max_map_count_are_a_clear_error() {
 }
 
 #[test]
-fn chunk_that_cannot_be_mapped_unmaps_the_ones_before_and_leaves_its_own_place_alone() {
+fn chunk_that_cannot_be_mapped_unmaps_earlier_chunks_and_leaves_its_own_addresses_alone() {
     let host = mock(Dom0::Pv);
     let mut guest_frames = 3 * 16 * 1024;
     let guest = host.create_domain(GuestKind::Hvm, guest_frames);
@@ -207,13 +207,13 @@ fn mapping_that_cannot_be_replaced_for_a_retry_is_left_alone() {
         host.inject_after(mmaps, Fault::Mmap(libc::ENOMEM));
         let result = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
         assert!(matches!(result, Err(Error::Reserve { .. })), "{result:?}");
-        // The count panics if the addresses, another thread's by then, were unmapped.
+        // The count panics if the library unmapped the addresses, which may be another thread's by then.
         assert_eq!(host.references(guest.domid()), 0);
     }
 }
 
 #[test]
-fn mapping_that_a_retry_may_have_left_there_counts_as_leaked() {
+fn mapping_possibly_left_by_a_failed_retry_counts_as_leaked() {
     let _count = leaks();
     for (frames, chunks) in [(20, 1), (16 * 1024 + 20, 2)] {
         let host = mock(Dom0::Pvh);
@@ -225,14 +225,14 @@ fn mapping_that_a_retry_may_have_left_there_counts_as_leaked() {
         let result = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
 
         assert!(matches!(result, Err(Error::Reserve { .. })), "{result:?}");
-        assert_eq!(host.references(guest.domid()), 19, "of the last mapping, all but the frame that failed");
+        assert_eq!(host.references(guest.domid()), 19, "all frames of the last mapping except the one that failed");
         assert_eq!(leaked_mappings(), before + 1);
     }
 }
 
 #[test]
-fn refused_mappings_use_up_no_addresses() {
-    alone("failures::refused_mappings_use_up_no_addresses", || {
+fn refused_mappings_leak_no_address_space() {
+    in_own_process("failures::refused_mappings_leak_no_address_space", || {
         let host = mock(Dom0::Pv);
         let guest = host.create_domain(GuestKind::Hvm, 20_000);
         let memory = host.open_read_only().unwrap();
@@ -271,9 +271,9 @@ fn munmap_that_fails_in_drop_is_counted_and_not_a_panic() {
         drop(mapping);
         assert_eq!(leaked_mappings(), before + 1);
         guest.destroy();
-        assert_eq!(host.zombies(), [guest.domid()], "the references are held");
+        assert_eq!(host.zombies(), [guest.domid()], "the references remain");
     }
-    // A large mapping is several, of 64 MiB each: if one of them stays, the others go.
+    // A large mapping consists of several, of 64 MiB each. If one cannot be unmapped, the others still are.
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 40_000);
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
@@ -284,7 +284,7 @@ fn munmap_that_fails_in_drop_is_counted_and_not_a_panic() {
 }
 
 #[test]
-fn reference_that_xen_does_not_get_back_is_seen_by_the_count() {
+fn leaked_reference_shows_in_the_count() {
     let host = mock(Dom0::Pvh);
     let guest = host.create_domain(GuestKind::Hvm, 4);
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
@@ -294,7 +294,7 @@ fn reference_that_xen_does_not_get_back_is_seen_by_the_count() {
 }
 
 #[test]
-fn domain_that_dies_while_mapped_can_be_read_to_the_end() {
+fn domain_that_dies_while_mapped_stays_readable() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 4);
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadWrite, &guest.frames()).unwrap();
@@ -302,7 +302,7 @@ fn domain_that_dies_while_mapped_can_be_read_to_the_end() {
     guest.destroy();
     assert_eq!(numbers(&mapping), [0, 1, 2, 3]);
     drop(mapping);
-    // The number is free again, and another domain's.
+    // Another domain has reused the number.
     let other = host.create_domain(GuestKind::Pv, 1);
     assert_eq!(other.domid(), guest.domid());
     assert_eq!(host.references(other.domid()), 0);
@@ -341,12 +341,12 @@ fn old_kernel_leaves_holes_where_a_new_one_puts_junk() {
         let guest = host.create_domain(GuestKind::Hvm, 1);
         let gfns = [guest.frames()[0], xenmap::Gfn::new(77).unwrap()];
         let mapping = host.open().unwrap().map_foreign_batch_partial(guest.domid(), ReadOnly, &gfns).unwrap();
-        assert!(mapping.view().read::<u8>(FRAME).is_err(), "the library does not let it be read");
-        // What the kernel sees there, by the address: junk is readable, a hole is EFAULT.
+        assert!(mapping.view().read::<u8>(FRAME).is_err(), "the library refuses to read it");
+        // Has the kernel read there: junk is readable, a hole is EFAULT.
         let (_reader, writer) = std::io::pipe().unwrap();
         let at = mapping.view().as_ptr().wrapping_add(FRAME);
-        #[expect(unsafe_code, reason = "looks where the library does not")]
-        // SAFETY: the kernel checks the address itself.
+        #[expect(unsafe_code, reason = "reads what the library refuses to")]
+        // SAFETY: the kernel checks the address.
         let written = unsafe { libc::write(std::os::fd::AsRawFd::as_raw_fd(&writer), at.cast(), 1) };
         assert_eq!(written == 1, junk, "linux {kernel:?}");
     }

@@ -1,6 +1,6 @@
 //! The handle as a file descriptor.
 
-#![expect(unsafe_code, reason = "makes an ioctl of the device")]
+#![expect(unsafe_code, reason = "makes an ioctl")]
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use xenmap::GuestKind;
 use xenmap::mock::Dom0;
 
 #[test]
-fn descriptor_of_a_handle_is_open_and_its_clones_have_the_same() {
+fn clones_share_an_open_descriptor() {
     on_each_host(|host| {
         let memory = host.open();
         let clone = memory.clone();
@@ -22,7 +22,7 @@ fn descriptor_of_a_handle_is_open_and_its_clones_have_the_same() {
 }
 
 #[test]
-fn copy_of_the_descriptor_that_is_closed_leaves_the_handle_open() {
+fn closing_a_copy_of_the_descriptor_leaves_the_handle_open() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
@@ -32,11 +32,11 @@ fn copy_of_the_descriptor_that_is_closed_leaves_the_handle_open() {
 }
 
 #[test]
-fn descriptor_of_the_mock_is_no_privcmd_device() {
+fn descriptor_of_the_mock_is_not_a_privcmd_device() {
     const IOCTL_PRIVCMD_HYPERCALL: libc::Ioctl = 0x30_5000;
     let memory = mock(Dom0::Pv).open().unwrap();
     let mut version = [17_u64, 0, 0, 0, 0, 0];
-    // SAFETY: it reads six words. If it is the device after all, it asks Xen for its version, with nothing to write to.
+    // SAFETY: the ioctl reads six words. On a real device it would ask Xen for its version, which writes nothing.
     let answer = unsafe { libc::ioctl(memory.as_fd().as_raw_fd(), IOCTL_PRIVCMD_HYPERCALL, version.as_mut_ptr()) };
     assert_eq!(answer, -1);
     assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ENOTTY));

@@ -22,7 +22,7 @@ fn current_reservation_counts_frames_until_the_domain_is_gone() {
 }
 
 #[test]
-fn maximum_gpfn_is_the_highest_frame_ever_had() {
+fn maximum_gpfn_is_the_highest_frame_the_guest_ever_had() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1000);
         assert_eq!(host.open().maximum_gpfn(guest.domid()).unwrap(), 999);
@@ -40,10 +40,10 @@ fn maximum_gpfn_of_a_pv_guest_that_has_not_started_is_zero() {
 }
 
 #[test]
-fn guest_kind_is_told_apart() {
+fn guest_kinds_are_distinguished() {
     with_each_guest(1, |host, guest| {
         assert_eq!(host.open().guest_kind(guest.domid()).unwrap(), guest.kind());
-        assert_eq!(host.open().guest_kind(host.nobody()).unwrap_err().errno(), libc::ESRCH);
+        assert_eq!(host.open().guest_kind(host.unused_domid()).unwrap_err().errno(), libc::ESRCH);
     });
 }
 
@@ -85,17 +85,17 @@ fn buffers_are_zeroed_and_of_any_size() {
 }
 
 #[test]
-#[expect(unsafe_code, reason = "any hypercall may be made")]
+#[expect(unsafe_code, reason = "makes a hypercall")]
 fn hypercall_that_xen_does_not_have_is_an_error() {
     on_each_host(|host| {
-        // SAFETY: Xen has no hypercall of this number, and refuses it.
+        // SAFETY: Xen has no hypercall with this number, and refuses it.
         let result = unsafe { host.open().hypercall("nothing", 63, [0; 5]) };
         assert_eq!(result.unwrap_err().errno(), libc::ENOSYS);
     });
 }
 
 #[test]
-fn host_kind_is_asked_of_xen_where_sysfs_does_not_tell() {
+fn host_kind_comes_from_xen_if_sysfs_lacks_it() {
     for (dom0, kind) in [(Dom0::Pv, HostKind::Pv), (Dom0::Pvh, HostKind::AutoTranslated)] {
         let mut config = HostConfig::default();
         config.dom0 = dom0;
@@ -111,12 +111,12 @@ fn host_kind_is_asked_of_xen_where_sysfs_does_not_tell() {
 }
 
 #[test]
-fn large_answer_is_not_cut_off() {
+fn large_result_is_not_truncated() {
     for (dom0, xen, is_whole) in [
         (Dom0::Pv, (4, 11), true),
         (Dom0::Arm, (4, 11), true),
         (Dom0::Pvh, (4, 16), true),
-        // There are no multicalls, and so no large answers.
+        // Without multicalls, large results cannot be returned.
         (Dom0::Pvh, (4, 15), false),
     ] {
         let mut config = HostConfig::default();

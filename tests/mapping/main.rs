@@ -1,9 +1,9 @@
-//! Handles, what they map, and access to it.
+//! Tests of handles, mappings, and access to them.
 
 #[path = "../common/mod.rs"]
 mod common;
 
-#[expect(dead_code, reason = "parts of it are used")]
+#[expect(dead_code, reason = "only parts are used")]
 #[path = "../cache/buckets.rs"]
 mod buckets;
 mod memory;

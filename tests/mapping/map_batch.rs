@@ -84,7 +84,7 @@ fn one_frame_that_fails_fails_the_batch_and_unmaps_the_rest() {
 }
 
 #[test]
-fn highest_frame_number_is_no_frame() {
+fn highest_frame_number_cannot_be_mapped() {
     with_each_guest(1, |host, guest| {
         let result = host.open().map_foreign_batch(guest.domid(), ReadOnly, &[Gfn::MAX]);
         assert_eq!(failures(result), [(0, libc::EINVAL)]);
@@ -112,7 +112,7 @@ fn error_names_domain_frame_and_reason() {
 fn domain_that_does_not_exist_fails_every_frame() {
     on_each_host(|host| {
         let gfns = [Gfn::new(0).unwrap(), Gfn::new(1).unwrap()];
-        let error = host.open().map_foreign_batch(host.nobody(), ReadOnly, &gfns).unwrap_err();
+        let error = host.open().map_foreign_batch(host.unused_domid(), ReadOnly, &gfns).unwrap_err();
         assert_eq!(error.to_string(), "no such domain: 31000");
         assert_eq!(failures(Err(error)), [(0, libc::ESRCH), (1, libc::ESRCH)]);
     });
@@ -202,16 +202,16 @@ fn frames_of_xen_itself_are_mapped_read_only() {
             Some(true) => assert_eq!(mapping.unwrap().frames(), frames.len()),
             Some(false) => {
                 let all: Vec<_> = (0..frames.len()).map(|i| (i, libc::EINVAL)).collect();
-                assert_eq!(failures(mapping), all, "no domain may see them there");
+                assert_eq!(failures(mapping), all, "no domain may map them there");
             }
-            // A refusal must be a frame's, not ours.
+            // Xen may refuse a frame, but the library must not.
             None => assert!(matches!(mapping, Ok(_) | Err(Error::Frames(_))), "{mapping:?}"),
         }
     });
 }
 
 #[test]
-fn nothing_to_map_is_an_error() {
+fn empty_batch_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
@@ -223,7 +223,7 @@ fn nothing_to_map_is_an_error() {
 }
 
 #[test]
-fn range_beyond_the_last_frame_number_is_an_error() {
+fn range_past_the_last_frame_number_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         for count in [2, usize::MAX] {
@@ -243,7 +243,7 @@ fn range_larger_than_the_address_space_is_an_error() {
 }
 
 #[test]
-fn kind_of_host_is_known_on_a_restricted_handle_too() {
+fn host_kind_is_known_on_a_restricted_handle_too() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
@@ -254,7 +254,7 @@ fn kind_of_host_is_known_on_a_restricted_handle_too() {
 }
 
 #[test]
-fn everything_may_go_to_any_thread() {
+fn types_are_send_and_sync() {
     fn is_send_and_sync<T: Send + Sync>() {}
     is_send_and_sync::<xenmap::ForeignMemory>();
     is_send_and_sync::<ForeignMapping>();
@@ -306,7 +306,7 @@ fn threads_share_a_mapping() {
     });
 }
 
-/// That all frames of a large mapping are kept by it, and by nothing else.
+/// Checks that a large mapping references all frames, and that nothing else does.
 fn check_references(host: &Host, mut guest: Guest, mapping: ForeignMapping) {
     if host.destroys_what_is_mapped() {
         guest.destroy();
@@ -341,7 +341,7 @@ fn mapping_larger_than_one_device_mapping_is_contiguous() {
 #[test]
 fn scattered_runs_are_mapped_in_one_batch() {
     on_each_host(|host| {
-        // Runs of 4 frames in an order that never continues one.
+        // Runs of 4 frames, of which none continues the one before.
         const FRAMES: usize = 65_536;
         let guest = host.create(GuestKind::Hvm, FRAMES);
         guest.number_frames();

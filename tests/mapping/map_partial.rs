@@ -1,6 +1,6 @@
-//! `map_foreign_batch_partial`: what can be mapped, with holes that every access checks for.
+//! `map_foreign_batch_partial`: maps what it can, and every access checks for holes.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::cell::Cell;
 use std::io::Read;
@@ -8,11 +8,11 @@ use std::os::unix::process::ExitStatusExt;
 
 use crate::common::expected::HoleRead;
 use crate::common::{
-    FRAME, Guest, Host, ReadOnly, ReadWrite, in_a_process_of_its_own, its_task, on_each_host, with_each_guest,
+    FRAME, Guest, Host, ReadOnly, ReadWrite, current_task, on_each_host, run_in_own_process, with_each_guest,
 };
 use xenmap::{Access, Error, ForeignMapping, GuestKind};
 
-/// Frames 0 to 7, of which 2, 3 and 6 are holes.
+/// Maps frames 0 to 7, of which 2, 3 and 6 are holes.
 fn with_holes(host: &Host, guest: &Guest) -> ForeignMapping {
     let mut gfns = guest.gfns();
     for hole in [2, 3, 6] {
@@ -54,12 +54,12 @@ fn access_that_touches_a_hole_is_an_error_that_names_it() {
         assert_eq!(hole(view.eq_bytes(FRAME, &vec![0; 2 * FRAME]).map(drop)), (FRAME, 2));
         assert_eq!(hole(view.write_bytes(6 * FRAME + 100, &[1])), (6 * FRAME + 100, 6));
         assert_eq!(hole(view.fetch_add(6 * FRAME, 1_u32).map(drop)), (6 * FRAME, 6));
-        // A narrower view knows the holes by their place in the mapping.
+        // A narrower view names holes by their index in the mapping.
         let narrow = view.slice(5 * FRAME, 2 * FRAME).unwrap();
         assert_eq!(hole(narrow.read::<u8>(FRAME).map(drop)), (FRAME, 6));
         assert_eq!(narrow.read::<u8>(FRAME - 1).unwrap(), 0);
-        assert_eq!(view.read_bytes(2 * FRAME, &mut []).ok(), Some(()), "no byte touches no frame");
-        assert_eq!(view.read_bytes(2 * FRAME + 5, &mut []).ok(), Some(()), "no byte touches no frame");
+        assert_eq!(view.read_bytes(2 * FRAME, &mut []).ok(), Some(()), "an empty access touches no frame");
+        assert_eq!(view.read_bytes(2 * FRAME + 5, &mut []).ok(), Some(()), "an empty access touches no frame");
     });
 }
 
@@ -80,7 +80,7 @@ fn failed_frame_is_never_handed_to_a_system_call() {
 }
 
 #[test]
-fn frames_beside_a_failed_one_are_as_good_as_any() {
+fn frames_next_to_a_failed_one_are_usable() {
     with_each_guest(8, |host, guest| {
         let mapping = with_holes(host, &guest);
         let (mut reader, writer) = std::io::pipe().unwrap();
@@ -132,14 +132,14 @@ fn holes_across_device_mappings_keep_their_index() {
 }
 
 #[test]
-fn raw_access_to_a_hole_is_what_the_kernel_makes_of_it() {
-    const THIS: &str = "map_partial::raw_access_to_a_hole_is_what_the_kernel_makes_of_it";
+fn raw_access_to_a_hole_behaves_as_the_kernel_decides() {
+    const THIS: &str = "map_partial::raw_access_to_a_hole_behaves_as_the_kernel_decides";
     let number = Cell::new(0);
     on_each_host(|host| {
         number.set(number.get() + 1);
         let task = number.get().to_string();
-        let Some(output) = in_a_process_of_its_own(THIS, &task) else {
-            if its_task() == task {
+        let Some(output) = run_in_own_process(THIS, &task) else {
+            if current_task() == task {
                 read_a_hole(host);
             }
             return;
@@ -152,13 +152,13 @@ fn raw_access_to_a_hole_is_what_the_kernel_makes_of_it() {
     });
 }
 
-/// Ends the process with the byte that it read as its status.
-#[expect(unsafe_code, reason = "what as_ptr warns of")]
+/// Reads a hole, and exits with the byte as the status.
+#[expect(unsafe_code, reason = "reads a hole, which as_ptr warns about")]
 fn read_a_hole(host: &Host) -> ! {
     let mut guest = host.create(GuestKind::Hvm, 1);
     let mapping = host.open().map_foreign_batch_partial(guest.domid(), ReadOnly, &[guest.hole()]).unwrap();
     guest.destroy();
-    // SAFETY: where it is a fault, that is what the parent waits for.
+    // SAFETY: if this faults, the parent expects it.
     let byte = unsafe { mapping.view().as_ptr().read_volatile() };
     std::process::exit(byte.into())
 }

@@ -1,20 +1,20 @@
-//! Both kinds of memory that can be accessed, for what is true of either.
+//! Runs tests on both kinds of memory: views and guards of the map cache.
 
-#![allow(clippy::allow_attributes, reason = "what one test file has no use for, another has")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
-#![allow(clippy::print_stdout, reason = "says which memory a failing test was on")]
-#![allow(unreachable_pub, reason = "it is a part of test files")]
+#![allow(clippy::allow_attributes, reason = "not every test program needs it")]
+#![allow(clippy::unwrap_used, reason = "a panic fails the test")]
+#![allow(clippy::print_stdout, reason = "shows the memory of a failed test")]
+#![allow(unreachable_pub, reason = "shared by several test programs")]
 
 use xenmap::{GuestKind, Pinned, Protection, View};
 
 use crate::buckets::{FRAMES, cache};
 use crate::common::{FRAME, on_each_host};
 
-/// The bytes of the memory: of two frames, with the border of two buckets between them.
+/// The bytes of the memory: two frames. For a guard, they are in different buckets.
 pub const LEN: usize = 2 * FRAME;
 
-/// Runs a test on each host, with a view and with a guard of the map cache. It is written once, and compiled for each of
-/// the two, as a generic function would be.
+/// Runs a test on each host, with a view and with a guard of the map cache. The macro compiles the test for both types,
+/// as a generic function would be.
 macro_rules! on_each_memory {
     ($protection:expr, |$memory:ident| $test:expr) => {{
         $crate::memory::with_views($protection, |$memory| $test);

@@ -1,10 +1,10 @@
-//! That the mock finds what a real Xen would punish, and counts what it would cost.
+//! The mock detects misuse that a real Xen punishes, and counts costs.
 
-#![expect(unsafe_code, reason = "does to mappings what nobody should")]
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(unsafe_code, reason = "misuses mappings")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use crate::common::{
-    FRAME, ReadOnly, ReadWrite, ThenChild, alone, in_child, mock, mock_with, on_each_host, with_each_guest,
+    FRAME, ReadOnly, ReadWrite, ThenChild, in_child, in_own_process, mock, mock_with, on_each_host, with_each_guest,
 };
 use xenmap::mock::{Dom0, MockDomain, MockHost};
 use xenmap::{Access, Domid, ForeignMapping, Gfn, GuestKind};
@@ -13,18 +13,18 @@ fn mapped(dom0: Dom0, frames: usize) -> (MockHost, MockDomain, std::mem::Manuall
     let host = mock(dom0);
     let guest = host.create_domain(GuestKind::Hvm, frames);
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadWrite, &guest.frames()).unwrap();
-    // What the test breaks, Drop must not touch.
+    // Drop must not touch a mapping that the test has broken.
     (host, guest, std::mem::ManuallyDrop::new(mapping))
 }
 
-/// The message of the panic with which the host answers when it counts.
+/// Returns the message with which the host panics when it counts.
 fn complaint(host: &MockHost, domid: Domid) -> String {
     let counted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| host.references(domid)));
-    *counted.expect_err("the count went well").downcast::<String>().unwrap()
+    *counted.expect_err("the count did not panic").downcast::<String>().unwrap()
 }
 
 #[test]
-fn partial_munmap_is_found() {
+fn partial_munmap_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pv, 4);
     let at = mapping.view().as_ptr().wrapping_add(FRAME);
     // SAFETY: nobody uses the mapping.
@@ -34,7 +34,7 @@ fn partial_munmap_is_found() {
 }
 
 #[test]
-fn mprotect_is_found() {
+fn mprotect_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pv, 4);
     // SAFETY: nobody uses the mapping.
     assert_eq!(unsafe { libc::mprotect(mapping.view().as_ptr().cast(), 4 * FRAME, libc::PROT_READ) }, 0);
@@ -43,13 +43,13 @@ fn mprotect_is_found() {
 }
 
 #[test]
-fn mremap_is_found() {
+fn mremap_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pvh, 4);
     let (at, len) = (mapping.view().as_ptr().cast(), 4 * FRAME);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: the kernel picks addresses that are free.
+    // SAFETY: the kernel picks free addresses.
     let free = unsafe { libc::mmap(std::ptr::null_mut(), len, 0, flags, -1, 0) };
-    // SAFETY: nobody uses the mapping, nor what it goes to.
+    // SAFETY: nobody uses the mapping or the target.
     let moved = unsafe { libc::mremap(at, len, len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, free) };
     assert_ne!(moved, libc::MAP_FAILED);
     let complaint = complaint(&host, guest.domid());
@@ -57,7 +57,7 @@ fn mremap_is_found() {
 }
 
 #[test]
-fn replacing_a_part_is_found() {
+fn replacing_a_part_is_detected() {
     let (host, guest, mapping) = mapped(Dom0::Pv, 4);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     // SAFETY: nobody uses the mapping.
@@ -97,8 +97,8 @@ fn mapping_is_not_inherited_by_a_child_process() {
 }
 
 #[test]
-fn child_that_counts_frees_nothing_of_its_parents() {
-    alone("mock::child_that_counts_frees_nothing_of_its_parents", || {
+fn counting_in_a_child_frees_nothing_in_the_parent() {
+    in_own_process("mock::counting_in_a_child_frees_nothing_in_the_parent", || {
         let host = mock(Dom0::Pv);
         let guest = host.create_domain(GuestKind::Hvm, 4);
         guest.write(guest.frames()[0], 0, b"precious");
@@ -108,7 +108,7 @@ fn child_that_counts_frees_nothing_of_its_parents() {
             wait();
             host.references(guest.domid()) == 0
         };
-        assert!(in_child(child, || ThenChild::GoesOn));
+        assert!(in_child(child, || ThenChild::Continues));
         let mut text = [0; 8];
         mapping.view().read_bytes(0, &mut text).unwrap();
         assert_eq!(&text, b"precious");
@@ -116,7 +116,7 @@ fn child_that_counts_frees_nothing_of_its_parents() {
 }
 
 #[test]
-fn misuse_of_a_dead_guest_is_a_panic_that_harms_no_other() {
+fn panic_about_a_dead_guest_leaves_other_guests_usable() {
     let host = mock(Dom0::Pv);
     let (dead, guest) = (host.create_domain(GuestKind::Hvm, 1), host.create_domain(GuestKind::Hvm, 4));
     let mapping = host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
@@ -139,7 +139,7 @@ fn resources_are_not_frames_of_xen() {
 }
 
 #[test]
-fn mapping_costs_hypercalls_by_the_block_in_a_pv_dom0() {
+fn mapping_costs_one_hypercall_per_block_in_a_pv_dom0() {
     for (frames, mmu_update, unmap_flushes) in
         [(1, 1, 1), (16, 1, 16), (33, 3, 33), (34, 3, 1), (512, 32, 1), (513, 33, 1)]
     {
@@ -157,7 +157,7 @@ fn mapping_costs_hypercalls_by_the_block_in_a_pv_dom0() {
 }
 
 #[test]
-fn mapping_costs_a_hypercall_for_each_frame_in_an_auto_translated_dom0() {
+fn mapping_costs_one_hypercall_per_frame_in_an_auto_translated_dom0() {
     for frames in [1, 16, 513] {
         let host = mock(Dom0::Pvh);
         let guest = host.create_domain(GuestKind::Hvm, frames);
@@ -174,7 +174,7 @@ fn sparse_file_is_a_guest_with_holes() {
     let name = format!("sparse_file_is_a_guest_with_holes-{}", std::process::id());
     let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
-    // Far apart, so that every file system leaves a hole between them.
+    // Far apart, so that any file system leaves a hole between them.
     file.write_all_at(b"first", 0).unwrap();
     file.write_all_at(b"last", 64 << 20).unwrap();
     let host = mock_with(xenmap::mock::HostConfig::default());

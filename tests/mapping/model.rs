@@ -1,6 +1,6 @@
-//! Random operations against a model of a few lines: who references which frame, and what it holds.
+//! Random operations, compared with a small model: who references which frame, and what it holds.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ const FRAMES: usize = 12;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Map these frames (a number of `FRAMES` is a hole), all or what can be.
+    /// Maps these frames, where `FRAMES` stands for a hole; all or none, or partially.
     Map {
         frames: Vec<usize>,
         partial: bool,
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What should be: the frames' contents, and for each mapping what it maps.
+/// The expected state: the frames' contents, and the frames of each mapping.
 #[derive(Default)]
 struct Model {
     contents: BTreeMap<(usize, usize), u8>,
@@ -61,15 +61,15 @@ struct Model {
 }
 
 impl Model {
-    /// The bytes of a range of a mapping; `None` if it reaches a hole or the end.
+    /// Returns the bytes of a range of a mapping; `None` if it touches a hole or passes the end.
     fn places(&self, which: usize, offset: usize, len: usize) -> Option<Vec<(usize, usize)>> {
         let frames = &self.mappings[which];
         let place = |at: usize| Some((*frames.get(at / FRAME)?, at % FRAME)).filter(|(frame, _)| *frame < FRAMES);
-        // An access of no bytes touches no frame, but it must be inside.
+        // An empty access touches no frame, but must be within bounds.
         if offset + len > frames.len() * FRAME { None } else { (offset..offset + len).map(place).collect() }
     }
 
-    /// The frames that are mapped, and how often.
+    /// Returns the number of references, and of frames that have any.
     fn references(&self) -> (usize, usize) {
         let mut all: Vec<usize> = self.mappings.iter().flatten().copied().filter(|&frame| frame < FRAMES).collect();
         let total = all.len();
@@ -150,9 +150,9 @@ fn run(host: &Host, guest: &mut Guest, steps: Vec<Step>) -> Result<(), TestCaseE
 }
 
 #[test]
-fn references_and_contents_are_those_of_the_model() {
+fn references_and_contents_match_the_model() {
     on_each_host(|host| {
-        // Emulated Xen is slow; and a failing case is the same on every run of it.
+        // Fewer on an emulated Xen, which is slow.
         let cases = if matches!(host, Host::Mock(_)) { 60 } else { 12 };
         let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
         for &kind in host.guest_kinds() {

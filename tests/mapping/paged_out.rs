@@ -1,6 +1,6 @@
-//! Frames that are paged out: asked for until they are back, or the deadline has passed.
+//! Paged-out frames: retried until they are back, or the deadline has passed.
 //!
-//! Real paging needs xenpaging and EPT, which the lab does not have; so all of it is on the mock.
+//! Real paging needs xenpaging and EPT, which QEMU does not emulate, so these tests use the mock.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ fn host(dom0: Dom0, kernel: (u16, u16)) -> MockHost {
     mock_with(config)
 }
 
-/// A guest whose frames hold their number.
+/// Creates a guest whose frames hold their number.
 fn guest(host: &MockHost, frames: usize) -> MockDomain {
     let guest = host.create_domain(GuestKind::Hvm, frames);
     for gfn in guest.frames() {
@@ -25,7 +25,7 @@ fn guest(host: &MockHost, frames: usize) -> MockDomain {
 
 #[test]
 fn paged_out_frames_are_waited_for() {
-    // By the rule of old kernels ENOENT is the call's errno too; by today's, only if the last frame has it.
+    // Old kernels return ENOENT if any frame has it; current ones only if the last frame does.
     for kernel in [(3, 12), (4, 0), (4, 1), (6, 1)] {
         let host = host(Dom0::Pv, kernel);
         let guest = guest(&host, 600);
@@ -39,12 +39,12 @@ fn paged_out_frames_are_waited_for() {
 }
 
 #[test]
-fn only_the_frames_that_are_missing_are_asked_for_again() {
+fn only_missing_frames_are_retried() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 512);
     guest.page_out(guest.frames()[100], 2).unwrap();
     drop(host.open().unwrap().map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap());
-    // The batch, one more update behind the frame that failed in it, and two retries of that frame alone.
+    // The batch, one more update after the frame that failed, and two retries of that frame alone.
     assert_eq!(host.hypercalls().mmu_update, 32 + 1 + 2);
 }
 
@@ -71,8 +71,8 @@ fn frame_that_does_not_come_back_fails_after_the_deadline() {
     let result = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
     let took = start.elapsed();
 
-    // The pauses double from 0.1 ms to 20 ms, so there are 12 of them; fewer, if the machine is busy. Each time both
-    // frames are asked for.
+    // The pauses double from 0.1 ms to 20 ms, so there are at most 12, and fewer on a busy machine. Each retry asks for
+    // both frames.
     let asked = asked(Hypercalls::default(), host.hypercalls());
     assert!(asked < 40, "asked {asked} times");
     assert!(took >= timeout && took < timeout + Duration::from_secs(2), "{took:?}");
@@ -83,7 +83,7 @@ fn frame_that_does_not_come_back_fails_after_the_deadline() {
 }
 
 #[test]
-fn deadline_is_one_for_the_whole_call() {
+fn deadline_covers_the_whole_call() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 3 * 16 * 1024);
     for part in 0..3 {
@@ -94,9 +94,9 @@ fn deadline_is_one_for_the_whole_call() {
     let start = Instant::now();
     let result = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames());
     assert_eq!(failures(result).len(), 3);
-    // One for each of the three parts would be three seconds.
+    // A timeout for each of the three parts would add up to three seconds.
     assert!(start.elapsed() < Duration::from_millis(2500), "{:?}", start.elapsed());
-    assert!(asked(before, host.hypercalls()) > 10, "it kept asking");
+    assert!(asked(before, host.hypercalls()) > 10, "it did not keep retrying");
 }
 
 fn asked(before: Hypercalls, after: Hypercalls) -> u64 {
@@ -104,7 +104,7 @@ fn asked(before: Hypercalls, after: Hypercalls) -> u64 {
 }
 
 #[test]
-fn endless_timeout_waits_as_long_as_it_takes() {
+fn infinite_timeout_waits_until_the_frame_is_back() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 2);
     guest.page_out(guest.frames()[1], 3).unwrap();
@@ -113,7 +113,7 @@ fn endless_timeout_waits_as_long_as_it_takes() {
 }
 
 #[test]
-fn nothing_is_waited_for_when_another_frame_has_failed_for_good() {
+fn permanent_failure_of_another_frame_ends_the_wait() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 3);
     guest.page_out(guest.frames()[1], u32::MAX).unwrap();
@@ -125,7 +125,7 @@ fn nothing_is_waited_for_when_another_frame_has_failed_for_good() {
 }
 
 #[test]
-fn zero_timeout_asks_once() {
+fn zero_timeout_tries_once() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 1);
     guest.page_out(guest.frames()[0], 1).unwrap();
@@ -147,7 +147,7 @@ fn partial_mapping_keeps_what_came_back() {
 }
 
 #[test]
-fn every_frame_of_a_run_is_asked_for_again() {
+fn every_frame_of_a_run_is_retried() {
     let host = host(Dom0::Pv, (6, 1));
     let guest = guest(&host, 10);
     for (frame, asks) in [(4, 2), (5, u32::MAX), (6, 2)] {
@@ -155,7 +155,7 @@ fn every_frame_of_a_run_is_asked_for_again() {
     }
     let memory = host.open().unwrap().with_paged_out_timeout(Duration::from_secs(1));
     let mapping = memory.map_foreign_batch_partial(guest.domid(), ReadOnly, &guest.frames()).unwrap();
-    assert_eq!(mapping.failed().iter().map(|e| e.index).collect::<Vec<_>>(), [5], "its neighbours are back");
+    assert_eq!(mapping.failed().iter().map(|e| e.index).collect::<Vec<_>>(), [5], "its neighbours are mapped");
     assert_eq!(mapping.view().read::<u64>(4 * 4096).unwrap(), 4);
     assert_eq!(mapping.view().read::<u64>(6 * 4096).unwrap(), 6);
 }
@@ -182,7 +182,8 @@ fn auto_translated_dom0_cannot_wait_for_a_frame() {
 
 #[test]
 fn retry_in_an_auto_translated_dom0_replaces_the_whole_mapping() {
-    // Its kernels never say ENOENT; should one do so, a hole must not be filled in place (it would take other pages).
+    // These kernels never return ENOENT. If one did, a hole must not be filled in place, since that would use other
+    // pages.
     for (host, frames, mapped, unmapped) in
         [(host(Dom0::Pvh, (6, 1)), 600, 600, 600), (mock_with_pages(Dom0::Arm, 0x4000), 598, 150, 600)]
     {

@@ -1,10 +1,10 @@
-//! Defects of other libraries that map foreign memory, each as a test that it is not one of ours.
+//! This library must not have the defects of others that map foreign memory.
 
 use std::time::Duration;
 
 use crate::common::{
-    FRAME, ReadOnly, ReadWrite, ThenChild, alone, failures, in_child, leaks, mock, number, numbers, on_each_host,
-    with_each_guest,
+    FRAME, ReadOnly, ReadWrite, ThenChild, failures, in_child, in_own_process, leaks, mock, number, numbers,
+    on_each_host, with_each_guest,
 };
 use xenmap::mock::{Dom0, Fault};
 use xenmap::{
@@ -24,7 +24,7 @@ fn defect_1_errors_of_frames_are_not_lost_when_the_ioctl_succeeds() {
 }
 
 #[test]
-fn defect_2_paged_out_is_found_among_the_errors_whatever_the_call_returned() {
+fn defect_2_paged_out_frames_are_found_whatever_the_call_returned() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 32);
     for frame in [0, 31] {
@@ -34,7 +34,7 @@ fn defect_2_paged_out_is_found_among_the_errors_whatever_the_call_returned() {
 }
 
 #[test]
-fn defect_3_retry_has_an_end() {
+fn defect_3_retries_end() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 1);
     guest.page_out(guest.frames()[0], u32::MAX).unwrap();
@@ -53,13 +53,13 @@ fn defect_4_count_is_that_of_the_frames_given() {
 }
 
 #[test]
-fn defect_5_numbers_are_never_cut() {
+fn defect_5_numbers_are_never_truncated() {
     assert_eq!(Domid::try_from(70_000), Err(InvalidNumber::Domid { number: 70_000 }));
     assert!(matches!(Domid::try_from(u64::from(u32::MAX)), Err(InvalidNumber::Domid { .. })));
     assert!(matches!(Gfn::new(1 << 52), Err(InvalidNumber::Frame { .. })));
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
-        // 2^32 + 1 frames, which a count of 32 bits takes for one.
+        // 2^32 + 1 frames, which a 32-bit count would truncate to 1.
         let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, (1 << 32) + 1);
         assert!(result.is_err());
         let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, usize::MAX);
@@ -67,7 +67,7 @@ fn defect_5_numbers_are_never_cut() {
     });
 }
 
-/// Does not compile if the type has the trait: then two implementations fit.
+/// Fails to compile if the type has the trait, because two implementations then match.
 macro_rules! assert_is_not {
     ($type:ty: $($bound:tt)+) => {{
         trait IsAmbiguous<Which> {
@@ -80,7 +80,7 @@ macro_rules! assert_is_not {
 }
 
 #[test]
-fn defect_6_no_reference_into_guest_memory_is_lent() {
+fn defect_6_no_reference_into_guest_memory_is_handed_out() {
     assert_is_not!(ForeignMapping: std::ops::Deref);
     assert_is_not!(ForeignMapping: AsRef<[u8]>);
     assert_is_not!(ForeignMapping: std::borrow::Borrow<[u8]>);
@@ -147,7 +147,7 @@ fn defect_9_what_the_kernel_writes_is_seen_in_release_builds_too() {
         if let crate::common::Host::Mock(mock) = host {
             mock.domain(guest.domid()).unwrap().add_resource(Resource::GrantTable, 4);
         }
-        // One answer comes in the argument, the other in an array, the third in a buffer.
+        // The kernel writes to the argument, to an array, and to a buffer.
         assert_eq!(host.open().resource_size(guest.domid(), Resource::GrantTable).unwrap(), 4);
         let gfns = [guest.hole()];
         assert_eq!(failures(host.open().map_foreign_batch(guest.domid(), ReadOnly, &gfns)), [(0, libc::EINVAL)]);
@@ -169,7 +169,7 @@ fn defect_10_unaligned_address_is_read_where_it_is() {
 }
 
 #[test]
-fn defect_11_nothing_that_fails_is_a_panic() {
+fn defect_11_no_failure_panics() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 2);
     let memory = host.open().unwrap();
@@ -185,7 +185,7 @@ fn defect_11_nothing_that_fails_is_a_panic() {
 }
 
 #[test]
-fn defect_12_failed_fixed_mapping_gives_the_rest_of_the_reservation_back() {
+fn defect_12_failed_fixed_mapping_releases_the_rest_of_the_reservation() {
     let host = mock(Dom0::Pv);
     let guest = host.create_domain(GuestKind::Hvm, 16 * 1024 + 1);
     let memory = host.open().unwrap();
@@ -197,7 +197,7 @@ fn defect_12_failed_fixed_mapping_gives_the_rest_of_the_reservation_back() {
 }
 
 #[test]
-fn defect_13_resource_of_no_frames_is_an_error_and_protection_is_heeded() {
+fn defect_13_resource_of_no_frames_is_an_error_and_protection_is_honoured() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 1);
         if let crate::common::Host::Mock(mock) = host {
@@ -220,33 +220,33 @@ fn defect_14_restriction_holds_for_all_that_the_handle_does() {
         let memory = host.open();
         memory.restrict(guest.domid()).unwrap();
         for _ in 0..3 {
-            let refused = memory.map_foreign_batch(host.nobody(), ReadOnly, &guest.gfns());
+            let refused = memory.map_foreign_batch(host.unused_domid(), ReadOnly, &guest.gfns());
             assert_eq!(refused.unwrap_err().errno(), libc::EPERM);
         }
     });
 }
 
 #[test]
-#[expect(unsafe_code, reason = "has the kernel kill a child that makes a system call")]
+#[expect(unsafe_code, reason = "forbids system calls in a child")]
 fn defect_17_access_makes_no_system_call() {
-    alone("prior_art::defect_17_access_makes_no_system_call", || {
+    in_own_process("prior_art::defect_17_access_makes_no_system_call", || {
         with_each_guest(1, |host, guest| {
             let child = |wait: &dyn Fn()| {
                 let mapping = host.open().map_foreign_batch(guest.domid(), ReadWrite, &guest.gfns()).unwrap();
                 let (view, mut bytes) = (mapping.view(), [0; 100]);
                 wait();
-                // SAFETY: strict mode leaves this process only read, write and exit.
+                // SAFETY: strict mode only restricts this process to read, write and exit.
                 let strict = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
                 let mut good = strict == 0;
                 for offset in 0..2000 {
                     good &= view.write(offset, 7_u16).is_ok() && view.read_bytes(offset, &mut bytes).is_ok();
                     good &= view.read::<u16>(offset).is_ok_and(|value| value == 7);
                 }
-                // SAFETY: leaves at once; the `_exit` of libc is a call that strict mode does not know.
+                // SAFETY: the process ends here. (libc's `_exit` makes another call, which strict mode forbids.)
                 unsafe { libc::syscall(libc::SYS_exit, i32::from(!good)) };
                 false
             };
-            assert!(in_child(child, || ThenChild::GoesOn));
+            assert!(in_child(child, || ThenChild::Continues));
         });
     });
 }

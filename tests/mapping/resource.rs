@@ -1,12 +1,12 @@
 //! `map_resource` and `resource_size`.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use crate::common::{FRAME, Guest, Host, ReadOnly, ReadWrite, mock_with, with_each_guest};
 use xenmap::mock::HostConfig;
 use xenmap::{Access, Error, GuestKind, Resource};
 
-/// Gives a guest of the mock what every guest of Xen has.
+/// Runs a test with a guest that has a grant table, as every guest of a real Xen does.
 fn with_grant_table(test: impl Fn(&Host, Guest)) {
     with_each_guest(1, |host, guest| {
         if let Host::Mock(mock) = host {
@@ -30,7 +30,7 @@ fn resource_is_mapped_and_shared() {
         let first = 3 - u32::try_from(frames).unwrap();
         let mapping = memory.map_resource(guest.domid(), ReadWrite, Resource::GrantTable, first, frames).unwrap();
         assert_eq!((mapping.frames(), mapping.view().len()), (frames, frames * FRAME));
-        // An entry of a grant table that grants nothing: flags 0.
+        // With flags 0, an entry of a grant table grants nothing.
         mapping.view().write((frames - 1) * FRAME + 12, 0xABCD_u32).unwrap();
         let again = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 2, 1).unwrap();
         assert_eq!(again.view().read::<u32>(12).unwrap(), 0xABCD);
@@ -39,7 +39,7 @@ fn resource_is_mapped_and_shared() {
 }
 
 #[test]
-fn frames_that_the_kernel_would_take_for_pages_are_refused() {
+fn several_frames_are_refused_on_kernels_with_larger_pages() {
     with_grant_table(|host, guest| {
         let result = host.open().map_resource(guest.domid(), ReadOnly, Resource::GrantTable, 0, 2);
         if host.most_resource_frames() == 2 {
@@ -53,7 +53,7 @@ fn frames_that_the_kernel_would_take_for_pages_are_refused() {
 }
 
 #[test]
-fn resource_that_is_not_there_is_an_error_that_says_so() {
+fn missing_resource_is_a_clear_error() {
     with_grant_table(|host, guest| {
         let memory = host.open();
         let error = memory.map_resource(guest.domid(), ReadOnly, Resource::IoreqServer { id: 7 }, 0, 1).unwrap_err();
@@ -63,7 +63,7 @@ fn resource_that_is_not_there_is_an_error_that_says_so() {
         let error = memory.map_resource(guest.domid(), ReadOnly, Resource::GrantTable, first, frames).unwrap_err();
         assert_eq!(error.errno(), libc::EINVAL);
         assert!(error.to_string().contains("it has fewer frames"), "{error}");
-        let error = memory.map_resource(host.nobody(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
+        let error = memory.map_resource(host.unused_domid(), ReadOnly, Resource::GrantTable, 0, 1).unwrap_err();
         assert_eq!(error.errno(), libc::ESRCH);
     });
 }
@@ -99,7 +99,7 @@ fn kernel_without_resources_is_a_clear_error() {
 }
 
 #[test]
-fn xen_that_gives_one_size_for_all_resources_is_a_clear_error() {
+fn xen_that_reports_one_size_for_all_resources_is_a_clear_error() {
     for xen in [(4, 11), (4, 12), (4, 14), (4, 15), (4, 22)] {
         let mut config = HostConfig::default();
         config.xen = xen;
@@ -126,14 +126,14 @@ fn xen_that_gives_one_size_for_all_resources_is_a_clear_error() {
 }
 
 #[test]
-fn size_of_what_is_not_there_is_an_error_that_says_so() {
+fn size_of_a_missing_resource_is_a_clear_error() {
     with_grant_table(|host, guest| {
         let memory = host.open();
         let error = memory.resource_size(guest.domid(), Resource::Vmtrace { vcpu: 9 }).unwrap_err();
         assert!(matches!(error, Error::ResourceSize { .. }), "{error:?}");
         assert_eq!(error.errno(), libc::EINVAL);
         assert!(error.to_string().contains("size of the resource"), "{error}");
-        let error = memory.resource_size(host.nobody(), Resource::GrantTable).unwrap_err();
+        let error = memory.resource_size(host.unused_domid(), Resource::GrantTable).unwrap_err();
         assert_eq!(error.errno(), libc::ESRCH);
     });
 }

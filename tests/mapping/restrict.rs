@@ -16,7 +16,7 @@ fn restricted_handle_maps_its_own_domain_only() {
         let refused = memory.map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
         assert!(matches!(refused, Err(Error::MapBatch { .. })) && refused.unwrap_err().errno() == libc::EPERM);
         assert_eq!(memory.resource_size(other.domid(), Resource::GrantTable).unwrap_err().errno(), libc::EPERM);
-        assert_eq!(before.view().read::<u8>(0).unwrap(), 0, "what was mapped before stays");
+        assert_eq!(before.view().read::<u8>(0).unwrap(), 0, "earlier mappings stay");
         host.open().map_foreign_batch(other.domid(), ReadOnly, &other.gfns()).unwrap();
     });
 }
@@ -54,7 +54,7 @@ fn restricted_handle_makes_no_hypercalls() {
 }
 
 #[test]
-fn restriction_is_for_good() {
+fn restriction_is_permanent() {
     with_each_guest(1, |host, guest| {
         let other = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
@@ -65,7 +65,7 @@ fn restriction_is_for_good() {
 }
 
 #[test]
-fn domain_that_is_not_the_initial_one_is_restricted_from_the_start() {
+fn handle_in_a_domu_is_restricted_from_the_start() {
     let mut config = HostConfig::default();
     config.unprivileged = Some(None);
     let host = mock_with(config.clone());

@@ -1,7 +1,7 @@
-//! Structures and arrays of them, in a view and in a guard of the map cache.
+//! Structures and arrays, in a view and in a guard of the map cache.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
-#![expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#![expect(clippy::single_range_in_vec_init, reason = "a list with one range")]
 
 use crate::buckets::{BUCKET, cache};
 use crate::common::{FRAME, ReadOnly, ReadWrite, on_each_host, with_each_guest};
@@ -21,7 +21,7 @@ struct Descriptor {
 
 const SIZE: usize = size_of::<Descriptor>();
 
-/// A structure that can be read, but has bytes which mean nothing.
+/// A structure with padding.
 #[derive(Debug, PartialEq, FromBytes)]
 #[repr(C)]
 struct Padded {
@@ -33,10 +33,10 @@ struct Padded {
 #[repr(C)]
 struct Nothing;
 
-/// Where a guard's second bucket begins.
+/// The offset of a guard's second bucket.
 const BORDER: usize = FRAME;
 
-/// A descriptor in which each byte differs from its neighbours.
+/// Returns a descriptor in which neighbouring bytes differ.
 fn descriptor(n: u16) -> Descriptor {
     Descriptor { address: 0x0102_0304_0506_0708 + u64::from(n), len: 0x1112_1314, flags: 0x2122, next: n }
 }
@@ -52,7 +52,7 @@ fn bytes(memory: &impl Access, offset: usize, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn structure_is_read_as_it_was_written_wherever_it_lies() {
+fn structure_reads_back_at_any_offset() {
     on_each_memory!(ReadWrite, |memory| {
         for offset in [0, 1, 7, BORDER - SIZE, BORDER - 15, BORDER - 8, BORDER - 1, BORDER, BORDER + 3, LEN - SIZE] {
             memory.fill(0, LEN, 0xEE).unwrap();
@@ -70,7 +70,7 @@ fn structure_is_read_as_it_was_written_wherever_it_lies() {
 }
 
 #[test]
-fn array_is_read_as_it_was_written_across_the_border() {
+fn array_reads_back_across_the_border() {
     on_each_memory!(ReadWrite, |memory| {
         for (offset, count) in [(3, 4), (BORDER - 41, 5), (BORDER, 1), (1, u16::try_from(LEN / SIZE - 1).unwrap())] {
             let written = descriptors(count);
@@ -98,7 +98,7 @@ fn structure_with_padding_can_be_read() {
 }
 
 #[test]
-fn what_has_no_bytes_can_be_anywhere_up_to_the_end() {
+fn empty_access_is_allowed_up_to_the_end() {
     on_each_memory!(ReadWrite, |memory| {
         for offset in [0, BORDER, LEN] {
             memory.read_as::<Nothing>(offset).unwrap();
@@ -106,15 +106,15 @@ fn what_has_no_bytes_can_be_anywhere_up_to_the_end() {
             memory.read_into::<[Descriptor]>(offset, &mut []).unwrap();
             memory.write_as::<[Descriptor]>(offset, &[]).unwrap();
         }
-        let behind: [Result<()>; 2] =
+        let past_end: [Result<()>; 2] =
             [memory.read_as::<Nothing>(LEN + 1).map(drop), memory.write_as(LEN + 1, &Nothing)];
-        assert!(behind.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{behind:?}");
+        assert!(past_end.iter().all(|r| matches!(r, Err(Error::OutOfBounds { .. }))), "{past_end:?}");
         assert!(memory.is_zero(0, LEN).unwrap());
     });
 }
 
 #[test]
-fn what_is_longer_than_the_rest_is_refused_and_nothing_is_copied() {
+fn access_past_the_end_is_refused_and_copies_nothing() {
     on_each_memory!(ReadWrite, |memory| {
         for offset in [LEN - 2 * SIZE + 1, LEN - SIZE + 1, LEN - 1, LEN, usize::MAX - SIZE, usize::MAX] {
             let mut array = descriptors(2);
@@ -139,7 +139,7 @@ fn what_is_longer_than_the_rest_is_refused_and_nothing_is_copied() {
 }
 
 #[test]
-fn writing_what_is_read_only_is_refused() {
+fn writing_read_only_memory_is_refused() {
     on_each_memory!(ReadOnly, |memory| {
         for offset in [0, 5, BORDER - 1, LEN - SIZE] {
             let refused = memory.write_as(offset, &descriptor(1));
@@ -181,7 +181,7 @@ fn structure_that_touches_a_hole_is_refused_and_nothing_is_copied() {
 }
 
 #[test]
-fn structures_that_a_guard_writes_are_noted_as_dirty() {
+fn structures_written_through_a_guard_are_dirty() {
     on_each_host(|host| {
         let (memory, guest) = (host.open(), host.create(GuestKind::Hvm, 2 * BUCKET / FRAME));
         let cache = cache(&memory, guest.domid(), 2);

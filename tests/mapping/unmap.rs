@@ -1,8 +1,10 @@
-//! Unmapping: who gets the references back, and when.
+//! When references are given back.
 
-#![expect(unsafe_code, reason = "system calls behind the library's back")]
+#![expect(unsafe_code, reason = "makes system calls that bypass the library")]
 
-use crate::common::{FRAME, ReadOnly, ReadWrite, ThenChild, alone, in_child, numbers, on_each_host, with_each_guest};
+use crate::common::{
+    FRAME, ReadOnly, ReadWrite, ThenChild, in_child, in_own_process, numbers, on_each_host, with_each_guest,
+};
 use xenmap::{Access, GuestKind};
 
 #[test]
@@ -15,13 +17,13 @@ fn drop_gives_the_references_back() {
         guest.destroy();
         assert_eq!(host.owned(domid), Some(20), "the mapping keeps every frame");
         drop(mapping);
-        assert_eq!(host.owned(domid), None, "the last reference is gone, and with it the domain");
+        assert_eq!(host.owned(domid), None, "the domain is freed with the last reference");
     });
 }
 
 #[test]
 fn aliases_and_a_child_hold_references_of_their_own() {
-    alone("unmap::aliases_and_a_child_hold_references_of_their_own", || {
+    in_own_process("unmap::aliases_and_a_child_hold_references_of_their_own", || {
         with_each_guest(64, |host, mut guest| {
             let (domid, gfns) = (guest.domid(), guest.gfns());
             let memory = host.open();
@@ -60,7 +62,7 @@ fn aliases_and_a_child_hold_references_of_their_own() {
 
 #[test]
 fn child_that_exits_gives_its_references_back() {
-    alone("unmap::child_that_exits_gives_its_references_back", || {
+    in_own_process("unmap::child_that_exits_gives_its_references_back", || {
         with_each_guest(8, |host, mut guest| {
             let (domid, gfns) = (guest.domid(), guest.gfns());
             let child = |wait: &dyn Fn()| {
@@ -71,7 +73,7 @@ fn child_that_exits_gives_its_references_back() {
             let exited = in_child(child, || {
                 guest.destroy();
                 assert_eq!(host.owned(domid), Some(8));
-                ThenChild::GoesOn
+                ThenChild::Continues
             });
             assert!(exited);
             assert_eq!(host.owned(domid), None);
@@ -81,26 +83,26 @@ fn child_that_exits_gives_its_references_back() {
 
 #[test]
 fn drop_in_a_forked_child_touches_nothing() {
-    alone("unmap::drop_in_a_forked_child_touches_nothing", || {
+    in_own_process("unmap::drop_in_a_forked_child_touches_nothing", || {
         with_each_guest(4, |host, guest| {
             guest.number_frames();
             let mapping = host.open().map_foreign_batch(guest.domid(), ReadWrite, &guest.gfns()).unwrap();
             let mut mapping = Some(mapping);
             let survived = in_child(
                 |wait| {
-                    // Something of the child's own, where the parent's mapping is.
+                    // The child maps memory at the address of the parent's mapping.
                     let at = mapping.as_ref().unwrap().view().as_ptr();
                     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-                    // SAFETY: in this process nothing is mapped there; the flag makes sure.
+                    // SAFETY: MAP_FIXED_NOREPLACE replaces no existing mapping.
                     let own = unsafe { libc::mmap(at.cast(), FRAME, prot, flags | libc::MAP_FIXED_NOREPLACE, -1, 0) };
                     assert_eq!(own, at.cast(), "the mapping is not inherited");
                     drop(mapping.take());
                     wait();
-                    // SAFETY: our own memory, which a wrong Drop would have taken away.
+                    // SAFETY: our own memory, unless Drop wrongly unmapped it, which the test would detect.
                     unsafe { at.write_volatile(7) };
                     true
                 },
-                || ThenChild::GoesOn,
+                || ThenChild::Continues,
             );
             assert!(survived);
             assert_eq!(numbers(mapping.as_ref().unwrap()), [0, 1, 2, 3], "the parent's mapping is as it was");
@@ -158,10 +160,10 @@ fn mapping_keeps_the_page_that_the_guest_gives_away() {
 }
 
 #[test]
-fn munmap_by_somebody_else_gives_the_references_back_too() {
+fn munmap_outside_the_library_gives_the_references_back_too() {
     with_each_guest(4, |host, mut guest| {
         let mapping = host.open().map_foreign_batch(guest.domid(), ReadOnly, &guest.gfns()).unwrap();
-        // Its own Drop would unmap whatever another thread has there by then.
+        // Drop would unmap what another thread may have mapped there by then.
         let mapping = std::mem::ManuallyDrop::new(mapping);
         guest.destroy();
         // SAFETY: nobody uses the mapping any more.

@@ -1,6 +1,6 @@
-//! A guest's RAM, mapped through the map cache, with the traits of rust-vmm's vm-memory.
+//! A guest's RAM, mapped by the map cache, through rust-vmm's vm-memory traits.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use xenmap::mock::{Dom0, Fault, MockDomain, MockHost};
 use xenmap::vm_memory::{CachedMemory, DirtySlice, PinnedMemory};
 use xenmap::{CacheConfig, Domid, Error, ForeignMemory, Guest, GuestKind, InvalidNumber, MapCache, NumberRange, Pfn};
 
-/// RAM of 16 frames through a cache with so many frames in a bucket, and a budget of so many buckets.
+/// Returns 16 frames of RAM through a cache, with `frames` frames per bucket and a budget of `buckets` buckets.
 fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -> CachedMemory {
     let mut config = CacheConfig::default();
     config.bucket_size = frames * FRAME;
@@ -24,7 +24,7 @@ fn cached(memory: &ForeignMemory, domid: Domid, frames: usize, buckets: usize) -
     CachedMemory::new(Arc::new(cache), &[0..8, 8..16].map(pfns))
 }
 
-/// The same on a simulated host, whose references can be counted.
+/// Runs a test with such RAM on a simulated host, whose references can be counted.
 fn on_the_mock(frames: usize, buckets: usize, test: impl Fn(&MockHost, &MockDomain, CachedMemory)) {
     for (dom0, page_size) in MOCKS {
         let host = mock_with_pages(dom0, page_size);
@@ -51,7 +51,7 @@ fn slice(memory: &PinnedMemory, address: GuestAddress, count: usize) -> Volatile
 }
 
 #[test]
-fn what_is_written_is_the_guests() {
+fn writes_reach_the_guest() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let memory = host.open();
@@ -88,7 +88,7 @@ fn no_slice_spans_a_hole() {
         let ram = cached(&memory, guest.domid(), 4, 1).memory();
         assert!(slices(&ram, at(4, 0), FRAME)[0].is_ok());
         let all = slices(&ram, at(2, 0), 10 * FRAME);
-        assert_eq!(all.len(), 2, "none after the error");
+        assert_eq!(all.len(), 2, "a slice follows the error");
         assert_eq!(all[0].as_ref().unwrap().len(), 2 * FRAME);
         let Err(GuestMemoryError::IOError(e)) = &all[1] else { panic!("{:?}", all[1]) };
         assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
@@ -100,7 +100,7 @@ fn no_slice_spans_a_hole() {
 }
 
 #[test]
-fn only_what_can_be_accessed_is_said_to_be() {
+fn check_range_accepts_only_accessible_ranges() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let memory = host.open();
@@ -117,7 +117,7 @@ fn only_what_can_be_accessed_is_said_to_be() {
 }
 
 #[test]
-fn nothing_is_mapped_for_what_is_not_all_ram() {
+fn range_that_is_not_all_ram_maps_nothing() {
     on_the_mock(4, 4, |host, domain, ram| {
         let memory = ram.memory();
         for (address, count, first) in [
@@ -139,7 +139,7 @@ fn nothing_is_mapped_for_what_is_not_all_ram() {
 }
 
 #[test]
-fn ram_beyond_the_last_frame_number_is_refused() {
+fn ram_past_the_last_frame_number_is_refused() {
     on_the_mock(1, 1, |_, _, ram| {
         for numbers in [0..(1 << 40) + 1, u64::MAX - 1..u64::MAX, 0..u64::MAX] {
             assert!(matches!(NumberRange::<Pfn>::try_from(numbers), Err(InvalidNumber::Frame { .. })));
@@ -164,7 +164,7 @@ fn address_is_never_moved_to_the_start_of_its_page() {
 }
 
 #[test]
-fn hit_is_no_hypercall() {
+fn hit_makes_no_hypercall() {
     on_the_mock(4, 4, |host, domain, ram| {
         ram.memory().read_slice(&mut vec![0; 16 * FRAME], at(0, 0)).unwrap();
         let before = host.hypercalls();
@@ -185,7 +185,7 @@ fn slice_for_reading_can_be_written_by_safe_code() {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
         let ram = cached(&memory, guest.domid(), 4, 1);
-        // Somebody else had it mapped read-only.
+        // The bucket was mapped read-only before.
         drop(ram.cache().get(ReadOnly, 0, 8).unwrap());
         for access in [Permissions::No, Permissions::Read, Permissions::Write, Permissions::ReadWrite] {
             let memory = ram.memory();
@@ -197,18 +197,18 @@ fn slice_for_reading_can_be_written_by_safe_code() {
 }
 
 #[test]
-fn slices_survive_what_becomes_of_the_cache() {
+fn slices_survive_eviction_invalidation_and_close() {
     on_the_mock(2, 1, |host, domain, ram| {
         domain.write(gfn(3), 0, b"before");
         let memory = ram.memory();
         let slice = slice(&memory, at(3, 0), 6);
         let contents = || slice.load::<u32>(0, Ordering::Relaxed).unwrap().to_ne_bytes();
 
-        // Evicted, as far as the cache may.
+        // Evicts the others, but not the pinned bucket.
         for frame in [4, 6, 8, 10] {
             ram.memory().read_obj::<u8>(at(frame, 0)).unwrap();
         }
-        assert_eq!(host.references(domain.domid()), 4, "this one, and the one in the budget");
+        assert_eq!(host.references(domain.domid()), 4, "this bucket, and one within the budget");
         assert_eq!(&contents(), b"befo");
 
         domain.balloon_out(gfn(3));
@@ -216,9 +216,9 @@ fn slices_survive_what_becomes_of_the_cache() {
         domain.write(gfn(3), 0, b"after!");
         ram.cache().invalidate_all();
         assert_eq!(host.references(domain.domid()), 2);
-        assert_eq!(&contents(), b"befo", "the page that it was");
+        assert_eq!(&contents(), b"befo", "the slice keeps its page");
 
-        // The same object hands out what is there now, and keeps both.
+        // The same object now sees the new page, and keeps both.
         assert_eq!(&memory.read_obj::<[u8; 6]>(at(3, 0)).unwrap(), b"after!");
         assert_eq!(&contents(), b"befo");
         assert_eq!(host.references(domain.domid()), 4);
@@ -235,7 +235,7 @@ fn slices_survive_what_becomes_of_the_cache() {
 }
 
 #[test]
-fn pins_go_with_the_last_of_the_object() {
+fn pins_are_released_with_the_last_clone() {
     on_the_mock(2, 1, |_, _, ram| {
         let pinned = || ram.cache().statistics().pinned;
         let memory = ram.memory();
@@ -246,7 +246,7 @@ fn pins_go_with_the_last_of_the_object() {
         }
         assert_eq!(pinned(), 3);
         assert!(memory.check_range(at(0, 0), 16 * FRAME, Permissions::Read));
-        assert_eq!(pinned(), 3, "looking pins nothing");
+        assert_eq!(pinned(), 3, "check_range pins nothing");
         drop(memory);
         assert_eq!(pinned(), 3);
         drop(other);
@@ -269,7 +269,7 @@ fn hole_that_was_filled_is_found_after_an_invalidation() {
 }
 
 #[test]
-fn frames_that_were_written_are_reported() {
+fn written_frames_are_reported() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
@@ -284,7 +284,7 @@ fn frames_that_were_written_are_reported() {
         part.subslice(FRAME - 1, 2).unwrap().copy_from(&[1_u8]);
         assert_eq!(ram.cache().take_dirty(), [3..5, 7..8, 10..11]);
 
-        // Whoever writes through the pointer says so; what is outside of the slice is not believed.
+        // Code that writes through the pointer marks what it wrote; marks outside the slice are ignored.
         part.bitmap().mark_dirty(FRAME - 2, 2);
         part.bitmap().mark_dirty(usize::MAX, usize::MAX);
         part.bitmap().slice_at(2 * FRAME).mark_dirty(0, usize::MAX);
@@ -299,7 +299,7 @@ fn frames_that_were_written_are_reported() {
 }
 
 #[test]
-fn dead_guest_is_gone_when_nothing_is_pinned_any_more() {
+fn dead_guest_is_freed_when_nothing_is_pinned() {
     on_each_host(|host| {
         let mut guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
@@ -317,7 +317,7 @@ fn dead_guest_is_gone_when_nothing_is_pinned_any_more() {
 }
 
 #[test]
-fn failing_map_is_an_error_of_that_access_only() {
+fn failed_map_fails_only_that_access() {
     on_the_mock(4, 4, |host, _, ram| {
         let memory = ram.memory();
         for fault in [Fault::MapBatch(libc::ENOMEM), Fault::Mmap(libc::ENOMEM), frame_fails(1, libc::EBUSY)] {
@@ -335,7 +335,7 @@ fn frame_fails(index: usize, errno: i32) -> Fault {
 }
 
 #[test]
-fn nothing_that_a_guest_names_is_a_panic() {
+fn no_guest_address_causes_a_panic() {
     on_the_mock(2, 1, |_, domain, ram| {
         domain.balloon_out(gfn(HOLE));
         let memory = ram.memory();
@@ -344,7 +344,7 @@ fn nothing_that_a_guest_names_is_a_panic() {
         let addresses = [at(0, 0), at(1, FRAME - 1), at(4, 8), at(5, 0), at(15, FRAME - 1), at(16, 0)];
         for address in addresses.into_iter().chain(numbers.map(|n| GuestAddress(n as u64))) {
             for count in numbers {
-                assert!(slices(&memory, address, count).len() <= 9, "not more than there are buckets");
+                assert!(slices(&memory, address, count).len() <= 9, "at most one slice per bucket, and an error");
                 memory.check_range(address, count, Permissions::Write);
             }
             for order in [Ordering::Relaxed, Ordering::SeqCst] {
@@ -383,9 +383,9 @@ fn threads_share_an_object() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// What comes of any accesses is what a plain array says, as far as there is RAM.
+    /// Random accesses have the same results as on a plain array, where there is RAM.
     #[test]
-    fn accesses_are_those_of_a_plain_array(
+    fn accesses_match_a_plain_array(
         holes in proptest::collection::btree_set(0_u64..16, 0..4),
         frames in 0_u32..4,
         accesses in proptest::collection::vec((0_usize..17 * FRAME, 0_usize..3 * FRAME, any::<u8>(), 0..8), 1..40),
@@ -413,7 +413,7 @@ proptest! {
                     prop_assert_eq!(memory.read_slice(&mut bytes, address).is_ok(), is_ram);
                     prop_assert!(!is_ram || len == 0 || bytes == model[range]);
                 }
-                // What is before a hole would be written.
+                // An access that reaches a hole would write the part before it.
                 _ if is_ram && len != 0 => {
                     memory.write_slice(&vec![value; len], address).unwrap();
                     model[range].fill(value);

@@ -1,4 +1,4 @@
-//! The traits of rust-vmm's vm-memory.
+//! Tests of rust-vmm's vm-memory traits.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,6 +1,6 @@
-//! A guest's RAM, mapped as a whole, through the traits of rust-vmm's vm-memory.
+//! A guest's RAM, mapped as a whole, through rust-vmm's vm-memory traits.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::sync::atomic::Ordering;
 
@@ -33,7 +33,7 @@ fn each_region_ends_at_a_hole() {
 }
 
 #[test]
-fn what_is_written_is_the_guests() {
+fn writes_reach_the_guest() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let ram = map_all(host, &guest);
@@ -57,7 +57,7 @@ fn no_slice_spans_a_hole() {
         assert!(ram.get_slice(at(4, 1), FRAME).is_err());
         assert!(ram.get_slice(at(5, 0), 1).is_err());
         let slices: Vec<_> = GuestMemoryBackend::get_slices(&ram, at(4, 0), 3 * FRAME).collect();
-        assert_eq!(slices.len(), 2, "no slice after the error");
+        assert_eq!(slices.len(), 2, "a slice follows the error");
         assert_eq!(slices[0].as_ref().unwrap().len(), FRAME);
         assert!(matches!(slices[1], Err(GuestMemoryError::InvalidGuestAddress(a)) if a == at(5, 0)));
     });
@@ -97,7 +97,7 @@ fn no_access_reaches_past_a_region() {
 }
 
 #[test]
-fn ranges_are_taken_in_any_order() {
+fn ranges_may_come_in_any_order() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, 16);
         let memory = host.open();
@@ -118,7 +118,7 @@ fn no_ram_at_all_is_an_error() {
         assert!(
             matches!(guest.map_ram(&[100..102, 104..105].map(pfns)), Err(Error::Frames(e)) if e.failed().len() == 3)
         );
-        assert!(guest.map_ram(&[0..1, (1 << 40) - 1..1 << 40].map(pfns)).is_ok(), "no frame at the other end");
+        assert!(guest.map_ram(&[0..1, (1 << 40) - 1..1 << 40].map(pfns)).is_ok(), "the second range has no RAM");
         assert!(matches!(guest.map_ram(&[0..1 << 40, 0..1].map(pfns)), Err(Error::TooManyFrames { .. })));
         for numbers in [u64::MAX - 1..u64::MAX, 0..u64::MAX] {
             assert!(NumberRange::<Pfn>::try_from(numbers).is_err());
@@ -129,7 +129,7 @@ fn no_ram_at_all_is_an_error() {
 }
 
 #[test]
-fn it_is_given_back_with_the_last_region() {
+fn memory_is_released_with_the_last_region() {
     on_each_host(|host| {
         let mut guest = with_a_hole(host);
         let ram = map_all(host, &guest);
@@ -138,14 +138,14 @@ fn it_is_given_back_with_the_last_region() {
         drop((ram, other));
         guest.destroy();
         assert_eq!(host.owned(guest.domid()), Some(15), "a zombie");
-        assert_eq!(region.read_obj::<u64>(MemoryRegionAddress(4096)).unwrap(), 1, "mapped as before");
+        assert_eq!(region.read_obj::<u64>(MemoryRegionAddress(4096)).unwrap(), 1, "still mapped");
         drop(region);
         assert_eq!(host.owned(guest.domid()), None);
     });
 }
 
 #[test]
-fn an_access_is_no_hypercall() {
+fn access_makes_no_hypercall() {
     let host = mock(Dom0::Pv);
     let domain = host.create_domain(GuestKind::Hvm, 16);
     let memory = host.open().unwrap();

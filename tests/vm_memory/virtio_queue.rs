@@ -1,7 +1,7 @@
-//! The queues of rust-vmm's virtio-queue in a guest's RAM: a driver in the guest, and a disk that serves it.
+//! rust-vmm's virtio-queue on a guest's RAM: a driver in the guest, and a disk that serves it.
 
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
-#![expect(clippy::print_stdout, reason = "says which memory a failing test was on")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+#![expect(clippy::print_stdout, reason = "shows the memory of a failed test")]
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ use xenmap::{CacheConfig, Gfn, Guest, GuestKind, MapCache};
 
 const FRAMES: usize = 64;
 const END: u64 = (FRAMES * FRAME) as u64;
-/// Where it balloons a frame out.
+/// The address of a ballooned-out frame.
 const HOLE: u64 = 0x9000;
 
 const QUEUE_SIZE: u16 = 16;
-// Each lies across a border of frames, and so of the smallest buckets; of the used ring even an element does.
+// Each crosses a border of frames, and so of the smallest buckets. In the used ring, even one element does.
 const DESCRIPTORS: u64 = 0x1F80;
 const AVAILABLE: u64 = 0x2FF6;
 const USED: u64 = 0x3FC0;
@@ -37,14 +37,14 @@ const NOT_YET: u8 = 0xEE;
 
 const SECTOR: usize = 512;
 
-/// The driver in the guest, which writes and reads RAM as a guest does.
+/// The driver in the guest, which reads and writes RAM as a guest does.
 struct Driver {
     guest: MockDomain,
-    /// How many chains it has made available.
+    /// The number of chains made available.
     available: u16,
 }
 
-/// A part of a chain: address, length, and whether the device writes it.
+/// A buffer of a chain: address, length, and whether the device writes it.
 type Buffer = (u64, u32, bool);
 
 impl Driver {
@@ -67,7 +67,7 @@ impl Driver {
         self.write(table + 16 * u64::from(index), &bytes);
     }
 
-    /// Writes a chain to a table, from its first entry on.
+    /// Writes a chain to the first entries of a table.
     fn write_chain(&self, table: u64, buffers: &[Buffer]) {
         for (&(address, len, is_written), index) in buffers.iter().zip(0..) {
             let more = if usize::from(index) + 1 < buffers.len() { NEXT } else { 0 };
@@ -76,14 +76,14 @@ impl Driver {
         }
     }
 
-    /// Makes the chain that begins with the first entry of the table available.
+    /// Makes the chain that begins at the table's first entry available.
     fn kick(&mut self) {
         self.write(AVAILABLE + 4 + 2 * u64::from(self.available % QUEUE_SIZE), &0_u16.to_le_bytes());
         self.available = self.available.wrapping_add(1);
         self.write(AVAILABLE + 2, &self.available.to_le_bytes());
     }
 
-    /// How many chains came back, and what the last of them says: its head, and how many bytes were written.
+    /// Returns how many chains came back, and the last one's head and number of written bytes.
     fn used(&self) -> (u16, u32, u32) {
         let count = u16::from_le_bytes(self.read(USED + 2, 2).try_into().unwrap());
         let element = self.read(USED + 4 + 8 * u64::from(count.wrapping_sub(1) % QUEUE_SIZE), 8);
@@ -112,7 +112,7 @@ enum Memory {
 }
 
 impl Device {
-    /// Serves what is in the queue.
+    /// Serves all requests in the queue.
     fn serve(&mut self) {
         match &self.memory {
             Memory::Whole(ram) => serve(ram, &mut self.queue, &mut self.disk),
@@ -133,7 +133,7 @@ fn serve<A: GuestAddressSpace>(space: &A, queue: &mut Queue, disk: &mut [u8]) {
     assert!(queue.is_valid(&*memory));
     drop(memory);
     loop {
-        // An object of its own for each request, so that no more is pinned than one needs.
+        // A new object for each request, so that only one request's memory is pinned.
         let memory = space.memory();
         let Some(chain) = queue.pop_descriptor_chain(memory.clone()) else { break };
         let head = chain.head_index();
@@ -145,7 +145,7 @@ fn serve<A: GuestAddressSpace>(space: &A, queue: &mut Queue, disk: &mut [u8]) {
     }
 }
 
-/// Serves a request of virtio-blk, and returns how many bytes of the guest's it wrote; an error if the chain is none.
+/// Serves a virtio-blk request, and returns how many bytes it wrote to the guest. Fails if the chain is malformed.
 fn serve_request<A: GuestAddressSpace>(
     memory: &A::M,
     chain: DescriptorChain<A::T>,
@@ -170,7 +170,7 @@ fn serve_request<A: GuestAddressSpace>(
     Ok(u32::try_from(writer.bytes_written() + status.bytes_written())?)
 }
 
-/// A guest's RAM through a cache, of which one bucket only is kept when none is in use.
+/// Returns a guest's RAM through a cache whose budget is one bucket.
 fn cached(guest: Guest, bucket_size: usize) -> CachedMemory {
     let mut config = CacheConfig::default();
     config.bucket_size = bucket_size;
@@ -179,7 +179,7 @@ fn cached(guest: Guest, bucket_size: usize) -> CachedMemory {
     CachedMemory::new(Arc::new(cache), &[0..16, 16..FRAMES as u64].map(pfns))
 }
 
-/// Runs a test with each kind of memory: mapped whole, and through caches of several sizes of buckets.
+/// Runs a test with RAM mapped as a whole, and through caches with several bucket sizes.
 fn with_each_memory(test: impl Fn(&MockHost, &mut Driver, &mut Device)) {
     for bucket_size in [None, Some(4 << 10), Some(16 << 10), Some(64 << 10)] {
         println!("buckets: {bucket_size:?}");
@@ -202,7 +202,7 @@ fn with_each_memory(test: impl Fn(&MockHost, &mut Driver, &mut Device)) {
         let mut driver = Driver { guest: guest.clone(), available: 0 };
         test(&host, &mut driver, &mut device);
         if let Memory::Cached(ram) = &device.memory {
-            assert_eq!(ram.cache().statistics().pinned, 0, "pins go with the request");
+            assert_eq!(ram.cache().statistics().pinned, 0, "the request is still pinned");
         }
         drop(device);
         assert_eq!(host.references(guest.domid()), 0);
@@ -234,7 +234,7 @@ fn block_read_fills_buffers_across_buckets() {
             data.extend(driver.read(address, len as usize));
         }
         assert_eq!(data, device.disk[3 * SECTOR..][..data.len()]);
-        assert_eq!(driver.read(0xB101, 1), [0], "not a byte more");
+        assert_eq!(driver.read(0xB101, 1), [0], "one byte too many was written");
     });
 }
 
@@ -321,7 +321,7 @@ fn malformed_chain_comes_back_unserved() {
 }
 
 #[test]
-fn chain_in_a_circle_has_an_end() {
+fn cyclic_chain_ends() {
     with_each_memory(|_, driver, device| {
         driver.write_header(0x5000, OUT, 0);
         driver.write_descriptor(DESCRIPTORS, 0, (0x5000, 16), NEXT, 1);
@@ -329,7 +329,7 @@ fn chain_in_a_circle_has_an_end() {
         driver.kick();
         device.serve();
         assert_eq!(driver.used(), (1, 0, 0), "no status byte");
-        // An indirect table that leads to itself.
+        // An indirect table that points to itself.
         driver.write_descriptor(DESCRIPTORS, 0, (DESCRIPTORS, 16), INDIRECT, 0);
         driver.kick();
         device.serve();
@@ -338,7 +338,7 @@ fn chain_in_a_circle_has_an_end() {
 }
 
 #[test]
-fn head_beyond_the_table_is_no_chain() {
+fn head_past_the_table_is_refused() {
     with_each_memory(|_, driver, device| {
         driver.write(AVAILABLE + 4, &QUEUE_SIZE.to_le_bytes());
         driver.write(AVAILABLE + 2, &1_u16.to_le_bytes());
@@ -363,7 +363,7 @@ fn queue_outside_of_ram_is_not_valid() {
 }
 
 #[test]
-fn request_is_served_from_what_the_guest_has_now() {
+fn request_sees_the_guests_current_memory() {
     with_each_memory(|_, driver, device| {
         let Memory::Cached(ram) = &device.memory else { return };
         let cache = Arc::clone(ram.cache());
@@ -383,7 +383,7 @@ fn request_is_served_from_what_the_guest_has_now() {
 }
 
 #[test]
-fn frames_that_a_request_wrote_are_reported() {
+fn frames_written_by_a_request_are_reported() {
     with_each_memory(|_, driver, device| {
         let Memory::Cached(ram) = &device.memory else { return };
         let cache = Arc::clone(ram.cache());
@@ -392,7 +392,7 @@ fn frames_that_a_request_wrote_are_reported() {
         driver.kick();
         cache.track_dirty(true);
         device.serve();
-        // The data, its status, and the used ring.
+        // The data, the status, and the used ring.
         assert_eq!(cache.take_dirty(), [3..4, 10..13]);
         assert!(cache.take_dirty().is_empty());
     });

@@ -1,13 +1,13 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# What differs for an arm64 dom0. `run` sources it behind the other files, so that what it defines takes the place of
-# theirs: other packages, programs that are cross-built, and a QEMU that emulates an arm64 machine.
+# What differs for an arm64 dom0: packages, cross-built programs, and a QEMU that emulates an arm64 machine. `run`
+# sources this file last, so its definitions replace those of the others.
 
 arch=arm64
 triple=aarch64-unknown-linux-gnu
 cross=aarch64-linux-gnu-
 library=lib/aarch64-linux-gnu/libxenforeignmemory.so.1
 excuses+=("$here/x86-only.txt")
-library_tests=mapping::copy:: # by assembly
+library_tests=mapping::copy:: # the assembly for arm64
 needed=(qemu-system-aarch64:qemu-system-arm aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu cpio:cpio
         /usr/aarch64-linux-gnu/include/stdio.h:libc6-dev-arm64-cross gdb-multiarch:gdb-multiarch
         /usr/include/xenforeignmemory.h:libxen-dev xz:xz-utils)
@@ -16,7 +16,7 @@ needed=(qemu-system-aarch64:qemu-system-arm aarch64-linux-gnu-gcc:gcc-aarch64-li
 packages=(xen-hypervisor-4.17-arm64 xen-utils-4.17 xenstore-utils linux-image-arm64 linux-image-6.12-arm64-16k
           busybox-static strace)
 programs+=(usr/lib/xen-4.17/bin/test-{resource,paging-mempool})
-# Not all of them are modules of both.
+# Each kernel has some of these built in.
 modules=(drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs}.ko
          drivers/virtio/virtio_mmio.ko
          fs/netfs/netfs.ko fs/fscache/fscache.ko net/9p/{9pnet,9pnet_virtio}.ko fs/9p/9p.ko)
@@ -42,8 +42,8 @@ unpack_packages() {
     rm -rf "$all"
 }
 
-# unpack_kernel SIZE_OF_ITS_PAGES PACKAGE: also as a cpio with its modules, and itself for guests. (One of the packages
-# has no files: it depends on the kernel of the day.)
+# unpack_kernel PAGE_SIZE PACKAGE: also packs a cpio with the modules, and the kernel for guests. (One of the packages
+# has no files: it only depends on the current kernel.)
 unpack_kernel() {
     local from=$all/$1 to=$cache/kernel-$1 module
     dpkg -x "$2" "$from"
@@ -54,11 +54,11 @@ unpack_kernel() {
     for module in "${modules[@]}"; do
         find "$from/lib/modules" -path "*/kernel/$module*" -exec cp {} "$to/lib/modules/" \;
     done
-    find "$to" -name '*.xz' -exec xz -d {} + # as newer kernels have them
+    find "$to" -name '*.xz' -exec xz -d {} + # newer kernels compress modules
     pack "$to" "$cache/kernel-$1.cpio"
 }
 
-# What the kept programs link to, and what that links to. (The loader, which would know, is an arm64 program.)
+# Copies the libraries of the kept programs, and their libraries. (The loader, which knows them, is an arm64 program.)
 copy_libraries() {
     local wanted library libraries=$base/lib/aarch64-linux-gnu
     mkdir -p "$libraries"
@@ -78,7 +78,7 @@ copy_libraries() {
 
 needed_by() { "${cross}readelf" -d "$@" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | sort -u; }
 
-# Unpacks a Rust for arm64 beside the one that is installed, whose cargo goes on with it, and has cargo use it.
+# Unpacks a Rust that builds for arm64, and has the installed cargo use it.
 install_rust() {
     rust=$lab/rust-$(declare -f download_rust download_debs | sha256sum | cut -c1-16)
     exec 9>"$lab/lock"
@@ -95,7 +95,7 @@ install_rust() {
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 }
 
-# Rust with what its compiler links to, a standard library for arm64, and a QEMU that runs single programs.
+# Downloads Rust with its compiler's libraries, a standard library for arm64, and a QEMU that runs single programs.
 download_rust() {
     local program standard_library='libstd-rust-web[^_]*'
     local links_to='libllvm[0-9]+|libz3-4|libedit2|libxml2|libicu72|libffi8|libbsd0|libmd0'
@@ -113,8 +113,8 @@ END
     done
 }
 
-# download_debs ARCHITECTURE PACKAGE NAMES: of it and what it needs, those whose names the regular expression matches.
-# In a shell of its own, as apt has another state here.
+# download_debs ARCHITECTURE PACKAGE NAMES: unpacks PACKAGE and its dependencies as far as the regular expression NAMES
+# matches them. It runs in a subshell, because apt has a different state here.
 download_debs() (
     arch=$1 lab=$rust/$1 debs=$rust/$1/debs
     mkdir -p "$lab/apt" "$debs"
@@ -131,8 +131,8 @@ build_stub() {
     "${cross}objcopy" -O binary -j .text "$work/stub" "$1"
 }
 
-# On arm64 Xen lets no kernel of its domains step through a program (MDSCR_EL1 reads as zero), so the kernel can probe
-# only those instructions that it simulates. One of them is `ret`; a function may have several.
+# On arm64, Xen lets no kernel of its domains single-step a program (MDSCR_EL1 reads as zero), so the kernel can only
+# probe instructions that it simulates. `ret` is one of them; a function may have several.
 probe_returns() {
     local address
     "${cross}objdump" -d --start-address="$2" --stop-address=$(($2 + $3)) "$work/overlay/$library" |
@@ -141,30 +141,31 @@ probe_returns() {
     done
 }
 
-# What the contract lane makes its guests of, and looks at them with.
+# Builds the stub guest and the program that reads frames, for the contract lane.
 prepare_guests() {
     build_stub "$work/overlay/lab/stub"
     link_libraries
     compile "$here/frames.c" "$work/overlay/lab/frames"
 }
 
-# Xen finds dom0's kernel and initramfs in the machine's memory, where guest-loader puts them, by the device tree that it
-# is given with them. Dom0's own begins at 3 GiB, as Xen's log says.
+# guest-loader puts dom0's kernel and initramfs into the machine's memory, and Xen finds them by the device tree. Dom0's
+# own memory begins at 3 GiB, as Xen's log says.
 qemu_command() {
-    # Without single atomic instructions (LSE), and with them: src/mapping/copy/aarch64.rs knows both. The former has no
-    # pages of 16 KiB.
+    # src/mapping/copy/aarch64.rs has code for processors with and without atomic instructions (LSE). cortex-a57 has
+    # none, and no pages of 16 KiB.
     local processor=cortex-a57
     [[ $kernel == 4k ]] || processor=neoverse-n1
     qemu=(qemu-system-aarch64 -machine 'virt,gic-version=3,virtualization=on' -cpu "$processor" -smp "$cpus" -m 5120)
     qemu+=(-net none -display none -no-reboot -kernel "$cache/xen")
     if [[ $lane == cost ]]; then
-        # As on x86: the emulated clock counts instructions.
+        # As on x86, the emulated clock counts instructions.
         qemu+=(-accel 'tcg,thread=single' -icount 'shift=0,sleep=off')
     else
         qemu+=(-accel 'tcg,thread=multi')
     fi
     qemu+=(-append "console=dtuart dom0_mem=1024M bootscrub=0 loglvl=warning guest_loglvl=warning")
-    # kpti=off: what it guards against is not emulated, and each system call would take several times as long.
+    # kpti=off: the emulation does not have the flaw that it guards against, and it would slow each system call several
+    # times.
     qemu+=(-device "guest-loader,addr=0x49000000,kernel=$cache/vmlinuz-$kernel,bootargs=console=hvc0 quiet kpti=off")
     qemu+=(-device "guest-loader,addr=0x4f000000,initrd=$work/initramfs")
     mkdir "$work/export" # a folder for dumps

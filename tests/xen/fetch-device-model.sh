@@ -1,16 +1,16 @@
 # shellcheck shell=bash disable=SC2154
-# What only the capi lane needs of Debian: the device model of HVM guests with its firmware, and Xen's own tests.
-# Downloaded and unpacked under $lab like the rest (see fetch.sh), and made into a cpio of its own.
+# Downloads what only the capi lane needs from Debian, into a cpio of its own: the device model of HVM guests with its
+# firmware, and Xen's own tests. See fetch.sh for the rest.
 
 device_model_packages=(qemu-system-xen xen-utils-4.17)
 device_model_programs=(usr/libexec/xen-qemu-system-i386 usr/lib/xen-4.17/bin/test-{resource,paging-mempool})
-# hvmloader and the BIOS that it starts; the option ROM by which that BIOS boots a kernel without a disk; what QEMU
-# wants to see even if there is no keyboard.
+# hvmloader and its BIOS; the option ROM with which the BIOS boots a kernel without a disk; a keymap, which QEMU
+# requires even without a keyboard.
 device_model_data=(usr/lib/xen-4.17/boot/hvmloader usr/share/seabios/bios-256k.bin
                    usr/share/qemu/{linuxboot.bin,keymaps/en-us})
 
-# Sets $device_model to the folder that belongs to exactly these package versions and this recipe, and fills it if it
-# is new. The locals are what own_apt goes by.
+# Sets $device_model to the folder for these package versions and this recipe, and fills it if it is new. own_apt reads
+# the locals.
 fetch_device_model() {
     local debs packages=("${device_model_packages[@]}")
     exec 9>"$lab/lock"

@@ -1,31 +1,31 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# Debian's Xen, kernel and tools, downloaded and unpacked under $lab (target/xen-lab) and made into what every boot
-# shares: $cache/xen.elf, vmlinuz and base.cpio. Nothing is installed.
+# Downloads and unpacks Debian's Xen, kernel and tools under $lab (target/xen-lab), and builds the files that all boots
+# share: $cache/xen.elf, vmlinuz and base.cpio. It installs nothing.
 
 arch=amd64
-# What the dom0 is made of. linux-image-amd64 and the others bring their dependencies along.
+# The packages of dom0; apt adds their dependencies.
 packages=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils linux-image-amd64 busybox-static strace)
-# The programs that are kept of them, and the libraries that nothing links to but a bench opens.
+# The programs that dom0 gets.
 programs=(usr/lib/xen-4.17/bin/{xl,xenstored,xenconsoled,xenconsole,xen-init-dom0,libxl-save-helper}
           usr/bin/{strace,xenstore-ls})
-# Xen's devices, and what shares a folder with the machine that QEMU runs on: virtio and 9p.
+# Xen's devices, and virtio and 9p for the shared folder.
 modules=(drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs}.ko
          drivers/virtio/{virtio,virtio_ring,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci}.ko
          fs/netfs/netfs.ko fs/fscache/fscache.ko net/9p/{9pnet,9pnet_virtio}.ko fs/9p/9p.ko)
-extra_libraries=(libxenforeignmemory.so.1 libgcc_s.so.1)
-recipe=("$here/fetch.sh") # what $cache depends on, beside the packages
+extra_libraries=(libxenforeignmemory.so.1 libgcc_s.so.1) # a bench opens them
+recipe=("$here/fetch.sh") # $cache depends on these files and on the packages
 
-# From PyPI: what reads dumps, and what that needs.
+# From PyPI: programs that read dumps.
 reader_packages=(volatility3==2.28.2 pefile==2024.8.26 drgn==0.3.0)
 
 say() { printf '%s\n' "xen-lab: $*"; }
 die() { printf '%s\n' "xen-lab: $*" >&2; exit 1; }
 
-# A program or a file, and the Debian package that it is in.
+# PROGRAM-OR-FILE:PACKAGE, where the package is Debian's.
 needed=(qemu-system-x86_64:qemu-system-x86 cpio:cpio gdb:gdb)
 needed_for_c=(gcc:gcc /usr/include/xenforeignmemory.h:libxen-dev)
 
-# need PROGRAM-OR-FILE:PACKAGE...
+# need PROGRAM-OR-FILE:PACKAGE...: fails if one is missing.
 need() {
     local pair missing=()
     for pair; do
@@ -36,17 +36,17 @@ need() {
         echo "xen-lab: these packages are missing: apt-get install ${missing[*]}" >&2
         exit 2
     fi
-    command -v apt-get >/dev/null || die "apt-get is needed to download Debian's Xen (Debian 12 is what this is made for)"
+    command -v apt-get >/dev/null || die "apt-get is needed to download Debian's Xen; use Debian 12"
     command -v cargo >/dev/null || die "cargo is needed to build the test programs"
 }
 
-# apt with a state of its own: an empty list of installed packages, so that the whole closure is
-# downloaded whatever this machine has, and caches and locks of its own, so that root is not needed.
+# apt with a state of its own: an empty list of installed packages, so that it downloads all dependencies whatever this
+# machine has, and its own caches and locks, so that it does not need root.
 own_apt() {
     mkdir -p "$debs/partial" "$lab/apt/lists/partial"
     : >"$lab/apt/status"
     local lists=()
-    # Lists of our own once the machine's turned out to be missing or stale (see fetch).
+    # Our own lists, once the machine's were missing or stale (see fetch).
     [ -e "$lab/apt/use-own-lists" ] && lists=(-o "Dir::State::lists=$lab/apt/lists")
     LC_ALL=C apt-get -qy --no-install-recommends -o "Dir::State::status=$lab/apt/status" -o "Dir::Cache=$lab/apt" \
         -o "Dir::Cache::archives=$debs/" -o APT::Sandbox::User="$(id -un)" -o APT::Architecture=$arch \
@@ -59,10 +59,10 @@ update_own_lists() {
     own_apt update >"$lab/apt/log" 2>&1 || true
 }
 
-# Sets $cache to the folder that belongs to exactly these package versions and this recipe, and fills it if it is new.
+# Sets $cache to the folder for these package versions and this recipe, and fills it if it is new.
 fetch() {
     mkdir -p "$lab/apt"
-    exec 9>"$lab/lock" # two runs may have been started together
+    exec 9>"$lab/lock" # another run may be fetching too
     flock 9
     if ! find_packages; then
         update_own_lists
@@ -86,7 +86,7 @@ fetch() {
 
 find_packages() {
     local uris
-    debs=$lab/apt/archives # apt makes this folder's lock even if it only looks
+    debs=$lab/apt/archives # apt creates a lock there even if it downloads nothing
     uris=$(own_apt install --print-uris "${packages[@]}" 2>"$lab/apt/log") || return
     debs=$lab/debs-$(sha256sum <<<"$uris" | cut -c1-16)
     cache=$lab/cache-$(cat - "${recipe[@]}" <<<"$uris" | sha256sum | cut -c1-16)
@@ -113,7 +113,7 @@ unpack_packages() {
     cp "$all"/boot/vmlinuz-* "$cache/vmlinuz"
     for module in "${modules[@]}"; do cp "$all"/lib/modules/*/kernel/"$module" "$base/lib/modules/"; done
     cp "$all/bin/busybox" "$base/bin/"
-    # The loader itself says which libraries the kept programs need, and where they are.
+    # The loader lists the libraries of each program.
     for program in "${programs[@]}"; do
         install -D "$all/$program" "$base/$program"
         "$ld" --library-path "$libs" --list "$all/$program"
@@ -128,10 +128,11 @@ unpack_packages() {
     rm -rf "$all"
 }
 
-# A folder as a cpio for the kernel. Not compressed: the emulated machine unpacks slower than it reads.
+# pack FOLDER FILE: as a cpio for the kernel. It is not compressed, because the emulated machine unpacks slower than it
+# reads.
 pack() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0) >"$2"; }
 
-# Programs that read dumps, in a Python environment of their own. Sets $readers to its folder.
+# Installs the programs that read dumps into a Python environment, and sets $readers to its folder.
 install_readers() {
     readers=$all_labs/readers-$(sha256sum <<<"${reader_packages[*]}" | cut -c1-16)
     exec 9>"$all_labs/lock"

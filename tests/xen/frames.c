@@ -1,5 +1,5 @@
 // frames DOMID FIRST COUNT: writes consecutive frames of a guest to stdout. It maps them with Xen's own library
-// (libxenforeignmemory), so what it finds can be compared with what ours does.
+// (libxenforeignmemory), so that the result can be compared with ours.
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -25,7 +25,7 @@ int main(int argc, char **argv) {
         uint64_t gfns[WINDOW];
         size_t frames = 0;
         while (frames < WINDOW && next < end) gfns[frames++] = next++;
-        // Without a place for errors it maps all or none: a frame that could not be mapped must not be touched.
+        // Without an array for errors, it maps all frames or none. A frame that failed must not be touched.
         void *mapping = xenforeignmemory_map(handle, domid, PROT_READ, frames, gfns, NULL);
         if (!mapping) {
             perror("xenforeignmemory_map");

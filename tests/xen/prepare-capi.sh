@@ -1,21 +1,21 @@
 # shellcheck shell=bash disable=SC2154
-# Our libxenforeignmemory.so.1, and what the capi lane adds to dom0: that library in place of Debian's, where its
-# functions are, C programs that use it, and a guest to use them on.
+# Builds our libxenforeignmemory.so.1, and what the capi lane adds to dom0: that library in place of Debian's, the
+# places of its functions, C programs that use it, and a guest for them.
 
 library=lib/x86_64-linux-gnu/libxenforeignmemory.so.1
 
-# build_library FOLDER: puts our libxenforeignmemory.so.1 there.
+# build_library FOLDER: builds our libxenforeignmemory.so.1 into it.
 build_library() {
     say "building our libxenforeignmemory.so.1"
     link_libraries
-    # Not static, as the other programs are.
+    # Without the RUSTFLAGS for static programs.
     env -u RUSTFLAGS CARGO_TARGET_DIR="$lab/cargo" CARGO_BUILD_TARGET=$triple CC="${cross}gcc -L$work/link" \
         OBJCOPY="${cross}objcopy" AR="${cross}ar" "$root/capi/install" "$work/capi" >"$work/capi.log" 2>&1 ||
         { cat "$work/capi.log" >&2; die "capi/install failed"; }
     cp -L "$work/capi/lib/${library##*/}" "$1/"
 }
 
-# $work/link: dom0's own libraries, under the names that a linker looks for.
+# Links dom0's own libraries in $work/link, under the names that a linker looks for.
 link_libraries() {
     local name
     mkdir -p "$work/link"
@@ -24,13 +24,13 @@ link_libraries() {
     done
 }
 
-# compile SOURCE PROGRAM: of C, for dom0.
+# compile SOURCE PROGRAM: compiles C for dom0.
 compile() {
     "${cross}gcc" -O2 -Wall -pthread "$1" -o "$2" "-L$work/link" -lxenforeignmemory -lxentoolcore -lxentoollog ||
         die "$1 does not compile"
 }
 
-# build_stub FILE: in one piece from 1 MiB on, where nothing is in a guest's way.
+# build_stub FILE: links it at 1 MiB, in one segment; a guest has nothing else there.
 build_stub() { gcc -m32 -nostdlib -static -Wl,--build-id=none -Wl,-Ttext-segment=0x100000 "$here/stub.S" -o "$1"; }
 
 prepare_capi() {
@@ -44,7 +44,7 @@ prepare_capi() {
     for source in "$root"/capi/tests/xen_*.c; do compile "$source" "$overlay/tests/$(basename "$source" .c)"; done
 }
 
-# For the kernel's uprobe_events: probes on the returns of what opens and what maps, with what it returned.
+# Writes probes for the kernel's uprobe_events, on the returns of the functions that open and map, with their results.
 write_probes() {
     local call address size
     for call in open map map2 map_resource; do
@@ -54,10 +54,10 @@ write_probes() {
     done
 }
 
-# probe_returns CALL ADDRESS SIZE: of the function that does it.
+# probe_returns CALL ADDRESS SIZE: writes the probes for one function.
 probe_returns() { echo "r:capi/$1 /$library:$(file_offset "$2") ret=\$retval"; }
 
-# file_offset ADDRESS: in the library, by the segment that holds it.
+# file_offset ADDRESS: the address's offset in the library's file.
 file_offset() {
     local offset start size
     while read -r offset start size; do
@@ -66,5 +66,5 @@ file_offset() {
             return
         fi
     done < <(readelf -lW "$work/overlay/$library" | awk '$1 == "LOAD" { print $2, $3, $5 }')
-    die "nothing of $library is at $1"
+    die "no segment of $library contains $1"
 }

@@ -1,21 +1,21 @@
 # shellcheck shell=bash disable=SC2154
-# What one boot adds to the shared base: the test programs, the jobs, the list of what is to be run.
+# Prepares what one boot adds to the shared base: the test programs, the jobs, the list of tests.
 
 triple=x86_64-unknown-linux-gnu
-cross='' # what the names of compiler and binutils begin with
-runner=() # what a program is run with on this machine
-library_tests='' # of the library's own tests those that begin so; others need no Xen
+cross='' # the prefix of compiler and binutils
+runner=() # the command that runs a program of dom0 on this machine
+library_tests='' # the prefix of the unit tests that run too; the others need no Xen
 excuses=("$here/mock-only.txt")
 
-# Builds what runs in dom0 and puts it into $work/overlay/tests. Static, since the dom0 has only the libraries of
-# Debian's Xen tools, and in a target folder of their own, since the flags differ from those of a usual build.
+# Builds the programs for dom0 into $work/overlay/tests. They are static, because dom0 has only the libraries that
+# Debian's Xen tools use, and have a target folder of their own, because the flags differ from a usual build.
 build_programs() {
     local file binary
     mkdir -p "$work/overlay/tests" "$work/overlay/lab"
     : >"$work/overlay/lab/plan"
     say "building the programs for dom0"
     if [[ $lane == cost ]]; then
-        # Dynamic: it opens Debian's libxenforeignmemory beside ours.
+        # Dynamic, because it opens both Debian's libxenforeignmemory and ours.
         cargo_build bench --no-run --target "$triple" --bench xen_cost
         binary=$(executables benches | cut -d' ' -f2-)
         "${cross}strip" -o "$work/overlay/tests/xen_cost" "$binary"
@@ -27,12 +27,12 @@ build_programs() {
         { cat "$work/static.log" >&2; die "cli/static failed"; }
     tar -xzf "$work"/dist/*.tar.gz -C "$work/overlay/tests" --strip-components=2 --wildcards '*/bin/xenmap'
     export RUSTFLAGS=-Ctarget-feature=+crt-static
-    # With all features, as the tests below are: so the library is built once.
+    # With all features, as the tests below, so that the library is built once.
     cargo_build build --release --target "$triple" --all-features --example soak
     "${cross}strip" -o "$work/overlay/tests/soak" "$lab/cargo/$triple/release/examples/soak"
     [[ $lane == contract ]] || return 0
     cargo_build test --no-run --release --target "$triple" --tests --all-features
-    # Cargo's own list of what it has built: no leftovers of older builds.
+    # Cargo's list of what it has built, which has no leftovers of older builds.
     mkdir -p "$work/suite"
     while read -r file binary; do
         "${cross}strip" -o "$work/suite/$file" "$binary"
@@ -46,12 +46,12 @@ cargo_build() {
         { cat "$work/cargo.log" >&2; die "the build failed"; }
 }
 
-# "mapping /path/mapping-0123456789abcdef" for each "  Executable tests/mapping/main.rs (/path/…)", or tests/mapping.rs,
-# that cargo wrote.
+# executables FOLDER: turns cargo's lines "  Executable tests/mapping/main.rs (/path/…)", or tests/mapping.rs, into
+# "mapping /path/mapping-0123456789abcdef".
 executables() { sed -nE "s|^ *Executable $1/([^/ ]+)(/main)?\.rs \((.*)\)$|\1 \3|p" "$work/cargo.log"; }
 
-# Writes the plan, "file test" a line: every test there is but those that ${excuses[@]} excuse. Made here and not in
-# dom0 so that a wrong list is told before the boot, and so that the host knows what it must see a result of.
+# Writes the plan, "file test" per line: all tests except those listed in ${excuses[@]}. This happens before the boot,
+# so that an error in a list shows early, and the host knows which results to expect.
 plan_tests() {
     local plan=$work/overlay/lab/plan file filter test entry found excused='' wrong=''
     local form='^tests/([^/ .]+)([.]rs)? +([^ #]+) +# *[^ ]'
@@ -63,7 +63,7 @@ plan_tests() {
         [[ $file != */lib ]] || filter=("$library_tests")
         "${runner[@]}" "$file" --list --format terse "${filter[@]}" | sed -n "s/^\(.*\): test\$/${file##*/} \1/p"
     done >"$work/all-tests"
-    [[ ! $library_tests ]] || grep -q "^lib $library_tests" "$work/all-tests" || die "no test of $library_tests"
+    [[ ! $library_tests ]] || grep -q "^lib $library_tests" "$work/all-tests" || die "no test begins with $library_tests"
     while IFS= read -r entry; do
         [[ $entry =~ ^[[:space:]]*(#.*)?$ ]] && continue
         if [[ ! $entry =~ $form ]]; then
@@ -82,7 +82,7 @@ plan_tests() {
     [ -z "$wrong" ] || die "${excuses[*]}:$wrong"
     { grep -vxF "${excused%$'\n'}" "$work/all-tests" || true; } >"$plan"
     [ -s "$plan" ] || die "there is no test to run"
-    say "$(wc -l <"$plan") tests to run, $(grep -c . <<<"$excused" || true) that are left out"
+    say "$(wc -l <"$plan") tests to run, $(grep -c . <<<"$excused" || true) left out"
 }
 
 build_overlay() {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Reads the dumps that a job has exported: with gdb, volatility3, drgn, and by the formats' descriptions.
+"""Reads the dumps that a job has exported, with gdb, volatility3 and drgn, and with parsers of its own.
 
-readers.py FOLDER contract|speed|capi pv|pvh|arm64: in FOLDER is a folder for each guest, with the dumps and `facts`,
-lines of a name and a value. Prints PASS and FAIL lines, as the jobs do. Nothing here shares code with the tool that
-wrote the dumps. What a program finds must be where it is: each check goes by addresses.
+readers.py FOLDER contract|speed|capi pv|pvh|arm64: FOLDER has a folder for each guest, with the dumps and a file
+`facts`, which has a name and a value per line. Prints PASS and FAIL lines, as the jobs do. Nothing here shares code
+with the tool that wrote the dumps. Each check compares addresses: what a program finds must be where the guest has it.
 """
 
 import json
@@ -17,19 +17,19 @@ from pathlib import Path
 import drgn
 
 PAGE = 4096
-# What xl dump-core leaves out of any guest that is not PV, RAM or not: the VGA window and the MMIO below 4 GiB.
+# xl dump-core leaves these out for any guest that is not PV, RAM or not: the VGA window and the MMIO below 4 GiB.
 LEFT_OUT = (range(0xA0, 0xC0), range(0xF0000, 0x100000))
 # wc_version, wc_sec and wc_nsec of struct shared_info (x86).
 CLOCK = range(0xC00, 0xC0C)
 NO_FRAME = (1 << 64) - 1
-# Where the RAM of an arm64 guest is, that of the lab's Linux guest, and the frames that stub-arm64.S fills.
+# The first RAM bank of an arm64 guest, the RAM of the lab's Linux guest, and the frames that stub-arm64.S fills.
 ARM_BANK = range(0x4000_0000 // PAGE, 0x1_0000_0000 // PAGE)
 ARM_LINUX = ARM_BANK[: (128 << 20) // PAGE]
 ARM_STUB = ARM_BANK[1 : (32 << 20) // PAGE]
 
 
 class Dump:
-    """A dump as {frame: where its page is in the file}."""
+    """A dump. `places` maps each frame to its page's offset in the file."""
 
     def __init__(self, path):
         with open(path, "rb") as file:
@@ -55,18 +55,16 @@ class Dump:
             assert frame not in self.places, f"frame {frame:#x} twice"
             self.places[frame] = offset + at
 
-
     def find(self, pattern):
-        """The addresses at which a regular expression matches, page borders included."""
+        """Returns the addresses where a regular expression matches, also across page borders."""
         found = []
         for first, place, length in self.runs():
-            # From in front of the run: an expression may end where the run does.
             for match in re.compile(pattern).finditer(self.bytes, place, place + length):
                 found.append(first * PAGE + match.start() - place)
         return found
 
     def runs(self):
-        """Frames that are consecutive in the guest and in the file: the first, its place, bytes."""
+        """Returns runs of frames that are consecutive in the guest and in the file: [first frame, offset, bytes]."""
         runs = []
         for frame in sorted(self.places):
             place = self.places[frame]
@@ -84,13 +82,13 @@ def raw(path):
 
 
 def elf(path):
-    """An ELF core: its loadable segments."""
+    """Reads the loadable segments of an ELF core."""
     dump = Dump(path)
     (table,), (entry, count) = dump.unpack("Q", 0x20), dump.unpack("HH", 0x36)
     for index in range(count):
         kind, _, offset, _, address, in_file, in_memory = dump.unpack("IIQQQQQ", table + index * entry)
         if kind == 1:
-            assert in_file == in_memory, "a segment that is not whole in the file"
+            assert in_file == in_memory, "a segment is not completely in the file"
             dump.add_range(address, offset, in_file)
     return dump
 
@@ -107,11 +105,11 @@ def lime(path):
 
 
 def xen(path, frames_if_cut_off=()):
-    """What xl dump-core writes. If it was ended half way, the table of frames at the end of the file is missing; the
-    pages are in ascending order of these frames."""
+    """Reads a dump of xl dump-core. If dump-core was stopped early, the table of frames at the end is missing, and the
+    pages are those of `frames_if_cut_off`, in ascending order."""
     dump = Dump(path)
     (table,), (count,) = dump.unpack("Q", 0x28), dump.unpack("H", 0x3C)
-    # Not by name: the names are the very last thing in the file.
+    # By position, because the names are at the very end of the file.
     pages, pages_size = dump.unpack("QQ", table + (count - 2) * 64 + 0x18)
     frames, frames_size, _, _, entry = dump.unpack("QQQQQ", table + (count - 1) * 64 + 0x18)
     if frames + frames_size <= len(dump.bytes):
@@ -120,26 +118,26 @@ def xen(path, frames_if_cut_off=()):
     else:
         numbers = frames_if_cut_off[: max(0, len(dump.bytes) - pages) // PAGE]
     for index, frame in enumerate(numbers):
-        if frame != NO_FRAME:  # which pads the end
+        if frame != NO_FRAME:  # padding
             dump.add_range(frame * PAGE, pages + index * PAGE, PAGE)
     return dump
 
 
 def low_frames():
-    """Those of a guest that is not PV, below 4 GiB, as xl dump-core goes through them: all that are RAM. A dump that was
-    ended half way must not have come to where the RAM ends."""
+    """Returns the frames below 4 GiB in the order in which xl dump-core writes them for a guest that is not PV, as if
+    all were RAM. So a dump that was stopped early must not have reached the end of RAM."""
     return [frame for frame in range(1 << 20) if not any(frame in left for left in LEFT_OUT)]
 
 
 def xen_sections(path):
-    """Names, kinds and sizes of entries of the sections of what xl dump-core writes; no names if it was ended half way.
-    The names are in the order of the sections."""
+    """Returns the sections of a dump of xl dump-core: the names in order, and the kinds and entry sizes. The names are
+    None if dump-core was stopped early."""
     dump = Dump(path)
     (table,), (count, names) = dump.unpack("Q", 0x28), dump.unpack("HH", 0x3C)
     headers = [dump.unpack("IIQQQQIIQQ", table + index * 64) for index in range(count)]
     start, size = headers[names][4:6]
     text = dump.bytes[start : start + size]
-    # Volatility3 goes by the order, others by the place of each name.
+    # Volatility3 relies on the order of the names, others on the offset in each header.
     in_order = text.removesuffix(b"\0").split(b"\0") if len(text) == size else None
     if in_order:
         assert in_order == [text[at : text.index(b"\0", at)] for at, *_ in headers], in_order
@@ -147,12 +145,12 @@ def xen_sections(path):
 
 
 def only_the_clock_differs(page, other):
-    """Xen sets the wall clock in the shared info page of a guest that is not PV, also while the guest is paused."""
+    """Xen sets the wall clock in the shared info page of a guest that is not PV, even while the guest is paused."""
     return page[: CLOCK.start] == other[: CLOCK.start] and page[CLOCK.stop :] == other[CLOCK.stop :]
 
 
 def same(ours, theirs, special, may_lack=()):
-    """Every page of theirs is in ours, but for those that ours may lack; `special` are Xen's."""
+    """Checks that ours has every page of theirs, except those it may lack. `special` are frames of Xen."""
     lacking = [frame for frame in theirs.places if frame not in ours.places and frame not in may_lack]
     assert not lacking, f"{len(lacking)} frames are missing, the first is {lacking[0]:#x}"
     both = [frame for frame in theirs.places if frame in ours.places]
@@ -161,7 +159,7 @@ def same(ours, theirs, special, may_lack=()):
         different = [frame for frame in different if not only_the_clock_differs(ours.page(frame), theirs.page(frame))]
     assert not different, f"{len(different)} of {len(both)} frames differ, the first is {different[0]:#x}"
     filled = sum(1 for frame in both if theirs.page(frame).count(0) != PAGE)
-    assert filled > 1000, f"only {filled} of {len(both)} pages are not empty: that proves nothing"
+    assert filled > 1000, f"only {filled} of {len(both)} pages are not empty, which proves nothing"
     return f"{len(both)} pages are equal, {filled} of them not empty"
 
 
@@ -175,22 +173,22 @@ def output_of(*command):
 
 
 def banners(path, cache):
-    """What volatility3 takes for a kernel's banner, as {address: text}; in order, up to the first that is too near to the
-    end of RAM for volatility3 to read what follows. (A PVH guest's console, where it prints its version, is.)"""
+    """Returns the kernel banners that volatility3 finds, as {address: text}. It finds them in order, and stops at the
+    first that is too close to the end of RAM to read what follows, such as the one in a PVH guest's console."""
     vol = Path(sys.executable).with_name("vol")
     cache.mkdir(exist_ok=True)
-    # Not by its first line, which names the folder that it was installed in.
+    # With this interpreter, because the script's first line names the folder that it was installed in.
     out = output_of(sys.executable, vol, "--offline", "-q", "--cache-path", cache, "-f", path, "banners.Banners")
     rows = (line.split("\t", 1) for line in out.splitlines() if line.startswith("0x") and "\t" in line)
     return {int(address, 16): text.strip() for address, text in rows}
 
 
-def banner_is_where_it_is(path, form, cache, version, truth):
-    """Volatility3 finds a text at each of these addresses, and nowhere else."""
+def banner_is_at(path, form, cache, version, truth):
+    """Checks that volatility3 finds the text at exactly these addresses."""
     found = [address for address, text in banners(path, cache).items() if text == version]
-    if form == "xen":  # in which volatility3 finds nothing across a page border
+    if form == "xen":  # here, volatility3 finds nothing across a page border
         found, truth = ([at for at in places if at % PAGE <= PAGE - len(version)] for places in (found, truth))
-    assert truth and sorted(found) == sorted(truth), f"found at {hexes(found)}, but it is at {hexes(truth)}"
+    assert truth and sorted(found) == sorted(truth), f"found at {hexes(found)}, expected at {hexes(truth)}"
     return f"at {hexes(found)}"
 
 
@@ -212,11 +210,11 @@ def hexes(addresses):
 
 def check(name, function, *arguments):
     try:
-        told = function(*arguments)
+        detail = function(*arguments)
         print(f"PASS readers::{name}")
-        if told:
-            print(f"| {told}")
-    except Exception as error:  # whatever goes wrong is this check's result
+        if detail:
+            print(f"| {detail}")
+    except Exception as error:  # any error fails this check only
         print(f"FAIL readers::{name}")
         for line in f"{type(error).__name__}: {error}".splitlines()[-20:]:
             print(f"| {line}")
@@ -227,14 +225,14 @@ def check(name, function, *arguments):
 
 
 def holds_its_own_addresses(dump, frames):
-    """What the stub guest (stub.S, stub-arm64.S) has written into each of these frames."""
+    """Checks that each of these frames holds what the stub guest (stub.S, stub-arm64.S) has written."""
     wrong = [frame for frame in frames if dump.page(frame) != struct.pack("<Q", frame * PAGE).ljust(PAGE, b"\0")]
     assert not wrong, f"{len(wrong)} of {len(frames)} frames are wrong, the first is {wrong[0]:#x}"
-    return f"{len(frames)} frames hold what the guest has written"
+    return f"{len(frames)} frames hold what the guest wrote"
 
 
 def stub_holds_its_own_addresses_in_dump_core(path):
-    """From 2 MiB on, as far as the dump goes."""
+    """Checks the frames from 2 MiB to the end of the dump."""
     dump = xen(path, low_frames())
     frames = [frame for frame in dump.places if frame >= 512]
     assert len(frames) > 3000, f"only {len(frames)} frames"
@@ -242,7 +240,7 @@ def stub_holds_its_own_addresses_in_dump_core(path):
 
 
 def stub_holds_its_own_addresses_in_elf(path):
-    """In all of its RAM but the frame of its program."""
+    """Checks all of its RAM except the frame of its program."""
     dump = elf(path)
     ram = {frame for frame in dump.places if frame in ARM_BANK}
     assert ram == {*ARM_STUB, ARM_STUB.start - 1}, f"{len(ram)} frames of RAM"
@@ -273,47 +271,47 @@ class Guest:
 
     def has_what_core_lacks(self):
         ours, core = elf(self.folder / "elf"), xen(self.folder / "core")
-        assert set(ARM_LINUX) <= ours.places.keys(), "a frame is missing in ours"
-        assert not core.places, "xl dump-core has frames by now: say so in the README, and compare them"
-        told = (f"{len(dump.places)} frames in {len(dump.bytes)} bytes" for dump in (core, ours))
-        return "xl dump-core: {}; ours: {}".format(*told)
+        assert set(ARM_LINUX) <= ours.places.keys(), "our dump lacks a frame"
+        assert not core.places, "xl dump-core now has frames: update the README, and compare them"
+        sizes = (f"{len(dump.places)} frames in {len(dump.bytes)} bytes" for dump in (core, ours))
+        return "xl dump-core: {}; ours: {}".format(*sizes)
 
     def search_found_every_string(self):
-        """In every format, and nothing else: "ADDRESS TEXT" a line."""
-        lines = (self.folder / "strings").read_text().splitlines()
-        told = {int(address, 16): text for address, text in (line.split(" ", 1) for line in lines)}
+        """Checks that `search` found all strings and nothing else, in every format."""
+        lines = (self.folder / "strings").read_text().splitlines()  # "ADDRESS TEXT"
+        strings = {int(address, 16): text for address, text in (line.split(" ", 1) for line in lines)}
         for name, read in FORMATS.items():
             dump = read(self.folder / name)
             found = dump.find(b"XENMAP-")
-            assert found == sorted(told), f"search: {hexes(sorted(told))}, {name}: {hexes(found)}"
-            for address, text in told.items():
+            assert found == sorted(strings), f"search: {hexes(sorted(strings))}, {name}: {hexes(found)}"
+            for address, text in strings.items():
                 assert dump.read(address, len(text)) == text.encode(), f"{name} at {address:#x}: not {text}"
-        assert told.get(self.tmpfs) == self.canary, self.facts["tmpfs"]
-        return f"{len(told)} strings are where the search has found them, in {len(FORMATS)} formats"
+        assert strings.get(self.tmpfs) == self.canary, self.facts["tmpfs"]
+        return f"{len(strings)} strings are where the search found them, in {len(FORMATS)} formats"
 
     def banner_places(self):
-        """By where it is in the raw dump: the version and perhaps white space, and then NUL."""
+        """Returns where the raw dump has the version, followed by any white space and NUL."""
         return raw(self.folder / "raw").find(re.escape(self.facts["version"].encode()) + rb"\s*\0")
 
     def volatility_finds_the_banner(self, dump):
         cache = self.folder.parent / "cache"
-        return banner_is_where_it_is(self.folder / dump, dump, cache, self.facts["version"], self.banner_places())
+        return banner_is_at(self.folder / dump, dump, cache, self.facts["version"], self.banner_places())
 
     def volatility_reads_no_core_of_a_pv_guest(self, dump):
         found = banners(self.folder / dump, self.folder.parent / "cache")
         wrong = [address for address, text in found.items() if text == self.facts["version"]]
-        assert wrong, "no banner is found at all"
+        assert wrong, "volatility3 finds no banner at all"
         reads = set(wrong) == set(self.banner_places())
-        assert not reads, "volatility3 reads .xen_p2m by now: say so in the README, and check the addresses"
+        assert not reads, "volatility3 now reads .xen_p2m: update the README, and check the addresses"
 
     def sections_are_those_of_dump_core(self):
-        """In the same order, but for the shared info, which we have not, and for the names, which a dump-core that was
-        ended half way lacks."""
+        """Checks that the sections are the same, in the same order. We have no shared info, and a dump-core that was
+        stopped early has no names."""
         (names, kinds), (core_names, core_kinds) = xen_sections(self.folder / "xen"), xen_sections(self.folder / "core")
         shared_info = 4
         assert core_names is None or core_names.pop(shared_info) == b".xen_shared_info", core_names
         core_kinds.pop(shared_info)
-        # Of the registers of vcpus there is no entry in ours, and so no size of one.
+        # Ours has no registers of vcpus, and so no entry size for them.
         registers = 3
         core_kinds[registers] = kinds[registers]
         assert kinds == core_kinds, f"{kinds} {core_kinds}"
@@ -325,7 +323,7 @@ class Guest:
 
     def drgn_reads_the_canary(self):
         page = raw(self.folder / "raw").page(self.tmpfs // PAGE)
-        assert page.startswith(self.canary.encode(), self.tmpfs % PAGE), "it is not there in the raw dump"
+        assert page.startswith(self.canary.encode(), self.tmpfs % PAGE), "the raw dump does not have it there"
         drgn_reads(self.folder / "elf", self.tmpfs // PAGE * PAGE, page)
 
     def drgn_knows_the_kernel(self):
@@ -334,7 +332,7 @@ class Guest:
         version = self.facts["version"]
         release = program["UTS_RELEASE"].string_().decode()
         assert release == version.split()[2], release
-        # By the kernel's own page tables, which the dump's notes lead to.
+        # Uses the kernel's own page tables, which the dump's notes lead to.
         found = program.read(int(self.facts["symbol"].split()[0], 16), len(version))
         assert found == version.encode(), found
 
@@ -345,7 +343,7 @@ class Guest:
         holes = raw(self.folder / "raw")
         lacking = {frame for frame in holes.places if frame not in dumps[0].places}
         same(dumps[0], holes, self.special, may_lack=lacking)
-        assert all(holes.page(frame).count(0) == PAGE for frame in lacking), "raw has what no other format has"
+        assert all(holes.page(frame).count(0) == PAGE for frame in lacking), "raw has data that no other format has"
         return same(dumps[0], dumps[2], self.special)
 
     def map_is_what_is_dumped(self):
@@ -359,8 +357,8 @@ class Guest:
 
     def lacks_only_xens_frames(self):
         ours, core = elf(self.folder / "elf"), xen(self.folder / "core")
-        told = same(ours, core, self.special, may_lack=self.special)
-        return f"{told}; {len(core.places.keys() - ours.places.keys())} of Xen's are left out"
+        summary = same(ours, core, self.special, may_lack=self.special)
+        return f"{summary}; ours leaves out {len(core.places.keys() - ours.places.keys())} frames of Xen"
 
 
 def main():

@@ -1,5 +1,5 @@
-// A guest without a system, for arm64: writes each frame's own address into the frame, and sleeps. It looks like a Linux
-// kernel (an "Image") to the toolstack, which puts it at the beginning of its RAM.
+// The same for arm64: a guest without a kernel that writes each frame's address into the frame, and sleeps. To the
+// toolstack it looks like a Linux kernel (an "Image"), which it puts at the start of RAM.
 
         .text
         .globl  _start
@@ -11,7 +11,7 @@ _start: b       1f
         .quad   0, 0, 0
         .ascii  "ARM\x64"
         .long   0
-        // The frames behind its own one, up to 32 MiB; also where the toolstack has put something.
+        // Fills the frames after its own one up to 32 MiB, including those that the toolstack has used.
 1:      mov     x0, #0x40000000
         add     x1, x0, #0x1000
         mov     x2, #0x42000000

@@ -1,11 +1,11 @@
 /*
- * A PVH guest without a kernel: it writes into each frame of its RAM from 2 MiB on that frame's own address, 8 bytes,
- * and then waits for ever. What a program reads of it can be told right or wrong without asking anyone.
+ * A PVH guest without a kernel. It fills its RAM from 2 MiB on: each frame gets its own address, as 8 bytes. Then it
+ * waits forever. So any byte of a dump can be checked without another source.
  */
         .set    FIRST, 2 << 20          /* above what the domain builder loads: this program, struct hvm_start_info */
 
         .section .note.Xen, "a", @note
-        .long   4, 4, 18                /* XEN_ELFNOTE_PHYS32_ENTRY: of 4 bytes, as its name */
+        .long   4, 4, 18                /* XEN_ELFNOTE_PHYS32_ENTRY; name and value have 4 bytes */
         .asciz  "Xen"
         .long   _start
 
@@ -21,7 +21,7 @@ next:   mov     %edi, (%edi)
         add     $4096, %edi
         cmp     %edx, %edi
         jb      next
-        sti                             /* halted for good without interrupts, it would be powered off */
+        sti                             /* Xen powers off a guest that halts with interrupts off */
 wait:   hlt
         jmp     wait
 

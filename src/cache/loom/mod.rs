@@ -1,11 +1,12 @@
-//! The cache's protocol in every order in which threads can meet: loom drives it, with a source of the tests' own.
+//! Model checks of the cache's protocol: loom runs it in all interleavings of the threads, on a simulated source.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release --lib --target-dir target/loom cache::`
 //!
-//! Loom does not see the `OnceLock`s that hold the slots; they are set under the lock, before a slot's number is noted.
+//! Loom does not track the `OnceLock`s that hold the slots. They are set under the lock, before a slot's number is
+//! stored in the index.
 
 mod failing;
-mod looking;
+mod lookups;
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -24,37 +25,37 @@ use crate::types::Domid;
 
 const SIZE: usize = 0x1000;
 
-/// What a map panics with.
+/// The payload of a map that panics.
 const PANIC: &str = "while it maps";
 
-/// Whether somebody wants to write.
+/// Whether the caller needs to write.
 type Writes = bool;
 const READ: Writes = false;
 const WRITE: Writes = true;
 
-/// What is mapped. The atomics and locks of the standard library count, and order nothing for loom.
+/// A simulated host. The atomics and locks of the standard library only count: loom does not see any ordering in them.
 #[derive(Debug, Default)]
 struct Host {
-    /// What the guest has there now.
+    /// Incremented when the guest changes its memory.
     generation: AtomicU64,
     being_mapped: Mutex<BTreeSet<u64>>,
     maps: AtomicUsize,
     alive: std::sync::Arc<AtomicUsize>,
-    /// How many can be mapped at a time, if that is limited; beyond it there is no memory.
+    /// The limit of mapped buckets, if there is one. Beyond it, mapping fails with ENOMEM.
     room: Option<usize>,
     /// Whether the next map panics.
     panics: AtomicBool,
-    /// How many of those who asked got an error, or a panic.
+    /// How many requests ended in an error or a panic.
     failed: AtomicUsize,
-    /// Whether the cache has been closed. (One of loom's, so that it has a map read it before and after.)
+    /// Whether the cache was closed. (A loom atomic, so that loom tries a map before and after.)
     is_closed: loom_atomic::AtomicBool,
-    /// How many writes are known of.
+    /// How many writes were gathered.
     gathered: AtomicUsize,
-    /// Pins that are numbers only.
-    given_away: Mutex<Vec<u32>>,
+    /// Pins that were turned into numbers.
+    raw_pins: Mutex<Vec<u32>>,
 }
 
-/// A mapping that loom watches: to unmap it while it may be in use is a race.
+/// A mapping tracked by loom, which reports it as a race if it is unmapped while it may be in use.
 #[derive(Debug)]
 struct Mapped {
     number: u64,
@@ -63,7 +64,7 @@ struct Mapped {
     address: usize,
     /// Whether it was mapped after the cache was closed.
     is_late: bool,
-    /// The writes that nobody has gathered yet.
+    /// The writes that were not gathered yet.
     written: AtomicU64,
     memory: UnsafeCell<()>,
     alive: std::sync::Arc<AtomicUsize>,
@@ -87,11 +88,11 @@ impl Host {
 
 impl Source for Host {
     type Bucket = Mapped;
-    type Want = Writes;
+    type Request = Writes;
 
     fn map(&self, number: u64, writable: Writes) -> Result<Mapped> {
         assert!(self.being_mapped.lock().unwrap().insert(number), "mapped twice at a time");
-        let generation = self.generation.load(Ordering::Relaxed); // loom may run another thread here
+        let generation = self.generation.load(Ordering::Relaxed); // loom may switch threads here
         assert!(self.being_mapped.lock().unwrap().remove(&number));
         if self.panics.swap(false, Ordering::Relaxed) {
             resume_unwind(Box::new(PANIC));
@@ -125,8 +126,8 @@ impl Source for Host {
         (mapped.number, mapped.address)
     }
 
-    fn goes(&self, mapped: &Mapped) {
-        mapped.memory.with_mut(|_| ()); // nobody uses it any more
+    fn removed(&self, mapped: &Mapped) {
+        mapped.memory.with_mut(|_| ()); // no other thread uses it
         self.gather(mapped);
     }
 }
@@ -137,11 +138,11 @@ fn error(bucket: u64, errno: i32) -> Error {
 
 type Cache = Buckets<Host>;
 
-/// Uses a bucket for as long as the pin lives, and returns the generation that it is of.
-fn use_it(pin: &Pin<'_, Host>, number: u64, writes: Writes) -> u64 {
+/// Uses a pinned bucket, and returns its generation.
+fn use_bucket(pin: &Pin<'_, Host>, number: u64, writes: Writes) -> u64 {
     let mapped = pin.bucket();
     assert_eq!(mapped.number, number, "another bucket");
-    assert!(mapped.writable || !writes, "only for reading");
+    assert!(mapped.writable || !writes, "mapped read-only");
     assert!(!mapped.is_late, "mapped after the cache was closed");
     mapped.memory.with(|_| ());
     thread::yield_now();
@@ -153,10 +154,10 @@ fn use_it(pin: &Pin<'_, Host>, number: u64, writes: Writes) -> u64 {
 }
 
 fn get(cache: &Cache, number: u64, writes: Writes) -> u64 {
-    use_it(&cache.pin(number, writes).unwrap(), number, writes)
+    use_bucket(&cache.pin(number, writes).unwrap(), number, writes)
 }
 
-/// Lets the guest have something else there, and says so.
+/// Changes the guest's memory, and invalidates a bucket.
 fn change(cache: &Cache, number: u64) {
     cache.source().generation.fetch_add(1, Ordering::Relaxed);
     cache.invalidate(number..number + 1);
@@ -174,7 +175,7 @@ fn alive(cache: &Cache) -> usize {
     cache.source().alive.load(Ordering::Relaxed)
 }
 
-/// Runs threads on a cache with room for so many buckets, after it was set up, and then looks at what is left.
+/// Sets up a cache with a budget of some buckets, runs threads on it, and checks what is left.
 fn check<const THREADS: usize>(
     budget: usize,
     set_up: fn(&Cache),
@@ -184,7 +185,7 @@ fn check<const THREADS: usize>(
     check_on(Host::default, budget, set_up, threads, then);
 }
 
-/// The same, on a host of one's own.
+/// Like `check`, on the given host.
 fn check_on<const THREADS: usize>(
     host: fn() -> Host,
     budget: usize,
@@ -193,7 +194,7 @@ fn check_on<const THREADS: usize>(
     then: impl Fn(&Cache) + Send + Sync + 'static,
 ) {
     let mut builder = Builder::new();
-    // All orders for two threads; of more those in which a thread is interrupted twice at most: all would take hours.
+    // All interleavings for two threads. For more, only those with at most two preemptions: all would take hours.
     builder.preemption_bound = (THREADS > 2).then_some(2);
     builder.check(move || {
         let cache = Arc::new(Cache::new(host(), SIZE, budget * SIZE));
@@ -208,10 +209,10 @@ fn check_on<const THREADS: usize>(
 
         then(&cache);
         let counts = cache.counts();
-        assert_eq!((counts.mapped_bytes, counts.pinned), (alive(&cache) * SIZE, 0), "nothing is lost");
+        assert_eq!((counts.mapped_bytes, counts.pinned), (alive(&cache) * SIZE, 0), "nothing leaks");
         assert_eq!(counts.misses, (maps(&cache) + failed(&cache)) as u64);
         cache.invalidate(0..u64::MAX);
-        assert_eq!(alive(&cache), 0, "nothing is kept that nobody can get any more");
+        assert_eq!(alive(&cache), 0, "no unreachable bucket stays mapped");
     });
 }
 
@@ -230,7 +231,7 @@ fn write_1(cache: &Cache) {
 }
 
 #[test]
-fn bucket_that_two_want_is_mapped_once() {
+fn bucket_that_two_threads_request_is_mapped_once() {
     check(2, nothing, [read_1, read_1], |cache| {
         let counts = cache.counts();
         assert_eq!((counts.hits, counts.misses, maps(cache)), (1, 1, 1));
@@ -238,7 +239,7 @@ fn bucket_that_two_want_is_mapped_once() {
 }
 
 #[test]
-fn bucket_that_is_hit_is_not_evicted() {
+fn bucket_is_not_evicted_while_it_is_hit() {
     check(1, read_1, [read_1, read_2], |cache| {
         let counts = cache.counts();
         assert_eq!(counts.evictions as usize + alive(cache), maps(cache));
@@ -246,15 +247,15 @@ fn bucket_that_is_hit_is_not_evicted() {
 }
 
 #[test]
-fn buckets_that_two_want_push_each_other_out() {
+fn buckets_of_two_threads_evict_each_other() {
     check(1, nothing, [read_1, read_2], |cache| assert!(alive(cache) <= 2));
 }
 
 #[test]
-fn invalidated_bucket_goes_with_its_last_guard_and_is_not_found_again() {
+fn invalidated_bucket_is_unmapped_with_its_last_guard_and_not_found_again() {
     let change = |cache: &Cache| {
         change(cache, 1);
-        assert_eq!(get(cache, 1, READ), 1, "what was there before");
+        assert_eq!(get(cache, 1, READ), 1, "stale");
     };
     check(2, read_1, [read_1, change], |cache| {
         assert_eq!((alive(cache), maps(cache)), (1, 2));
@@ -263,18 +264,18 @@ fn invalidated_bucket_goes_with_its_last_guard_and_is_not_found_again() {
 }
 
 #[test]
-fn guard_that_outlives_an_invalidation_keeps_what_it_has() {
+fn guard_that_outlives_an_invalidation_keeps_its_bucket() {
     let hold = |cache: &Cache| {
         let first = cache.pin(1, READ).unwrap();
-        let generation = use_it(&first, 1, READ);
+        let generation = use_bucket(&first, 1, READ);
         assert!(get(cache, 1, READ) >= generation);
-        assert_eq!(use_it(&first, 1, READ), generation);
+        assert_eq!(use_bucket(&first, 1, READ), generation);
     };
     check(2, read_1, [hold, |cache| change(cache, 1)], |cache| assert!(alive(cache) <= 1));
 }
 
 #[test]
-fn slot_that_has_another_bucket_by_now_is_not_taken_for_the_old_one() {
+fn slot_with_another_bucket_is_not_mistaken_for_the_old_one() {
     let refill = |cache: &Cache| {
         cache.invalidate(1..2);
         get(cache, 2, READ);
@@ -283,10 +284,10 @@ fn slot_that_has_another_bucket_by_now_is_not_taken_for_the_old_one() {
 }
 
 #[test]
-fn bucket_that_is_invalidated_while_it_is_mapped_is_for_nobody_else() {
+fn bucket_that_is_invalidated_while_it_is_mapped_serves_no_later_request() {
     let change = |cache: &Cache| {
         change(cache, 1);
-        assert_eq!(get(cache, 1, READ), 1, "what was there before");
+        assert_eq!(get(cache, 1, READ), 1, "stale");
     };
     check(2, nothing, [read_1, change], |cache| {
         assert_eq!(get(cache, 1, READ), 1);
@@ -295,7 +296,7 @@ fn bucket_that_is_invalidated_while_it_is_mapped_is_for_nobody_else() {
 }
 
 #[test]
-fn bucket_that_is_upgraded_serves_readers_meanwhile() {
+fn bucket_serves_readers_while_it_is_upgraded() {
     check(2, read_1, [read_1, write_1], |cache| {
         get(cache, 1, WRITE);
         assert_eq!((alive(cache), maps(cache)), (1, 2));
@@ -303,12 +304,12 @@ fn bucket_that_is_upgraded_serves_readers_meanwhile() {
 }
 
 #[test]
-fn bucket_that_is_invalidated_while_a_writer_finds_it_read_only_goes() {
+fn bucket_that_is_invalidated_while_a_writer_finds_it_read_only_is_unmapped() {
     check(2, read_1, [write_1, |cache| change(cache, 1)], |cache| assert!(alive(cache) <= 1));
 }
 
 #[test]
-fn writer_and_reader_of_a_new_bucket_get_what_they_want() {
+fn writer_and_reader_of_a_new_bucket_both_get_it() {
     check(2, nothing, [read_1, write_1], |cache| {
         get(cache, 1, WRITE);
         assert_eq!(alive(cache), 1);

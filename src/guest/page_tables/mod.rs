@@ -1,4 +1,4 @@
-//! From a guest's virtual addresses to its physical ones.
+//! Translating a guest's virtual addresses to its physical ones.
 
 mod arm64;
 mod x86;
@@ -15,34 +15,57 @@ pub use x86::PagingMode;
 const FRAME: u64 = FRAME_SIZE as u64;
 const ENTRY_BYTES: u64 = 8;
 
-const NO_SUCH_PAGE: &str = "an entry says that it is a page, but there are none of that size";
+const NO_SUCH_PAGE: &str = "an entry maps a page of a size that does not exist";
 
-/// The page tables of an address space of a guest, by what the registers of its processor hold.
+/// The page tables of an address space of a guest, described by the vcpu registers that select them.
+///
+/// Use [`Guest::page_tables`] for those that a vcpu is using, or fill in the registers:
+///
+/// ```
+/// use xenmap::mock::MockHost;
+/// use xenmap::{Gfn, Guest, GuestKind, PageTables, PagingMode};
+///
+/// let host = MockHost::new();
+/// let domain = host.create_domain(GuestKind::Hvm, 16);
+/// // In the top table (frame 4), entry 0 refers to a table (frame 5), whose entry 0 maps 1 GiB at address 0.
+/// domain.write(Gfn::new(4)?, 0, &0x5001_u64.to_ne_bytes());
+/// domain.write(Gfn::new(5)?, 0, &0x0081_u64.to_ne_bytes());
+///
+/// let memory = host.open()?;
+/// let guest = Guest::open(&memory, domain.domid())?;
+/// let tables = PageTables::X86 { cr3: 0x4000, mode: PagingMode::FourLevels };
+/// guest.write_virtual(&tables, 0x1FFE, b"across two pages")?;
+/// let mut text = [0; 16];
+/// guest.read_virtual(&tables, 0x1FFE, &mut text)?;
+/// assert_eq!(&text, b"across two pages");
+/// # Ok::<(), xenmap::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PageTables {
-    /// Those of an x86 guest.
+    /// The page tables of an x86 guest.
     X86 {
-        /// The top table's address in bytes, as the guest's CR3 holds it (other bits there are ignored); of a PV guest
-        /// a machine address, of a 32-bit one too, whose CR3 holds it rotated.
+        /// The top table's address in bytes, as in the guest's CR3 (other bits of CR3 are ignored). For a PV guest,
+        /// this is a machine address, also for a 32-bit one, whose CR3 holds it rotated.
         cr3: u64,
-        /// How they are made.
+        /// The format of the tables.
         mode: PagingMode,
     },
-    /// Those of an arm64 guest, at exception level 1: with pages of 4, 16 or 64 KiB, and addresses of up to 52 bits.
+    /// The translation tables of an arm64 guest at exception level 1: pages of 4, 16 or 64 KiB, and addresses of up to
+    /// 52 bits.
     Arm64 {
-        /// `TTBR0_EL1`, for addresses whose bit 55 is clear: those of a program.
+        /// `TTBR0_EL1`, for addresses whose bit 55 is clear: those of programs.
         ttbr0: u64,
         /// `TTBR1_EL1`, for addresses whose bit 55 is set: those of the kernel.
         ttbr1: u64,
-        /// `TCR_EL1`, which says how both are made.
+        /// `TCR_EL1`, which gives the format of both tables.
         tcr: u64,
     },
 }
 
 impl PageTables {
-    /// Follows the tables from the top down. Returns what the last entry holds for the address, up to the end of its
-    /// page: guest-physical addresses, or of a PV guest machine ones.
+    /// Walks the tables from the top down. Returns the addresses from the translated one to the end of its page:
+    /// guest-physical addresses or, for a PV guest, machine addresses.
     fn walk(&self, address: u64, read_entry: impl Fn(u64) -> Result<u64>) -> Result<Range<u64>> {
         match *self {
             PageTables::X86 { cr3, mode } => x86::walk(cr3, mode, address, read_entry),
@@ -52,12 +75,12 @@ impl PageTables {
 }
 
 impl Guest {
-    /// The guest-physical address of a virtual one.
+    /// Translates a virtual address to a guest-physical address.
     ///
-    /// This maps a frame for each level of the tables, one after the other. Of a PV guest, whose tables hold machine
-    /// frames, it also asks Xen for the frame's number in the guest, and checks that the guest's p2m agrees.
+    /// This maps one frame per level of the tables, one after another. A PV guest's tables hold machine frames: for
+    /// such a guest, this also asks Xen for the frame's pfn, and checks that the guest's p2m agrees.
     ///
-    /// Which accesses the entries allow does not matter. The guest may change its tables meanwhile.
+    /// Access permissions are ignored. The guest may change its tables meanwhile.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -65,7 +88,7 @@ impl Guest {
     ///
     /// let host = MockHost::new();
     /// let domain = host.create_domain(GuestKind::Hvm, 16);
-    /// // Entry 1 of the top table (frame 4) is another one (frame 5), whose entry 0 is a page of 1 GiB from 0 on.
+    /// // In the top table (frame 4), entry 1 refers to a table (frame 5), whose entry 0 maps 1 GiB at address 0.
     /// domain.write(Gfn::new(4)?, 8, &0x5001_u64.to_ne_bytes());
     /// domain.write(Gfn::new(5)?, 0, &0x0081_u64.to_ne_bytes());
     ///
@@ -80,14 +103,17 @@ impl Guest {
     ///
     /// # Errors
     ///
-    /// [`Error::Translation`] if it is not mapped or, in a PV guest, leads to a frame that is not the guest's own;
-    /// [`Error::GuestAddress`] if a table is not in the guest's RAM, with the address of its entry (of a PV guest a
-    /// machine address); those of mapping, and [`Error::Hypercall`].
+    /// [`Error::Translation`] if the address is not mapped or, in a PV guest, leads to a frame that is not the guest's
+    /// own. [`Error::GuestAddress`] if a table is not in the guest's RAM, with the address of the table's entry (for a
+    /// PV guest, a machine address). Those of mapping, and [`Error::Hypercall`].
     pub fn translate(&self, tables: &PageTables, address: u64) -> Result<u64> {
         Ok(self.rest_of_page(tables, address)?.start)
     }
 
-    /// Copies bytes from a virtual address on; see [`Guest::read`]. All of it is translated before anything is read.
+    /// Copies bytes out of the guest, starting at a virtual address; see [`Guest::read`]. The whole range is translated
+    /// before any of it is read.
+    ///
+    /// Access permissions are ignored. For an example, see [`PageTables`].
     ///
     /// # Errors
     ///
@@ -102,9 +128,11 @@ impl Guest {
         Ok(())
     }
 
-    /// Copies bytes to a virtual address; see [`Guest::write`]. All of it is translated before anything is written.
+    /// Copies bytes into the guest, starting at a virtual address; see [`Guest::write`]. The whole range is translated
+    /// before any of it is written.
     ///
-    /// It is written whether or not the guest itself could write there.
+    /// Access permissions are ignored: this also writes where the guest itself could not. For an example, see
+    /// [`PageTables`].
     ///
     /// # Errors
     ///
@@ -119,7 +147,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Where the bytes of a virtual range are. Parts that follow each other are one.
+    /// Translates a virtual range. Parts that are adjacent in physical memory are merged.
     fn translate_all(&self, tables: &PageTables, address: u64, len: usize) -> Result<Vec<Part>> {
         let mut parts: Vec<Part> = Vec::new();
         let mut done = 0;
@@ -138,13 +166,13 @@ impl Guest {
         Ok(parts)
     }
 
-    /// The guest-physical addresses from that of a virtual one to the end of its page.
+    /// Returns the guest-physical addresses from that of a virtual address to the end of its page.
     fn rest_of_page(&self, tables: &PageTables, address: u64) -> Result<Range<u64>> {
         let found = tables.walk(address, |entry| read_entry(&self.memory, self.domid, entry))?;
         if self.kind != GuestKind::Pv {
             return Ok(found);
         }
-        // It is a machine address, and its neighbours in a larger page may be anywhere.
+        // These are machine addresses: even within a large page, the next frame's pfn may be any.
         let foreign =
             Error::Translation { address, reason: "it leads to a frame that is not the guest's own, by its p2m" };
         let first = self.pfn_of(Gfn::containing(found.start)?)?.ok_or(foreign)?.address();
@@ -152,7 +180,7 @@ impl Guest {
     }
 }
 
-/// A part of a virtual range: bytes that follow each other in the guest's physical addresses.
+/// A part of a virtual range that is contiguous in guest-physical memory.
 struct Part {
     address: u64,
     len: usize,
@@ -165,6 +193,6 @@ fn read_entry(memory: &ForeignMemory, domid: Domid, address: u64) -> Result<u64>
         Error::Frames(errors) => Error::GuestAddress { domid, address, errno: Error::Frames(errors).errno() },
         e => e,
     };
-    // Aligned to its size, so it is read as the processor reads it, in one.
+    // An entry is aligned to its size, so this is a single access, like the processor's.
     mapping.map_err(outside)?.view().read((address % FRAME) as usize)
 }

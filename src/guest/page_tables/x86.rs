@@ -5,12 +5,12 @@ use std::ops::Range;
 use super::{ENTRY_BYTES, FRAME, NO_SUCH_PAGE};
 use crate::error::{Error, Result};
 
-/// Bits of an entry (Intel's manual, volume 3, "Paging"; AMD's, volume 2, "Page Translation and Protection").
+/// Bits of a page-table entry (Intel's manual, volume 3, "Paging"; AMD's, volume 2, "Page Translation and Protection").
 const PRESENT: u64 = 1;
 const PAGE_SIZE: u64 = 1 << 7;
-/// Where an entry, or CR3, holds the address of a table or page.
+/// The bits of an entry, or of CR3, that hold the address of a table or page.
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
-/// The same of PAE's CR3: its top table is 4 entries only.
+/// The same for CR3 with PAE, where the top table has only 4 entries.
 const PAE_ADDRESS: u64 = 0x000F_FFFF_FFFF_FFE0;
 
 const ENTRIES: u64 = 512;
@@ -23,7 +23,7 @@ const NOT_PRESENT: [&str; 5] = [
     "its entry in the PML5 (level 5) is not present",
 ];
 
-/// How an x86 guest's page tables are made.
+/// The format of an x86 guest's page tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PagingMode {
@@ -44,7 +44,7 @@ impl PagingMode {
         }
     }
 
-    /// The highest level whose entries can be pages: of 2 MiB or of 1 GiB.
+    /// Returns the highest level whose entries can map pages: of 2 MiB or of 1 GiB.
     fn highest_page(self) -> u32 {
         match self {
             PagingMode::Pae => 2,
@@ -52,7 +52,7 @@ impl PagingMode {
         }
     }
 
-    /// Whether a processor takes such an address: the upper bits of a 64-bit one repeat the highest that is translated.
+    /// Returns whether the address is valid: of a 64-bit address, all upper bits repeat the highest translated bit.
     fn has_address(self, address: u64) -> bool {
         let upper = |bits: u32| address.cast_signed() >> (bits - 1);
         match self {
@@ -63,7 +63,7 @@ impl PagingMode {
     }
 }
 
-/// Follows page tables from the top down; see [`PageTables::walk`](super::PageTables::walk).
+/// Walks the page tables from the top down; see [`PageTables::walk`](super::PageTables::walk).
 pub(super) fn walk(
     cr3: u64,
     mode: PagingMode,
@@ -79,7 +79,7 @@ pub(super) fn walk(
     }
     let mut level = mode.levels();
     let mut table = cr3 & if mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
-    // The guest may have tables refer to each other in circles: each step is one level down all the same.
+    // This ends even if the guest's tables form a cycle, because each step goes one level down.
     loop {
         let covered = FRAME * ENTRIES.pow(level - 1);
         let entry = read_entry(table + address / covered % ENTRIES * ENTRY_BYTES)?;
