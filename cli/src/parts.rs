@@ -3,9 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use xenmap::{
-    Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, PagingMode, Protection,
-};
+use xenmap::{Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, Protection};
 
 use crate::Result;
 use crate::space::Space;
@@ -178,9 +176,7 @@ fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(S
     let frame_reason = |errno| FrameError::new(0, Gfn::MAX, errno).reason();
     let physical = match guest.translate(tables, address) {
         Ok(physical) => physical,
-        Err(Error::Translation { reason, .. }) => {
-            return Ok(("no translation".to_owned(), untranslated_until(tables, address, reason)));
-        }
+        Err(Error::Translation { last, .. }) => return Ok(("no translation".to_owned(), last)),
         Err(Error::GuestAddress { errno, .. }) => {
             return Ok((
                 format!("no translation (page table: {})", frame_reason(errno)),
@@ -197,43 +193,7 @@ fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(S
     }
 }
 
-/// Returns the last of the addresses from `address` on that certainly have no translation, as `address` has none.
-///
-/// There may be more: it can take several steps to get past a hole. The reason is the library's text, which names the
-/// level. If it contains none of the phrases below, the step is a page: slow, but right.
-fn untranslated_until(tables: &PageTables, address: u64, reason: &str) -> u64 {
-    // x86 counts its levels upwards from 1, and arm64 downwards to 3.
-    let levels = if matches!(tables, PageTables::X86 { .. }) { [1, 2, 3, 4, 5] } else { [3, 2, 1, 0, -1] };
-    let mut bits_of_levels = (PAGE_BITS..).step_by(9).zip(levels);
-    if let Some((bits, _)) = bits_of_levels.find(|(_, level)| reason.contains(&format!("level {level}"))) {
-        return end_of_block(address, bits);
-    }
-    match *tables {
-        // The addresses that a processor does not translate begin and end at multiples of 2^47 or, with five levels, of
-        // 2^56. In PAE mode they are all those from 2^32 on.
-        PageTables::X86 { mode, .. } if !has_address(mode, address) => end_of_block(address, 47),
-        // Where bit 55 is clear, the first addresses are translated; where it is set, the last ones are, by T1SZ.
-        PageTables::Arm64 { tcr, .. } if reason.contains("TCR_EL1") => {
-            let end = end_of_block(address, 55);
-            let translated = end - ((1 << (64 - (tcr >> 16 & 0x3F)).min(55)) - 1);
-            if address >> 55 & 1 == 1 && address < translated { translated - 1 } else { end }
-        }
-        // An entry is taken for a page at a level that has none: such a level is so high that the entry covers more.
-        _ if reason.contains("a page of a size that does not exist") => end_of_block(address, 30),
-        _ => end_of_block(address, PAGE_BITS),
-    }
-}
-
 /// Returns the last address of the block around an address. A block has 2^`bits` bytes, and begins at a multiple of that.
 fn end_of_block(address: u64, bits: u32) -> u64 {
     address | ((1 << bits) - 1)
-}
-
-/// Returns whether an x86 processor translates an address in a mode.
-fn has_address(mode: PagingMode, address: u64) -> bool {
-    match mode {
-        PagingMode::Pae => address >> 32 == 0,
-        PagingMode::FiveLevels => matches!(address.cast_signed() >> 56, 0 | -1),
-        _ => matches!(address.cast_signed() >> 47, 0 | -1),
-    }
 }

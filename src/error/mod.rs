@@ -114,6 +114,8 @@ pub enum Error {
     Translation {
         /// The address.
         address: u64,
+        /// The last address up to which no address can be translated, for the same reason; `address` or a higher one.
+        last: u64,
         /// The reason.
         reason: &'static str,
     },

@@ -38,7 +38,7 @@ impl fmt::Display for Error {
             Error::GuestAddress { domid, address, errno } => {
                 write!(f, "cannot access domain {domid} at {address:#x}: {}", reason(*errno))
             }
-            Error::Translation { address, reason } => write!(f, "virtual address {address:#x}: {reason}"),
+            Error::Translation { address, reason, .. } => write!(f, "virtual address {address:#x}: {reason}"),
             Error::Paging { domid, vcpu, reason } => {
                 write!(f, "vcpu {vcpu} of domain {domid} has no usable page tables: {reason}")
             }

@@ -81,7 +81,7 @@ mod tests {
                     domain.set_pfn(frames[6], pfn);
                 }
                 let reason = match guest.translate(&tables, 0) {
-                    Err(Error::Translation { address: 0, reason }) => reason,
+                    Err(Error::Translation { address: 0, reason, .. }) => reason,
                     other => panic!("{other:x?}"),
                 };
                 assert!(reason.contains("not the guest's own"), "{pfn:x?}: {reason}");

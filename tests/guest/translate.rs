@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::translation::{reason, translate};
+use crate::common::translation::{last, reason, translate};
 use crate::common::{FRAME, Guest, Host, mock, on_each_host};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -204,10 +204,12 @@ fn entry_that_is_not_present_is_an_error_that_names_its_level() {
             assert!(builder.map(address, 3 * KIB_4, KIB_4));
             let guest = guest_with(host, &builder);
             // From the bottom up, since a missing entry hides the levels below it. The other bits stay set.
-            for (at, name) in builder.path(address).into_iter().rev().zip(names) {
+            for ((at, name), level) in builder.path(address).into_iter().rev().zip(names).zip(0..) {
                 let gfn = guest.gfns()[usize::try_from(at / KIB_4).unwrap()];
                 guest.write(gfn, (at % KIB_4) as usize, &(builder.entries[&at] & !PRESENT).to_le_bytes());
-                let reason = reason(translate(host, &guest, builder.tables(), address));
+                let translated = translate(host, &guest, builder.tables(), address);
+                assert_eq!(last(&translated), address | ((KIB_4 << (9 * level)) - 1), "{mode:?} {name}");
+                let reason = reason(translated);
                 assert!(reason.contains(name) && reason.ends_with("is not present"), "{mode:?} {name}: {reason}");
             }
         }
@@ -219,17 +221,19 @@ fn address_that_no_processor_accepts_is_an_error() {
     on_each_host(|host| {
         let guest = host.create(GuestKind::Hvm, FRAMES);
         let wrong = [
-            (Pae, 1 << 32, "it has more than 32 bits"),
-            (Pae, u64::MAX, "it has more than 32 bits"),
-            (FourLevels, 1 << 47, "it is not canonical"),
-            (FourLevels, !(1 << 47), "it is not canonical"),
-            (FourLevels, 0xFFFF_7FFF_FFFF_FFFF, "it is not canonical"),
-            (FiveLevels, 1 << 56, "it is not canonical"),
-            (FiveLevels, 0xFEFF_FFFF_FFFF_FFFF, "it is not canonical"),
+            (Pae, 1 << 32, "it has more than 32 bits", u64::MAX),
+            (Pae, u64::MAX, "it has more than 32 bits", u64::MAX),
+            (FourLevels, 1 << 47, "it is not canonical", 0xFFFF_7FFF_FFFF_FFFF),
+            (FourLevels, !(1 << 47), "it is not canonical", 0xFFFF_7FFF_FFFF_FFFF),
+            (FourLevels, 0xFFFF_7FFF_FFFF_FFFF, "it is not canonical", 0xFFFF_7FFF_FFFF_FFFF),
+            (FiveLevels, 1 << 56, "it is not canonical", 0xFEFF_FFFF_FFFF_FFFF),
+            (FiveLevels, 0xFEFF_FFFF_FFFF_FFFF, "it is not canonical", 0xFEFF_FFFF_FFFF_FFFF),
         ];
-        for (mode, address, why) in wrong {
+        for (mode, address, why, last_wrong) in wrong {
             let tables = PageTables::X86 { cr3: ROOT, mode };
-            assert_eq!(reason(translate(host, &guest, tables, address)), why, "{mode:?} {address:#x}");
+            let translated = translate(host, &guest, tables, address);
+            assert_eq!(last(&translated), last_wrong, "{mode:?} {address:#x}");
+            assert_eq!(reason(translated), why, "{mode:?} {address:#x}");
         }
         let right = [
             (Pae, u64::from(u32::MAX)),

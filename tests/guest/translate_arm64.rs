@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::common::translation::{reason, translate};
+use crate::common::translation::{last, reason, translate, translate_by};
 use crate::common::{FRAME, Guest, Host, on_each_host};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -251,7 +251,10 @@ fn entry_that_is_not_valid_is_an_error_that_names_its_level() {
                 let bad = if level == 3 { vec![entry & !VALID, entry & !TABLE, 0] } else { vec![entry & !VALID, 0] };
                 for bad in bad {
                     guest.write(gfn, usize::try_from(at % FRAME as u64).unwrap(), &bad.to_le_bytes());
-                    let reason = reason(translate(host, &guest, builder.tables(), address));
+                    let translated = translate(host, &guest, builder.tables(), address);
+                    let covered = made.covered(u32::try_from(4 - level).unwrap());
+                    assert_eq!(last(&translated), address | (covered - 1), "{made:?}");
+                    let reason = reason(translated);
                     assert_eq!(reason, format!("its entry in the table of level {level} is not valid"), "{made:?}");
                 }
             }
@@ -325,6 +328,7 @@ fn address_in_neither_half_is_an_error() {
             let outside = 1 << made.address_bits;
             for address in [low | outside, high & !outside, low | 1 << 55, high & !(1 << 55), low | 1 << 63] {
                 let result = translate(host, &guest, builder.tables(), address);
+                assert!(last(&result) >= address | ((1 << made.page_bits) - 1), "{made:?} {address:#x}");
                 assert!(reason(result).starts_with("it is in neither half"), "{made:?} {address:#x}");
             }
         }
@@ -448,11 +452,11 @@ fn random_registers_and_tables_are_at_most_an_error() {
                     guest.write(gfn, 0, &bytes);
                 }
                 let tables = PageTables::Arm64 { ttbr0, ttbr1, tcr };
-                let _ = opened.translate(&tables, address);
+                let _ = translate_by(&opened, &tables, address);
                 // Again with plausible registers, so that the tables are used.
                 let tcr = tcr & !(0x3F_003F | 1 << 7 | 1 << 23 | 3 << 14) | size | size << 16 | u64::from(real) << 15;
                 let tables = PageTables::Arm64 { ttbr0: ttbr0 & 0xF000, ttbr1: ttbr1 & 0xF000, tcr };
-                let _ = opened.translate(&tables, address & ((1 << 40) - 1));
+                let _ = translate_by(&opened, &tables, address & ((1 << 40) - 1));
                 Ok(())
             })
             .unwrap();

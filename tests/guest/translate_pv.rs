@@ -74,7 +74,7 @@ fn frame_that_is_not_the_guests_own_is_an_error() {
         let tables = guest.page_tables(0).unwrap();
         for at in [0, 0x1000, 0x2000] {
             match guest.translate(&tables, at) {
-                Err(Error::Translation { address, reason }) => {
+                Err(Error::Translation { address, reason, .. }) => {
                     assert_eq!(address, at);
                     assert!(reason.contains("not the guest's own"), "{reason}");
                 }

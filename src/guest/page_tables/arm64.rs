@@ -120,14 +120,26 @@ fn low_bits(count: u32) -> u64 {
     (1 << count) - 1
 }
 
+/// Returns the last address that certainly has no translation either, if `address` is in no half.
+fn last_outside(tcr: u64, address: u64) -> u64 {
+    let end = address | low_bits(55);
+    if address >> 55 & 1 == 0 {
+        return end;
+    }
+    // Where bit 55 is set, the last addresses are those that may be translated.
+    let bits = u32::try_from(64 - (tcr >> T1SZ & 0x3F)).unwrap_or(55).min(55);
+    let translated = end - low_bits(bits);
+    if address < translated { translated - 1 } else { end }
+}
+
 /// Walks the translation tables from the top down; see [`PageTables::walk`](super::PageTables::walk).
 pub(super) fn walk(
     [ttbr0, ttbr1, tcr]: [u64; 3],
     address: u64,
     read_entry: impl Fn(u64) -> Result<u64>,
 ) -> Result<Range<u64>> {
-    let error = |reason| Error::Translation { address, reason };
-    let half = Half::of(ttbr0, ttbr1, tcr, address).map_err(error)?;
+    let outside = |reason| Error::Translation { address, last: last_outside(tcr, address), reason };
+    let half = Half::of(ttbr0, ttbr1, tcr, address).map_err(outside)?;
     let translated = address & low_bits(half.address_bits);
     let mut level = half.levels();
     let mut table = half.top_table();
@@ -136,6 +148,7 @@ pub(super) fn walk(
         let covered_bits = half.page_bits + half.index_bits() * (level - 1);
         let index = translated >> covered_bits & low_bits(half.index_bits());
         let entry = read_entry(table + index * ENTRY_BYTES)?;
+        let error = |reason| Error::Translation { address, last: address | low_bits(covered_bits), reason };
         let is_table = entry & TABLE != 0;
         // At the lowest level, the form of a large page is not valid.
         if entry & VALID == 0 || level == 1 && !is_table {

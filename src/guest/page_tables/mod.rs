@@ -152,7 +152,8 @@ impl Guest {
         let mut parts: Vec<Part> = Vec::new();
         let mut done = 0;
         while done < len {
-            let past_the_end = Error::Translation { address, reason: "the range reaches past the last address" };
+            let past_the_end =
+                Error::Translation { address, last: address, reason: "the range reaches past the last address" };
             let next = address.checked_add(done as u64).ok_or(past_the_end)?;
             let page = self.rest_of_page(tables, next)?;
             let page_bytes = usize::try_from(page.end - page.start).unwrap_or(usize::MAX);
@@ -173,8 +174,11 @@ impl Guest {
             return Ok(found);
         }
         // These are machine addresses: even within a large page, the next frame's pfn may be any.
-        let foreign =
-            Error::Translation { address, reason: "it leads to a frame that is not the guest's own, by its p2m" };
+        let foreign = Error::Translation {
+            address,
+            last: address | (FRAME - 1),
+            reason: "it leads to a frame that is not the guest's own, by its p2m",
+        };
         let first = self.pfn_of(Gfn::containing(found.start)?)?.ok_or(foreign)?.address();
         Ok(first + found.start % FRAME..first + FRAME)
     }

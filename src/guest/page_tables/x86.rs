@@ -1,6 +1,6 @@
 //! Page tables of x86.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::{ENTRY_BYTES, FRAME, NO_SUCH_PAGE};
 use crate::error::{Error, Result};
@@ -52,13 +52,12 @@ impl PagingMode {
         }
     }
 
-    /// Returns whether the address is valid: of a 64-bit address, all upper bits repeat the highest translated bit.
-    fn has_address(self, address: u64) -> bool {
-        let upper = |bits: u32| address.cast_signed() >> (bits - 1);
+    /// Returns the invalid addresses. Of a valid 64-bit address, all upper bits repeat the highest translated bit.
+    fn invalid_addresses(self) -> RangeInclusive<u64> {
         match self {
-            PagingMode::Pae => address >> 32 == 0,
-            PagingMode::FourLevels => matches!(upper(48), 0 | -1),
-            PagingMode::FiveLevels => matches!(upper(57), 0 | -1),
+            PagingMode::Pae => 1 << 32..=u64::MAX,
+            PagingMode::FourLevels => 1 << 47..=(u64::MAX << 47) - 1,
+            PagingMode::FiveLevels => 1 << 56..=(u64::MAX << 56) - 1,
         }
     }
 }
@@ -70,12 +69,13 @@ pub(super) fn walk(
     address: u64,
     read_entry: impl Fn(u64) -> Result<u64>,
 ) -> Result<Range<u64>> {
-    let error = |reason| Error::Translation { address, reason };
-    if !mode.has_address(address) {
-        return Err(error(match mode {
+    let invalid = mode.invalid_addresses();
+    if invalid.contains(&address) {
+        let reason = match mode {
             PagingMode::Pae => "it has more than 32 bits",
             PagingMode::FourLevels | PagingMode::FiveLevels => "it is not canonical",
-        }));
+        };
+        return Err(Error::Translation { address, last: *invalid.end(), reason });
     }
     let mut level = mode.levels();
     let mut table = cr3 & if mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
@@ -83,6 +83,7 @@ pub(super) fn walk(
     loop {
         let covered = FRAME * ENTRIES.pow(level - 1);
         let entry = read_entry(table + address / covered % ENTRIES * ENTRY_BYTES)?;
+        let error = |reason| Error::Translation { address, last: address | (covered - 1), reason };
         if entry & PRESENT == 0 {
             return Err(error(NOT_PRESENT[level as usize - 1]));
         }
