@@ -55,7 +55,7 @@ pub(crate) enum Ioctl<'a> {
     MmapResource(&'a mut abi::MmapResource),
     Restrict(&'a mut u16),
     Hypercall(&'a mut abi::Hypercall),
-    /// One that no kernel has.
+    /// An ioctl that no kernel has.
     Unimplemented,
 }
 

@@ -114,7 +114,7 @@ pub enum Error {
     Translation {
         /// The address.
         address: u64,
-        /// The last address up to which no address can be translated, for the same reason; `address` or a higher one.
+        /// Every address from `address` to this one, inclusive, fails for the same reason.
         last: u64,
         /// The reason.
         reason: &'static str,

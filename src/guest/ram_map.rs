@@ -7,7 +7,7 @@ use super::Guest;
 use crate::error::Result;
 use crate::types::{NumberRange, Pfn};
 
-/// What a frame of a guest is.
+/// The kind of a guest's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FrameKind {

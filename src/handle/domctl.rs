@@ -176,7 +176,7 @@ impl ForeignMemory {
     }
 }
 
-/// Returns the version of an interface, which is asked for only once.
+/// Returns the remembered version of an interface, or asks for it.
 fn remember(version: &Version, ask: impl FnOnce() -> std::result::Result<u32, i32>) -> std::result::Result<u32, i32> {
     if let Some(known) = version.get() {
         return *known;

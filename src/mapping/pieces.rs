@@ -123,7 +123,7 @@ pub unsafe trait Pieces<'p>: Copy {
     ///
     /// # Safety
     ///
-    /// That of [`Memory::copy_out`].
+    /// As for [`Memory::copy_out`].
     #[cold]
     unsafe fn copy_out_slowly(self, offset: usize, to: *mut u8, len: usize) -> Result<()> {
         self.check(ReadOnly, offset, len)?;
@@ -140,7 +140,7 @@ pub unsafe trait Pieces<'p>: Copy {
     ///
     /// # Safety
     ///
-    /// That of [`Memory::copy_in`].
+    /// As for [`Memory::copy_in`].
     #[cold]
     unsafe fn copy_in_slowly(self, offset: usize, from: *const u8, len: usize) -> Result<()> {
         self.check(ReadWrite, offset, len)?;

@@ -143,7 +143,7 @@ impl MockDomain {
         self.host.reclaim(state);
     }
 
-    /// Pauses the guest, as its toolstack does. Xen counts pauses: the guest runs when each has been taken back.
+    /// Pauses the guest, as its toolstack does. Xen counts pauses: the guest runs again when each has been undone.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -165,7 +165,7 @@ impl MockDomain {
         assert_eq!(paused, Ok(()), "domain {} is paused 255 times", self.domid);
     }
 
-    /// Takes one pause back.
+    /// Undoes one [`pause`](MockDomain::pause).
     ///
     /// # Panics
     ///

@@ -68,7 +68,7 @@ impl MockDomain {
     /// let guest = MockHost::new().create_domain(GuestKind::Hvm, 8);
     /// guest.share(&guest.frames()[..2]);
     /// assert_eq!((guest.frames().len(), guest.owned_frames()), (8, Some(6)));
-    /// guest.write(guest.frames()[0], 0, b"x"); // gets the guest a copy of its own
+    /// guest.write(guest.frames()[0], 0, b"x"); // gives the guest a copy of its own
     /// assert_eq!(guest.owned_frames(), Some(7));
     /// ```
     ///

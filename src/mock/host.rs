@@ -219,7 +219,7 @@ impl MockHost {
         self.inject_after(0, fault);
     }
 
-    /// Does the same after `calls` calls that succeed.
+    /// Like [`inject`](MockHost::inject), but lets `calls` such calls succeed first.
     ///
     /// ```
     /// use xenmap::mock::{Fault, MockHost};
@@ -257,7 +257,7 @@ impl MockHost {
         state.pages_of(domid).map(|page| references.of(page)).sum()
     }
 
-    /// Returns the domains that have been destroyed, but exist because frames of theirs are mapped.
+    /// Returns the domains that have been destroyed, but still exist because some of their frames are mapped.
     ///
     /// # Panics
     ///

@@ -91,7 +91,7 @@ impl MemoryFile {
         unsafe { self.map_at(Place::default(), offset, len, protection) }
     }
 
-    /// Does the same at a place of the caller's choice.
+    /// Like [`map`](MemoryFile::map), at a place of the caller's choice.
     ///
     /// # Safety
     ///

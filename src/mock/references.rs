@@ -142,8 +142,8 @@ fn compare(host: &Host, start: usize, vma: &Vma, segments: &[Segment<'_>]) {
             let next = segments.get(segments.partition_point(|segment| segment.end <= at));
             let Some(segment) = next.filter(|segment| segment.start <= at) else {
                 panic!(
-                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): Xen's kernel refuses that, or frees \
-                     frames twice"
+                    "a part of the mapping at {start:#x} was unmapped ({at:#x}): on Xen, the kernel refuses that, or \
+                     frees frames twice"
                 );
             };
             let found = segment.offset + (at - segment.start);

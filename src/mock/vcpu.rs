@@ -6,8 +6,8 @@ use crate::abi;
 use crate::types::Gfn;
 
 impl MockDomain {
-    /// Sets the registers of the virtual processor with this number. If the guest does not have it yet, it gets it, and
-    /// all with lower numbers, whose paging is off.
+    /// Sets the registers of the virtual processor with this number. Adds it if the guest does not have it yet, and also
+    /// those with lower numbers, with their paging off.
     ///
     /// # Panics
     ///

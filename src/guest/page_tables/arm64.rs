@@ -120,13 +120,14 @@ fn low_bits(count: u32) -> u64 {
     (1 << count) - 1
 }
 
-/// Returns the last address that certainly has no translation either, if `address` is in no half.
+/// Returns the last of the addresses from `address` on that [`Half::of`] certainly rejects, for the same reason as
+/// `address` itself.
 fn last_outside(tcr: u64, address: u64) -> u64 {
     let end = address | low_bits(55);
     if address >> 55 & 1 == 0 {
         return end;
     }
-    // Where bit 55 is set, the last addresses are those that may be translated.
+    // If bit 55 is set, the addresses that may be translated are the highest.
     let bits = u32::try_from(64 - (tcr >> T1SZ & 0x3F)).unwrap_or(55).min(55);
     let translated = end - low_bits(bits);
     if address < translated { translated - 1 } else { end }

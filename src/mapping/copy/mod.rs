@@ -108,7 +108,7 @@ impl Word for u32 {}
 impl Word for u64 {}
 
 pub(crate) mod sealed {
-    /// The operations behind [`super::Word`].
+    /// The operations of a [`super::Word`].
     ///
     /// Every `at` must be aligned and valid for the access, and no reference to the memory may be in use.
     pub trait Word: Copy + Eq + std::fmt::Debug + Send + Sync + 'static {
