@@ -12,7 +12,7 @@ pub(crate) const DESCRIPTORS: u64 = 0xFF80;
 pub(crate) const AVAILABLE: u64 = 0x1_FFF0;
 pub(crate) const USED: u64 = 0x2_FFC0;
 
-/// The maximum of requests in flight. Each has RAM of its own: a frame for the header and the status, then the data.
+/// The maximum number of requests in flight. Each has RAM of its own: a frame for header and status, then the data.
 const SLOTS: u16 = 8;
 const SLOT_FRAMES: u64 = 1024;
 /// The descriptors of a request: header, two pieces of data, status.

@@ -111,7 +111,7 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// Populates the device mapping at `addr` with a domain's frames (`IOCTL_PRIVCMD_MMAPBATCH_V2`).
     ///
     /// `Ok` means that `errors`, one per frame, is filled in (0: mapped, else a negative errno), not that anything was
-    /// mapped. The kernel's ENOENT (some frame is paged out) is `Ok` too: the frame's own entry tells.
+    /// mapped. The kernel's ENOENT (some frame is paged out) is `Ok` too: the frame's own entry says so.
     ///
     /// # Safety
     ///

@@ -62,7 +62,7 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 ///
 /// A mapped bucket keeps the frames that the guest had when the bucket was mapped. After the guest has ballooned frames
 /// out and in again, the bucket is stale. Xen informs a device model by an ioreq of type `IOREQ_TYPE_INVALIDATE`
-/// ("unmap all that you have cached"), upon which it calls [`invalidate`](MapCache::invalidate) or
+/// ("unmap all that you have cached"). Then call [`invalidate`](MapCache::invalidate) or
 /// [`invalidate_all`](MapCache::invalidate_all); also do so when the guest is reset or has been migrated. Invalidation
 /// unmaps a bucket at once or, if it is pinned, when its last guard is dropped. A later [`get`](MapCache::get) maps the
 /// guest's new frames.

@@ -17,7 +17,7 @@ const WINDOW: u64 = 1024;
 /// of the p2m, and the shared info page.
 const PV_WINDOW: u64 = 15 * 512;
 
-/// The longest run of frames next to RAM to try to map, and how many frames to try in all. A frame of Xen's that
+/// The longest run of frames next to RAM to try to map, and how many frames to try in all. A frame of Xen that
 /// replaces RAM, such as the shared info page, is in a short run. But a guest that was ballooned down has such runs
 /// everywhere, and in a PVH dom0 each frame costs two hypercalls.
 const SHORT_RUN: usize = 16;
@@ -404,7 +404,7 @@ impl Guest {
     }
 
     /// Returns the order in which to search the frames below `end`. Without `counts_add_up`, that is all of them: Xen
-    /// counts a fork's frames only once they were touched, and frames of Xen's can be told from RAM only by asking.
+    /// counts a fork's frames only once they were touched, and only Xen can tell its own frames from RAM.
     fn route(&self, search: Search, end: u64, counts_add_up: bool) -> Result<Route> {
         let on_arm = self.memory.architecture() == Architecture::Arm64;
         let whole = |needed| SearchRange { pfns: 0..end, step: 1, needed };

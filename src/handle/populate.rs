@@ -1,4 +1,4 @@
-//! Populate-on-demand guests: tells whether all their frames can be touched.
+//! Finds out whether all frames of a populate-on-demand guest can be touched.
 
 #![expect(unsafe_code, reason = "makes a hypercall")]
 
@@ -38,7 +38,7 @@ impl PopulateOnDemand {
 impl ForeignMemory {
     /// Returns how many frames of a populate-on-demand domain lack memory (`XENMEM_get_pod_target`). Touches no frame.
     ///
-    /// Xen tells how many frames have no memory, but not which: every call that asks about a frame populates it.
+    /// Xen reports how many frames have no memory, but not which: every call that asks about a frame populates it.
     ///
     /// ```
     /// use xenmap::mock::MockHost;

@@ -45,8 +45,8 @@ pub(crate) unsafe fn is_true(addr: NonNull<u8>, page_size: usize, gfns: &[Gfn], 
     })
 }
 
-/// Returns whether the answer for a block might look valid although the kernel has skipped the rest of it. The answer
-/// then ends with halves of these frame numbers, and the last ones tell.
+/// Returns whether the answer for a block might look valid although the kernel has skipped the rest of it. In that case
+/// the answer ends with halves of these frame numbers, so it is enough to check the last ones.
 fn is_doubtful(addr: usize, page_size: usize, gfns: &[Gfn]) -> bool {
     let last = gfns.len() - 1;
     let negated_lower_half = gfns[last / 2].get().wrapping_neg() & u64::from(u32::MAX);

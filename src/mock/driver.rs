@@ -21,7 +21,7 @@ use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 
 /// `DOMID_INVALID`, which stands for no restriction.
 const DOMID_INVALID: u16 = 0x7FF4;
-/// `DOMID_IDLE`, which is no guest's.
+/// `DOMID_IDLE`, which no guest has.
 const DOMID_IDLE: u16 = 0x7FFF;
 /// The most frames of a mapping that a kernel can populate: it allocates 8 bytes for each, and at most `INT_MAX` in
 /// all. Linux fails only when it populates the mapping. The mock, which keeps state of every page, fails when it is

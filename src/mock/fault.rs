@@ -27,7 +27,7 @@ pub enum Fault {
     /// Opening the device fails.
     Open(i32),
     /// mmap(2) of the device fails. If it should have replaced a mapping, that mapping is gone and another thread has
-    /// the addresses; each count then panics if they have been unmapped nevertheless.
+    /// the addresses; each count then panics if they were unmapped anyway.
     Mmap(i32),
     /// mmap(2) of the device fails, and a mapping that it should have replaced is still there.
     MmapEarly(i32),

@@ -180,7 +180,7 @@ unsafe fn hvm_op(state: &State, command: u32, arg: u64) -> Result<u64, i32> {
     }
 }
 
-/// Finds `len` bytes of a hypercall buffer at an address; EFAULT if there are none, as from Xen.
+/// Finds `len` bytes of a hypercall buffer at an address; EFAULT if there are none, as in Xen.
 pub(super) fn buffer(state: &State, addr: u64, len: usize) -> Result<*mut u8, i32> {
     let addr = usize::try_from(addr).map_err(|_| libc::EFAULT)?;
     let (&start, &size) = state.buffers.range(..=addr).next_back().ok_or(libc::EFAULT)?;

@@ -155,7 +155,7 @@ pub(super) enum Pte {
     None,
     /// A page of the RAM file.
     Page(usize),
-    /// A frame that failed in an x86 PVH dom0, or that is no guest's.
+    /// A frame that failed in an x86 PVH dom0, or that belongs to no guest.
     Junk,
     /// A page of the fatal file: a frame that failed in an Arm dom0, or memory past the last frame in its page.
     Fatal(usize),

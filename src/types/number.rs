@@ -193,8 +193,8 @@ macro_rules! frame_number {
 
 /// The number of a domain whose memory can be mapped.
 ///
-/// Xen reserves the numbers from 0x7FF0 up; of these, only [`Domid::XEN`] is accepted here. The kernel would accept
-/// more, with results that nobody wants: `DOMID_SELF` successfully maps the caller's own machine frames, and
+/// Xen reserves the numbers from 0x7FF0 up; of these, only [`Domid::XEN`] is accepted here. The kernel accepts
+/// some of the others, with unwanted results: `DOMID_SELF` successfully maps the caller's own machine frames, and
 /// `DOMID_IO` raw MMIO.
 ///
 /// ```

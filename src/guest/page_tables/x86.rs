@@ -52,7 +52,7 @@ impl PagingMode {
         }
     }
 
-    /// Returns the invalid addresses. Of a valid 64-bit address, all upper bits repeat the highest translated bit.
+    /// Returns the invalid addresses. In a valid 64-bit address, all upper bits repeat the highest translated bit.
     fn invalid_addresses(self) -> RangeInclusive<u64> {
         match self {
             PagingMode::Pae => 1 << 32..=u64::MAX,
