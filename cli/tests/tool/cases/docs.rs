@@ -14,14 +14,14 @@ const VOLATILE: [&str; 4] = ["seconds", "written_bytes", "xen_version", "uuid"];
 
 struct Example<'a> {
     arguments: &'a str,
-    document: &'a str,
+    json: &'a str,
 }
 
 fn examples(page: &str) -> Vec<Example<'_>> {
     let blocks = page.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap());
     let examples = blocks.map(|block| {
-        let (command, document) = block.strip_prefix("$ xenmap ").unwrap().split_once('\n').unwrap();
-        Example { arguments: command, document }
+        let (arguments, json) = block.strip_prefix("$ xenmap ").unwrap().split_once('\n').unwrap();
+        Example { arguments, json }
     });
     examples.collect()
 }
@@ -71,14 +71,14 @@ fn type_of(value: &Value) -> &'static str {
 }
 
 #[test]
-fn documented_documents_are_what_the_tool_prints() {
+fn examples_of_json_output_are_what_the_tool_prints() {
     let folder = folder("docs-json");
     files(&folder);
-    for Example { arguments, document } in examples(&page()) {
+    for Example { arguments, json } in examples(&page()) {
         let output = run_in(&folder, arguments);
         assert_ne!(output.status.code(), Some(2), "{arguments}: {}", text(&output.stderr));
         let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let documented: Value = serde_json::from_str(document).unwrap();
+        let documented: Value = serde_json::from_str(json).unwrap();
         assert_eq!(without_volatile(printed), without_volatile(documented), "{arguments}");
     }
 }
