@@ -89,7 +89,7 @@ fn each_command_with_json_output_has_an_example() {
     let with_json = command.get_subcommands().filter(|c| c.get_arguments().any(|argument| argument.get_id() == "json"));
     let page = page();
     let examples = examples(&page);
-    for name in with_json.map(|command| command.get_name()) {
+    for name in with_json.map(clap::Command::get_name) {
         let of_command = |example: &Example<'_>| example.arguments.split(' ').next() == Some(name);
         assert!(examples.iter().any(of_command), "{name}");
     }
