@@ -207,7 +207,7 @@ impl Dump<'_> {
                 return Err("a stream is written by one process: give --copy-by single, or leave it out".into());
             }
             (Some(way), _) => way,
-            // The fastest in both kinds of dom0 (README; `tests/xen/run pv --lane speed`).
+            // The fastest in both kinds of dom0 (docs/performance.md; `tests/xen/run pv --lane speed`).
             (None, _) => CopyBy::Single,
         };
         let Some(output) = several.filter(|_| way != CopyBy::Single) else {

@@ -71,6 +71,7 @@ mod cases {
     mod commands;
     mod diff;
     mod diff_parts;
+    mod docs;
     mod domain;
     mod dump;
     mod dump_json;
