@@ -1,6 +1,6 @@
 //! The arguments of the command line. `usage` completes them: what depends on several arguments, and the help.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ColorChoice, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -319,6 +319,12 @@ pub(crate) struct DumpArgs {
     /// Print the summary as a JSON object; on stderr if the dump goes to standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl DumpArgs {
+    pub(crate) fn is_to_stdout(&self) -> bool {
+        self.out == Path::new("-")
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]

@@ -6,6 +6,7 @@ use std::ops::Range;
 use xenmap::FRAME_SIZE;
 
 use crate::Result;
+use crate::number::{count, size};
 
 const FRAME: u64 = FRAME_SIZE as u64;
 
@@ -222,8 +223,7 @@ impl Canvas {
         }
         match self.blocks.len().saturating_sub(LISTED) {
             0 => {}
-            1 => writeln!(out, "and 1 more block, see the picture")?,
-            more => writeln!(out, "and {more} more blocks, see the picture")?,
+            more => writeln!(out, "and {}, see the picture", count(more as u64, "more block"))?,
         }
         for (shade, count) in self.counts() {
             let Colour { name, meaning, .. } = &COLOURS[usize::from(shade)];
@@ -252,13 +252,4 @@ fn blocks(frames: &[Range<u64>], scale: Scale) -> Vec<Block> {
 /// Returns the height of some blocks in pixels.
 fn height(blocks: &[Block], scale: Scale) -> u64 {
     blocks.last().map_or(0, |last| last.y + last.len() * scale.square)
-}
-
-/// Returns a number of bytes in the largest unit that it is a multiple of.
-fn size(bytes: u64) -> String {
-    let units = [(1 << 30, "GiB"), (1 << 20, "MiB")];
-    match units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit)) {
-        Some((unit, name)) => format!("{} {name}", bytes / unit),
-        None => format!("{} KiB", bytes >> 10),
-    }
 }

@@ -8,7 +8,7 @@ use xenmap::{DomainInfo, DomainState, FRAME_SIZE, ForeignMemory, GuestKind};
 
 use crate::Result;
 use crate::palette::palette;
-use crate::printable::{self, printable};
+use crate::printable::{printable, write_json};
 
 /// What Xen tells about a domain, as the tool prints it.
 #[derive(Serialize)]
@@ -74,8 +74,7 @@ struct Domains {
 pub(crate) fn domains(memory: &ForeignMemory, as_json: bool, out: &mut impl Write) -> Result<()> {
     let domains: Vec<Domain> = memory.domains()?.into_iter().map(Domain::from).collect();
     if as_json {
-        writeln!(out, "{}", printable::json(&Domains { domains })?)?;
-        return Ok(());
+        return Ok(write_json(out, &Domains { domains })?);
     }
     let palette = palette();
     let heading = palette.heading;

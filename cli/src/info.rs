@@ -8,7 +8,7 @@ use xenmap::{Guest, HostKind};
 use crate::Result;
 use crate::domains::{Domain, mib, or_dash};
 use crate::palette::palette;
-use crate::printable::{self, printable};
+use crate::printable::{printable, write_json};
 
 #[derive(Serialize)]
 struct Info {
@@ -43,8 +43,7 @@ pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result
         domctl_version: memory.domctl_version(),
     };
     if as_json {
-        writeln!(out, "{}", printable::json(&info)?)?;
-        return Ok(());
+        return Ok(write_json(out, &info)?);
     }
     let domain = info.domain;
     let toolstack = match info.domctl_version {

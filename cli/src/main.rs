@@ -72,9 +72,12 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             palette::choose(color_of(env::args_os()));
-            // Nothing can be done if this fails.
-            let _ = error.print();
-            return if error.use_stderr() { FAILED.into() } else { ExitCode::SUCCESS };
+            return match error.print() {
+                // Nothing can be done if printing an error fails.
+                _ if error.use_stderr() => FAILED.into(),
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => fail(&e.to_string()),
+                _ => ExitCode::SUCCESS,
+            };
         }
     };
     palette::choose(args.color);

@@ -9,7 +9,9 @@ use serde::Serialize;
 use xenmap::{FrameKind, Guest, NumberRange, Pfn, RamMap, Search};
 
 use crate::args::SearchArgs;
+use crate::number::size;
 use crate::palette::palette;
+use crate::printable::write_json;
 use crate::progress::Progress;
 use crate::{Result, say};
 
@@ -61,7 +63,7 @@ pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut im
         map.extents.push(Extent { range, kind });
     }
     if as_json {
-        writeln!(out, "{}", serde_json::to_string(&map)?)?;
+        write_json(out, &map)?;
         return Ok(complete);
     }
     let palette = palette();
@@ -160,13 +162,5 @@ fn name(kind: FrameKind) -> &'static str {
         FrameKind::Special => "special",
         FrameKind::BalloonedOut => "ballooned out",
         _ => "unknown",
-    }
-}
-
-fn size(bytes: u64) -> String {
-    let units = [(1 << 30, "GiB"), (1 << 20, "MiB")];
-    match units.into_iter().find(|(unit, _)| bytes.is_multiple_of(*unit)) {
-        Some((unit, name)) => format!("{} {name}", bytes / unit),
-        None => format!("{} KiB", bytes >> 10),
     }
 }

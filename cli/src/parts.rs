@@ -6,6 +6,7 @@ use std::ops::Range;
 use xenmap::{Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, Protection};
 
 use crate::Result;
+use crate::number::count;
 use crate::space::Space;
 use crate::window::MappedWindows;
 
@@ -43,7 +44,7 @@ impl Hole {
 
 impl fmt::Display for Hole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes cannot be read: {}", self.bytes(), self.reason)
+        write!(f, "{} cannot be read: {}", count(self.bytes(), "byte"), self.reason)
     }
 }
 
@@ -178,19 +179,18 @@ fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(S
         Ok(physical) => physical,
         Err(Error::Translation { last, .. }) => return Ok(("no translation".to_owned(), last)),
         Err(Error::GuestAddress { errno, .. }) => {
-            return Ok((
-                format!("no translation (page table: {})", frame_reason(errno)),
-                end_of_block(address, TABLE_BITS),
-            ));
+            let reason = format!("no translation (page table: {})", frame_reason(errno));
+            return Ok((reason, end_of_block(address, TABLE_BITS)));
         }
         Err(e) => return Err(e.into()),
     };
-    match guest.read(physical, &mut [0]) {
+    let reason = match guest.read(physical, &mut [0]) {
         // It could not be read a moment ago.
-        Ok(()) => Ok(("the guest was changing it".to_owned(), end_of_block(address, PAGE_BITS))),
-        Err(Error::GuestAddress { errno, .. }) => Ok((frame_reason(errno), end_of_block(address, PAGE_BITS))),
-        Err(e) => Err(e.into()),
-    }
+        Ok(()) => "the guest was changing it".to_owned(),
+        Err(Error::GuestAddress { errno, .. }) => frame_reason(errno),
+        Err(e) => return Err(e.into()),
+    };
+    Ok((reason, end_of_block(address, PAGE_BITS)))
 }
 
 /// Returns the last address of the block around an address. A block has 2^`bits` bytes, and begins at a multiple of that.

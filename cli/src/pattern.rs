@@ -1,4 +1,4 @@
-//! Bytes to search for, some digits of which may be left open, and bytes to write.
+//! Bytes to search for, in which digits can be wildcards, and bytes to write.
 
 use std::fmt;
 
@@ -12,15 +12,15 @@ pub(crate) struct Pattern {
     /// The option that it was given with, and its value.
     pub(crate) kind: &'static str,
     pub(crate) given: String,
-    /// Each with the bits of it that count.
+    /// Each byte, with a mask of the bits that count.
     bytes: Vec<(u8, u8)>,
-    /// The longest part without open digits, and where in the pattern it is.
+    /// The longest part without wildcards, and where in the pattern it is.
     fixed: Finder<'static>,
     fixed_at: usize,
 }
 
 impl Pattern {
-    /// All patterns, at least one.
+    /// Returns all patterns, of which there is at least one.
     pub(crate) fn all(args: &PatternArgs) -> Result<Vec<Pattern>> {
         let text = args.text.iter().map(|text| Pattern::new("text", text, exact(text.bytes())));
         let hex = args.hex.iter().map(|digits| Pattern::new("hex", digits, parse_hex(digits)?));
@@ -46,7 +46,7 @@ impl Pattern {
         self.bytes.len()
     }
 
-    /// Where in some bytes the pattern is, in ascending order, overlapping matches included.
+    /// Returns where the pattern is in some bytes, in ascending order. Matches can overlap.
     pub(crate) fn matches(&self, bytes: &[u8]) -> impl Iterator<Item = usize> {
         let mut next = 0;
         std::iter::from_fn(move || {
@@ -68,7 +68,7 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// The bytes of `write`, none of which is open.
+/// Returns the bytes to write, in which no digit can be a wildcard.
 pub(crate) fn exact_bytes(args: &BytesArgs) -> Result<Vec<u8>> {
     let bytes = match args {
         BytesArgs { text: Some(text), .. } => text.clone().into_bytes(),
@@ -84,17 +84,17 @@ pub(crate) fn exact_bytes(args: &BytesArgs) -> Result<Vec<u8>> {
     if bytes.is_empty() { Err("there is nothing to write".into()) } else { Ok(bytes) }
 }
 
-/// Text as UTF-16LE.
+/// Encodes text as UTF-16LE.
 fn utf16(text: &str) -> impl Iterator<Item = u8> {
     text.encode_utf16().flat_map(u16::to_le_bytes)
 }
 
-/// Bytes of which all bits count.
+/// Returns bytes of which all bits count.
 fn exact(bytes: impl Iterator<Item = u8>) -> Vec<(u8, u8)> {
     bytes.map(|byte| (byte, 0xFF)).collect()
 }
 
-/// Parses pairs of hexadecimal digits. Returns the bytes, each with the bits of it that are given.
+/// Parses pairs of hexadecimal digits. Returns the bytes, each with a mask of the bits that count.
 fn parse_hex(text: &str) -> Result<Vec<(u8, u8)>> {
     let digit = |c: char| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let digits = text.chars().filter(|c| !c.is_whitespace()).map(|c| match (c, digit(c)) {

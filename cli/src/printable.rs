@@ -1,5 +1,11 @@
 //! Escapes text from others, such as names of files and domains, for a terminal.
 
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
+
 /// Escapes each character that a terminal would obey instead of showing it.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -9,12 +15,27 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
-/// Returns a value as one line of JSON, with the same characters escaped.
-pub(crate) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
-    let json = serde_json::to_string(value)?;
-    // These characters occur only in strings, and each is one unit of UTF-16.
-    let escaped = |c: char| if is_obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
-    Ok(json.chars().map(escaped).collect())
+/// Writes a value as one line of JSON, with the same characters escaped.
+pub(crate) fn write_json(mut out: impl Write, value: &impl Serialize) -> io::Result<()> {
+    // The conversion keeps the kind of an error: a closed pipe is not reported.
+    value.serialize(&mut Serializer::with_formatter(&mut out, EscapedJson))?;
+    writeln!(out)
+}
+
+/// JSON without spaces, with everything escaped that a terminal would obey.
+struct EscapedJson;
+
+impl Formatter for EscapedJson {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        let mut plain = 0;
+        for (at, found) in fragment.match_indices(is_obeyed) {
+            out.write_all(&fragment.as_bytes()[plain..at])?;
+            // Each of these characters is one unit of UTF-16.
+            found.encode_utf16().try_for_each(|unit| write!(out, "\\u{unit:04x}"))?;
+            plain = at + found.len();
+        }
+        out.write_all(&fragment.as_bytes()[plain..])
+    }
 }
 
 /// Returns whether a character is a control character (C0, DEL, C1), breaks lines, or changes the direction of text.

@@ -9,6 +9,7 @@ use xenmap::{Gfn, Guest};
 use crate::hexdump::{self, Hexdump};
 use crate::palette::palette;
 use crate::parts::{Hole, Part, each_part};
+use crate::printable::write_json;
 use crate::space::{self, Space};
 use crate::{Result, say};
 
@@ -52,8 +53,7 @@ pub(crate) fn read(
             let document = Document::read(guest, space, range)?;
             let unread = document.unread_bytes();
             if unread < len {
-                serde_json::to_writer(&mut *out, &document)?;
-                writeln!(out)?;
+                write_json(&mut *out, &document)?;
             }
             unread
         }

@@ -8,10 +8,11 @@ use xenmap::{Access, FRAME_SIZE, FrameKind, Guest, View};
 use crate::args::SearchArgs;
 use crate::hexdump::Hexdump;
 use crate::map::scan;
+use crate::number::count;
 use crate::palette::{Palette, palette};
 use crate::parts::each_part;
 use crate::pattern::Pattern;
-use crate::printable;
+use crate::printable::write_json;
 use crate::progress::Progress;
 use crate::read::Document;
 use crate::space::Space;
@@ -73,7 +74,7 @@ pub(crate) fn search<W: Write>(
     matcher.end_run(&mut output)?;
     drop(progress);
     if unreadable > 0 {
-        say(&format!("{unreadable} frames cannot be read, and were not searched"));
+        say(&format!("{} cannot be read: not searched", count(unreadable, "frame")));
     }
     Ok(match output.found {
         _ if !found.is_complete() && !output.is_full() => Outcome::NotSearchedEverywhere,
@@ -196,8 +197,7 @@ impl<W: Write> Output<'_, W> {
             let context = context.map(|range| Document::read(self.guest, &Space::Physical, range)).transpose()?;
             let Pattern { kind, given, .. } = pattern;
             let found = Match { address, bytes: pattern.len(), kind, pattern: given, context };
-            writeln!(self.out, "{}", printable::json(&found)?)?;
-            return Ok(());
+            return Ok(write_json(&mut *self.out, &found)?);
         }
         if context.is_some() && self.found > 1 {
             writeln!(self.out, "--")?;

@@ -2,14 +2,35 @@
 
 use std::io::Write;
 
-use serde_json::{Map, Value};
+use serde::Serialize;
 use xenmap::{Gfn, Guest, GuestKind, Pfn};
 
 use crate::Result;
 use crate::chain::chain;
 use crate::palette::palette;
+use crate::printable::write_json;
+use crate::say;
 use crate::space::Space;
-use crate::{printable, say};
+
+#[derive(Serialize)]
+struct Document {
+    translations: Vec<Translation>,
+}
+
+#[derive(Default, Serialize)]
+struct Translation {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#virtual: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    physical: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gfn: Option<u64>,
+    /// The machine frame, in place of `gfn` for a PV guest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mfn: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
 
 /// Prints the translation of each address, or an error. Returns whether there was no error.
 pub(crate) fn translate(
@@ -19,54 +40,55 @@ pub(crate) fn translate(
     as_json: bool,
     out: &mut impl Write,
 ) -> Result<bool> {
-    let (given, given_name) = match space {
-        Space::Physical => ("physical", "physical address"),
-        Space::Virtual(_) => ("virtual", "virtual address"),
-    };
-    let (frame, frame_name) = match guest.kind() {
-        GuestKind::Pv => ("mfn", "machine frame (mfn)"),
-        _ => ("gfn", "guest frame (gfn)"),
-    };
+    let translations: Vec<Translation> = addresses.iter().map(|&address| find(guest, space, address)).collect();
+    let all = translations.iter().all(|translation| translation.error.is_none());
+    if as_json {
+        write_json(out, &Document { translations })?;
+        return Ok(all);
+    }
     let style = palette().name;
-    let mut objects = Vec::new();
-    let mut all = true;
     let mut is_first = true;
-    for &address in addresses {
-        let found = find(guest, space, address);
-        all &= found.is_ok();
-        if as_json {
-            let mut object = Map::from_iter([(given.to_owned(), address.into())]);
-            object.extend(match found {
-                Ok((physical, number)) => {
-                    vec![("physical".to_owned(), physical.into()), (frame.to_owned(), number.get().into())]
-                }
-                Err(e) => vec![("error".to_owned(), chain(&*e).into())],
-            });
-            objects.push(Value::Object(object));
+    for Translation { r#virtual, physical, gfn, mfn, error } in translations {
+        if let Some(error) = error {
+            say(&error);
             continue;
         }
-        match found {
-            Ok((physical, number)) => {
-                if !std::mem::take(&mut is_first) {
-                    writeln!(out)?;
-                }
-                let mut lines = vec![(given_name, address), ("physical address", physical), (frame_name, number.get())];
-                lines.dedup_by_key(|(name, _)| *name);
-                for (name, value) in lines {
-                    writeln!(out, "{style}{:21}{style:#}{value:#x}", format!("{name}:"))?;
-                }
-            }
-            Err(e) => say(&chain(&*e)),
+        if !std::mem::take(&mut is_first) {
+            writeln!(out)?;
         }
-    }
-    if as_json {
-        writeln!(out, "{}", printable::json(&Map::from_iter([("translations".to_owned(), objects.into())]))?)?;
+        for (name, value) in [
+            ("virtual address", r#virtual),
+            ("physical address", physical),
+            ("guest frame (gfn)", gfn),
+            ("machine frame (mfn)", mfn),
+        ] {
+            if let Some(value) = value {
+                writeln!(out, "{style}{:21}{style:#}{value:#x}", format!("{name}:"))?;
+            }
+        }
     }
     Ok(all)
 }
 
+/// Returns the translation of an address, or an error.
+fn find(guest: &Guest, space: &Space, address: u64) -> Translation {
+    let mut translation = match space {
+        Space::Physical => Translation { physical: Some(address), ..Translation::default() },
+        Space::Virtual(_) => Translation { r#virtual: Some(address), ..Translation::default() },
+    };
+    match frame_of(guest, space, address) {
+        Ok((physical, frame)) => {
+            translation.physical = Some(physical);
+            let number = Some(frame.get());
+            if guest.kind() == GuestKind::Pv { translation.mfn = number } else { translation.gfn = number }
+        }
+        Err(e) => translation.error = Some(chain(&*e)),
+    }
+    translation
+}
+
 /// Returns the physical address of an address, and the frame that is mapped to access it.
-fn find(guest: &Guest, space: &Space, address: u64) -> Result<(u64, Gfn)> {
+fn frame_of(guest: &Guest, space: &Space, address: u64) -> Result<(u64, Gfn)> {
     let physical = space.translate(guest, address)?;
     let gfns = guest.gfns(Pfn::containing(physical)?.range(1)?)?;
     match gfns[..] {

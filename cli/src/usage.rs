@@ -125,8 +125,8 @@ fn check(command: &Command, matches: &ArgMatches) -> Result<(), Problem> {
         return Err(Problem::NotForCommand(id));
     }
     let has_new = subject == Subject::DumpAndGuest && is_given("new");
-    let for_a_guest = ["domain", "mock", "thorough", "search_limit"];
-    if let Some(id) = for_a_guest.into_iter().find(|id| has_new && is_given(id)) {
+    let mut for_a_guest = SOURCE.into_iter().chain(["thorough", "search_limit"]);
+    if let Some(id) = for_a_guest.find(|id| has_new && is_given(id)) {
         return Err(Problem::Conflict("new", id));
     }
     match (is_given("domain"), is_given("mock")) {

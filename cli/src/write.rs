@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use xenmap::{Access, DomainState, Error, FRAME_SIZE, Guest, Pfn, Protection};
 
 use crate::Result;
+use crate::number::count;
 use crate::space::{self, Space};
 
 const SIMULATED: &str = "nothing was written, because it would be lost: a simulated guest ends with this command, and \
@@ -39,7 +40,7 @@ pub(crate) fn write(
     for (mapping, offset, part) in pages {
         mapping.view().write_bytes(offset, part)?;
     }
-    writeln!(out, "{} bytes written, {address:#x} to {last:#x}", bytes.len())?;
+    writeln!(out, "{} written, {address:#x} to {last:#x}", count(bytes.len() as u64, "byte"))?;
     Ok(())
 }
 

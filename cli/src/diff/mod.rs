@@ -6,7 +6,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
-use xenmap::{Extent, FRAME_SIZE, FrameKind, Guest};
+use xenmap::{Extent, FrameKind, Guest};
 
 use crate::args::{RawDumps, SearchArgs};
 use crate::guest_pages::{GuestPages, WINDOW, windows};
@@ -14,9 +14,7 @@ use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
 use crate::map::scan;
 use crate::progress::Progress;
 use crate::{Result, say};
-use report::{Report, Verdict};
-
-const FRAME: u64 = FRAME_SIZE as u64;
+use report::{FRAME, Report, Verdict};
 
 /// One of the two things that are compared.
 enum Side<'a> {

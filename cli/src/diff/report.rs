@@ -5,12 +5,16 @@ use std::ops::Range;
 
 use anstyle::Style;
 use serde::Serialize;
+use xenmap::FRAME_SIZE;
 
-use super::FRAME;
 use crate::Result;
 use crate::map::AddressRange;
+use crate::number::count;
 use crate::palette::{Palette, palette};
+use crate::printable::write_json;
 use crate::progress::Progress;
+
+pub(super) const FRAME: u64 = FRAME_SIZE as u64;
 
 /// In ascending order: a page that is compared in parts counts once, with the last of the parts' verdicts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,10 +142,9 @@ impl Report {
         }
         let (verdict, style) = verdict.in_text(self.palette);
         let (first, last, len) = (bytes.start, bytes.end - 1, bytes.end - bytes.start);
-        let (count, unit) = if is_whole(&bytes) { (len / FRAME, "page") } else { (len, "byte") };
-        let s = if count == 1 { "" } else { "s" };
+        let size = if is_whole(&bytes) { count(len / FRAME, "page") } else { count(len, "byte") };
         self.progress.suspend(|| {
-            writeln!(out, "{style}{first:#x} to {last:#x}: {count} {unit}{s} {verdict}{style:#}")?;
+            writeln!(out, "{style}{first:#x} to {last:#x}: {size} {verdict}{style:#}")?;
             Ok(out.flush()?)
         })
     }
@@ -157,7 +160,7 @@ impl Report {
         if let Some(ranges) = self.json {
             let pages = Pages { same, different, only_in_old, only_in_new, unreadable };
             let complete = unreadable == 0;
-            write_document(&Document { complete, ranges, pages, not_searched: Vec::new() }, out)?;
+            write_json(&mut *out, &Document { complete, ranges, pages, not_searched: Vec::new() })?;
         } else {
             writeln!(
                 out,
@@ -176,12 +179,7 @@ impl Report {
 
 /// Prints that nothing was compared, as JSON.
 pub(super) fn not_compared(not_searched: Vec<AddressRange>, out: &mut impl Write) -> Result<()> {
-    write_document(&Document { not_searched, ..Document::default() }, out)
-}
-
-fn write_document(document: &Document, out: &mut impl Write) -> Result<()> {
-    writeln!(out, "{}", serde_json::to_string(document)?)?;
-    Ok(())
+    Ok(write_json(out, &Document { not_searched, ..Document::default() })?)
 }
 
 fn is_whole(bytes: &Range<u64>) -> bool {

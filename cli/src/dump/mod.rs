@@ -14,10 +14,9 @@ pub(crate) mod worker;
 mod xen;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, LineWriter, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -27,11 +26,13 @@ use crate::Result;
 use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
 use crate::chain::chain;
 use crate::map::{self, Found};
+use crate::printable::write_json;
 use crate::progress::Progress;
 use copy::{Lost, Tally, copy_part};
 use interrupt::Interrupts;
 use layout::{FRAME, Layout, Part};
 use output::Output;
+use report::Written;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
 
@@ -63,8 +64,8 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut im
     }
     let complete = found.is_complete() && written.tally.lost.is_empty();
     if args.json {
-        let json = report::json(guest, args, &found, written, start.elapsed())?;
-        if to_stdout { writeln!(io::stderr(), "{json}")? } else { writeln!(out, "{json}")? }
+        let summary = report::json(guest, args, &found, written, start.elapsed());
+        if to_stdout { write_json(LineWriter::new(io::stderr()), &summary)? } else { write_json(out, &summary)? }
     } else {
         if let Some(doubt) = &written.doubt {
             crate::say(doubt);
@@ -103,21 +104,6 @@ pub(crate) struct Dump<'a> {
     pub(crate) source: &'a Source,
     /// `None`: standard output.
     pub(crate) output: Option<&'a Output>,
-}
-
-/// The result of writing a dump.
-#[derive(Debug)]
-pub(crate) struct Written {
-    pub(crate) tally: Tally,
-    pub(crate) bytes: u64,
-    /// Why the kernel's note may be the wrong one.
-    pub(crate) doubt: Option<String>,
-}
-
-impl DumpArgs {
-    fn is_to_stdout(&self) -> bool {
-        self.out == Path::new("-")
-    }
 }
 
 impl Dump<'_> {

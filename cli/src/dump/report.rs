@@ -9,11 +9,17 @@ use xenmap::{FrameError, Gfn, Guest};
 
 use super::copy::{Lost, Tally};
 use super::layout::FRAME;
-use super::{DumpArgs, Written};
-use crate::Result;
-use crate::args::{Compression, Format};
+use crate::args::{Compression, DumpArgs, Format};
 use crate::map::{AddressRange, Found};
-use crate::printable;
+
+/// The result of writing a dump.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) tally: Tally,
+    pub(crate) bytes: u64,
+    /// Why the kernel's note may be the wrong one.
+    pub(crate) doubt: Option<String>,
+}
 
 /// Returns a line that sums up the dump.
 pub(crate) fn summary(Written { tally, bytes, .. }: &Written, time: Duration) -> String {
@@ -45,7 +51,7 @@ fn reason(lost: &Lost) -> String {
 
 /// The document of `dump --json`.
 #[derive(Serialize)]
-struct Summary {
+pub(crate) struct Summary {
     domid: u16,
     /// `None`: standard output.
     file: Option<String>,
@@ -75,13 +81,12 @@ struct LostRange {
     error: String,
 }
 
-/// Returns the summary as one line of JSON.
-pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Written, time: Duration) -> Result<String> {
+pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Written, time: Duration) -> Summary {
     let Written { tally, bytes, doubt } = written;
     let lost_range =
         |lost: &Lost| LostRange { range: (lost.pfns.start * FRAME..lost.pfns.end * FRAME).into(), error: reason(lost) };
     let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-    Ok(printable::json(&Summary {
+    Summary {
         domid: guest.domid().get(),
         file: (!args.is_to_stdout()).then(|| args.out.display().to_string()),
         format: args.format,
@@ -97,7 +102,7 @@ pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Writt
         not_searched: found.not_searched(),
         lost: tally.lost.iter().map(lost_range).collect(),
         warnings: doubt.into_iter().collect(),
-    })?)
+    }
 }
 
 /// Returns what the file says about itself, in at most `len` bytes.

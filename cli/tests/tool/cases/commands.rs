@@ -1,9 +1,8 @@
 //! The commands `info`, `domains`, `map` and `write`, run as a person does, and bad input.
 
 use std::fs::{self, File};
-use std::io::Read;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use xenmap::FRAME_SIZE;
 
@@ -234,24 +233,29 @@ fn domain_of_a_host_without_xen_is_an_error_in_one_line() {
 fn closed_pipe_ends_the_tool_quietly() {
     let folder = folder("pipe");
     ram(&folder, &[(0, &pattern(1 << 20))]);
-    let mut command = tool();
-    command.current_dir(&folder).args(["--mock", "ram", "read", "0", "0x100000"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut row = [0; 10];
-    child.stdout.take().unwrap().read_exact(&mut row).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(&row, b"00000000  ");
-    assert_eq!(text(&output.stderr), "");
-    assert!(output.status.success());
+    for args in
+        ["read 0 1M", "read 0 1M --json", "read 0 1M --binary", "search --hex 00 --json", "map --json", "--help"]
+    {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let mut command = tool();
+        command.current_dir(&folder).args(["--mock", "ram"]).args(args.split(' '));
+        let output = command.stdout(write).output().unwrap();
+        assert_eq!((text(&output.stderr), output.status.code()), ("", Some(0)), "{args}");
+    }
 }
 
 #[test]
 fn full_stdout_is_an_error() {
     let folder = folder("full");
     ram(&folder, &[(0, CANARY)]);
-    let full = File::options().write(true).open("/dev/full").unwrap();
-    let output = tool().current_dir(&folder).args(["--mock", "ram", "info"]).stdout(full).output().unwrap();
-    assert!(refusal(&output).contains("No space left on device"));
+    for args in ["info", "info --json", "read 0 9", "translate 0 --json", "--help", "--version"] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = tool();
+        command.current_dir(&folder).args(["--mock", "ram"]).args(args.split(' '));
+        let output = command.stdout(full).output().unwrap();
+        assert!(refusal(&output).contains("No space left on device"), "{args}");
+    }
 }
 
 #[test]

@@ -146,9 +146,9 @@ fn document_lists_lost_frames_by_address() {
     let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
     let written = dump.write(&found.map).unwrap();
 
-    let summary = report::json(&guest, &args, &found, written, Duration::from_millis(1500)).unwrap();
+    let summary = report::json(&guest, &args, &found, written, Duration::from_millis(1500));
 
-    let summary: Value = serde_json::from_str(&summary).unwrap();
+    let summary = serde_json::to_value(summary).unwrap();
     let expected = json!([
         { "first": 0x14000, "last": 0x15fff, "bytes": 8192, "error": "no RAM there" },
         { "first": 0x32000, "last": 0x32fff, "bytes": 4096, "error": "no RAM there" },

@@ -266,7 +266,7 @@ fn virtual_pages_that_cannot_be_read_are_told_by_their_reasons() {
     let holes = [
         "00004000  -- 2080768 bytes cannot be read: no translation",
         "00200000  -- 2097152 bytes cannot be read: no translation (page table: no RAM there)",
-        "00400000  -- 1 bytes cannot be read: no translation",
+        "00400000  -- 1 byte cannot be read: no translation",
         "00400001",
     ];
     assert_eq!(shown[3 + FRAME_SIZE / 16..], holes);

@@ -34,7 +34,9 @@ guest frame (gfn):   0x7
 fn physical_address_of_a_pv_guest_leads_to_a_machine_frame() {
     let folder = folder("translate-pv");
     ram(&folder, &[(0, b"a"), (frame(2), b"c")]);
-    let object = json(&run_in(&folder, "--mock ram --mock-kind pv translate 0x2003 --json"));
+    let output = run_in(&folder, "--mock ram --mock-kind pv translate 0x2003 --json");
+    assert!(text(&output.stdout).starts_with("{\"translations\":[{\"physical\":8195,\"mfn\":"), "{output:?}");
+    let object = json(&output);
     let mfn = object["translations"][0]["mfn"].as_u64().unwrap();
     // The frames of the simulated machine begin far above the guest's.
     assert!(mfn > 2, "{object}");

@@ -79,6 +79,8 @@ fn options_of_the_guest_that_do_not_fit_are_usage_errors() {
         ("--domain 3 diff old new", "the argument '[NEW]' cannot be used with '--domain <DOMAIN>'"),
         ("diff old new --thorough", "the argument '[NEW]' cannot be used with '--thorough'"),
         ("diff old new --search-limit 1", "the argument '[NEW]' cannot be used with '--search-limit <SECONDS>'"),
+        ("diff old new --pod-populate", "the argument '[NEW]' cannot be used with '--pod-populate'"),
+        ("diff old new --mock-raw", "the argument '[NEW]' cannot be used with '--mock-raw'"),
         ("domains --domain 3", "the subcommand 'domains' cannot be used with '--domain <DOMAIN>'"),
         ("--mock ram completions bash", "the subcommand 'completions' cannot be used with '--mock <FILE>'"),
     ] {

@@ -46,7 +46,7 @@ fn bytes_are_written_through_the_page_tables_up_to_the_last_address() {
     assert_eq!((domain.read(gfn(7), 0xFFE, 2), domain.read(gfn(9), 0, 4)), (b"ca".to_vec(), b"nary".to_vec()));
 
     let shown = write(&host, &domain, Some(0x1000), (u64::MAX, b"z"));
-    assert_eq!(shown, Ok("1 bytes written, 0xffffffffffffffff to 0xffffffffffffffff\n".to_owned()));
+    assert_eq!(shown, Ok("1 byte written, 0xffffffffffffffff to 0xffffffffffffffff\n".to_owned()));
     assert_eq!(domain.read(gfn(9), FRAME_SIZE - 1, 1), b"z");
 }
 
