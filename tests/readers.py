@@ -79,7 +79,7 @@ def has_the_pages(path, form):
 
 def volatility_does_not_read(path, cache):
     found = [address for address, text in readers.banners(path, cache).items() if text == BANNER]
-    assert found and found != PLACES, "volatility3 now reads .xen_p2m: update the README, and check the addresses"
+    assert found and found != PLACES, "volatility3 now reads .xen_p2m: update docs/introspection.md, and check the addresses"
 
 
 def gdb_finds_the_banners(path):

@@ -27,7 +27,7 @@ pub enum DomainState {
 
 /// What is known about a domain.
 ///
-/// Fields that only the toolstack's interface tells are `None` if that is unknown ([`ForeignMemory::domctl_version`]).
+/// Fields that only the toolstack's interface reports are `None` if that is unknown ([`ForeignMemory::domctl_version`]).
 ///
 /// ```
 /// use xenmap::mock::MockHost;
@@ -170,7 +170,7 @@ impl ForeignMemory {
         }
     }
 
-    /// Returns what the toolstack's interface tells about a domain (`XEN_DOMCTL_getdomaininfo`).
+    /// Returns what the toolstack's interface reports about a domain (`XEN_DOMCTL_getdomaininfo`).
     pub(crate) fn get_domain_info(&self, domid: Domid) -> Result<DomainInfo> {
         let (name, command) = ("XEN_DOMCTL_getdomaininfo", abi::XEN_DOMCTL_GETDOMAININFO);
         let missing =

@@ -98,7 +98,7 @@ impl ForeignMemory {
     /// Returns how many frames a domain owns, including those that only foreign mappings keep alive
     /// (`XENMEM_current_reservation`).
     ///
-    /// It also works for dying domains, so it tells whether any references are left.
+    /// It also works for dying domains, so it shows whether any references are left.
     ///
     /// ```
     /// # use xenmap::mock::MockHost;

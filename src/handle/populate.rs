@@ -1,4 +1,4 @@
-//! Populate-on-demand guests: tells whether all their frames can be touched.
+//! Checks whether all frames of a populate-on-demand guest can be touched.
 
 #![expect(unsafe_code, reason = "makes a hypercall")]
 

@@ -194,7 +194,7 @@ macro_rules! frame_number {
 /// The number of a domain whose memory can be mapped.
 ///
 /// Xen reserves the numbers from 0x7FF0 up; of these, only [`Domid::XEN`] is accepted here. The kernel would accept
-/// more, with results that nobody wants: `DOMID_SELF` successfully maps the caller's own machine frames, and
+/// more, with surprising results: `DOMID_SELF` successfully maps the caller's own machine frames, and
 /// `DOMID_IO` raw MMIO.
 ///
 /// ```
@@ -279,7 +279,7 @@ frame_number! {
 frame_number! {
     /// A frame number as the guest itself counts its memory: a guest-physical address divided by [`FRAME_SIZE`].
     ///
-    /// For a PV guest it is a pseudo-physical frame number; the guest's own table (its p2m) tells which machine frame
+    /// For a PV guest it is a pseudo-physical frame number; the guest's own table (its p2m) says which machine frame
     /// ([`Gfn`]) that is. For any other guest both are the same number, but still have different types: calls on a
     /// guest ([`Guest::map`](crate::Guest::map)) take pfns and look them up, calls on the handle
     /// ([`ForeignMemory::map_foreign_batch`](crate::ForeignMemory::map_foreign_batch)) take gfns.

@@ -272,7 +272,7 @@ class Guest:
     def has_what_core_lacks(self):
         ours, core = elf(self.folder / "elf"), xen(self.folder / "core")
         assert set(ARM_LINUX) <= ours.places.keys(), "our dump lacks a frame"
-        assert not core.places, "xl dump-core now has frames: update the README, and compare them"
+        assert not core.places, "xl dump-core now has frames: update docs/arm64.md, and compare them"
         sizes = (f"{len(dump.places)} frames in {len(dump.bytes)} bytes" for dump in (core, ours))
         return "xl dump-core: {}; ours: {}".format(*sizes)
 
@@ -302,7 +302,7 @@ class Guest:
         wrong = [address for address, text in found.items() if text == self.facts["version"]]
         assert wrong, "volatility3 finds no banner at all"
         reads = set(wrong) == set(self.banner_places())
-        assert not reads, "volatility3 now reads .xen_p2m: update the README, and check the addresses"
+        assert not reads, "volatility3 now reads .xen_p2m: update docs/introspection.md, and check the addresses"
 
     def sections_are_those_of_dump_core(self):
         """Checks that the sections are the same, in the same order. We have no shared info, and a dump-core that was
