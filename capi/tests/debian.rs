@@ -1,7 +1,7 @@
 //! Compares the C library that `install` builds with Debian's libxenforeignmemory: the C programs in this directory run
 //! on both unchanged. Needs gcc, binutils and libxen-dev.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 #![expect(clippy::print_stdout, reason = "prints the table of differences")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -206,7 +206,7 @@ fn shared_object(prefix: &Path) -> PathBuf {
 fn debians_library() -> PathBuf {
     let output = run(cc().arg("-print-file-name=libxenforeignmemory.so"));
     let path = PathBuf::from(text(&output.stdout).trim());
-    assert!(path.is_absolute(), "there is no libxenforeignmemory.so: install libxen-dev");
+    assert!(path.is_absolute(), "libxenforeignmemory.so is missing: install libxen-dev");
     path
 }
 

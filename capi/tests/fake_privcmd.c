@@ -38,7 +38,7 @@ enum { GRANT_PAGE = RAM + 1, PAGES = GRANT_PAGE + GRANTS };
 #define NOTHING (1l << 30)
 #define UNRESTRICTED DOMID_INVALID
 
-/* A mapping of the device. `mapped` is NULL until it is populated; then it tells which pages have a frame. */
+/* A mapping of the device. `mapped` is NULL until it is populated; then it shows which pages have a frame. */
 struct vma {
     uintptr_t start, end;
     int prot;

@@ -1,6 +1,6 @@
 //! `install` and `install --uninstall`: the files in a directory before, between and after.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -134,14 +134,14 @@ fn uninstall_keeps_a_library_that_has_replaced_ours() {
     succeeds(&[argument]);
     write(&prefix.join(LIBRARY), "not ours");
 
-    let said = succeeds(&["--uninstall", argument]);
+    let stdout = succeeds(&["--uninstall", argument]);
 
-    // Including the links to it, by which programs find it.
+    // Including the links to it, through which programs find it.
     let names = ["lib/libxenforeignmemory.so", "lib/libxenforeignmemory.so.1", LIBRARY];
     assert_eq!(files(&tree(&prefix)), names);
     assert_eq!(fs::read(prefix.join("lib/libxenforeignmemory.so")).unwrap(), b"not ours");
     for name in names {
-        assert!(said.contains(&format!("kept {argument}/{name}: it is not the installed file")), "{said}");
+        assert!(stdout.contains(&format!("kept {argument}/{name}: it is not the installed file")), "{stdout}");
     }
 }
 
@@ -151,10 +151,10 @@ fn uninstall_without_an_install_changes_nothing() {
     write(&prefix.join(LIBRARY), "not ours");
     let before = tree(&prefix);
 
-    let (status, said) = fails(&["--uninstall", prefix.to_str().unwrap()]);
+    let (status, stderr) = fails(&["--uninstall", prefix.to_str().unwrap()]);
 
     assert_eq!(status, Some(1));
-    assert!(said.contains("nothing is installed in"), "{said}");
+    assert!(stderr.contains("nothing is installed in"), "{stderr}");
     assert_eq!(tree(&prefix), before);
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
-/// The arguments of the process that `dump --copy-by workers` starts. It is no [`Command`], so that nobody sees it.
+/// The arguments of the process that `dump --copy-by workers` starts. It is no [`Command`], so the help does not list it.
 #[derive(Debug, Parser)]
 #[command(name = "xenmap worker")]
 pub(crate) struct WorkerArgs {

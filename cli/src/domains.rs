@@ -10,7 +10,7 @@ use crate::Result;
 use crate::palette::palette;
 use crate::printable::{printable, write_json};
 
-/// What Xen tells about a domain, as the tool prints it.
+/// What Xen reports about a domain, as the tool prints it.
 #[derive(Serialize)]
 pub(crate) struct Domain {
     pub(crate) domid: u16,

@@ -1,4 +1,4 @@
-//! `info`: shows what Xen tells about a guest and its host.
+//! `info`: shows what Xen reports about a guest and its host.
 
 use std::io::Write;
 

@@ -94,7 +94,7 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// Returns the page size of the host's kernel in bytes: that of a frame, or on Arm 16 or 64 KiB.
     fn page_size(&self) -> usize;
 
-    /// Returns the kind of the domain that we run in, as far as the system tells without privilege.
+    /// Returns the kind of the domain that we run in, as far as it is known without privilege.
     fn host_kind(&self) -> HostKind;
 
     /// Returns the architecture of the host. A real host has that of this program; a simulated one may have another.

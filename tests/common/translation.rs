@@ -21,7 +21,7 @@ pub fn translate_by(guest: &xenmap::Guest, tables: &PageTables, address: u64) ->
     translated
 }
 
-/// Returns the last address that has no translation, by the error.
+/// Returns the last address that has no translation, according to the error.
 #[track_caller]
 pub fn last(result: &Result<u64>) -> u64 {
     match result {

@@ -22,7 +22,7 @@ fn map_of(memory: &ForeignMemory, domain: &MockDomain) -> RamMap {
     Guest::open(memory, domain.domid()).unwrap().ram_map().unwrap()
 }
 
-/// Bounds 300 frames at the bottom, 200 in the middle and 100 at the top.
+/// 300 frames at the bottom, 200 in the middle and 100 at the top.
 const LAYOUT: [Range<u64>; 3] = [0..300, 0x8000..0x80C8, 0xF_0000..0xF_0064];
 
 fn layout() -> Vec<Gfn> {

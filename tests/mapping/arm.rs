@@ -28,13 +28,13 @@ fn with_holes(page_size: usize, protection: Protection) -> (MockHost, ForeignMap
     (host, mapping)
 }
 
-fn large_guest(page_size: usize, frames: usize) -> (MockHost, MockDomain) {
+fn arm_guest(page_size: usize, frames: usize) -> (MockHost, MockDomain) {
     let host = mock_with_pages(Dom0::Arm, page_size);
     let guest = host.create_domain(GuestKind::Hvm, frames);
     (host, guest)
 }
 
-fn said(output: &Output) -> String {
+fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -63,9 +63,9 @@ fn touching_a_failed_frame_ends_the_process_and_names_the_frame() {
                     }
                     continue;
                 };
-                assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{task_here}: {}", said(&output));
+                assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{task_here}: {}", stderr(&output));
                 let text = format!("xenmap's mock: frame {name}, which could not be mapped, was touched at 0x");
-                assert!(said(&output).contains(&text), "{}", said(&output));
+                assert!(stderr(&output).contains(&text), "{}", stderr(&output));
             }
         }
     }
@@ -78,7 +78,7 @@ fn touching_the_end_of_the_last_page_ends_the_process_and_says_so() {
         let task_here = format!("{page_size} {frames} {resource}");
         let Some(output) = run_in_own_process(THIS, &task_here) else {
             if current_task() == task_here {
-                let (host, guest) = large_guest(page_size, frames);
+                let (host, guest) = arm_guest(page_size, frames);
                 guest.add_resource(Resource::GrantTable, 1);
                 let memory = host.open().unwrap();
                 let mapping = memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.frames()).unwrap();
@@ -90,9 +90,9 @@ fn touching_the_end_of_the_last_page_ends_the_process_and_says_so() {
             }
             continue;
         };
-        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{task_here}: {}", said(&output));
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{task_here}: {}", stderr(&output));
         let text = format!("memory past the last frame of a mapping (index {frames}) was touched at 0x");
-        assert!(said(&output).contains(&text), "{}", said(&output));
+        assert!(stderr(&output).contains(&text), "{}", stderr(&output));
     }
 }
 
@@ -117,8 +117,8 @@ fn other_bus_errors_are_left_alone() {
             "ignored and sent" => (Some(78), None),
             _ => (None, Some(libc::SIGBUS)),
         };
-        assert_eq!(status, expected, "{task_here}: {}", said(&output));
-        assert!(!said(&output).contains("xenmap's mock"), "{}", said(&output));
+        assert_eq!(status, expected, "{task_here}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("xenmap's mock"), "{}", stderr(&output));
     }
 }
 
@@ -167,7 +167,7 @@ fn mapping_takes_whole_pages_but_references_only_its_frames() {
     for (page_size, frames) in
         PAGE_SIZES.into_iter().flat_map(|size| [1, 3, 4, 5, 17, 16_384, 16_385, 40_003].map(|n| (size, n)))
     {
-        let (host, guest) = large_guest(page_size, frames);
+        let (host, guest) = arm_guest(page_size, frames);
         let memory = host.open().unwrap();
         let mapping = memory.map_foreign_batch(guest.domid(), ReadWrite, &guest.frames()).unwrap();
         assert_eq!(mapping.view().len(), frames * FRAME);
@@ -194,7 +194,7 @@ fn lack_of_memory_to_map_frames_is_a_clear_error() {
     assert_eq!(error.errno(), libc::ENOMEM);
     assert!(error.to_string().contains("out of memory, this domain's or Xen's"), "{error}");
     assert!(error.to_string().contains("map less at a time"), "{error}");
-    assert_eq!(host.references(guest.domid()), 600, "the failed batch stays mapped");
+    assert_eq!(host.references(guest.domid()), 600, "the failed batch has left references");
     drop(first);
     memory.map_foreign_batch(guest.domid(), ReadOnly, &gfns[600..1100]).unwrap();
 }

@@ -17,7 +17,7 @@ fn mapped(dom0: Dom0, frames: usize) -> (MockHost, MockDomain, std::mem::Manuall
     (host, guest, std::mem::ManuallyDrop::new(mapping))
 }
 
-/// Returns the message with which the host panics when it counts.
+/// Returns the message of the panic when the host counts references.
 fn complaint(host: &MockHost, domid: Domid) -> String {
     let counted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| host.references(domid)));
     *counted.expect_err("the count did not panic").downcast::<String>().unwrap()

@@ -1,4 +1,4 @@
-//! This library must not have the defects of others that map foreign memory.
+//! This library must not have the defects of other libraries that map foreign memory.
 
 use std::time::Duration;
 

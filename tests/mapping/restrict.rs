@@ -26,13 +26,13 @@ fn restriction_of_a_clone_holds_for_all_clones() {
     with_each_guest(1, |host, guest| {
         let other = host.create(GuestKind::Hvm, 1);
         let memory = host.open();
-        let looks_at_other = Guest::open(&memory, other.domid()).unwrap();
+        let other_guest = Guest::open(&memory, other.domid()).unwrap();
         memory.clone().restrict(guest.domid()).unwrap();
 
         memory.map_foreign_batch(guest.domid(), ReadOnly, &guest.gfns()).unwrap();
         let refused = memory.map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
         assert_eq!(refused.unwrap_err().errno(), libc::EPERM);
-        let refused = looks_at_other.memory().map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
+        let refused = other_guest.memory().map_foreign_batch(other.domid(), ReadOnly, &other.gfns());
         assert_eq!(refused.unwrap_err().errno(), libc::EPERM);
     });
 }

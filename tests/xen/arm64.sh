@@ -164,8 +164,8 @@ qemu_command() {
         qemu+=(-accel 'tcg,thread=multi')
     fi
     qemu+=(-append "console=dtuart dom0_mem=1024M bootscrub=0 loglvl=warning guest_loglvl=warning")
-    # kpti=off: the emulation does not have the flaw that it guards against, and it would slow each system call several
-    # times.
+    # kpti=off: the emulated processor lacks the flaw that KPTI guards against, and KPTI would make system calls several
+    # times slower.
     qemu+=(-device "guest-loader,addr=0x49000000,kernel=$cache/vmlinuz-$kernel,bootargs=console=hvc0 quiet kpti=off")
     qemu+=(-device "guest-loader,addr=0x4f000000,initrd=$work/initramfs")
     mkdir "$work/export" # a folder for dumps

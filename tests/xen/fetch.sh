@@ -40,8 +40,8 @@ need() {
     command -v cargo >/dev/null || die "cargo is needed to build the test programs"
 }
 
-# apt with a state of its own: an empty list of installed packages, so that it downloads all dependencies whatever this
-# machine has, and its own caches and locks, so that it does not need root.
+# apt with a state of its own: an empty list of installed packages, so that it downloads all dependencies, regardless
+# of what this machine has; and its own caches and locks, so that it does not need root.
 own_apt() {
     mkdir -p "$debs/partial" "$lab/apt/lists/partial"
     : >"$lab/apt/status"

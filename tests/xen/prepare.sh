@@ -32,7 +32,7 @@ build_programs() {
     "${cross}strip" -o "$work/overlay/tests/soak" "$lab/cargo/$triple/release/examples/soak"
     [[ $lane == contract ]] || return 0
     cargo_build test --no-run --release --target "$triple" --tests --all-features
-    # Cargo's list of what it has built, which has no leftovers of older builds.
+    # Cargo's list of executables, which has no leftovers of older builds.
     mkdir -p "$work/suite"
     while read -r file binary; do
         "${cross}strip" -o "$work/suite/$file" "$binary"
@@ -76,12 +76,12 @@ plan_tests() {
         else
             found=$(grep -xF "$file $test" "$work/all-tests" || true)
         fi
-        [ -n "$found" ] || wrong+=$'\n'"  there is no such test: $entry"
+        [ -n "$found" ] || wrong+=$'\n'"  no such test: $entry"
         excused+="$found"$'\n'
     done < <(cat "${excuses[@]}")
     [ -z "$wrong" ] || die "${excuses[*]}:$wrong"
     { grep -vxF "${excused%$'\n'}" "$work/all-tests" || true; } >"$plan"
-    [ -s "$plan" ] || die "there is no test to run"
+    [ -s "$plan" ] || die "no test to run"
     say "$(wc -l <"$plan") tests to run, $(grep -c . <<<"$excused" || true) left out"
 }
 

@@ -63,7 +63,7 @@ impl Mode {
     }
 }
 
-/// Addresses to map at, besides that of a reservation.
+/// Addresses to map at, in addition to that of a reservation.
 const PLACES: &[(&str, usize)] = &[
     ("NULL", 0),
     ("inside page 0", 1),

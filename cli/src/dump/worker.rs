@@ -3,7 +3,7 @@
 //! In a PV dom0, the end of a process gives back the references of its mappings at a half to a quarter of the cost of
 //! munmap: the kernel unpins the page tables first, and Xen drops the references of all entries at once. Each process
 //! also has its own lock on its mappings. So with `--copy-by workers` the tool runs itself again (`xenmap worker
-//! --domain N`) for each share. A simulated guest is made anew in each worker, from the same file. Starting a process
+//! --domain N`) for each share. A simulated guest is created again in each worker, from the same file. Starting a process
 //! has a cost too: in measurements, one process that leaves its mappings to its own end was faster.
 //!
 //! The worker reads a [`Job`] from its standard input and writes [`Report`]s to its standard output, a line of JSON
