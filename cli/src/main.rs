@@ -39,7 +39,7 @@ mod write;
 use std::env;
 use std::error::Error;
 use std::ffi::OsString;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anstyle::Style;
@@ -103,6 +103,11 @@ fn run(args: &Args) -> Result<ExitCode> {
             if !map::map(&host()?.guest_to_touch()?, *search, *json, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
+        }
+        Command::Read { binary: true, .. } if io::stdout().is_terminal() => {
+            return Err(
+                "refusing to write raw bytes to a terminal: redirect standard output, or leave out --binary".into()
+            );
         }
         Command::Read { address, len, space, binary, json } => {
             let host = host()?;

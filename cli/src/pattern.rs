@@ -29,8 +29,11 @@ impl Pattern {
     }
 
     fn new(kind: &'static str, given: &str, bytes: Vec<(u8, u8)>) -> Result<Pattern> {
+        if bytes.is_empty() {
+            return Err("there is nothing to search for: give at least one character or digit".into());
+        }
         if bytes.iter().all(|(_, mask)| *mask == 0) {
-            return Err("there is nothing to look for: give at least one character or digit".into());
+            return Err("the pattern matches everywhere: give at least one digit that is not ?".into());
         }
         let is_fixed = |byte: &(u8, u8)| byte.1 == 0xFF;
         let parts = bytes.chunk_by(|a, b| is_fixed(a) == is_fixed(b));

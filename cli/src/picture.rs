@@ -23,6 +23,9 @@ pub(crate) fn picture(
     since: Option<(&Path, Making)>,
     out: &mut impl Write,
 ) -> Result<bool> {
+    if path == Path::new("-") {
+        return Err("a picture goes to a file, not to standard output: give its name".into());
+    }
     let output = Output::create(path)?;
     let since = since.map(|(dump, making)| Image::open(dump, making)).transpose()?;
     let found = scan(guest, args)?;

@@ -15,6 +15,10 @@ impl Space {
         if !args.r#virtual {
             return Ok(Space::Physical);
         }
+        let has_vcpus = || guest.memory().domain_info(guest.domid()).map(|info| info.vcpus != Some(0));
+        if args.cr3.is_none() && !has_vcpus()? {
+            return Err(format!("domain {} has no vcpus: give --cr3", guest.domid()).into());
+        }
         let of_vcpu = guest.page_tables(args.vcpu);
         Ok(Space::Virtual(match (args.cr3, of_vcpu) {
             (None, of_vcpu) => of_vcpu?,

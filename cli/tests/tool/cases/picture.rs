@@ -306,3 +306,12 @@ fn picture_of_a_pv_guest_shows_its_page_tables() {
     let rows = picture.pixels.chunks(3 * picture.width).skip(picture.top);
     assert!(rows.flat_map(|row| row.chunks(3)).any(|pixel| pixel == [250, 200, 60]));
 }
+
+#[test]
+fn standard_output_for_a_picture_is_an_error() {
+    let folder = folder("picture-stdout");
+    ram(&folder, &[(0, CANARY)]);
+    let output = run_in(&folder, "picture --mock ram -");
+    assert_eq!(refusal(&output), "a picture goes to a file, not to standard output: give its name");
+    assert!(!folder.join("-").exists());
+}

@@ -247,9 +247,9 @@ fn search_for_nothing_is_refused() {
     let folder = folder("search-bad");
     ram(&folder, &[(0, CANARY)]);
     for (args, expected) in [
-        (["--text", ""], "there is nothing to look for"),
-        (["--hex", " "], "there is nothing to look for"),
-        (["--hex", "?? ??"], "there is nothing to look for"),
+        (["--text", ""], "there is nothing to search for"),
+        (["--hex", " "], "there is nothing to search for"),
+        (["--hex", "?? ??"], "the pattern matches everywhere"),
         (["--hex", "de a"], "the last one has only one"),
         (["--hex", "xy"], "x is not a hexadecimal digit"),
     ] {

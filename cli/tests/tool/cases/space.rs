@@ -4,6 +4,7 @@ use xenmap::mock::{Dom0, HostConfig, MockHost, Vcpu};
 use xenmap::{Guest, GuestKind, PageTables, PagingMode};
 
 use crate::args::SpaceArgs;
+use crate::harness::{CANARY, folder, ram, refusal, run_in};
 use crate::space::Space;
 
 /// The tables for a given base, or the error, on a host whose guest has this vcpu, or none.
@@ -45,4 +46,12 @@ fn paging_mode_is_assumed_on_x86_only() {
     assert!(error.contains("paging is off"), "{error}");
     let error = tables(Dom0::Arm, None).unwrap_err();
     assert!(error.contains("XEN_DOMCTL_getvcpucontext"), "{error}");
+}
+
+#[test]
+fn virtual_address_of_a_guest_without_vcpus_needs_a_base() {
+    let folder = folder("space-no-vcpus");
+    ram(&folder, &[(0, CANARY)]);
+    let output = run_in(&folder, "read --mock ram --virtual 0 16");
+    assert_eq!(refusal(&output), "domain 1 has no vcpus: give --cr3");
 }

@@ -299,3 +299,12 @@ fn colors_do_not_change_the_text() {
         assert_eq!(text(&plain.stderr), stripped(&colored.stderr), "{args}");
     }
 }
+
+#[test]
+fn raw_bytes_are_not_written_to_a_terminal() {
+    let folder = folder("usage-binary");
+    ram(&folder, &[(0, CANARY)]);
+    let shown = run_on_terminal(&[], &folder, "read --mock ram 0 16 --binary");
+    assert!(shown.contains("refusing to write raw bytes to a terminal"), "{shown}");
+    assert!(!shown.contains("canary"), "{shown}");
+}
