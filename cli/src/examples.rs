@@ -98,7 +98,7 @@ pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str
         ],
         "dump" => &[
             ("0", "success"),
-            ("2", "error; no file is left"),
+            ("2", "error; no incomplete file is left"),
             ("3", "incomplete: stderr lists pages that could not be read, or addresses that were not searched"),
             ("128+N", "interrupted by signal N; no file is left"),
         ],
