@@ -14,7 +14,7 @@ pub(crate) const CANARY: &[u8] = b"xenmap canary";
 /// Returns the tool, without the variables of whoever runs the tests that change its output.
 pub(crate) fn tool() -> Command {
     let mut tool = Command::new(env!("CARGO_BIN_EXE_xenmap"));
-    // CI: a terminal that names it gets colours even if TERM is "dumb".
+    // With CI set, a terminal gets colours even if TERM is "dumb".
     for name in ["CI", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS"] {
         tool.env_remove(name);
     }
