@@ -37,7 +37,34 @@ pub const XENVER_version: u32 = 0;
 pub const XENVER_extraversion: u32 = 1;
 pub const XENVER_capabilities: u32 = 3;
 pub const XENVER_get_features: u32 = 6;
+pub const XEN_DMOP_create_ioreq_server: u32 = 1;
+pub const XEN_DMOP_get_ioreq_server_info: u32 = 2;
+pub const XEN_DMOP_no_gfns: u32 = 1;
+pub const XEN_DMOP_map_io_range_to_ioreq_server: u32 = 3;
+pub const XEN_DMOP_unmap_io_range_from_ioreq_server: u32 = 4;
+pub const XEN_DMOP_IO_RANGE_PORT: u32 = 0;
+pub const XEN_DMOP_IO_RANGE_MEMORY: u32 = 1;
+pub const XEN_DMOP_IO_RANGE_PCI: u32 = 2;
+pub const XEN_DMOP_set_ioreq_server_state: u32 = 5;
+pub const XEN_DMOP_destroy_ioreq_server: u32 = 6;
+pub const XEN_DMOP_set_pci_intx_level: u32 = 8;
+pub const XEN_DMOP_set_isa_irq_level: u32 = 9;
+pub const XEN_DMOP_modified_memory: u32 = 11;
+pub const XEN_DMOP_inject_msi: u32 = 14;
+pub const XEN_DMOP_nr_vcpus: u32 = 20;
 pub const HVMOP_get_param: u32 = 1;
+pub const HVM_IOREQSRV_BUFIOREQ_OFF: u32 = 0;
+pub const HVM_IOREQSRV_BUFIOREQ_ATOMIC: u32 = 2;
+pub const STATE_IOREQ_NONE: u32 = 0;
+pub const STATE_IOREQ_READY: u32 = 1;
+pub const STATE_IOREQ_INPROCESS: u32 = 2;
+pub const STATE_IORESP_READY: u32 = 3;
+pub const IOREQ_TYPE_PIO: u32 = 0;
+pub const IOREQ_TYPE_COPY: u32 = 1;
+pub const IOREQ_TYPE_PCI_CONFIG: u32 = 2;
+pub const IOREQ_TYPE_TIMEOFFSET: u32 = 7;
+pub const IOREQ_TYPE_INVALIDATE: u32 = 8;
+pub const IOREQ_BUFFER_SLOT_NUM: u32 = 511;
 pub const HVM_PARAM_STORE_PFN: u32 = 1;
 pub type xen_pfn_t = ::core::ffi::c_ulong;
 #[repr(C)]
@@ -80,6 +107,7 @@ const _: () = {
 };
 pub type domid_t = u16;
 pub type xen_domain_handle_t = [u8; 16usize];
+pub type evtchn_port_t = u32;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct xen_machphys_mfn_list {
@@ -219,6 +247,286 @@ const _: () = {
         "Offset of field: xen_domctl_getdomaininfo::arch_config",
     ][::core::mem::offset_of!(xen_domctl_getdomaininfo, arch_config) - 104usize];
 };
+pub type ioservid_t = u16;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_create_ioreq_server {
+    pub handle_bufioreq: u8,
+    pub pad: [u8; 3usize],
+    pub id: ioservid_t,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_create_ioreq_server",
+    ][::core::mem::size_of::<xen_dm_op_create_ioreq_server>() - 6usize];
+    [
+        "Alignment of xen_dm_op_create_ioreq_server",
+    ][::core::mem::align_of::<xen_dm_op_create_ioreq_server>() - 2usize];
+    [
+        "Offset of field: xen_dm_op_create_ioreq_server::handle_bufioreq",
+    ][::core::mem::offset_of!(xen_dm_op_create_ioreq_server, handle_bufioreq) - 0usize];
+    [
+        "Offset of field: xen_dm_op_create_ioreq_server::pad",
+    ][::core::mem::offset_of!(xen_dm_op_create_ioreq_server, pad) - 1usize];
+    [
+        "Offset of field: xen_dm_op_create_ioreq_server::id",
+    ][::core::mem::offset_of!(xen_dm_op_create_ioreq_server, id) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_get_ioreq_server_info {
+    pub id: ioservid_t,
+    pub flags: u16,
+    pub bufioreq_port: evtchn_port_t,
+    pub ioreq_gfn: u64,
+    pub bufioreq_gfn: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_get_ioreq_server_info",
+    ][::core::mem::size_of::<xen_dm_op_get_ioreq_server_info>() - 24usize];
+    [
+        "Alignment of xen_dm_op_get_ioreq_server_info",
+    ][::core::mem::align_of::<xen_dm_op_get_ioreq_server_info>() - 8usize];
+    [
+        "Offset of field: xen_dm_op_get_ioreq_server_info::id",
+    ][::core::mem::offset_of!(xen_dm_op_get_ioreq_server_info, id) - 0usize];
+    [
+        "Offset of field: xen_dm_op_get_ioreq_server_info::flags",
+    ][::core::mem::offset_of!(xen_dm_op_get_ioreq_server_info, flags) - 2usize];
+    [
+        "Offset of field: xen_dm_op_get_ioreq_server_info::bufioreq_port",
+    ][::core::mem::offset_of!(xen_dm_op_get_ioreq_server_info, bufioreq_port) - 4usize];
+    [
+        "Offset of field: xen_dm_op_get_ioreq_server_info::ioreq_gfn",
+    ][::core::mem::offset_of!(xen_dm_op_get_ioreq_server_info, ioreq_gfn) - 8usize];
+    [
+        "Offset of field: xen_dm_op_get_ioreq_server_info::bufioreq_gfn",
+    ][::core::mem::offset_of!(xen_dm_op_get_ioreq_server_info, bufioreq_gfn) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_ioreq_server_range {
+    pub id: ioservid_t,
+    pub pad: u16,
+    pub type_: u32,
+    pub start: u64,
+    pub end: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_ioreq_server_range",
+    ][::core::mem::size_of::<xen_dm_op_ioreq_server_range>() - 24usize];
+    [
+        "Alignment of xen_dm_op_ioreq_server_range",
+    ][::core::mem::align_of::<xen_dm_op_ioreq_server_range>() - 8usize];
+    [
+        "Offset of field: xen_dm_op_ioreq_server_range::id",
+    ][::core::mem::offset_of!(xen_dm_op_ioreq_server_range, id) - 0usize];
+    [
+        "Offset of field: xen_dm_op_ioreq_server_range::pad",
+    ][::core::mem::offset_of!(xen_dm_op_ioreq_server_range, pad) - 2usize];
+    [
+        "Offset of field: xen_dm_op_ioreq_server_range::type_",
+    ][::core::mem::offset_of!(xen_dm_op_ioreq_server_range, type_) - 4usize];
+    [
+        "Offset of field: xen_dm_op_ioreq_server_range::start",
+    ][::core::mem::offset_of!(xen_dm_op_ioreq_server_range, start) - 8usize];
+    [
+        "Offset of field: xen_dm_op_ioreq_server_range::end",
+    ][::core::mem::offset_of!(xen_dm_op_ioreq_server_range, end) - 16usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_set_ioreq_server_state {
+    pub id: ioservid_t,
+    pub enabled: u8,
+    pub pad: u8,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_set_ioreq_server_state",
+    ][::core::mem::size_of::<xen_dm_op_set_ioreq_server_state>() - 4usize];
+    [
+        "Alignment of xen_dm_op_set_ioreq_server_state",
+    ][::core::mem::align_of::<xen_dm_op_set_ioreq_server_state>() - 2usize];
+    [
+        "Offset of field: xen_dm_op_set_ioreq_server_state::id",
+    ][::core::mem::offset_of!(xen_dm_op_set_ioreq_server_state, id) - 0usize];
+    [
+        "Offset of field: xen_dm_op_set_ioreq_server_state::enabled",
+    ][::core::mem::offset_of!(xen_dm_op_set_ioreq_server_state, enabled) - 2usize];
+    [
+        "Offset of field: xen_dm_op_set_ioreq_server_state::pad",
+    ][::core::mem::offset_of!(xen_dm_op_set_ioreq_server_state, pad) - 3usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_destroy_ioreq_server {
+    pub id: ioservid_t,
+    pub pad: u16,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_destroy_ioreq_server",
+    ][::core::mem::size_of::<xen_dm_op_destroy_ioreq_server>() - 4usize];
+    [
+        "Alignment of xen_dm_op_destroy_ioreq_server",
+    ][::core::mem::align_of::<xen_dm_op_destroy_ioreq_server>() - 2usize];
+    [
+        "Offset of field: xen_dm_op_destroy_ioreq_server::id",
+    ][::core::mem::offset_of!(xen_dm_op_destroy_ioreq_server, id) - 0usize];
+    [
+        "Offset of field: xen_dm_op_destroy_ioreq_server::pad",
+    ][::core::mem::offset_of!(xen_dm_op_destroy_ioreq_server, pad) - 2usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_set_pci_intx_level {
+    pub domain: u16,
+    pub bus: u8,
+    pub device: u8,
+    pub intx: u8,
+    pub level: u8,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_set_pci_intx_level",
+    ][::core::mem::size_of::<xen_dm_op_set_pci_intx_level>() - 6usize];
+    [
+        "Alignment of xen_dm_op_set_pci_intx_level",
+    ][::core::mem::align_of::<xen_dm_op_set_pci_intx_level>() - 2usize];
+    [
+        "Offset of field: xen_dm_op_set_pci_intx_level::domain",
+    ][::core::mem::offset_of!(xen_dm_op_set_pci_intx_level, domain) - 0usize];
+    [
+        "Offset of field: xen_dm_op_set_pci_intx_level::bus",
+    ][::core::mem::offset_of!(xen_dm_op_set_pci_intx_level, bus) - 2usize];
+    [
+        "Offset of field: xen_dm_op_set_pci_intx_level::device",
+    ][::core::mem::offset_of!(xen_dm_op_set_pci_intx_level, device) - 3usize];
+    [
+        "Offset of field: xen_dm_op_set_pci_intx_level::intx",
+    ][::core::mem::offset_of!(xen_dm_op_set_pci_intx_level, intx) - 4usize];
+    [
+        "Offset of field: xen_dm_op_set_pci_intx_level::level",
+    ][::core::mem::offset_of!(xen_dm_op_set_pci_intx_level, level) - 5usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_set_isa_irq_level {
+    pub isa_irq: u8,
+    pub level: u8,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_set_isa_irq_level",
+    ][::core::mem::size_of::<xen_dm_op_set_isa_irq_level>() - 2usize];
+    [
+        "Alignment of xen_dm_op_set_isa_irq_level",
+    ][::core::mem::align_of::<xen_dm_op_set_isa_irq_level>() - 1usize];
+    [
+        "Offset of field: xen_dm_op_set_isa_irq_level::isa_irq",
+    ][::core::mem::offset_of!(xen_dm_op_set_isa_irq_level, isa_irq) - 0usize];
+    [
+        "Offset of field: xen_dm_op_set_isa_irq_level::level",
+    ][::core::mem::offset_of!(xen_dm_op_set_isa_irq_level, level) - 1usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_modified_memory {
+    pub nr_extents: u32,
+    pub opaque: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_modified_memory",
+    ][::core::mem::size_of::<xen_dm_op_modified_memory>() - 8usize];
+    [
+        "Alignment of xen_dm_op_modified_memory",
+    ][::core::mem::align_of::<xen_dm_op_modified_memory>() - 4usize];
+    [
+        "Offset of field: xen_dm_op_modified_memory::nr_extents",
+    ][::core::mem::offset_of!(xen_dm_op_modified_memory, nr_extents) - 0usize];
+    [
+        "Offset of field: xen_dm_op_modified_memory::opaque",
+    ][::core::mem::offset_of!(xen_dm_op_modified_memory, opaque) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_modified_memory_extent {
+    pub nr: u32,
+    pub pad: u32,
+    pub first_pfn: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_modified_memory_extent",
+    ][::core::mem::size_of::<xen_dm_op_modified_memory_extent>() - 16usize];
+    [
+        "Alignment of xen_dm_op_modified_memory_extent",
+    ][::core::mem::align_of::<xen_dm_op_modified_memory_extent>() - 8usize];
+    [
+        "Offset of field: xen_dm_op_modified_memory_extent::nr",
+    ][::core::mem::offset_of!(xen_dm_op_modified_memory_extent, nr) - 0usize];
+    [
+        "Offset of field: xen_dm_op_modified_memory_extent::pad",
+    ][::core::mem::offset_of!(xen_dm_op_modified_memory_extent, pad) - 4usize];
+    [
+        "Offset of field: xen_dm_op_modified_memory_extent::first_pfn",
+    ][::core::mem::offset_of!(xen_dm_op_modified_memory_extent, first_pfn) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_inject_msi {
+    pub data: u32,
+    pub pad: u32,
+    pub addr: u64,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_inject_msi",
+    ][::core::mem::size_of::<xen_dm_op_inject_msi>() - 16usize];
+    [
+        "Alignment of xen_dm_op_inject_msi",
+    ][::core::mem::align_of::<xen_dm_op_inject_msi>() - 8usize];
+    [
+        "Offset of field: xen_dm_op_inject_msi::data",
+    ][::core::mem::offset_of!(xen_dm_op_inject_msi, data) - 0usize];
+    [
+        "Offset of field: xen_dm_op_inject_msi::pad",
+    ][::core::mem::offset_of!(xen_dm_op_inject_msi, pad) - 4usize];
+    [
+        "Offset of field: xen_dm_op_inject_msi::addr",
+    ][::core::mem::offset_of!(xen_dm_op_inject_msi, addr) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct xen_dm_op_nr_vcpus {
+    pub vcpus: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of xen_dm_op_nr_vcpus",
+    ][::core::mem::size_of::<xen_dm_op_nr_vcpus>() - 4usize];
+    [
+        "Alignment of xen_dm_op_nr_vcpus",
+    ][::core::mem::align_of::<xen_dm_op_nr_vcpus>() - 4usize];
+    [
+        "Offset of field: xen_dm_op_nr_vcpus::vcpus",
+    ][::core::mem::offset_of!(xen_dm_op_nr_vcpus, vcpus) - 0usize];
+};
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct xen_hvm_param {
@@ -244,6 +552,96 @@ const _: () = {
         "Offset of field: xen_hvm_param::value",
     ][::core::mem::offset_of!(xen_hvm_param, value) - 8usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ioctl_evtchn_bind_interdomain {
+    pub remote_domain: ::core::ffi::c_uint,
+    pub remote_port: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ioctl_evtchn_bind_interdomain",
+    ][::core::mem::size_of::<ioctl_evtchn_bind_interdomain>() - 8usize];
+    [
+        "Alignment of ioctl_evtchn_bind_interdomain",
+    ][::core::mem::align_of::<ioctl_evtchn_bind_interdomain>() - 4usize];
+    [
+        "Offset of field: ioctl_evtchn_bind_interdomain::remote_domain",
+    ][::core::mem::offset_of!(ioctl_evtchn_bind_interdomain, remote_domain) - 0usize];
+    [
+        "Offset of field: ioctl_evtchn_bind_interdomain::remote_port",
+    ][::core::mem::offset_of!(ioctl_evtchn_bind_interdomain, remote_port) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ioctl_evtchn_bind_unbound_port {
+    pub remote_domain: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ioctl_evtchn_bind_unbound_port",
+    ][::core::mem::size_of::<ioctl_evtchn_bind_unbound_port>() - 4usize];
+    [
+        "Alignment of ioctl_evtchn_bind_unbound_port",
+    ][::core::mem::align_of::<ioctl_evtchn_bind_unbound_port>() - 4usize];
+    [
+        "Offset of field: ioctl_evtchn_bind_unbound_port::remote_domain",
+    ][::core::mem::offset_of!(ioctl_evtchn_bind_unbound_port, remote_domain) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ioctl_evtchn_unbind {
+    pub port: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ioctl_evtchn_unbind",
+    ][::core::mem::size_of::<ioctl_evtchn_unbind>() - 4usize];
+    [
+        "Alignment of ioctl_evtchn_unbind",
+    ][::core::mem::align_of::<ioctl_evtchn_unbind>() - 4usize];
+    [
+        "Offset of field: ioctl_evtchn_unbind::port",
+    ][::core::mem::offset_of!(ioctl_evtchn_unbind, port) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ioctl_evtchn_notify {
+    pub port: ::core::ffi::c_uint,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ioctl_evtchn_notify",
+    ][::core::mem::size_of::<ioctl_evtchn_notify>() - 4usize];
+    [
+        "Alignment of ioctl_evtchn_notify",
+    ][::core::mem::align_of::<ioctl_evtchn_notify>() - 4usize];
+    [
+        "Offset of field: ioctl_evtchn_notify::port",
+    ][::core::mem::offset_of!(ioctl_evtchn_notify, port) - 0usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ioctl_evtchn_restrict_domid {
+    pub domid: domid_t,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    [
+        "Size of ioctl_evtchn_restrict_domid",
+    ][::core::mem::size_of::<ioctl_evtchn_restrict_domid>() - 2usize];
+    [
+        "Alignment of ioctl_evtchn_restrict_domid",
+    ][::core::mem::align_of::<ioctl_evtchn_restrict_domid>() - 2usize];
+    [
+        "Offset of field: ioctl_evtchn_restrict_domid::domid",
+    ][::core::mem::offset_of!(ioctl_evtchn_restrict_domid, domid) - 0usize];
+};
+pub type __u16 = ::core::ffi::c_ushort;
 pub type __u32 = ::core::ffi::c_uint;
 pub type __u64 = ::core::ffi::c_ulonglong;
 #[repr(C)]
@@ -300,6 +698,46 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct privcmd_dm_op_buf {
+    pub uptr: *mut ::core::ffi::c_void,
+    pub size: usize,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of privcmd_dm_op_buf"][::core::mem::size_of::<privcmd_dm_op_buf>() - 16usize];
+    [
+        "Alignment of privcmd_dm_op_buf",
+    ][::core::mem::align_of::<privcmd_dm_op_buf>() - 8usize];
+    [
+        "Offset of field: privcmd_dm_op_buf::uptr",
+    ][::core::mem::offset_of!(privcmd_dm_op_buf, uptr) - 0usize];
+    [
+        "Offset of field: privcmd_dm_op_buf::size",
+    ][::core::mem::offset_of!(privcmd_dm_op_buf, size) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct privcmd_dm_op {
+    pub dom: domid_t,
+    pub num: __u16,
+    pub ubufs: *const privcmd_dm_op_buf,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of privcmd_dm_op"][::core::mem::size_of::<privcmd_dm_op>() - 16usize];
+    ["Alignment of privcmd_dm_op"][::core::mem::align_of::<privcmd_dm_op>() - 8usize];
+    [
+        "Offset of field: privcmd_dm_op::dom",
+    ][::core::mem::offset_of!(privcmd_dm_op, dom) - 0usize];
+    [
+        "Offset of field: privcmd_dm_op::num",
+    ][::core::mem::offset_of!(privcmd_dm_op, num) - 2usize];
+    [
+        "Offset of field: privcmd_dm_op::ubufs",
+    ][::core::mem::offset_of!(privcmd_dm_op, ubufs) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct privcmd_mmap_resource {
     pub dom: domid_t,
     pub type_: __u32,
@@ -339,7 +777,15 @@ pub const NR_HYPERCALL: privcmd_ioctl = 3166208;
 pub const NR_MMAPBATCH_V2: privcmd_ioctl = 2117636;
 pub const NR_RESTRICT: privcmd_ioctl = 151558;
 pub const NR_MMAP_RESOURCE: privcmd_ioctl = 2117639;
+pub const NR_DM_OP: privcmd_ioctl = 1069061;
 pub type privcmd_ioctl = ::core::ffi::c_uint;
+pub const NR_BIND_INTERDOMAIN: evtchn_ioctl = 541953;
+pub const NR_BIND_UNBOUND_PORT: evtchn_ioctl = 279810;
+pub const NR_UNBIND: evtchn_ioctl = 279811;
+pub const NR_NOTIFY: evtchn_ioctl = 279812;
+pub const NR_RESET: evtchn_ioctl = 17669;
+pub const NR_RESTRICT_DOMID: evtchn_ioctl = 148742;
+pub type evtchn_ioctl = ::core::ffi::c_uint;
 pub const FIRST_RESERVED_DOMID: domid_t = 32752;
 pub const XEN_DOMID: domid_t = 32754;
 pub const SHARED_INFO_64_MAX_PFN: offset = 3088;
@@ -361,6 +807,15 @@ pub const VCPU_CONTEXT_ARM64_SCTLR: offset = 320;
 pub const VCPU_CONTEXT_ARM64_TTBCR: offset = 328;
 pub const VCPU_CONTEXT_ARM64_TTBR0: offset = 336;
 pub const VCPU_CONTEXT_ARM64_TTBR1: offset = 344;
+pub const IOREQ_BYTES: offset = 32;
+pub const IOREQ_ADDR: offset = 0;
+pub const IOREQ_DATA: offset = 8;
+pub const IOREQ_COUNT: offset = 16;
+pub const IOREQ_SIZE: offset = 20;
+pub const IOREQ_VP_EPORT: offset = 24;
+pub const IOREQ_TYPE: offset = 31;
+pub const BUFFERED_SLOTS: offset = 8;
+pub const BUFFERED_READ_POINTER: offset = 0;
 pub const HVM_CPU_BYTES: offset = 1032;
 pub const HVM_CPU_CR0: offset = 656;
 pub const HVM_CPU_CR3: offset = 672;

@@ -14,6 +14,7 @@
     clippy::allow_attributes_without_reason,
     reason = "generated: the names are those of the C headers"
 )]
+#[cfg_attr(not(feature = "mock"), expect(dead_code, reason = "only the mock uses all of it"))]
 mod bindings;
 
 pub(crate) use bindings::{
@@ -49,6 +50,33 @@ pub(crate) use bindings::{
     privcmd_mmapbatch_v2 as MmapBatchV2, xen_domctl_getdomaininfo as DomctlDomainInfo, xen_hvm_param as HvmParam,
     xen_machphys_mfn_list as MachphysMfnList, xen_pfn_t as XenPfn, xen_pod_target as PodTarget,
 };
+pub(crate) use bindings::{
+    BUFFERED_READ_POINTER, BUFFERED_SLOTS, HVM_IOREQSRV_BUFIOREQ_ATOMIC, HVM_IOREQSRV_BUFIOREQ_OFF, IOREQ_ADDR,
+    IOREQ_BUFFER_SLOT_NUM, IOREQ_BYTES, IOREQ_COUNT, IOREQ_DATA, IOREQ_SIZE, IOREQ_TYPE, IOREQ_TYPE_COPY,
+    IOREQ_TYPE_INVALIDATE, IOREQ_TYPE_PCI_CONFIG, IOREQ_TYPE_PIO, IOREQ_TYPE_TIMEOFFSET, IOREQ_VP_EPORT,
+    NR_BIND_INTERDOMAIN as IOCTL_EVTCHN_BIND_INTERDOMAIN, NR_BIND_UNBOUND_PORT as IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+    NR_DM_OP as IOCTL_PRIVCMD_DM_OP, NR_NOTIFY as IOCTL_EVTCHN_NOTIFY, NR_RESET as IOCTL_EVTCHN_RESET,
+    NR_RESTRICT_DOMID as IOCTL_EVTCHN_RESTRICT_DOMID, NR_UNBIND as IOCTL_EVTCHN_UNBIND, STATE_IOREQ_INPROCESS,
+    STATE_IOREQ_READY, STATE_IORESP_READY, XEN_DMOP_IO_RANGE_MEMORY, XEN_DMOP_IO_RANGE_PCI, XEN_DMOP_IO_RANGE_PORT,
+    XEN_DMOP_create_ioreq_server as XEN_DMOP_CREATE_IOREQ_SERVER,
+    XEN_DMOP_destroy_ioreq_server as XEN_DMOP_DESTROY_IOREQ_SERVER,
+    XEN_DMOP_get_ioreq_server_info as XEN_DMOP_GET_IOREQ_SERVER_INFO, XEN_DMOP_inject_msi as XEN_DMOP_INJECT_MSI,
+    XEN_DMOP_map_io_range_to_ioreq_server as XEN_DMOP_MAP_IO_RANGE_TO_IOREQ_SERVER,
+    XEN_DMOP_modified_memory as XEN_DMOP_MODIFIED_MEMORY, XEN_DMOP_no_gfns as XEN_DMOP_NO_GFNS,
+    XEN_DMOP_set_ioreq_server_state as XEN_DMOP_SET_IOREQ_SERVER_STATE,
+    XEN_DMOP_set_isa_irq_level as XEN_DMOP_SET_ISA_IRQ_LEVEL,
+    XEN_DMOP_set_pci_intx_level as XEN_DMOP_SET_PCI_INTX_LEVEL,
+    XEN_DMOP_unmap_io_range_from_ioreq_server as XEN_DMOP_UNMAP_IO_RANGE_FROM_IOREQ_SERVER,
+    ioctl_evtchn_bind_interdomain as BindInterdomain, privcmd_dm_op as DmOp, privcmd_dm_op_buf as DmOpBuffer,
+    xen_dm_op_create_ioreq_server as CreateIoreqServer, xen_dm_op_destroy_ioreq_server as DestroyIoreqServer,
+    xen_dm_op_get_ioreq_server_info as IoreqServerInfo, xen_dm_op_inject_msi as InjectMsi,
+    xen_dm_op_ioreq_server_range as IoreqServerRange, xen_dm_op_modified_memory as ModifiedMemory,
+    xen_dm_op_modified_memory_extent as ModifiedMemoryExtent, xen_dm_op_set_ioreq_server_state as IoreqServerState,
+    xen_dm_op_set_isa_irq_level as IsaIrqLevel, xen_dm_op_set_pci_intx_level as PciIntxLevel,
+};
+
+#[cfg(feature = "mock")]
+pub(crate) use bindings::{STATE_IOREQ_NONE, XEN_DMOP_nr_vcpus as XEN_DMOP_NR_VCPUS, xen_dm_op_nr_vcpus as NrVcpus};
 
 /// Bytes of `xen_extraversion_t` (xen/include/public/version.h).
 pub(crate) const EXTRAVERSION_BYTES: usize = 16;
@@ -61,12 +89,19 @@ pub(crate) const MULTICALL_ENTRY_BYTES: usize = 64;
 /// An ioctl number that no kernel uses.
 pub(crate) const IOCTL_PRIVCMD_UNIMPLEMENTED: u32 = 0x50FF;
 
-// The numbers in every Linux since 3.8 (MMAPBATCH_V2), 4.11 (RESTRICT) and 4.18 (MMAP_RESOURCE). Each encodes the size
+// The numbers in every Linux since 3.8 (MMAPBATCH_V2), 4.11 (RESTRICT, DM_OP) and 4.18 (MMAP_RESOURCE). Each encodes the size
 // of its argument, so a structure of another size fails to compile here.
 const _: () = assert!(IOCTL_PRIVCMD_HYPERCALL == 0x0030_5000);
 const _: () = assert!(IOCTL_PRIVCMD_MMAPBATCH_V2 == 0x0020_5004);
 const _: () = assert!(IOCTL_PRIVCMD_RESTRICT == 0x0002_5006);
 const _: () = assert!(IOCTL_PRIVCMD_MMAP_RESOURCE == 0x0020_5007);
+const _: () = assert!(IOCTL_PRIVCMD_DM_OP == 0x0010_5005);
+const _: () = assert!(IOCTL_EVTCHN_BIND_INTERDOMAIN == 0x0008_4501);
+const _: () = assert!(IOCTL_EVTCHN_BIND_UNBOUND_PORT == 0x0004_4502);
+const _: () = assert!(IOCTL_EVTCHN_UNBIND == 0x0004_4503);
+const _: () = assert!(IOCTL_EVTCHN_NOTIFY == 0x0004_4504);
+const _: () = assert!(IOCTL_EVTCHN_RESET == 0x4505);
+const _: () = assert!(IOCTL_EVTCHN_RESTRICT_DOMID == 0x0002_4506);
 
 const _: () = assert!(size_of::<Hypercall>() == 48);
 const _: () = assert!(size_of::<MmapBatchV2>() == 32);
@@ -76,3 +111,15 @@ const _: () = assert!(size_of::<MmapResource>() == 32);
 const _: () = assert!(std::mem::offset_of!(MmapResource, num) == 16);
 const _: () = assert!(std::mem::offset_of!(MmapResource, addr) == 24);
 const _: () = assert!(size_of::<XenPfn>() == 8);
+
+/// The argument of a device model operation (`struct xen_dm_op`): its number, and the structure of that operation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DmOpArgument<T> {
+    pub(crate) op: u32,
+    pub(crate) pad: u32,
+    pub(crate) fields: T,
+}
+
+const _: () = assert!(std::mem::offset_of!(DmOpArgument<IoreqServerRange>, fields) == 8);
+const _: () = assert!(std::mem::offset_of!(DmOpArgument<DestroyIoreqServer>, fields) == 8);

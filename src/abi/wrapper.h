@@ -15,12 +15,15 @@
 #include <xen/memory.h>
 #include <xen/sysctl.h>
 #include <xen/version.h>
+#include <xen/hvm/dm_op.h>
 #include <xen/hvm/hvm_op.h>
+#include <xen/hvm/ioreq.h>
 #include <xen/hvm/params.h>
 #include <xen/hvm/save.h>
 #include <xen/foreign/arm64.h>
 #include <xen/foreign/x86_32.h>
 #include <xen/foreign/x86_64.h>
+#include <xen/evtchn.h>
 #include <xen/privcmd.h>
 
 enum privcmd_ioctl {
@@ -28,6 +31,16 @@ enum privcmd_ioctl {
 	NR_MMAPBATCH_V2 = IOCTL_PRIVCMD_MMAPBATCH_V2,
 	NR_RESTRICT = IOCTL_PRIVCMD_RESTRICT,
 	NR_MMAP_RESOURCE = IOCTL_PRIVCMD_MMAP_RESOURCE,
+	NR_DM_OP = IOCTL_PRIVCMD_DM_OP,
+};
+
+enum evtchn_ioctl {
+	NR_BIND_INTERDOMAIN = IOCTL_EVTCHN_BIND_INTERDOMAIN,
+	NR_BIND_UNBOUND_PORT = IOCTL_EVTCHN_BIND_UNBOUND_PORT,
+	NR_UNBIND = IOCTL_EVTCHN_UNBIND,
+	NR_NOTIFY = IOCTL_EVTCHN_NOTIFY,
+	NR_RESET = IOCTL_EVTCHN_RESET,
+	NR_RESTRICT_DOMID = IOCTL_EVTCHN_RESTRICT_DOMID,
 };
 
 static const domid_t FIRST_RESERVED_DOMID = DOMID_FIRST_RESERVED;
@@ -54,6 +67,15 @@ enum offset {
 	VCPU_CONTEXT_ARM64_TTBCR = offsetof(struct vcpu_guest_context_arm64, ttbcr),
 	VCPU_CONTEXT_ARM64_TTBR0 = offsetof(struct vcpu_guest_context_arm64, ttbr0),
 	VCPU_CONTEXT_ARM64_TTBR1 = offsetof(struct vcpu_guest_context_arm64, ttbr1),
+	IOREQ_BYTES = sizeof(struct ioreq),
+	IOREQ_ADDR = offsetof(struct ioreq, addr),
+	IOREQ_DATA = offsetof(struct ioreq, data),
+	IOREQ_COUNT = offsetof(struct ioreq, count),
+	IOREQ_SIZE = offsetof(struct ioreq, size),
+	IOREQ_VP_EPORT = offsetof(struct ioreq, vp_eport),
+	IOREQ_TYPE = offsetof(struct ioreq, type),
+	BUFFERED_SLOTS = offsetof(struct buffered_iopage, buf_ioreq),
+	BUFFERED_READ_POINTER = offsetof(struct buffered_iopage, read_pointer),
 	HVM_CPU_BYTES = sizeof(struct hvm_hw_cpu),
 	HVM_CPU_CR0 = offsetof(struct hvm_hw_cpu, cr0),
 	HVM_CPU_CR3 = offsetof(struct hvm_hw_cpu, cr3),
