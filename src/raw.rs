@@ -9,6 +9,7 @@ use std::ffi::c_int;
 use std::io;
 use std::ptr::NonNull;
 
+use crate::abi;
 use crate::backend::Place;
 use crate::error::{FrameError, Result};
 use crate::handle::ForeignMemory;
@@ -99,6 +100,22 @@ pub fn map_resource(
 /// Those of [`ForeignMemory::resource_size`].
 pub fn resource_size(memory: &ForeignMemory, domid: Domid, type_and_id: (u32, u32)) -> Result<u64> {
     memory.resource_size_of(domid, type_and_id)
+}
+
+/// Makes a device model operation, whose first buffer is its argument, as the kernel takes it. Works with restricted
+/// handles.
+///
+/// # Errors
+///
+/// The error of the kernel or Xen.
+pub fn dm_op(memory: &ForeignMemory, domid: Domid, buffers: &mut [&mut [u8]]) -> io::Result<()> {
+    let buffers: Vec<abi::DmOpBuffer> = buffers
+        .iter_mut()
+        .map(|buffer| abi::DmOpBuffer { uptr: buffer.as_mut_ptr().cast(), size: buffer.len() })
+        .collect();
+    // SAFETY: the buffers are borrowed, and hold bytes: any answer is valid. These operations contain no other
+    // addresses of ours.
+    unsafe { memory.backend().dm_op(domid, &buffers) }
 }
 
 /// Returns the errno with which this kernel answers an unknown ioctl: ENOTTY since Linux 4.11, EINVAL before.

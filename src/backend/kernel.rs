@@ -15,7 +15,7 @@ use nix::unistd::{SysconfVar, sysconf};
 
 use super::memory::{advise, mmap, munmap};
 use super::xenstore::Names;
-use super::{Backend, Ioctl, Place, Unmapper};
+use super::{Backend, EventDevice, Ioctl, KernelEvents, Place, Unmapper};
 use crate::abi;
 use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 
@@ -65,6 +65,7 @@ unsafe impl Backend for KernelDevice {
             Ioctl::MmapBatchV2(batch) => (abi::IOCTL_PRIVCMD_MMAPBATCH_V2, (&raw mut *batch).cast()),
             Ioctl::MmapResource(resource) => (abi::IOCTL_PRIVCMD_MMAP_RESOURCE, (&raw mut *resource).cast()),
             Ioctl::Restrict(domid) => (abi::IOCTL_PRIVCMD_RESTRICT, (&raw mut *domid).cast()),
+            Ioctl::DmOp(call) => (abi::IOCTL_PRIVCMD_DM_OP, (&raw mut *call).cast()),
             Ioctl::Hypercall(hypercall) => (abi::IOCTL_PRIVCMD_HYPERCALL, (&raw mut *hypercall).cast()),
             Ioctl::Unimplemented => (abi::IOCTL_PRIVCMD_UNIMPLEMENTED, std::ptr::null_mut()),
         };
@@ -117,6 +118,13 @@ unsafe impl Backend for KernelDevice {
 
     fn architecture(&self) -> Architecture {
         if cfg!(target_arch = "aarch64") { Architecture::Arm64 } else { Architecture::X86 }
+    }
+
+    fn open_events(&self) -> Result<Box<dyn EventDevice>, (PathBuf, io::Error)> {
+        match KernelEvents::open() {
+            Ok(events) => Ok(Box::new(events)),
+            Err(e) => Err((KernelEvents::PATH.into(), e)),
+        }
     }
 
     fn domain_names(&self, domids: &[Domid]) -> Vec<Option<String>> {

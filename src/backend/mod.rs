@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "passes promises about memory on to the host")]
 
+mod events;
 mod kernel;
 mod memory;
 mod process;
@@ -14,12 +15,14 @@ mod xenstore;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::abi;
 use crate::types::{Architecture, Domid, FRAME_SIZE, Gfn, HostKind, Protection};
 
+pub(crate) use events::{EventDevice, KernelEvents};
 pub(crate) use kernel::KernelDevice;
 #[cfg(feature = "mock")]
 pub(crate) use kernel::page_size;
@@ -55,6 +58,7 @@ pub(crate) enum Ioctl<'a> {
     MmapResource(&'a mut abi::MmapResource),
     Restrict(&'a mut u16),
     Hypercall(&'a mut abi::Hypercall),
+    DmOp(&'a mut abi::DmOp),
     /// An ioctl that no kernel has.
     Unimplemented,
 }
@@ -102,6 +106,9 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
 
     /// Returns the names that xenstore has for some domains, in the same order.
     fn domain_names(&self, domids: &[Domid]) -> Vec<Option<String>>;
+
+    /// Opens the host's device of event channels. The error names its path.
+    fn open_events(&self) -> Result<Box<dyn EventDevice>, (PathBuf, io::Error)>;
 
     /// Returns how many bytes the kernel maps for this many frames: it maps whole pages of its own size.
     fn mapped_bytes(&self, frames: usize) -> usize {
@@ -152,6 +159,19 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     fn restrict(&self, domid: Domid) -> io::Result<()> {
         // SAFETY: the argument is a domid, and holds no pointer.
         unsafe { self.ioctl(Ioctl::Restrict(&mut domid.get())) }.map(|_| ())
+    }
+
+    /// Makes a device model operation on a domain (`IOCTL_PRIVCMD_DM_OP`), whose first buffer is the operation's
+    /// argument.
+    ///
+    /// # Safety
+    ///
+    /// The buffers can be read, and those that the operation answers in can be written.
+    unsafe fn dm_op(&self, domid: Domid, buffers: &[abi::DmOpBuffer]) -> io::Result<()> {
+        let num = u16::try_from(buffers.len()).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))?;
+        let mut call = abi::DmOp { dom: domid.get(), num, ubufs: buffers.as_ptr() };
+        // SAFETY: `ubufs` is `num` descriptions of buffers; the buffers themselves are the caller's promise.
+        unsafe { self.ioctl(Ioctl::DmOp(&mut call)) }.map(|_| ())
     }
 
     /// Returns the errno with which this kernel answers an unknown ioctl: ENOTTY since Linux 4.11, EINVAL before.

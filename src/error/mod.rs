@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 pub use frames::{FrameError, FrameErrors};
 
-use crate::types::{Domid, InvalidNumber};
+use crate::types::{Domid, GuestKind, InvalidNumber};
 
 /// [`std::result::Result`] with this crate's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -93,6 +93,31 @@ pub enum Error {
         domid: Option<Domid>,
         /// The error of the ioctl.
         source: io::Error,
+    },
+    /// A device model operation failed.
+    DmOp {
+        /// Its name in Xen's headers.
+        name: &'static str,
+        /// The domain it was about.
+        domid: Domid,
+        /// The error of the ioctl.
+        source: io::Error,
+    },
+    /// A call on the device of event channels failed.
+    EventChannel {
+        /// What was tried: open, bind, offer, notify, poll or read.
+        operation: &'static str,
+        /// The port, if it was about one: to bind, that of the other domain.
+        port: Option<u32>,
+        /// The error of the system call.
+        source: io::Error,
+    },
+    /// The guest has no interrupt lines, or may have none: only HVM guests have them.
+    NoInterruptLine {
+        /// The guest.
+        domid: Domid,
+        /// Its kind. If it is HVM, that is not certain: Xen does not say, and the guest may be a PVH guest.
+        kind: GuestKind,
     },
     /// Memory for a hypercall could not be allocated.
     HypercallBuffer {
@@ -210,7 +235,7 @@ pub enum Error {
     Transfer {
         /// The number of bytes that were transferred before the error.
         done: usize,
-        /// The error of read(2) or write(2).
+        /// The error of the system call: read(2), write(2), preadv(2) or pwritev(2).
         source: io::Error,
     },
 }
@@ -243,6 +268,8 @@ impl Error {
             | Error::Resource { source, .. }
             | Error::ResourceSize { source, .. }
             | Error::Hypercall { source, .. }
+            | Error::DmOp { source, .. }
+            | Error::EventChannel { source, .. }
             | Error::HypercallBuffer { source, .. }
             | Error::Transfer { source, .. } => Some(source),
             _ => None,
@@ -299,6 +326,15 @@ mod tests {
     }
 
     #[test]
+    fn device_that_is_missing_names_its_module() {
+        for device in ["privcmd", "evtchn"] {
+            let path = std::path::Path::new("/dev/xen").join(device);
+            let text = Error::Open { path, source: io::Error::from_raw_os_error(libc::ENOENT) }.to_string();
+            assert!(text.ends_with(&format!("the module xen-{device} is not loaded)")), "{text}");
+        }
+    }
+
+    #[test]
     fn io_error_has_the_kind_of_the_source_or_of_the_errno() {
         let not_found = Error::Open { path: "/dev".into(), source: io::Error::from_raw_os_error(libc::ENOENT) };
         let short = Error::Transfer { done: 1, source: io::ErrorKind::UnexpectedEof.into() };
@@ -333,6 +369,8 @@ mod tests {
             Error::Resource { domid, source: source() },
             Error::ResourceSize { domid, source: source() },
             Error::Hypercall { name: "XENVER_version", domid: None, source: source() },
+            Error::DmOp { name: "XEN_DMOP_inject_msi", domid, source: source() },
+            Error::EventChannel { operation: "bind", port: Some(1), source: source() },
             Error::HypercallBuffer { bytes: 1, source: source() },
             Error::Transfer { done: 1, source: source() },
             Error::Hole { offset: 0, frame },
@@ -340,6 +378,29 @@ mod tests {
         for error in errors {
             let cause = error.source().map(ToString::to_string).unwrap();
             assert!(!error.to_string().contains(&cause), "{error}");
+        }
+    }
+
+    #[test]
+    fn errors_of_device_models_say_what_to_do() {
+        let domid = Domid::new(5).unwrap();
+        let source = io::Error::from_raw_os_error;
+        let dm_op = |name, errno| Error::DmOp { name, domid, source: source(errno) };
+        let channel = |operation, port, errno| Error::EventChannel { operation, port, source: source(errno) };
+        let create = "XEN_DMOP_create_ioreq_server";
+        let expected = [
+            (dm_op(create, libc::ENOSPC), "XEN_DMOP_create_ioreq_server for domain 5 failed (the guest has 8 servers"),
+            (dm_op(create, libc::EINVAL), "linux is older than 4.11"),
+            (dm_op(create, libc::EPERM), "no privilege over the domain"),
+            (dm_op("XEN_DMOP_inject_msi", libc::ERANGE), "the guest has not set this interrupt up"),
+            (channel("bind", Some(7), libc::EINVAL), "cannot bind event channel 7 (the domain has not offered it"),
+            (channel("offer", None, libc::EACCES), "cannot offer event channels (the handle is restricted)"),
+            (Error::Restrict { domid, source: source(libc::EACCES) }, "already restricted"),
+            (Error::NoInterruptLine { domid, kind: GuestKind::Pvh }, "domain 5 is a pvh guest"),
+            (Error::NoInterruptLine { domid, kind: GuestKind::Hvm }, "Guest::with_kind"),
+        ];
+        for (error, part) in expected {
+            assert!(error.to_string().contains(part), "{error}");
         }
     }
 

@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use super::Error;
 use super::frames::reason;
-use crate::types::{Domid, MAX_FRAMES};
+use crate::types::{Domid, GuestKind, MAX_FRAMES};
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Open { path, source } => write!(f, "cannot open {}{}", path.display(), open_hint(source)),
+            Error::Open { path, source } => write!(f, "cannot open {}{}", path.display(), open_hint(path, source)),
             Error::Restrict { domid, source } => {
                 write!(f, "cannot restrict the handle to domain {domid}{}", restrict_hint(source))
             }
@@ -33,6 +34,28 @@ impl fmt::Display for Error {
                     write!(f, " for domain {domid}")?;
                 }
                 write!(f, " failed{}", hypercall_hint(name, source))
+            }
+            Error::DmOp { name, domid, source } => {
+                write!(f, "{name} for domain {domid} failed{}", dm_op_hint(name, source))
+            }
+            Error::EventChannel { operation, port, source } => {
+                write!(f, "cannot {operation} ")?;
+                match port {
+                    Some(port) => write!(f, "event channel {port}"),
+                    None => f.write_str("event channels"),
+                }?;
+                f.write_str(event_channel_hint(operation, source))
+            }
+            Error::NoInterruptLine { domid, kind: GuestKind::Hvm } => write!(
+                f,
+                "domain {domid} may be a pvh guest, which has no interrupt lines (this xen's toolstack interface is \
+                 unknown): use msi or, if it is certainly an hvm guest, open it with Guest::with_kind"
+            ),
+            Error::NoInterruptLine { domid, kind: GuestKind::Pvh } => {
+                write!(f, "domain {domid} is a pvh guest, which has no interrupt lines: use msi")
+            }
+            Error::NoInterruptLine { domid, kind: GuestKind::Pv } => {
+                write!(f, "domain {domid} is a pv guest, which has neither interrupt lines nor msi: use event channels")
             }
             Error::HypercallBuffer { bytes, .. } => write!(f, "cannot allocate {bytes} bytes for a hypercall"),
             Error::GuestAddress { domid, address, errno } => {
@@ -89,8 +112,9 @@ fn numbers(domids: &[Domid]) -> String {
     numbers.join(", ")
 }
 
-fn open_hint(source: &io::Error) -> &'static str {
+fn open_hint(path: &Path, source: &io::Error) -> &'static str {
     match source.raw_os_error() {
+        Some(libc::ENOENT) if path.ends_with("evtchn") => " (not on xen, or the module xen-evtchn is not loaded)",
         Some(libc::ENOENT) => " (not on xen, or the module xen-privcmd is not loaded)",
         Some(libc::ENODEV | libc::ENXIO) => " (not on xen)",
         Some(libc::EACCES | libc::EPERM) => " (by default only root may open it: see the device's mode)",
@@ -101,7 +125,8 @@ fn open_hint(source: &io::Error) -> &'static str {
 fn restrict_hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EINVAL) => " (already restricted to another domain, or unsupported: needs linux 4.11 or later)",
-        Some(libc::ENOTTY) => " (needs linux 4.11 or later)",
+        Some(libc::EACCES) => " (already restricted)",
+        Some(libc::ENOTTY | libc::ENOSYS) => " (needs linux 4.11 or later)",
         _ => "",
     }
 }
@@ -141,6 +166,40 @@ fn hypercall_hint(name: &str, source: &io::Error) -> &'static str {
             " (this xen's toolstack interface has an unknown version, or its policy forbids the call)"
         }
         Some(libc::ENOENT | libc::EINVAL | libc::ENODATA) if is_about_a_vcpu => " (no such vcpu, or it is not up)",
+        _ => "",
+    }
+}
+
+fn dm_op_hint(name: &str, source: &io::Error) -> &'static str {
+    match (name, source.raw_os_error()) {
+        (_, Some(libc::ENOTTY)) => " (not a privcmd device, or linux is older than 4.11)",
+        (_, Some(libc::ESRCH)) => " (no such domain)",
+        (_, Some(libc::EPERM)) => " (no privilege over the domain, or the handle is restricted to another one)",
+        (_, Some(libc::EOPNOTSUPP | libc::ENOSYS)) => " (this xen does not have it)",
+        ("XEN_DMOP_create_ioreq_server", Some(libc::EINVAL)) => {
+            " (a pv guest has no ioreq servers, or linux is older than 4.11)"
+        }
+        ("XEN_DMOP_create_ioreq_server", Some(libc::ENOSPC)) => " (the guest has 8 servers, and can have no more)",
+        ("XEN_DMOP_map_io_range_to_ioreq_server", Some(libc::EEXIST)) => {
+            " (the server has a part of the range already)"
+        }
+        ("XEN_DMOP_map_io_range_to_ioreq_server", Some(libc::EINVAL)) => " (the range ends before it begins)",
+        ("XEN_DMOP_map_io_range_to_ioreq_server", Some(libc::ENOMEM)) => " (a server can have 256 ranges of a type)",
+        ("XEN_DMOP_unmap_io_range_from_ioreq_server", Some(libc::ENOENT)) => {
+            " (the server is gone, or does not have it)"
+        }
+        (_, Some(libc::ENOENT)) => " (no such server: destroyed, or the guest has died)",
+        ("XEN_DMOP_inject_msi", Some(libc::ERANGE)) => " (the guest has not set this interrupt up)",
+        _ => "",
+    }
+}
+
+fn event_channel_hint(operation: &str, source: &io::Error) -> &'static str {
+    match (operation, source.raw_os_error()) {
+        ("bind", Some(libc::EINVAL)) => " (the domain has not offered it, or it is bound already)",
+        (_, Some(libc::EACCES)) => " (the handle is restricted)",
+        (_, Some(libc::ESRCH)) => " (no such domain)",
+        ("read", Some(libc::EFBIG)) => " (events were lost: look at everything, and go on)",
         _ => "",
     }
 }

@@ -19,11 +19,19 @@ impl Guest {
     ///
     /// [`Error::Hypercall`]: with ESRCH if there is no such domain.
     pub fn open(memory: &ForeignMemory, domid: Domid) -> Result<Guest> {
-        Ok(Guest::with_kind(memory, domid, memory.guest_kind(domid)?))
+        // Asked first, so that the kind comes from this interface if it is known.
+        let is_interface_known = memory.domctl_version().is_some();
+        let kind = memory.guest_kind(domid)?;
+        let is_kind_certain = is_interface_known || kind != GuestKind::Hvm;
+        Ok(Guest { is_kind_certain, ..Guest::with_kind(memory, domid, kind) })
     }
 
     /// Opens the guest with this domain number without asking Xen for its kind: for a
     /// [restricted](ForeignMemory::restrict) handle, which allows no such hypercall.
+    ///
+    /// The kind must be right: [interrupt lines](crate::device_model::Interrupts) of a PVH guest that is called an HVM
+    /// guest may harm the host. So take it from the guest's configuration, or from [`Guest::open`] in a privileged
+    /// process, and not from a [`DomainInfo`](crate::DomainInfo), which cannot always tell the two apart.
     ///
     /// The first access to a PV guest asks Xen where the guest's p2m is, which a restricted handle does not allow
     /// either. So for a PV guest, call [`open`](Guest::open), and look up some [`gfns`](Guest::gfns), before
@@ -45,7 +53,8 @@ impl Guest {
     /// ```
     #[must_use]
     pub fn with_kind(memory: &ForeignMemory, domid: Domid, kind: GuestKind) -> Guest {
-        Guest { memory: memory.clone(), domid, kind, p2m: (kind == GuestKind::Pv).then(Arc::default) }
+        let p2m = (kind == GuestKind::Pv).then(Arc::default);
+        Guest { memory: memory.clone(), domid, kind, is_kind_certain: true, p2m }
     }
 
     /// Returns the guest's domain number.
@@ -55,9 +64,17 @@ impl Guest {
     }
 
     /// Returns the kind of guest: how its memory is managed.
+    ///
+    /// [`open`](Guest::open) reports a PVH guest as HVM if the toolstack's interface is unknown
+    /// ([`ForeignMemory::domctl_version`]).
     #[must_use]
     pub fn kind(&self) -> GuestKind {
         self.kind
+    }
+
+    /// Returns whether the guest has this kind for sure: Xen or whoever opened the guest has said so.
+    pub(crate) fn is_certainly(&self, kind: GuestKind) -> bool {
+        self.is_kind_certain && self.kind == kind
     }
 
     /// Returns the handle that the guest was opened with.

@@ -36,7 +36,7 @@ mod tests {
         for host in [Dom0::Pv, Dom0::Pvh].map(host) {
             let memory = host.open().unwrap();
             let domain = host.create_domain(GuestKind::Pv, 8);
-            test(&Guest { memory: memory.clone(), domid: domain.domid(), kind: GuestKind::Pv, p2m: None }, &domain);
+            test(&Guest { p2m: None, ..Guest::with_kind(&memory, domain.domid(), GuestKind::Pv) }, &domain);
         }
     }
 

@@ -67,6 +67,8 @@ pub struct Guest {
     memory: ForeignMemory,
     domid: Domid,
     kind: GuestKind,
+    /// Whether the kind is known: if not, a guest that looks like an HVM guest may be a PVH guest.
+    is_kind_certain: bool,
     /// A PV guest's p2m, found when it is first needed.
     p2m: Option<Arc<OnceLock<P2m>>>,
 }

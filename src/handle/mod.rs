@@ -16,6 +16,7 @@ mod populate;
 
 mod hypercall;
 
+mod dm_op;
 pub(crate) mod domctl;
 mod m2p;
 mod populated;
@@ -29,6 +30,7 @@ pub use populate::PopulateOnDemand;
 pub use resource::{Resource, ResourceMapping};
 
 pub(crate) use batch::check_frames;
+pub(crate) use dm_op::{DmOpName, MAX_EXTENTS};
 
 use crate::backend::Backend;
 use crate::types::HostKind;
