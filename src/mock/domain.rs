@@ -108,7 +108,8 @@ impl MockDomain {
     }
 
     /// Destroys the guest. Mapped frames keep it alive as a [zombie](super::MockHost::zombies) until the last one is
-    /// unmapped.
+    /// unmapped; so do the pages of its ioreq servers, which are destroyed too. Whoever waits for the guest, on whatever
+    /// thread, goes on: a [`MockVcpu`](super::MockVcpu) returns an error.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -129,8 +130,9 @@ impl MockDomain {
     /// If the guest has been destroyed already.
     pub fn destroy(&self) {
         let state = &mut self.host.lock();
-        let domain = domain_in(state, self.domid);
-        domain.dying = true;
+        domain_in(state, self.domid).dying = true;
+        state.destroy_servers(self.domid.get());
+        let Some(domain) = state.domains.get_mut(&self.domid.get()) else { return };
         domain.name = None;
         domain.frames.clear();
         domain.pool.clear();
@@ -141,6 +143,7 @@ impl MockDomain {
         }
         state.release_unused_shares();
         self.host.reclaim(state);
+        self.host.changed.notify_all();
     }
 
     /// Pauses the guest, as its toolstack does. Xen counts pauses: the guest runs again when each has been undone.
@@ -172,6 +175,7 @@ impl MockDomain {
     /// If the guest has been destroyed, or is not paused.
     pub fn unpause(&self) {
         let unpaused = self.with(|_, domain| domain.unpause());
+        self.host.changed.notify_all();
         assert_eq!(unpaused, Ok(()), "domain {} is not paused", self.domid);
     }
 

@@ -12,6 +12,9 @@ impl MockDomain {
     /// Takes a frame from the guest, as if it were ballooned out. While the frame is mapped, the mapping keeps its
     /// page.
     ///
+    /// If the guest has ioreq servers that are enabled, its vcpu 0 then waits until all of them have invalidated what
+    /// they have mapped: so serve them on other threads. A paused guest does that when it is unpaused.
+    ///
     /// ```
     /// use xenmap::mock::MockHost;
     /// use xenmap::{GuestKind, Protection};
@@ -33,8 +36,8 @@ impl MockDomain {
     pub fn balloon_out(&self, gfn: Gfn) {
         let is_untouched = |domain: &Domain| domain.frames.get(&gfn.get()).is_some_and(Frame::is_untouched);
         let page = if self.with(|_, domain| is_untouched(domain)) { None } else { Some(self.page(gfn)) };
-        let state = &mut self.host.lock();
-        let State { pages, domains, .. } = &mut **state;
+        let mut state = self.host.lock();
+        let State { pages, domains, .. } = &mut *state;
         let domain = alive(domains, self.domid);
         domain.frames.remove(&gfn.get());
         let unpopulated = domain.unpopulated();
@@ -53,6 +56,8 @@ impl MockDomain {
                 }
             }
         }
+        drop(state);
+        self.invalidate_device_models();
     }
 
     /// Pages a frame out. Mapping it then fails with ENOENT `attempts` times before the frame is back. An

@@ -4,11 +4,13 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::config::Dom0;
+use super::device_model::MockEvents;
 use super::fatal;
 use super::fault::{Fault, leave_frame_numbers, without_page_table};
 use super::machine::Host;
@@ -16,7 +18,7 @@ use super::memory::{MemoryFile, unmap};
 use super::pages::address;
 use super::state::{Frame, Pte, State, Vma};
 use crate::abi;
-use crate::backend::{Backend, Ioctl, Place, Unmap, Unmapper};
+use crate::backend::{Backend, EventDevice, Ioctl, Place, Unmap, Unmapper};
 use crate::types::{Architecture, Domid, FRAME_SIZE, HostKind, Protection};
 
 /// `DOMID_INVALID`, which stands for no restriction.
@@ -33,13 +35,13 @@ const BLOCK: usize = 512;
 /// An open file of the device.
 #[derive(Debug)]
 pub(super) struct MockDevice {
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
     access: Protection,
     /// The domain to which the file is restricted, or [`DOMID_INVALID`]. Threads share it with the file.
     restricted: AtomicU32,
 }
 
-fn errno(number: i32) -> io::Error {
+pub(super) fn errno(number: i32) -> io::Error {
     io::Error::from_raw_os_error(number)
 }
 
@@ -94,6 +96,12 @@ unsafe impl Backend for MockDevice {
                 // SAFETY: the caller's promise.
                 unsafe { self.host.hypercall(hypercall) }
             }
+            Ioctl::DmOp(call) => {
+                self.check_restricted(Some(call.dom))?;
+                let state = &mut self.host.lock();
+                // SAFETY: the caller's promise.
+                unsafe { self.host.dm_op(state, call) }.map_err(errno).map(|()| 0)
+            }
             Ioctl::Unimplemented => {
                 Err(errno(if self.host.config.kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }))
             }
@@ -125,6 +133,13 @@ unsafe impl Backend for MockDevice {
 
     fn architecture(&self) -> Architecture {
         self.host.architecture()
+    }
+
+    fn open_events(&self) -> Result<Box<dyn EventDevice>, (PathBuf, io::Error)> {
+        match MockEvents::open(&self.host) {
+            Ok(events) => Ok(Box::new(events)),
+            Err(e) => Err(("(the mock's device of event channels)".into(), e)),
+        }
     }
 
     fn domain_names(&self, domids: &[Domid]) -> Vec<Option<String>> {
@@ -178,7 +193,7 @@ impl MockDevice {
 
     /// Checks that the file is not restricted to another domain. `None` stands for calls that a restricted file may not
     /// make at all.
-    fn check_restricted(&self, domid: Option<u16>) -> io::Result<()> {
+    pub(super) fn check_restricted(&self, domid: Option<u16>) -> io::Result<()> {
         let restricted = self.restricted.load(Ordering::SeqCst);
         if restricted == u32::from(DOMID_INVALID) || domid.map(u32::from) == Some(restricted) {
             return Ok(());
@@ -258,73 +273,6 @@ impl MockDevice {
         }
         Ok((start, first))
     }
-
-    /// # Safety
-    ///
-    /// The range, if any, is the caller's own, and nothing uses it.
-    unsafe fn map_resource(&self, request: &mut abi::MmapResource) -> io::Result<u64> {
-        let kernel = self.host.config.kernel;
-        if kernel < (4, 18) {
-            return Err(errno(if kernel < (4, 11) { libc::EINVAL } else { libc::ENOTTY }));
-        }
-        self.check_restricted(Some(request.dom))?;
-        let is_question = request.num == 0 && request.addr == 0;
-        if (request.num == 0 || request.addr == 0) && !(is_question && kernel >= (5, 12)) {
-            return Err(errno(libc::EINVAL));
-        }
-        let state = &mut self.host.lock();
-        let addr = usize::try_from(request.addr).map_err(io::Error::other)?;
-        if !is_question && state.vma_at(addr).is_none() {
-            return Err(errno(libc::EINVAL));
-        }
-        if let Some(number) = state.faults.strike(|f| if let Fault::MapResource(e) = f { Some(e) } else { None }) {
-            return Err(errno(number));
-        }
-        let xen = self.host.config.xen;
-        if is_question && xen < (4, 15) {
-            // For any resource, even of a domain that does not exist: the length of an array on Xen's stack.
-            request.num = if xen < (4, 12) { 2 } else { 32 };
-            return Ok(0);
-        }
-        let domain = state.domains.get(&request.dom).filter(|domain| !domain.dying);
-        let domain = domain.ok_or_else(|| errno(libc::ESRCH))?;
-        if request.type_ > abi::XENMEM_RESOURCE_VMTRACE_BUF {
-            if is_question && xen < (4, 20) {
-                // Xen returns the errno as a number of frames.
-                request.num = u64::from((-libc::EOPNOTSUPP).cast_unsigned());
-                return Ok(0);
-            }
-            return Err(errno(if xen < (4, 20) { libc::EOPNOTSUPP } else { libc::EINVAL }));
-        }
-        let pages = domain.resources.get(&(request.type_, request.id)).ok_or_else(|| errno(libc::EINVAL))?;
-        if is_question {
-            request.num = pages.len() as u64;
-            return Ok(0);
-        }
-        let first = request.idx as usize;
-        let wanted = usize::try_from(request.num).ok().and_then(|num| pages.get(first..first.checked_add(num)?));
-        let mut ptes: Vec<Pte> = wanted.ok_or_else(|| errno(libc::EINVAL))?.iter().copied().map(Pte::Page).collect();
-        assert!(
-            self.page_size() == FRAME_SIZE || ptes.len() == 1,
-            "a kernel with larger pages treats the frames of a resource as pages, and writes past the mapping"
-        );
-        self.host.check_memory(state, addr)?;
-        let Some(mut vma) = state.vmas.remove(&addr) else { return Err(errno(libc::EINVAL)) };
-        let frames = ptes.len();
-        self.host.pad_last_page(&mut ptes);
-        assert!(
-            !vma.populated && vma.ptes.len() == ptes.len(),
-            "a resource must fill an unpopulated mapping of its own: on Xen this crashes the kernel"
-        );
-        vma.ptes = ptes;
-        // SAFETY: the state had a device mapping there, which the caller owns and does not use.
-        let mapped = unsafe { self.host.show(addr, &vma, 0, vma.ptes.len()) };
-        vma.populated = true;
-        let none_failed = vec![0; frames];
-        state.vmas.insert(addr, vma);
-        self.host.account_map(state, &none_failed);
-        mapped.map(|()| 0)
-    }
 }
 
 fn strike_mmap(state: &mut State) -> Option<io::Error> {
@@ -389,13 +337,13 @@ impl Host {
     }
 
     /// Adds the memory that follows the last frame in its page.
-    fn pad_last_page(&self, ptes: &mut Vec<Pte>) {
+    pub(super) fn pad_last_page(&self, ptes: &mut Vec<Pte>) {
         let frames = ptes.len();
         ptes.extend((frames..self.in_whole_pages(frames)).map(|index| Pte::Fatal(fatal::page_past_end(index))));
     }
 
     /// Checks that dom0 has enough memory left to populate a mapping.
-    fn check_memory(&self, state: &mut State, start: usize) -> io::Result<()> {
+    pub(super) fn check_memory(&self, state: &mut State, start: usize) -> io::Result<()> {
         let Some(limit) = self.config.dom0_free_frames.filter(|_| self.config.dom0 != Dom0::Pv) else { return Ok(()) };
         let is_enough = |state: &State| {
             let taken = state.vmas.iter().filter(|&(&addr, vma)| addr == start || vma.populated);
@@ -446,7 +394,7 @@ impl Host {
         ptes
     }
 
-    fn account_map(&self, state: &mut State, errors: &[i32]) {
+    pub(super) fn account_map(&self, state: &mut State, errors: &[i32]) {
         let failed: Vec<bool> = errors.iter().map(|&error| error != 0).collect();
         match self.config.dom0 {
             Dom0::Pv => state.hypercalls.map_pv(&failed),

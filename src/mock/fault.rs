@@ -55,6 +55,10 @@ pub enum Fault {
     },
     /// Mapping a resource fails.
     MapResource(i32),
+    /// A device model operation fails.
+    DmOp(i32),
+    /// The ring of pending events has overflowed: reading it fails once, with EFBIG.
+    LostEvents,
     /// A hypercall fails.
     Hypercall(i32),
     /// munmap(2) fails, and the mapping stays.

@@ -141,10 +141,14 @@ impl Host {
     pub(super) fn touch(&self, state: &mut State, domid: u16, gfn: u64, writes: bool) {
         let Some(domain) = state.domains.get_mut(&domid).filter(|domain| !domain.dying) else { return };
         match domain.frames.get(&gfn) {
-            Some(Frame::Unpopulated) => match domain.pool.pop() {
-                Some(page) => drop(domain.frames.insert(gfn, Frame::Ram(page))),
-                None => domain.crashed = true,
-            },
+            Some(Frame::Unpopulated) => {
+                if let Some(page) = domain.pool.pop() {
+                    domain.frames.insert(gfn, Frame::Ram(page));
+                } else {
+                    domain.crashed = true;
+                    self.changed.notify_all();
+                }
+            }
             Some(Frame::OfParent) => {
                 let parent = domain.parent.and_then(|parent| state.domains.get(&parent));
                 let Some(&Frame::Ram(page)) = parent.and_then(|parent| parent.frames.get(&gfn)) else { return };

@@ -1,7 +1,7 @@
 //! The simulated machine: its memory, and the state of its hypervisor, kernel and guests.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::config::{Dom0, HostConfig};
 use super::memory::MemoryFile;
@@ -20,6 +20,8 @@ pub(super) struct Host {
     /// The process that created the host.
     creator: ProcessId,
     state: Mutex<State>,
+    /// Notified when something happens for which a guest may wait.
+    pub(super) changed: Condvar,
 }
 
 /// Returns the machine frame number of a page.
@@ -42,6 +44,7 @@ impl Host {
             fatal: file(MemoryFile::fatal()),
             creator: ProcessId::current(),
             state: Mutex::default(),
+            changed: Condvar::new(),
         }
     }
 
@@ -57,6 +60,11 @@ impl Host {
             state.buffers.clear();
         }
         state
+    }
+
+    /// Waits until something has happened for which a guest may wait.
+    pub(super) fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether this is the process that created the host, not a child with a copy of its state.

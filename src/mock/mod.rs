@@ -6,9 +6,12 @@
 //! - Simulated: the RAM of guests, and how they change it; the system calls on /dev/xen/privcmd, with the errors and
 //!   side effects of each kind of dom0 and version of Linux; the hypercalls that this library makes; references to
 //!   frames, and the zombies that they cause; [failures on demand](Fault).
-//! - Not simulated: processors that run a guest's code, devices, event channels, xenstore (except for names), and time.
+//! - Simulated for device models: [ioreq servers](crate::device_model::IoreqServer), event channels, interrupts, and the
+//!   guest's [processors](MockVcpu), as far as they access devices.
+//! - Not simulated: processors that run a guest's code, devices (an HVM guest has no QEMU), xenstore (except for names),
+//!   and time.
 //!
-//! A test of a device model, here a function that answers a request in a guest's memory:
+//! A test of code that maps memory, here a function that answers a request there:
 //!
 //! ```
 //! use xenmap::mock::{Fault, MockHost};
@@ -39,6 +42,72 @@
 //! assert_eq!(host.zombies(), []); // the device does not keep a dead guest alive
 //! # Ok::<(), xenmap::Error>(())
 //! ```
+//!
+//! # Testing a device
+//!
+//! Each method of a [`MockVcpu`] is an instruction of the guest, which waits until the device has answered:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::thread;
+//!
+//! use xenmap::device_model::{EventChannels, Interrupts, IoRange, IoreqServer, Registers, Target};
+//! use xenmap::mock::MockHost;
+//! use xenmap::{Access, Gfn, Guest, GuestKind, MapCache, Protection};
+//!
+//! /// The device under test: who writes an address to it gets the text there in capitals, and an interrupt.
+//! struct Shouter {
+//!     cache: Arc<MapCache>,
+//!     interrupts: Interrupts,
+//! }
+//!
+//! impl Shouter {
+//!     fn shout(&self, address: u64) -> xenmap::Result<()> {
+//!         let text = self.cache.get(Protection::ReadWrite, address, 5)?;
+//!         let mut bytes = [0; 5];
+//!         text.read_bytes(0, &mut bytes)?;
+//!         bytes.make_ascii_uppercase();
+//!         text.write_bytes(0, &bytes)?;
+//!         self.interrupts.send_msi(0xFEE0_0000, 0x21)
+//!     }
+//! }
+//!
+//! impl Registers for Shouter {
+//!     fn read(&mut self, _: Target, _size: usize) -> u64 {
+//!         0
+//!     }
+//!
+//!     fn write(&mut self, _: Target, _size: usize, address: u64) {
+//!         let _ = self.shout(address); // an address without RAM is the guest's own fault
+//!     }
+//! }
+//!
+//! let host = MockHost::new();
+//! let domain = host.create_domain(GuestKind::Pvh, 16);
+//! let memory = host.open()?;
+//! let guest = Guest::open(&memory, domain.domid())?;
+//! let cache = Arc::new(MapCache::new(guest.clone()));
+//! let server = IoreqServer::create(Arc::clone(&cache), EventChannels::open(&memory)?)?;
+//! server.add_range(IoRange::memory(0xF000_0000, 0xF000_0007))?;
+//! let mut shouter = Shouter { cache, interrupts: Interrupts::new(guest) };
+//! let device = thread::spawn(move || server.run(&mut shouter).map(|()| shouter.cache.close()));
+//!
+//! domain.write(Gfn::new(3)?, 0, b"hello"); // the guest's driver
+//! domain.vcpu(0).write(0xF000_0000, 8, 0x3000)?;
+//! assert_eq!(domain.wait_for_msi(), Some((0xFEE0_0000, 0x21)));
+//! assert_eq!(domain.read(Gfn::new(3)?, 0, 5), b"HELLO");
+//! domain.vcpu(0).write(0xF000_0000, 8, 0xDEAD_0000)?; // a broken driver does the device no harm
+//!
+//! domain.destroy(); // ends the device's loop
+//! device.join().unwrap()?;
+//! assert_eq!(host.zombies(), []);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A device model that breaks Xen's rules [crashes](MockDomain::crash_reason) the guest as on Xen, and its processors
+//! say why. What would harm Xen itself panics with an explanation: an ISA interrupt for a guest that is not HVM, or a
+//! request to a server whose page was never mapped. Where no answer comes, a processor waits forever, until the guest is
+//! [destroyed](MockDomain::destroy).
 //!
 //! # What is real
 //!
@@ -71,9 +140,28 @@
 //! - Time and locks are those of Linux. What calls would cost on Xen is counted instead: [`MockHost::hypercalls`].
 //! - A populate-on-demand guest whose pool is empty crashes at once. Xen first looks for pages of zeros to reclaim.
 //! - The count of hypercalls includes neither updates of this process's page tables nor the death of a process.
+//!
+//! For device models:
+//!
+//! - Device model operations that this library does not make fail with EOPNOTSUPP. A buffer that cannot be read or
+//!   written ends the process instead of failing with EFAULT.
+//! - An Arm host has no ioreq servers (ENOSYS): most builds of Xen have none there.
+//! - An HVM guest has no QEMU, so its first server has the number 0, and no frames for the pages of a server (ENOMEM).
+//! - If a device model has spoiled the page of requests before Xen uses it, the guest crashes. On Xen an access to memory
+//!   raises an exception in the guest instead.
+//! - Xen sees an answer only when it is notified, and notices each state that goes back. A real Xen may happen to look
+//!   earlier, or not to look.
+//! - A guest's interrupt controller takes every message, and counts every change of a line, whoever is to receive it.
+//!   Messages to a vcpu that does not exist are kept too.
+//! - The log of modified memory has only what device models report, not what the guest writes.
+//! - Ballooning is vcpu 0's: it waits until all device models have forgotten their mappings. A paused guest makes up for
+//!   it with the first instruction after it is unpaused.
+//! - Events are never lost, except by [`Fault::LostEvents`]; the descriptor is that of a pipe, and can only be polled.
+//! - In a forked child, device model operations and event channels fail with ENODEV, and processors panic.
 
 mod config;
 mod counts;
+mod device_model;
 mod domain;
 mod domain_frames;
 mod driver;
@@ -90,6 +178,7 @@ mod memory;
 mod pages;
 mod pv_guest;
 mod references;
+mod resource;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -98,6 +187,7 @@ mod vcpu;
 
 pub use config::{Dom0, HostConfig};
 pub use counts::Hypercalls;
+pub use device_model::{MockLine, MockRep, MockVcpu, VcpuStopped};
 pub use domain::MockDomain;
 pub use fault::Fault;
 pub use host::MockHost;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::config::Dom0;
 use super::counts::Hypercalls;
+use super::device_model::{DeviceModelState, EventFiles};
 use super::fault::Faults;
 use crate::abi;
 use crate::backend::ProcessId;
@@ -117,6 +118,7 @@ pub(super) struct Domain {
     pub(super) vcpus: Vec<Vcpu>,
     /// The pages of its resources, by type and id. They are Xen's own and do not count as the domain's.
     pub(super) resources: BTreeMap<(u32, u32), Vec<usize>>,
+    pub(super) device_model: DeviceModelState,
 }
 
 impl Domain {
@@ -137,6 +139,7 @@ impl Domain {
             address_size: 64,
             vcpus: Vec::new(),
             resources: BTreeMap::new(),
+            device_model: DeviceModelState::default(),
         }
     }
 
@@ -209,6 +212,8 @@ pub(super) struct State {
     pub(super) buffers: BTreeMap<usize, usize>,
     /// The process to which the mappings belong: a child has its own copy of the state.
     pub(super) process: Option<ProcessId>,
+    /// The open files of the device of event channels.
+    pub(super) events: EventFiles,
     pub(super) faults: Faults,
     pub(super) hypercalls: Hypercalls,
 }

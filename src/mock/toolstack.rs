@@ -145,7 +145,10 @@ impl Host {
             }
             abi::XEN_DOMCTL_PAUSEDOMAIN if found == DOM0 => Err(libc::EINVAL),
             abi::XEN_DOMCTL_PAUSEDOMAIN => domain.pause().map(|()| 0),
-            abi::XEN_DOMCTL_UNPAUSEDOMAIN => domain.unpause().map(|()| 0),
+            abi::XEN_DOMCTL_UNPAUSEDOMAIN => {
+                self.changed.notify_all();
+                domain.unpause().map(|()| 0)
+            }
             abi::XEN_DOMCTL_GETDOMAININFO => {
                 let info = self.domain_info(state, found, &state.domains[&found]);
                 // SAFETY: the caller's promise.

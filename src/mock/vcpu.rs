@@ -1,22 +1,31 @@
 //! The registers of a simulated guest's virtual processors, as the toolstack's interface reports them.
 
+use super::device_model::MOST_VCPUS;
 use super::domain::MockDomain;
 use super::state::{Domain, Vcpu};
 use crate::abi;
-use crate::types::Gfn;
+use crate::types::{Gfn, GuestKind};
 
 impl MockDomain {
     /// Sets the registers of the virtual processor with this number. Adds it if the guest does not have it yet, and also
-    /// those with lower numbers, with their paging off.
+    /// those with lower numbers, with their paging off. Add them before a device model serves the guest.
     ///
     /// # Panics
     ///
-    /// If the guest has been destroyed.
+    /// If the guest has been destroyed; or, for a guest that is not PV, if it would have more than 128 vcpus, or if it
+    /// gets another one while it has ioreq servers.
     pub fn set_vcpu(&self, number: u32, vcpu: Vcpu) {
         let number = number as usize;
         self.with(|_, domain| {
             let count = domain.vcpus.len().max(number + 1);
+            let most = if domain.kind == GuestKind::Pv { usize::MAX } else { MOST_VCPUS as usize };
+            assert!(count <= most, "an HVM or PVH guest has at most {MOST_VCPUS} vcpus");
+            let before = domain.vcpu_count();
             domain.vcpus.resize(count, Vcpu::default());
+            assert!(
+                domain.vcpu_count() == before || domain.device_model.servers.is_empty(),
+                "add vcpus before a device model serves the guest"
+            );
             domain.vcpus[number] = vcpu;
         });
     }
