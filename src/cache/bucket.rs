@@ -156,6 +156,11 @@ impl GuestSource {
         ranges
     }
 
+    /// Makes frames that were taken dirty again.
+    pub(super) fn put_back_dirty(&self, ranges: &[NumberRange<Pfn>]) {
+        self.dirty().extend(ranges.iter().flat_map(NumberRange::numbers));
+    }
+
     fn dirty(&self) -> MutexGuard<'_, BTreeSet<u64>> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }

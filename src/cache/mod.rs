@@ -11,7 +11,9 @@ mod parts;
 mod pinned;
 mod slot;
 mod sync;
+mod transfer;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -91,9 +93,16 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// Xen does not see writes through a mapping, so it would not send them to the migration's target. While
 /// [`track_dirty`](MapCache::track_dirty) is on, guards record the frames that they write.
 /// [`take_dirty`](MapCache::take_dirty) returns these frames, for `XEN_DMOP_modified_memory`.
-#[derive(Debug)]
 pub struct MapCache {
     buckets: Buckets<GuestSource>,
+}
+
+/// Without the buckets, of which there may be thousands.
+impl fmt::Debug for MapCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (domid, bucket_size) = (self.guest().domid(), self.buckets.bucket_size());
+        f.debug_struct("MapCache").field("domid", &domid).field("bucket_size", &bucket_size).finish_non_exhaustive()
+    }
 }
 
 /// A pin of a bucket.
@@ -397,6 +406,11 @@ impl MapCache {
         let source = self.buckets.source();
         self.buckets.for_each(|bucket| source.gather_dirty(bucket));
         source.take_dirty()
+    }
+
+    /// Makes frames that [`take_dirty`](MapCache::take_dirty) has returned dirty again.
+    pub(crate) fn put_back_dirty(&self, pfns: &[NumberRange<Pfn>]) {
+        self.buckets.source().put_back_dirty(pfns);
     }
 
     /// Splits a range into pieces of one bucket each.

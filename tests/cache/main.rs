@@ -14,3 +14,4 @@ mod invalidate;
 mod model;
 mod soak;
 mod stress;
+mod transfer;
