@@ -27,8 +27,11 @@
 //! | find a guest's RAM | [`Guest::ram_map`] and its [`RamMap`], or [`RamScan`] step by step |
 //! | pause a guest while you read it | [`Guest::pause`] and its guard [`Paused`] |
 //! | keep memory mapped for a device model | [`MapCache`], which returns [`Pinned`] memory |
+//! | serve a device to a guest | [`device_model`], with [`IoreqServer`](device_model::IoreqServer) |
+//! | interrupt a guest | [`device_model::Interrupts`] |
+//! | wait for and send events | [`device_model::EventChannels`] |
 //! | run devices of rust-vmm | [`vm_memory`] |
-//! | map an ioreq server or a grant table | [`ForeignMemory::map_resource`] and its [`ResourceMapping`] |
+//! | map a grant table, or the pages of an ioreq server | [`ForeignMemory::map_resource`] and its [`ResourceMapping`] |
 //! | make a hypercall | [`ForeignMemory::hypercall`] and [`HypercallBuffer`] |
 //! | name domains and frames | [`Domid`], [`Gfn`], [`Pfn`], and a [`NumberRange`] of them |
 //! | choose between reading and writing | [`Protection`] |
@@ -70,13 +73,19 @@
 //! The program must run in dom0, or in another domain with privilege over the guest, and be able to open
 //! `/dev/xen/privcmd`, which by default only root can. A privileged parent can also pass the open device to a child
 //! ([`ForeignMemory::from_owned_fd`]). A program that serves a single guest should call [`ForeignMemory::restrict`],
-//! after which the kernel refuses all other domains. Nothing else differs from the simulated host.
+//! after which the kernel refuses all other domains. Event channels are restricted separately
+//! ([`EventChannels::restrict`](device_model::EventChannels::restrict)). Nothing else differs from the simulated host.
 //!
 //! # Versions
 //!
 //! The crate needs 64-bit Linux 3.8 and Rust 1.88. [`ForeignMemory::restrict`] needs Linux 4.11, resources need Linux
 //! 4.18, and their size needs Linux 5.12 and Xen 4.15. The toolstack's interface is supported from Xen 4.11 to 4.22; on
 //! other releases less is known about domains, and finding RAM takes longer.
+//!
+//! A [`device_model`] needs Linux 4.18 and Xen 4.11: device model operations exist since Linux 4.11, and an ioreq
+//! server's pages can be mapped as a resource since Linux 4.18 and Xen 4.11. It is tested on Xen 4.17 on x86 with Linux
+//! 6.1, and on no other version. The operations are part of Xen's stable interface. A Xen without ioreq servers, such
+//! as Debian's for Arm, refuses to create one.
 //!
 //! The crate is young: its interface may still change. It follows semantic versioning. Requiring a newer Rust is a
 //! minor change; moving to an incompatible version of vm-memory or zerocopy is an incompatible one.
@@ -102,6 +111,7 @@ compile_error!("xenmap is for 64-bit Linux: the privcmd device has no 32-bit int
 mod abi;
 mod backend;
 mod cache;
+pub mod device_model;
 mod error;
 mod guest;
 mod handle;
@@ -132,9 +142,15 @@ mod snippets {
     #[doc = include_str!("../docs/quick-start.md")]
     struct QuickStart;
 
-    #[cfg(feature = "vm-memory")]
     #[doc = include_str!("../docs/device-models.md")]
     struct DeviceModels;
+
+    #[doc = include_str!("../docs/running-device-models.md")]
+    struct RunningDeviceModels;
+
+    #[cfg(feature = "vm-memory")]
+    #[doc = include_str!("../docs/device-memory.md")]
+    struct DeviceMemory;
 
     #[doc = include_str!("../docs/introspection.md")]
     struct Introspection;
