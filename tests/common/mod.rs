@@ -8,7 +8,10 @@
 #![allow(clippy::print_stdout, reason = "shows the host and guest of a failed test")]
 #![allow(clippy::unused_self, reason = "these are methods for uniformity")]
 
+pub mod bytes;
 pub mod expected;
+pub mod program;
+pub mod running;
 pub mod translation;
 mod xen;
 
@@ -279,6 +282,22 @@ impl Guest {
         match &self.inner {
             Inner::Mock(_, guest) => guest.unpause(),
             Inner::Xen(guest) => guest.unpause(),
+        }
+    }
+
+    /// Makes Xen log which frames are modified, as during a migration.
+    pub fn log_dirty(&self) {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.log_dirty(),
+            Inner::Xen(guest) => guest.log_dirty(),
+        }
+    }
+
+    /// Returns the frames that were modified since the last call.
+    pub fn take_dirty(&self) -> Vec<Gfn> {
+        match &self.inner {
+            Inner::Mock(_, guest) => guest.take_dirty(),
+            Inner::Xen(guest) => guest.take_dirty(),
         }
     }
 
