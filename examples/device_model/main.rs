@@ -1,219 +1,156 @@
-//! A small device model: a disk (virtio-blk) for a guest of the simulated host.
+//! A device model for a guest of Xen, or of a simulated host: a disk (virtio-blk) on PCI that serves a file.
 //!
 //!     cargo run --release --example device_model --features vm-memory
+//!     device_model --domain DOMID --image FILE [--read-only] [--beside-qemu] [--server FILE]
 //!
-//! The device would run unchanged on Xen: it accesses the guest's RAM through a [`MapCache`] with a small budget, and
-//! uses rust-vmm's virtio-queue to walk the queue. The guest is a thread that fills the queue, checks every response,
-//! and balloons memory out and in meanwhile. For part of the time the guest is "migrated": the frames that the device
-//! writes are recorded.
+//! Without `--domain`, it needs no Xen: a guest of a simulated host finds the disk by PCI, and its driver checks every
+//! answer. With `--domain`, it serves a guest of the local Xen host (as root in dom0). Only the handle differs.
 //!
-//! On a real Xen, use [`ForeignMemory::open`](xenmap::ForeignMemory::open) instead of [`MockHost::open`]; each
-//! [`Event`] arrives through an ioreq server (libxendevicemodel).
+//! # On Xen
+//!
+//! Create the guest paused (`xl create -p`), start this program, wait for its line "serving domain …", and unpause the
+//! guest. The program ends when the guest is gone.
+//!
+//! A PVH guest has no QEMU. The program also serves a host bridge (00:00.0) and the port by which the guest selects
+//! registers; the disk is 00:01.0. Without ACPI tables for it, Linux finds this bus only if its command line has
+//! `pci=conf1,noacpi,noearly`. With `--beside-qemu`, for an HVM guest, the program serves nothing but the disk, 00:06.0.
+//!
+//! There are no interrupt pins: the driver must use MSI-X, as Linux does, or poll, as `SeaBIOS` does.
+//!
+//! # Restart
+//!
+//! If the program is killed, its server stays in Xen, and the guest's processors wait for it. A program with
+//! `--server FILE` that is started again with the same options adopts the server, and the guest goes on. The file has
+//! what the guest has written to the configuration space, the MSI-X table and the registers of the device. It is
+//! rewritten before the guest gets the answer. Positions in queues are not in it: requests of a queue are answered in
+//! their order, so the number of answers in the guest's memory says where to go on. A request that was under way is
+//! served a second time.
+//!
+//! # How it works
+//!
+//! Each access of the guest to the configuration space (`function`, `config_space`, `bus`) or to the function's memory
+//! (`transport`, `msix`) arrives as a request, and the guest's processor waits for the answer. A notification only
+//! wakes the thread of its queue (`device`), which takes requests from the guest's memory (`queue`) and executes them
+//! (`disk`). Data goes between the file and the guest's memory without a copy in between (`image`).
+//!
+//! The guest's queues must be in RAM that it had when the program started; its buffers may be in any RAM.
+//!
+//! A guest may write anything into registers and queues. The device then answers with an error, or asks for a reset
+//! (`DEVICE_NEEDS_RESET`), and goes on.
+//!
+//! The simulated guest is migrated for part of the time: the program reports the frames that it writes. On Xen, nobody
+//! tells this program of a migration. A toolstack that does calls what `simulated` calls.
+//!
+//! # Crates of rust-vmm
+//!
+//! - `virtio-queue` walks the queues, through `vm-memory`'s traits. It checks indices, sizes and alignment.
+//! - `virtio-bindings` has the numbers of virtio. It has none of virtio-pci, so those are here.
+//! - `virtio-blk` and `virtio-device` are not on crates.io, where they have been due since 2021.
+//! - `virtio-queue-ser` saves queues, but needs older versions of `virtio-queue` and `vm-memory`, and `versionize`.
+//! - `vm-device` 0.1, the only release (2021), finds the device of an address among many. Here, Xen does that.
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
-mod driver;
+// Those that are pub(crate) are for tests/example, which includes this file.
+mod buffers;
+mod bus;
+mod config_space;
+mod device;
+mod disk;
+pub(crate) mod driver;
+mod function;
+pub(crate) mod image;
+pub(crate) mod model;
+mod msix;
+pub(crate) mod probe;
+mod queue;
+mod registers;
+mod signals;
+mod simulated;
+mod state;
+pub(crate) mod transport;
 
-use std::collections::BTreeSet;
 use std::error::Error;
-use std::io::{Read, Write};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Instant;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::Parser;
-use virtio_queue::{DescriptorChain, Queue, QueueT};
-use vm_memory::{GuestAddress, GuestAddressSpace};
-use xenmap::mock::MockHost;
-use xenmap::vm_memory::{CachedMemory, PinnedMemory};
-use xenmap::{CacheConfig, Guest, GuestKind, MapCache, Pfn};
+use xenmap::{Domid, ForeignMemory};
 
-use driver::{AVAILABLE, DESCRIPTORS, Driver, USED};
+use image::Image;
+use model::{Model, Options};
 
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Serves the disk of a simulated guest, and checks every response
+/// Serves a file to a guest as a disk (virtio-blk on PCI)
+///
+/// Without --domain, it simulates a host and a guest whose driver checks every answer.
 #[derive(Parser)]
 struct Args {
-    /// Make at least this many requests
-    #[arg(long, default_value_t = 50_000)]
+    /// Serve the guest with this number on the local Xen host (as root in dom0)
+    #[arg(long, requires = "image")]
+    domain: Option<u16>,
+    /// The disk: a file or a block device
+    #[arg(long, requires = "domain")]
+    image: Option<PathBuf>,
+    /// Let the guest only read the disk
+    #[arg(long, requires = "domain")]
+    read_only: bool,
+    /// Offer this many queues to the guest
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    queues: u16,
+    /// Keep at most this many MiB of the guest's memory mapped, besides what requests under way need
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+    cache: u16,
+    /// QEMU serves the guest's other devices, as it does for HVM guests
+    #[arg(long, requires = "domain")]
+    beside_qemu: bool,
+    /// Go on with the server that this file names, or create it; needed to restart the program
+    #[arg(long, requires = "domain", value_name = "FILE")]
+    server: Option<PathBuf>,
+    /// Let the simulated guest make at least this many requests
+    #[arg(long, default_value_t = 30_000, conflicts_with = "domain")]
     requests: usize,
 }
 
-const RAM_FRAMES: usize = 16 << 10;
-const DISK_SIZE: usize = 8 << 20;
-const SECTOR: usize = 512;
-const QUEUE_SIZE: u16 = 64;
-/// The longest request to serve, in bytes. All memory that a request names is mapped at once, so the device must limit
-/// it.
-const LONGEST_REQUEST: u64 = 1 << 20;
-
-/// Request types of virtio-blk, then status values.
-const READ: u32 = 0;
-const WRITE: u32 = 1;
-const OK: u8 = 0;
-const IO_ERROR: u8 = 1;
-const UNSUPPORTED: u8 = 2;
-
-/// What happens to a device model.
-enum Event {
-    /// The guest has filled the queue. On Xen, this is a write to the device's doorbell: an ioreq or an event channel.
-    Kick,
-    /// The guest has changed its memory. On Xen, this is an ioreq of type `IOREQ_TYPE_INVALIDATE`, which asks to unmap
-    /// everything. The guest's vcpu waits for the reply.
-    Invalidate(Sender<()>),
-    /// The toolstack starts (`true`) or stops migrating the guest.
-    Migration(bool),
-}
-
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let host = MockHost::new();
-    let domain = host.create_domain(GuestKind::Hvm, RAM_FRAMES);
-
-    let foreign_memory = host.open()?;
-    let guest = Guest::open(&foreign_memory, domain.domid())?;
-    let ram = guest.ram_map()?.ranges();
-    foreign_memory.restrict(domain.domid())?; // from now on, the handle can only map this guest's memory
-    let mut config = CacheConfig::default();
-    config.bucket_size = 64 << 10;
-    config.budget = 8 << 20; // the guest has 64 MiB
-    let cache = Arc::new(MapCache::with_config(guest.clone(), config)?);
-    let memory = CachedMemory::new(Arc::clone(&cache), &ram);
-
-    let (to_device, events) = channel();
-    let (interrupt, interrupts) = channel();
-    let started = Instant::now();
-    let (device, driver) = std::thread::scope(|scope| {
-        let device = scope.spawn(move || Device::new(guest, memory)?.run(events, &interrupt));
-        let driver = Driver::new(&domain, to_device, interrupts).run(args.requests);
-        (device.join(), driver)
-    });
-    let device = device.map_err(|_| "the device has panicked")??;
-    driver?;
-    let bytes_per_us = u128::from(device.bytes) / started.elapsed().as_micros().max(1);
-
-    let statistics = cache.statistics();
-    println!(
-        "domain {}: served {} requests, {} bytes at {bytes_per_us} MB/s",
-        device.guest.domid(),
-        device.requests,
-        device.bytes
-    );
-    println!("all responses were correct");
-    println!("cache: {} hits, {} misses, {} evictions", statistics.hits, statistics.misses, statistics.evictions);
-    println!("{} invalidations; {} frames dirtied during migration", device.invalidations, device.dirty.len());
-
-    // The guest dies while some of its memory is mapped. Xen keeps the domain as a zombie until the device model closes
-    // its cache.
-    domain.destroy();
-    println!(
-        "guest destroyed: {} frames still mapped, {} zombie",
-        host.references(domain.domid()),
-        host.zombies().len()
-    );
-    cache.close();
-    println!("cache closed: {} frames still mapped, {} zombies", host.references(domain.domid()), host.zombies().len());
-    if host.zombies().is_empty() { Ok(()) } else { Err("some frames are still mapped".into()) }
-}
-
-/// The disk, and counters. It borrows nothing, so it can live on any thread for any time.
-struct Device {
-    guest: Guest,
-    memory: CachedMemory,
-    queue: Queue,
-    disk: Vec<u8>,
-    requests: usize,
-    bytes: u64,
-    invalidations: usize,
-    /// The frames that were written during migration.
-    dirty: BTreeSet<Pfn>,
-}
-
-impl Device {
-    fn new(guest: Guest, memory: CachedMemory) -> Result<Device> {
-        // A real driver passes these addresses to the device.
-        let mut queue = Queue::new(QUEUE_SIZE)?;
-        queue.try_set_desc_table_address(GuestAddress(DESCRIPTORS))?;
-        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE))?;
-        queue.try_set_used_ring_address(GuestAddress(USED))?;
-        queue.set_ready(true);
-        if !queue.is_valid(&*memory.memory()) {
-            return Err("the queue is not in the guest's RAM".into());
-        }
-        let dirty = BTreeSet::new();
-        Ok(Device { guest, memory, queue, disk: vec![0; DISK_SIZE], requests: 0, bytes: 0, invalidations: 0, dirty })
-    }
-
-    fn run(mut self, events: Receiver<Event>, interrupt: &Sender<()>) -> Result<Device> {
-        let cache = Arc::clone(self.memory.cache());
-        for event in events {
-            match event {
-                Event::Kick => {
-                    self.serve();
-                    interrupt.send(())?;
-                }
-                Event::Invalidate(done) => {
-                    cache.invalidate_all();
-                    self.invalidations += 1;
-                    done.send(())?;
-                }
-                Event::Migration(is_on) => cache.track_dirty(is_on),
-            }
-            // A real device model passes these to XEN_DMOP_modified_memory: Xen does not see writes through a mapping,
-            // and would not send these frames again.
-            self.dirty.extend(cache.take_dirty().into_iter().flatten());
-        }
-        Ok(self)
-    }
-
-    /// Serves all requests in the queue.
-    fn serve(&mut self) {
-        loop {
-            // What a request uses stays mapped until `memory` is dropped, so each request has its own.
-            let memory = self.memory.memory();
-            let Some(chain) = self.queue.pop_descriptor_chain(Arc::clone(&memory)) else { return };
-            let head = chain.head_index();
-            // An invalid chain is returned unchanged, since it has no place for a status.
-            let (written, moved) = serve_request(&memory, chain, &mut self.disk).unwrap_or((0, 0));
-            if self.queue.add_used(&*memory, head, written).is_err() {
-                // The queue itself is invalid. Stop until the driver resets the device (a real device asks for that by
-                // the status bit DEVICE_NEEDS_RESET).
-                self.queue.set_ready(false);
-                return;
-            }
-            self.requests += 1;
-            self.bytes += moved;
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("device_model: {}", chain(&*error));
+            ExitCode::from(2)
         }
     }
 }
 
-/// Serves one request: a header, the data, and a byte for the status. Returns how many bytes were written to the guest,
-/// and how many bytes of the disk were read or written. The request is untrusted: lengths are limited, and indices are
-/// checked.
-fn serve_request(
-    memory: &PinnedMemory,
-    chain: DescriptorChain<Arc<PinnedMemory>>,
-    disk: &mut [u8],
-) -> Result<(u32, u64)> {
-    if chain.clone().map(|descriptor| u64::from(descriptor.len())).sum::<u64>() > LONGEST_REQUEST {
-        return Err("the request is too long".into());
-    }
-    let mut input = chain.clone().reader(memory)?;
-    let mut output = chain.writer(memory)?;
-    let mut header = [0; 16];
-    input.read_exact(&mut header)?;
-    let (kind, sector) = (u32::from_le_bytes(header[..4].try_into()?), u64::from_le_bytes(header[8..].try_into()?));
-    let mut status_byte = output.split_at(output.available_bytes().checked_sub(1).ok_or("no place for the status")?)?;
-
-    let len = if kind == READ { output.available_bytes() } else { input.available_bytes() };
-    let start = usize::try_from(sector)?.saturating_mul(SECTOR);
-    let (status, moved) = match (kind, disk.get_mut(start..start.saturating_add(len))) {
-        (READ, Some(sectors)) => (output.write_all(sectors).map(|()| OK)?, len as u64),
-        (WRITE, Some(sectors)) => (input.read_exact(sectors).map(|()| OK)?, len as u64),
-        (READ | WRITE, None) => (IO_ERROR, 0),
-        _ => (UNSUPPORTED, 0),
+fn run(args: Args) -> Result<()> {
+    let cache = usize::from(args.cache);
+    let (Some(domid), Some(path)) = (args.domain, args.image) else {
+        return simulated::run(args.requests, args.queues, cache);
     };
-    status_byte.write_all(&[status])?;
-    Ok((u32::try_from(output.bytes_written() + status_byte.bytes_written())?, moved))
+    let domid = Domid::new(domid)?;
+    let options = Options {
+        image: Image::open(&path, args.read_only)?,
+        name: path.display().to_string(),
+        queues: args.queues,
+        cache,
+        is_beside_qemu: args.beside_qemu,
+        server: args.server,
+    };
+    let model = Model::open(&ForeignMemory::open()?, domid, options)?;
+    model.run(|| ())?;
+    println!("domain {domid} is gone: {}", model.statistics());
+    Ok(())
+}
+
+/// Formats an error and its causes. No error's text repeats that of its cause.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Locks a mutex, also if a thread has panicked while it had it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

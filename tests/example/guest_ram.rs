@@ -5,9 +5,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use xenmap::FRAME_SIZE;
+
+use crate::example;
 
 /// Creates a folder with a file `ram`: a frame with a text near its end, a hole, and a frame that begins with a text.
 fn folder_with_ram(test: &str) -> PathBuf {
@@ -21,12 +23,9 @@ fn folder_with_ram(test: &str) -> PathBuf {
     folder
 }
 
-/// Runs the example, which `cargo test` has built.
+/// Runs the example in a folder.
 fn run(folder: &Path, args: &str) -> Output {
-    let test = std::env::current_exe().unwrap();
-    let example = test.parent().unwrap().with_file_name("examples").join("guest_ram");
-    assert!(example.exists(), "{} is missing; build it: cargo build --examples", example.display());
-    Command::new(example).current_dir(folder).args(args.split_whitespace()).output().unwrap()
+    example("guest_ram").current_dir(folder).args(args.split_whitespace()).output().unwrap()
 }
 
 /// Runs the example successfully, and returns its output.

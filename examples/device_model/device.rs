@@ -1,0 +1,103 @@
+//! What the threads of the queues share with the thread that serves the registers.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::QueueT;
+use vm_memory::GuestAddressSpace;
+use xenmap::vm_memory::CachedMemory;
+
+use super::disk::Disk;
+use super::lock;
+use super::queue::{Broken, VirtQueue};
+use super::signals::Signals;
+
+/// The bits of the status register that the device looks at.
+pub(crate) const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
+pub(crate) const DRIVER_OK: u32 = VIRTIO_CONFIG_S_DRIVER_OK;
+pub(crate) const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
+
+/// A virtio device: a disk with its queues.
+///
+/// A thread that has locked a queue may lock the interrupts (`signals`), but not the other way round.
+pub(crate) struct Device {
+    pub(crate) memory: CachedMemory,
+    pub(crate) disk: Disk,
+    pub(crate) queues: Vec<Mutex<VirtQueue>>,
+    pub(crate) signals: Signals,
+    /// What driver and device have come to (8 bits).
+    pub(crate) status: AtomicU32,
+    /// The features that the driver has accepted.
+    pub(crate) accepted: AtomicU64,
+}
+
+impl Device {
+    /// Returns the features that the device offers.
+    pub(crate) fn offered(&self) -> u64 {
+        self.disk.features() | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    pub(crate) fn has_accepted(&self, feature: u32) -> bool {
+        self.accepted.load(Ordering::SeqCst) & 1 << feature != 0
+    }
+
+    /// Serves the requests of a queue until it has none. Between two of them, the driver may reset the device.
+    pub(crate) fn serve(&self, queue: usize) {
+        while self.serve_next(queue) {}
+    }
+
+    /// Serves the next request of a queue, if there is one.
+    fn serve_next(&self, queue: usize) -> bool {
+        let Some(queue) = self.queues.get(queue) else { return false };
+        let queue = &mut lock(queue);
+        let is_running = self.status.load(Ordering::SeqCst) & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK;
+        if !is_running || !queue.ring.ready() {
+            return false;
+        }
+        self.try_next(queue).unwrap_or_else(|broken| {
+            self.fail(&broken);
+            false
+        })
+    }
+
+    fn try_next(&self, queue: &mut VirtQueue) -> Result<bool, Broken> {
+        // What this maps stays so until it is dropped, so each request has its own.
+        let memory = self.memory.memory();
+        let Some(chain) = queue.take(&memory)? else { return Ok(false) };
+        let head = chain.head;
+        let written = self.disk.serve(self.memory.cache(), chain, self.accepted.load(Ordering::SeqCst))?;
+        if queue.answer(&memory, head, written)? {
+            self.signals.queue(queue.vector);
+        }
+        Ok(true)
+    }
+
+    /// Begins to use a queue that the driver has set up.
+    pub(crate) fn enable(&self, queue: &mut VirtQueue) {
+        if let Err(broken) = queue.enable(&self.memory.memory(), self.has_accepted(VIRTIO_RING_F_EVENT_IDX)) {
+            self.fail(&broken);
+        }
+    }
+
+    /// Stops until the driver resets the device, and tells the driver.
+    pub(crate) fn fail(&self, broken: &Broken) {
+        log::warn!("the device needs a reset: {broken}");
+        if self.status.fetch_or(NEEDS_RESET, Ordering::SeqCst) & DRIVER_OK != 0 {
+            self.signals.configuration();
+        }
+    }
+
+    /// Forgets all that the driver has set up, once the requests under way are done.
+    pub(crate) fn reset(&self) {
+        for queue in &self.queues {
+            lock(queue).reset();
+        }
+        self.accepted.store(0, Ordering::SeqCst);
+        self.signals.reset();
+        self.status.store(0, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,218 @@
+//! The registers in the function's memory, by which a driver uses a virtio device (virtio-pci, 1.x only).
+
+use std::ops::RangeInclusive;
+use std::sync::MutexGuard;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_queue::QueueT;
+
+use super::device::{DRIVER_OK, Device, FEATURES_OK, NEEDS_RESET};
+use super::lock;
+use super::queue::VirtQueue;
+use super::registers::Block;
+use super::signals::NO_VECTOR;
+
+/// The size of the function's memory, and where its parts are.
+pub(crate) const SIZE: u32 = 32 << 10;
+pub(crate) const COMMON: u32 = 0x0000;
+pub(crate) const ISR: u32 = 0x1000;
+pub(crate) const CONFIGURATION: u32 = 0x2000;
+pub(crate) const NOTIFY: u32 = 0x3000;
+pub(crate) const MESSAGES: u32 = 0x4000;
+pub(crate) const PENDING: u32 = 0x5000;
+const PART: u32 = 0x1000;
+
+/// The distance of the registers by which the driver notifies two queues.
+pub(crate) const NOTIFY_STEP: u32 = 4;
+
+/// The addresses of a queue's parts: the descriptors, the available ring and the used ring.
+const ADDRESSES: RangeInclusive<u64> = 0x20..=0x37;
+
+/// The registers, which only one thread serves.
+pub(crate) struct Transport<'a> {
+    device: &'a Device,
+    configuration: Block,
+    /// Wakes the threads of the queues.
+    bells: Vec<SyncSender<()>>,
+    device_select: u32,
+    driver_select: u32,
+    queue_select: u16,
+}
+
+impl<'a> Transport<'a> {
+    pub(crate) fn new(device: &'a Device, bells: Vec<SyncSender<()>>) -> Transport<'a> {
+        let configuration = device.disk.configuration();
+        Transport { device, configuration, bells, device_select: 0, driver_select: 0, queue_select: 0 }
+    }
+
+    pub(crate) fn device(&self) -> &'a Device {
+        self.device
+    }
+
+    /// Returns what the driver reads at an offset of the function's memory.
+    pub(crate) fn read(&self, at: u32, size: usize) -> u64 {
+        let in_part = u64::from(at % PART);
+        match at - at % PART {
+            COMMON => self.read_common(in_part, size),
+            ISR if in_part == 0 => self.device.signals.take_status().into(),
+            CONFIGURATION => self.configuration.read(in_part, size),
+            MESSAGES => self.device.signals.msix().read_table(in_part, size),
+            PENDING => self.device.signals.msix().read_pending(in_part, size),
+            _ => 0,
+        }
+    }
+
+    /// Takes what the driver writes at an offset of the function's memory.
+    pub(crate) fn write(&mut self, at: u32, size: usize, value: u64) {
+        let in_part = u64::from(at % PART);
+        match at - at % PART {
+            COMMON => self.write_common(in_part, size, value),
+            NOTIFY => self.ring((at % PART / NOTIFY_STEP) as usize),
+            MESSAGES => self.device.signals.msix().write_table(in_part, size, value),
+            _ => {}
+        }
+    }
+
+    /// Wakes the thread of a queue. If it is awake, it looks once more.
+    fn ring(&self, queue: usize) {
+        if let Some(bell) = self.bells.get(queue) {
+            let _ = bell.try_send(());
+        }
+    }
+
+    /// Wakes the threads of all queues.
+    pub(crate) fn ring_all(&self) {
+        (0..self.bells.len()).for_each(|queue| self.ring(queue));
+    }
+
+    /// Returns the queue that the driver has selected, if it exists.
+    fn queue(&self) -> Option<MutexGuard<'a, VirtQueue>> {
+        self.device.queues.get(usize::from(self.queue_select)).map(lock)
+    }
+
+    fn of_queue<T>(&self, read: impl FnOnce(&VirtQueue) -> T) -> Option<T> {
+        self.queue().map(|queue| read(&queue))
+    }
+
+    /// A driver accesses each register with its own size, and halves of those of 8 bytes. Others are zero.
+    fn read_common(&self, at: u64, size: usize) -> u64 {
+        match (at, size) {
+            (0x00, 4) => self.device_select.into(),
+            (0x04, 4) => half(self.device.offered(), self.device_select),
+            (0x08, 4) => self.driver_select.into(),
+            (0x0C, 4) => half(self.device.accepted.load(Ordering::SeqCst), self.driver_select),
+            (0x10, 2) => self.device.signals.config_vector().into(),
+            (0x12, 2) => self.device.queues.len() as u64,
+            (0x14, 1) => self.device.status.load(Ordering::SeqCst).into(),
+            (0x16 | 0x1E, 2) => self.queue_select.into(), // and the number of the queue's notification register
+            (0x18, 2) => self.of_queue(|queue| queue.ring.size()).unwrap_or(0).into(),
+            (0x1A, 2) => self.of_queue(|queue| queue.vector).unwrap_or(NO_VECTOR).into(),
+            (0x1C, 2) => self.of_queue(|queue| queue.ring.ready()).unwrap_or(false).into(),
+            (at, 4 | 8) if ADDRESSES.contains(&at) => {
+                let addresses = |ring: &virtio_queue::Queue| [ring.desc_table(), ring.avail_ring(), ring.used_ring()];
+                let bytes = self.of_queue(|queue| addresses(&queue.ring).map(u64::to_le_bytes).concat());
+                let mut block = Block::new(24);
+                block.define(0, &bytes.unwrap_or_default(), &[]);
+                block.read(at - ADDRESSES.start(), size)
+            }
+            _ => 0,
+        }
+    }
+
+    fn write_common(&mut self, at: u64, size: usize, value: u64) {
+        let [b0, b1, b2, b3, ..] = value.to_le_bytes();
+        let (short, long) = (u16::from_le_bytes([b0, b1]), u32::from_le_bytes([b0, b1, b2, b3]));
+        match (at, size) {
+            (0x00, 4) => self.device_select = long,
+            (0x08, 4) => self.driver_select = long,
+            (0x0C, 4) => self.accept(long),
+            (0x10, 2) => self.device.signals.set_config_vector(short),
+            (0x14, 1) => self.set_status(b0.into()),
+            (0x16, 2) => self.queue_select = short,
+            (0x1A, 2) => {
+                let vector = self.device.signals.existing(short);
+                if let Some(mut queue) = self.queue() {
+                    queue.vector = vector;
+                }
+            }
+            _ => self.set_up_queue(at, size, value),
+        }
+    }
+
+    /// Takes what describes a queue, which does not change any more once the queue is enabled.
+    fn set_up_queue(&mut self, at: u64, size: usize, value: u64) {
+        let Some(mut queue) = self.queue().filter(|queue| !queue.ring.ready()) else { return };
+        match (at, size) {
+            (0x18, 2) => queue.ring.set_size(u16::try_from(value).unwrap_or(0)),
+            (0x1C, 2) if value == 1 => self.device.enable(&mut queue),
+            (at, 8) if ADDRESSES.contains(&at) => {
+                set_address(&mut queue, at, value);
+                set_address(&mut queue, at + 4, value >> 32);
+            }
+            (at, 4) if ADDRESSES.contains(&at) => set_address(&mut queue, at, value),
+            _ => {}
+        }
+    }
+
+    /// Takes 32 of the features that the driver accepts.
+    fn accept(&self, features: u32) {
+        if self.driver_select < 2 && self.device.status.load(Ordering::SeqCst) & FEATURES_OK == 0 {
+            let shift = 32 * self.driver_select;
+            let others = self.device.accepted.load(Ordering::SeqCst) & !(u64::from(u32::MAX) << shift);
+            self.device.accepted.store(others | u64::from(features) << shift, Ordering::SeqCst);
+        }
+    }
+
+    fn set_status(&mut self, status: u32) {
+        if status == 0 {
+            self.device.reset();
+            (self.device_select, self.driver_select, self.queue_select) = (0, 0, 0);
+            return;
+        }
+        let is_acceptable = self.device.accepted.load(Ordering::SeqCst) & !self.device.offered() == 0
+            && self.device.has_accepted(VIRTIO_F_VERSION_1);
+        let refused = if is_acceptable { NEEDS_RESET } else { NEEDS_RESET | FEATURES_OK };
+        self.device.status.fetch_or(status & !refused, Ordering::SeqCst);
+        if status & DRIVER_OK != 0 {
+            self.ring_all();
+        }
+    }
+
+    /// Returns the registers that select what others show.
+    pub(crate) fn selects(&self) -> [u64; 3] {
+        [self.device_select.into(), self.driver_select.into(), self.queue_select.into()]
+    }
+
+    pub(crate) fn restore_selects(&mut self, [device, driver, queue]: [u64; 3]) {
+        self.device_select = u32::try_from(device).unwrap_or(0);
+        self.driver_select = u32::try_from(driver).unwrap_or(0);
+        self.queue_select = u16::try_from(queue).unwrap_or(0);
+    }
+}
+
+/// Returns whether a driver notifies the device of requests at this offset.
+pub(crate) fn is_doorbell(at: u32) -> bool {
+    at - at % PART == NOTIFY
+}
+
+/// Returns 32 of 64 features.
+fn half(features: u64, select: u32) -> u64 {
+    if select < 2 { features >> (32 * select) & u64::from(u32::MAX) } else { 0 }
+}
+
+/// Sets a half of an address of a queue. `virtio-queue` ignores what is not aligned.
+fn set_address(queue: &mut VirtQueue, at: u64, value: u64) {
+    let value = u32::try_from(value & u64::from(u32::MAX)).ok();
+    let ring = &mut queue.ring;
+    match at {
+        0x20 => ring.set_desc_table_address(value, None),
+        0x24 => ring.set_desc_table_address(None, value),
+        0x28 => ring.set_avail_ring_address(value, None),
+        0x2C => ring.set_avail_ring_address(None, value),
+        0x30 => ring.set_used_ring_address(value, None),
+        0x34 => ring.set_used_ring_address(None, value),
+        _ => {}
+    }
+}

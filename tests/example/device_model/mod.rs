@@ -1,0 +1,148 @@
+//! Tests of `examples/device_model` on the simulated host: of the program, and of its parts.
+
+#![expect(clippy::unwrap_used, reason = "a panic fails the test")]
+
+mod arbitrary;
+mod registers;
+mod restart;
+
+#[path = "../../../examples/device_model/main.rs"]
+#[expect(dead_code, reason = "the tests use parts of the program")]
+mod program;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use program::image::Image;
+use program::model::{Model, Options};
+use program::transport::Transport;
+use xenmap::GuestKind;
+use xenmap::device_model::Event;
+use xenmap::mock::{MockDomain, MockHost};
+
+use crate::example;
+
+const DISK_SIZE: usize = 1 << 20;
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A guest of a simulated host, and a disk of zeros for it.
+struct Machine {
+    host: MockHost,
+    domain: MockDomain,
+    disk: File,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let host = MockHost::new();
+        let domain = host.create_domain(GuestKind::Pvh, 12 << 10);
+        let fd = nix::sys::memfd::memfd_create(c"xenmap-test", nix::sys::memfd::MFdFlags::empty()).unwrap();
+        let disk = File::from(fd);
+        disk.set_len(DISK_SIZE as u64).unwrap();
+        Machine { host, domain, disk }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        let mut content = vec![0; DISK_SIZE];
+        self.disk.read_exact_at(&mut content, 0).unwrap();
+        content
+    }
+
+    fn open(&self, is_read_only: bool, server: Option<PathBuf>) -> program::Result<Model> {
+        let image = Image::new(self.disk.try_clone().unwrap(), is_read_only)?;
+        let name = "a test's disk".to_owned();
+        let options = Options { image, name, queues: 2, cache: 8, is_beside_qemu: false, server };
+        Model::open(&self.host.open()?, self.domain.domid(), options)
+    }
+
+    /// Serves the guest while it does something, and returns what that returns. A guest that waits for something that
+    /// does not come fails the test.
+    fn serve<T: Send>(&self, model: &Model, guest: impl FnOnce() -> T + Send) -> T {
+        let (bells, rings): (Vec<_>, Vec<_>) = model.device.queues.iter().map(|_| sync_channel(1)).unzip();
+        let mut function = model.function(Transport::new(&model.device, bells)).unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let guest = scope.spawn(|| {
+                let _done = Done(&is_done);
+                guest()
+            });
+            // If this thread panics, the guest does not wait for it forever.
+            let _destroyed = DestroyOnPanic(&self.domain);
+            let started = Instant::now();
+            while !is_done.load(Ordering::SeqCst) {
+                assert!(started.elapsed() < DEADLINE, "the guest still waits");
+                if let Event::Request(request) = model.server.next(Some(Duration::from_millis(1))).unwrap() {
+                    request.serve(&mut function);
+                }
+                for (queue, rings) in rings.iter().enumerate() {
+                    while rings.try_recv().is_ok() {
+                        model.device.serve(queue);
+                    }
+                }
+            }
+            guest.join().unwrap()
+        })
+    }
+}
+
+/// Returns a path for the state of a test's disk, where no file is.
+fn state_file(test: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device_model");
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(test);
+    let _ = std::fs::remove_file(&path); // an earlier run may have left one
+    path
+}
+
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+struct DestroyOnPanic<'a>(&'a MockDomain);
+
+impl Drop for DestroyOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.destroy();
+        }
+    }
+}
+
+#[test]
+fn simulated_guest_gets_right_answers() {
+    for queues in ["1", "2"] {
+        let output = example("device_model").args(["--requests", "300", "--queues", queues]).output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+        let text = String::from_utf8(output.stdout).unwrap();
+        for expected in [
+            "serving domain 1: a temporary file, 8388608 bytes",
+            "domain 1 is gone: 3",
+            "all answers were right",
+            "0 zombies after that",
+        ] {
+            assert!(text.contains(expected), "{text}");
+        }
+        assert!(output.status.success());
+    }
+}
+
+#[test]
+fn bad_arguments_are_refused_in_one_line() {
+    for (args, expected) in [
+        (["--domain", "1", "--image", "/missing"], "cannot open /missing: No such file"),
+        (["--domain", "40000", "--image", "/dev/null"], "40000"),
+    ] {
+        let output = example("device_model").args(args).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+        assert!(stderr.starts_with("device_model: ") && stderr.contains(expected), "{stderr}");
+    }
+}

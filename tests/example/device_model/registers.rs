@@ -1,0 +1,161 @@
+//! What a guest sees of the configuration space and of the function's memory.
+
+use xenmap::Gfn;
+use xenmap::device_model::Sbdf;
+use xenmap::mock::MockVcpu;
+
+use super::Machine;
+use super::program::driver::Driver;
+use super::program::image::Image;
+use super::program::model::{Model, Options};
+use super::program::probe::{self, Found};
+
+const BAR: u8 = 0x10;
+const COMMAND: u8 = 0x04;
+const NOWHERE: u64 = 0xFFFF_FFFF;
+
+fn disk() -> Sbdf {
+    Sbdf::new(0, 0, 1, 0).unwrap()
+}
+
+/// Runs a test as the guest's processor, with the disk found.
+fn with_disk(test: impl FnOnce(&MockVcpu, &Found) + Send) {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        test(&vcpu, &probe::find_disk(&vcpu).unwrap());
+    });
+}
+
+#[test]
+fn memory_is_where_the_guest_has_put_it_while_it_is_decoded() {
+    with_disk(|vcpu, found| {
+        let read = |address| vcpu.read(address + 0x12, 2).unwrap();
+        assert_eq!(read(found.common), 2, "the number of queues");
+
+        vcpu.pci_write(disk(), COMMAND, 2, 4).unwrap();
+        assert_eq!(read(found.common), 0xFFFF);
+        vcpu.pci_write(disk(), BAR, 4, NOWHERE).unwrap();
+        assert_eq!(vcpu.pci_read(disk(), BAR, 4).unwrap(), 0xFFFF_8000, "32 KiB");
+        vcpu.pci_write(disk(), BAR, 4, 0xD000_0000).unwrap();
+        vcpu.pci_write(disk(), COMMAND, 2, 6).unwrap();
+        assert_eq!((read(found.common), read(0xD000_0000)), (0xFFFF, 2));
+
+        vcpu.pci_write(disk(), BAR + 2, 2, 0xC000).unwrap(); // a half, while it is decoded
+        assert_eq!((read(0xD000_0000), read(0xC000_0000)), (0xFFFF, 2));
+    });
+}
+
+#[test]
+fn window_in_the_configuration_space_shows_the_memory() {
+    with_disk(|vcpu, found| {
+        let mut at = u8::try_from(vcpu.pci_read(disk(), 0x34, 1).unwrap()).unwrap();
+        while vcpu.pci_read(disk(), at + 3, 1).unwrap() != 5 {
+            at = u8::try_from(vcpu.pci_read(disk(), at + 1, 1).unwrap()).unwrap();
+        }
+        for (register, size, value) in [(8, 4, 0x16), (12, 4, 2), (16, 2, 1)] {
+            vcpu.pci_write(disk(), at + register, size, value).unwrap();
+        }
+        assert_eq!(vcpu.read(found.common + 0x16, 2).unwrap(), 1, "the queue that is selected");
+        vcpu.pci_write(disk(), at + 8, 4, 0x12).unwrap();
+        assert_eq!(vcpu.pci_read(disk(), at + 16, 2).unwrap(), 2, "the number of queues");
+        vcpu.pci_write(disk(), at + 8, 4, 0x7FFF).unwrap();
+        assert_eq!(vcpu.pci_read(disk(), at + 16, 2).unwrap(), 0, "not wholly inside");
+    });
+}
+
+#[test]
+fn only_four_bytes_select_a_register() {
+    with_disk(|vcpu, _| {
+        vcpu.port_out(0xCF8, 4, 0x8000_0800).unwrap();
+        vcpu.port_out(0xCFB, 1, 1).unwrap();
+        vcpu.port_out(0xCF8, 2, 0x1234).unwrap();
+        assert_eq!(vcpu.port_in(0xCF8, 4).unwrap(), 0x8000_0800);
+        assert_eq!(vcpu.port_in(0xCFB, 1).unwrap(), 0x80);
+    });
+}
+
+#[test]
+fn masked_message_waits_until_it_is_unmasked() {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        found.enable_messages(&vcpu, 0x40, 3).unwrap();
+        let (function, msix) = found.msix.unwrap();
+        let raise = || {
+            model.device.signals.queue(1);
+            model.device.signals.queue(9); // does not exist
+        };
+        let pending = || vcpu.read(found.messages + 0x1000, 8).unwrap();
+
+        raise();
+        assert_eq!((machine.domain.wait_for_msi(), pending()), (Some((0xFEE0_0000, 0x41)), 0));
+
+        vcpu.write(found.messages + 16 + 12, 4, 1).unwrap(); // mask the vector
+        raise();
+        raise();
+        assert_eq!(pending(), 0b10);
+        vcpu.write(found.messages + 16 + 8, 4, 0x51).unwrap();
+        vcpu.write(found.messages + 16 + 12, 4, 0).unwrap();
+        assert_eq!((machine.domain.wait_for_msi(), pending()), (Some((0xFEE0_0000, 0x51)), 0));
+
+        vcpu.pci_write(function, msix + 2, 2, 0xC000).unwrap(); // mask all
+        raise();
+        assert_eq!(pending(), 0b10);
+        vcpu.pci_write(function, msix + 2, 2, 0x8000).unwrap();
+        assert_eq!((machine.domain.wait_for_msi(), pending()), (Some((0xFEE0_0000, 0x51)), 0));
+    });
+}
+
+#[test]
+fn features_that_were_not_offered_are_refused() {
+    with_disk(|vcpu, found| {
+        let set = |register, size, value| vcpu.write(found.common + register, size, value).unwrap();
+        for (low, high, is_accepted) in [(0, 1, 8), (0, 0, 0), (1 << 31, 1, 0), (1 << 9, 1, 8)] {
+            set(0x14, 1, 0);
+            set(0x14, 1, 3);
+            for (half, features) in [(0, low), (1, high)] {
+                set(0x08, 4, half);
+                set(0x0C, 4, features);
+            }
+            set(0x14, 1, 11);
+            assert_eq!(vcpu.read(found.common + 0x14, 1).unwrap() & 8, is_accepted, "{high:x} {low:x}");
+        }
+    });
+}
+
+#[test]
+fn broken_queue_needs_a_reset_and_works_after_it() {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let mut driver = Driver::start(&machine.domain, machine.content()).unwrap();
+        driver.run(30).unwrap();
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        // More requests than the queue has places.
+        machine.domain.write(Gfn::new(0x1FF).unwrap(), 0xFF2, &0x7777_u16.to_le_bytes());
+        vcpu.write(found.notify, 2, 0).unwrap();
+        assert_eq!(machine.domain.wait_for_msi(), Some((0xFEE0_0000, 0x40)), "of the configuration");
+        assert_eq!(vcpu.read(found.common + 0x14, 1).unwrap(), 0x4F);
+        Driver::start(&machine.domain, machine.content()).unwrap().run(30).unwrap();
+    });
+}
+
+#[test]
+fn beside_qemu_only_the_disk_is_served() {
+    let machine = Machine::new();
+    let image = Image::new(machine.disk.try_clone().unwrap(), false).unwrap();
+    let options = Options { image, name: String::new(), queues: 1, cache: 1, is_beside_qemu: true, server: None };
+    let model = Model::open(&machine.host.open().unwrap(), machine.domain.domid(), options).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let ids = (0..32).map(|device| vcpu.pci_read(Sbdf::new(0, 0, device, 0).unwrap(), 0, 4).unwrap());
+        let found: Vec<_> = (0..).zip(ids).filter(|(_, id)| *id != NOWHERE).collect();
+        assert_eq!(found, [(6, 0x1042_1AF4)]);
+        assert_eq!(vcpu.port_in(0xCF8, 4).unwrap(), NOWHERE);
+    });
+}
