@@ -8,10 +8,12 @@ packages=(xen-hypervisor-4.17-amd64 xen-utils-4.17 xenstore-utils linux-image-am
 # The programs that dom0 gets.
 programs=(usr/lib/xen-4.17/bin/{xl,xenstored,xenconsoled,xenconsole,xen-init-dom0,libxl-save-helper}
           usr/bin/{strace,xenstore-ls})
-# Xen's devices, and virtio and 9p for the shared folder.
+# Xen's devices; virtio and 9p for the shared folder; what the device lane's guests, and dom0, need to mount a disk.
 modules=(drivers/xen/{xen-privcmd,xen-evtchn,xen-gntdev,xen-gntalloc,xenfs/xenfs}.ko
          drivers/virtio/{virtio,virtio_ring,virtio_pci_legacy_dev,virtio_pci_modern_dev,virtio_pci}.ko
-         fs/netfs/netfs.ko fs/fscache/fscache.ko net/9p/{9pnet,9pnet_virtio}.ko fs/9p/9p.ko)
+         fs/netfs/netfs.ko fs/fscache/fscache.ko net/9p/{9pnet,9pnet_virtio}.ko fs/9p/9p.ko
+         drivers/block/{virtio_blk,loop}.ko
+         crypto/crc32c_generic.ko lib/crc16.ko fs/mbcache.ko fs/jbd2/jbd2.ko fs/ext4/ext4.ko)
 extra_libraries=(libxenforeignmemory.so.1 libgcc_s.so.1) # a bench opens them
 recipe=("$here/fetch.sh") # $cache depends on these files and on the packages
 

@@ -41,7 +41,15 @@ prepare_capi() {
     (cd "$overlay" && sha256sum "$library") >"$overlay/lab/library.sha256"
     write_probes >"$overlay/lab/probes"
     build_stub "$overlay/lab/stub"
+    [[ $kind == arm64 ]] || prepare_hvm
     for source in "$root"/capi/tests/xen_*.c; do compile "$source" "$overlay/tests/$(basename "$source" .c)"; done
+}
+
+# The disk of HVM guests: what serves it, and its boot sector.
+prepare_hvm() {
+    build_device_model
+    gcc -m32 -nostdlib -static -Wl,--build-id=none -Wl,-Ttext=0x7c00 -Wl,--oformat=binary "$here/boot.S" \
+        -o "$work/overlay/lab/boot"
 }
 
 # Writes probes for the kernel's uprobe_events, on the returns of the functions that open and map, with their results.

@@ -16,10 +16,15 @@ build_programs() {
     say "building the programs for dom0"
     if [[ $lane == cost ]]; then
         # Dynamic, because it opens both Debian's libxenforeignmemory and ours.
-        cargo_build bench --no-run --target "$triple" --bench xen_cost
-        binary=$(executables benches | cut -d' ' -f2-)
-        "${cross}strip" -o "$work/overlay/tests/xen_cost" "$binary"
+        cargo_build bench --no-run --target "$triple" --bench xen_cost --bench ioreq
+        while read -r file binary; do
+            "${cross}strip" -o "$work/overlay/tests/$file" "$binary"
+        done < <(executables benches)
         build_library "$work/overlay/tests"
+        return
+    fi
+    if [[ $lane == device ]]; then
+        build_device_model
         return
     fi
     # The tool as a dom0 without Rust gets it: from the archive.
@@ -39,6 +44,15 @@ build_programs() {
     done < <(executables tests; [[ ! $library_tests ]] || executables 'unittests src')
     plan_tests
     cp "$work"/suite/* "$work/overlay/tests/"
+}
+
+# Builds the example that serves a disk, and the program with which guests test it.
+build_device_model() {
+    RUSTFLAGS=-Ctarget-feature=+crt-static cargo_build build --release --target "$triple" --all-features \
+        --example device_model
+    "${cross}strip" -o "$work/overlay/tests/device_model" "$lab/cargo/$triple/release/examples/device_model"
+    rustc --edition 2024 -O -Ctarget-feature=+crt-static -Cstrip=symbols --target "$triple" "$here/random_io.rs" \
+        -o "$work/overlay/tests/random_io" || die "random_io.rs does not compile"
 }
 
 cargo_build() {
@@ -87,7 +101,7 @@ plan_tests() {
 
 build_overlay() {
     cp "$here/init" "$work/overlay/init"
-    cp "$here"/job-* "$here"/{guest-init,greeting} "$work/overlay/lab/"
+    cp "$here"/job-* "$here"/{guest-init,guest-init-disk,greeting} "$work/overlay/lab/"
     printf '%s\n' "XENMAP_TEST_XEN=$kind LAB_JOB=job-$lane LAB_CPUS=$cpus LAB_SHELL=$shell" >"$work/overlay/lab/settings"
     chmod +x "$work/overlay/init"
     pack "$work/overlay" "$work/overlay.cpio"
