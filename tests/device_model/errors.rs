@@ -164,7 +164,8 @@ fn frames_of_a_server_are_its_buffer_and_its_requests() {
             (0, 0, 1, libc::ENOENT),
             (0, 0, 2, libc::ENOENT),
             (0, 2, 1, libc::EINVAL),
-            (0, 0, 3, libc::EINVAL),
+            (0, 0, 3, libc::ENOENT), // it fails at the first
+            (1, 0, 3, libc::EINVAL),
             (1, 0, 2, 0),
             (2, 1, 1, libc::ENOENT),
         ] {
