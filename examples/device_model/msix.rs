@@ -90,9 +90,10 @@ impl Msix {
             let data = u32::try_from(self.table.read(entry + 8, 4)).unwrap_or(0);
             let is_masked = self.table.read(entry + 12, 4) & MASKED != 0;
             if *pending && (!is_masked || is_for_event_channel(address, data)) {
-                *pending = false;
-                // Xen refuses a message that makes no sense, which is the guest's own fault.
-                if let Err(e) = self.interrupts.send_msi(address, data) {
+                // Xen refuses a message that makes no sense. While it is masked, the guest may not be done writing it.
+                let sent = self.interrupts.send_msi(address, data);
+                *pending = is_masked && sent.is_err();
+                if let (false, Err(e)) = (*pending, sent) {
                     log::warn!("vector {vector} is lost: {e}");
                 }
             }
@@ -108,8 +109,8 @@ impl Msix {
     }
 }
 
-/// Returns whether Xen turns a message into an event, as an HVM guest can ask by a vector of 0. The guest masks the event
-/// then, and leaves the message masked.
+/// Returns whether Xen turns a message into an event: the vector is 0, and the address holds the number of a pirq. Linux
+/// in an HVM guest then masks the event, and leaves the message masked, so its mask bit means nothing.
 fn is_for_event_channel(address: u64, data: u32) -> bool {
     const LOCAL_APIC: u64 = 0xFEE0_0000;
     let [vector, ..] = data.to_le_bytes();

@@ -110,6 +110,56 @@ fn masked_message_waits_until_it_is_unmasked() {
     });
 }
 
+/// The bit of a table entry's second half that masks it.
+const MASKED: u64 = 1 << 32;
+
+/// Linux in an HVM guest masks the event channel, and leaves the entry of the table masked.
+#[test]
+fn masked_message_that_xen_turns_into_an_event_is_sent() {
+    const PIRQ: (u64, u32) = (0xFEE3_6000, 0x700);
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        found.enable_messages(&vcpu, 0x40, 3).unwrap();
+        let (function, msix) = found.msix.unwrap();
+        let pending = || vcpu.read(found.messages + 0x1000, 8).unwrap();
+
+        vcpu.write(found.messages + 16 + 8, 8, MASKED | u64::from(PIRQ.1)).unwrap();
+        vcpu.write(found.messages + 16, 8, PIRQ.0).unwrap();
+        model.device.signals.queue(1);
+        assert_eq!(pending(), 0);
+        assert_eq!(machine.domain.wait_for_msi(), Some(PIRQ));
+
+        vcpu.pci_write(function, msix + 2, 2, 0xC000).unwrap(); // mask all
+        model.device.signals.queue(1);
+        assert_eq!(pending(), 0b10, "the capability masks these messages too");
+    });
+}
+
+#[test]
+fn message_that_waits_is_not_lost_while_the_guest_fills_in_its_entry() {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        let (function, msix) = found.msix.unwrap();
+        let pending = || vcpu.read(found.messages + 0x1000, 8).unwrap();
+        vcpu.pci_write(function, msix + 2, 2, 0x8000).unwrap();
+        model.device.signals.queue(1);
+        assert_eq!(pending(), 0b10);
+
+        vcpu.write(found.messages + 16, 8, 0xFEE0_0000).unwrap();
+        assert_eq!(pending(), 0b10, "its vector is still 0, and it is masked");
+        vcpu.write(found.messages + 16 + 8, 8, MASKED | 0x41).unwrap();
+        assert_eq!(pending(), 0b10);
+        vcpu.write(found.messages + 16 + 8, 8, 0x41).unwrap();
+        assert_eq!((machine.domain.wait_for_msi(), pending()), (Some((0xFEE0_0000, 0x41)), 0));
+    });
+}
+
 #[test]
 fn features_that_were_not_offered_are_refused() {
     with_disk(|vcpu, found| {
