@@ -1,18 +1,16 @@
-//! The smallest device: a register at an address. It counts how often the guest reads it, and the guest can set it.
+//! The smallest device: a register that counts how often the guest reads it. The guest can also set it.
 //!
-//!     cargo run --example mmio_register
-//!     mmio_register DOMID
-//!
-//! With a domain number, it serves that guest (HVM or PVH) on the local Xen host, as root in dom0. In a Linux guest, try
-//! `busybox devmem 0xe0000000`. Without one, it serves a guest of a simulated host.
+//! `cargo run --example mmio_register` simulates a host and a guest. As root in dom0, `mmio_register DOMID` serves an HVM
+//! or PVH guest: in Linux there, try `busybox devmem 0xe0000000`.
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
 use std::error::Error;
 use std::sync::Arc;
+use std::thread;
 
 use xenmap::device_model::{EventChannels, IoRange, IoreqServer, Registers, Target};
-use xenmap::mock::{MockDomain, MockHost, VcpuStopped};
+use xenmap::mock::MockHost;
 use xenmap::{Domid, ForeignMemory, Guest, GuestKind, MapCache};
 
 const ADDRESS: u64 = 0xE000_0000; // where the guest has no RAM
@@ -31,20 +29,7 @@ impl Registers for Counter {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let server = if let Some(domid) = std::env::args().nth(1) {
-        create_server(&ForeignMemory::open()?, Domid::new(domid.parse()?)?)?
-    } else {
-        let host = MockHost::new();
-        let domain = host.create_domain(GuestKind::Pvh, 16);
-        let server = create_server(&host.open()?, domain.domid())?;
-        std::thread::spawn(move || use_register(&domain));
-        server
-    };
-    Ok(server.run(&mut Counter(0))?) // until the guest is gone
-}
-
-/// Creates a server that receives what a guest does with the register.
+/// Creates a server, which receives the guest's accesses to the register.
 fn create_server(memory: &ForeignMemory, domid: Domid) -> xenmap::Result<IoreqServer> {
     let guest = Guest::open(memory, domid)?;
     let events = EventChannels::open(memory)?;
@@ -56,12 +41,20 @@ fn create_server(memory: &ForeignMemory, domid: Domid) -> xenmap::Result<IoreqSe
     Ok(server)
 }
 
-/// The simulated guest: its processor uses the register, then it powers off.
-fn use_register(domain: &MockDomain) -> Result<(), VcpuStopped> {
-    let vcpu = domain.vcpu(0);
+fn main() -> Result<(), Box<dyn Error>> {
+    if let Some(domid) = std::env::args().nth(1) {
+        let server = create_server(&ForeignMemory::open()?, Domid::new(domid.parse()?)?)?;
+        return Ok(server.run(&mut Counter(0))?); // until the guest is gone
+    }
+    let host = MockHost::new();
+    let domain = host.create_domain(GuestKind::Pvh, 16);
+    let server = create_server(&host.open()?, domain.domid())?;
+    let device = thread::spawn(move || server.run(&mut Counter(0)));
+
+    let vcpu = domain.vcpu(0); // the simulated guest's processor
     println!("the guest reads {}, then {}", vcpu.read(ADDRESS, 4)?, vcpu.read(ADDRESS, 4)?);
     vcpu.write(ADDRESS, 4, 40)?;
     println!("it writes 40, and reads {}", vcpu.read(ADDRESS, 4)?);
     domain.destroy();
-    Ok(())
+    Ok(device.join().map_err(|_| "the device has panicked")??)
 }
