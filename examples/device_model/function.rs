@@ -144,7 +144,7 @@ impl<'a> Function<'a> {
 
     fn save_or_warn(&mut self) {
         if let Err(e) = self.save() {
-            eprintln!("a restarted process will not find the state of the device: {e}");
+            log::warn!("a restarted process will not find the state of the device: {e}");
         }
     }
 

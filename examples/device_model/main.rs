@@ -36,7 +36,7 @@
 //! The guest's queues must be in RAM that it had when the program started; its buffers may be in any RAM.
 //!
 //! A guest may write anything into registers and queues. The device then answers with an error, or asks for a reset
-//! (`DEVICE_NEEDS_RESET`), and goes on.
+//! (`DEVICE_NEEDS_RESET`), and goes on. The reason is a line on stderr, as is any warning of the library (`warnings`).
 //!
 //! The simulated guest is migrated for part of the time: the program reports the frames that it writes. On Xen, nobody
 //! tells this program of a migration. A toolstack that does calls what `simulated` calls.
@@ -69,6 +69,7 @@ mod signals;
 mod simulated;
 mod state;
 pub(crate) mod transport;
+pub(crate) mod warnings;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -80,6 +81,7 @@ use xenmap::{Domid, ForeignMemory};
 
 use image::Image;
 use model::{Model, Options};
+use warnings::Warnings;
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -115,6 +117,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    Warnings::print();
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -110,7 +110,7 @@ impl Model {
             self.server.run(&mut function)?;
             self.server.cache().close();
             if let Err(e) = function.forget() {
-                eprintln!("the file with the state of a guest that is gone remains: {e}");
+                log::warn!("the file with the state of a guest that is gone remains: {e}");
             }
             Ok(())
         })

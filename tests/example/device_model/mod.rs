@@ -5,6 +5,7 @@
 mod arbitrary;
 mod registers;
 mod restart;
+mod warnings;
 
 #[path = "../../../examples/device_model/main.rs"]
 #[expect(dead_code, reason = "the tests use parts of the program")]
