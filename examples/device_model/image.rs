@@ -1,9 +1,10 @@
 //! The file that holds a disk.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -14,7 +15,7 @@ use super::Result;
 
 pub(crate) const SECTOR: u64 = 512;
 
-/// A file or a block device. What is after its last whole sector is not part of the disk.
+/// A file or a block device.
 #[derive(Debug)]
 pub(crate) struct Image {
     file: File,
@@ -24,9 +25,14 @@ pub(crate) struct Image {
 
 impl Image {
     pub(crate) fn open(path: &Path, is_read_only: bool) -> Result<Image> {
-        let file = File::options().read(true).write(!is_read_only).open(path);
-        let file = file.map_err(|e| format!("cannot open {}: {e}", path.display()))?;
-        Image::new(file, is_read_only)
+        let open = || {
+            let kind = std::fs::metadata(path)?.file_type(); // before it is opened, as that may wait for a pipe's writer
+            if !kind.is_file() && !kind.is_block_device() {
+                return Err("it is neither a file nor a block device".into());
+            }
+            Image::new(File::options().read(true).write(!is_read_only).open(path)?, is_read_only)
+        };
+        open().map_err(|e: Box<dyn Error + Send + Sync>| format!("cannot open {}: {e}", path.display()).into())
     }
 
     /// Creates an image of zeros that vanishes with the program.
@@ -41,7 +47,13 @@ impl Image {
 
     pub(crate) fn new(mut file: File, is_read_only: bool) -> Result<Image> {
         let len = file.seek(SeekFrom::End(0))?; // also the size of a block device
-        Ok(Image { file, len: len / SECTOR * SECTOR, is_read_only })
+        if len == 0 {
+            return Err("it is empty".into());
+        }
+        if !len.is_multiple_of(SECTOR) {
+            return Err(format!("its {len} bytes are not a multiple of {SECTOR}").into());
+        }
+        Ok(Image { file, len, is_read_only })
     }
 
     /// Returns the size in bytes.

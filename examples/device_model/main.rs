@@ -91,10 +91,10 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>
 #[derive(Parser)]
 struct Args {
     /// Serve the guest with this number on the local Xen host (as root in dom0)
-    #[arg(long, requires = "image")]
+    #[arg(long, requires = "image", value_name = "DOMID")]
     domain: Option<u16>,
     /// The disk: a file or a block device
-    #[arg(long, requires = "domain")]
+    #[arg(long, requires = "domain", value_name = "FILE")]
     image: Option<PathBuf>,
     /// Let the guest only read the disk
     #[arg(long, requires = "domain")]
@@ -103,7 +103,7 @@ struct Args {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: u16,
     /// Keep at most this many MiB of the guest's memory mapped, besides what requests under way need
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 20, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..))]
     cache: u16,
     /// QEMU serves the guest's other devices, as it does for HVM guests
     #[arg(long, requires = "domain")]
@@ -112,7 +112,7 @@ struct Args {
     #[arg(long, requires = "domain", value_name = "FILE")]
     server: Option<PathBuf>,
     /// Let the simulated guest make at least this many requests
-    #[arg(long, default_value_t = 30_000, conflicts_with = "domain")]
+    #[arg(long, default_value_t = 10_000, conflicts_with = "domain")]
     requests: usize,
 }
 

@@ -148,7 +148,7 @@ impl Model {
     pub(crate) fn statistics(&self) -> String {
         let ((requests, bytes), cache) = (self.device.disk.counts(), self.server.cache().statistics());
         format!(
-            "{requests} requests, {bytes} bytes\ncache: {} hits, {} misses, {} evictions",
+            "{requests} requests, {bytes} bytes read and written\nmap cache: {} hits, {} misses, {} evictions",
             cache.hits, cache.misses, cache.evictions
         )
     }
