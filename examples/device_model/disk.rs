@@ -18,8 +18,8 @@ use super::image::{Image, SECTOR};
 use super::queue::{Broken, Chain};
 use super::registers::Block;
 
-/// The most pieces of data in a request, and the longest one in bytes. All memory that a request names is mapped at
-/// once, each piece with its bucket of the cache, so the device must limit it.
+/// The most pieces of data that a driver is to put into a request, and the longest one in bytes. Their product limits
+/// how much a request can make the device map at once, whatever the driver does.
 const MOST_PIECES: u32 = 126;
 const LONGEST_PIECE: u32 = 64 << 10;
 

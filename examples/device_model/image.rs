@@ -15,6 +15,9 @@ use super::Result;
 
 pub(crate) const SECTOR: u64 = 512;
 
+/// The most pieces of a request that are mapped at once, as the guest can choose each to need two buckets of the cache.
+const MOST_MAPPED: usize = 16;
+
 /// A file or a block device.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -67,12 +70,12 @@ impl Image {
 
     /// Reads from the image into a guest's memory, without a copy in between.
     pub(crate) fn read(&self, cache: &MapCache, to: &[Range<u64>], offset: u64) -> xenmap::Result<()> {
-        cache.read_file_at(to, &self.file, offset)
+        groups(to, offset).try_for_each(|(some, at)| cache.read_file_at(some, &self.file, at))
     }
 
     /// Writes from a guest's memory to the image, without a copy in between.
     pub(crate) fn write(&self, cache: &MapCache, from: &[Range<u64>], offset: u64) -> xenmap::Result<()> {
-        cache.write_file_at(from, &self.file, offset)
+        groups(from, offset).try_for_each(|(some, at)| cache.write_file_at(some, &self.file, at))
     }
 
     /// Makes what was written survive a crash of the host.
@@ -110,4 +113,13 @@ impl Image {
             Err(e) => Err(e.into()),
         }
     }
+}
+
+/// Returns the pieces in groups that are mapped one after the other, each with its offset in the image.
+fn groups(pieces: &[Range<u64>], offset: u64) -> impl Iterator<Item = (&[Range<u64>], u64)> {
+    pieces.chunks(MOST_MAPPED).scan(offset, |next, group| {
+        let at = *next;
+        *next += group.iter().map(|piece| piece.end - piece.start).sum::<u64>();
+        Some((group, at))
+    })
 }

@@ -52,7 +52,7 @@
 #![expect(clippy::print_stdout, reason = "prints its results")]
 
 // Those that are pub(crate) are for tests/example, which includes this file.
-mod buffers;
+pub(crate) mod buffers;
 mod bus;
 mod config_space;
 mod device;
@@ -63,7 +63,7 @@ pub(crate) mod image;
 pub(crate) mod model;
 mod msix;
 pub(crate) mod probe;
-mod queue;
+pub(crate) mod queue;
 mod registers;
 mod signals;
 mod simulated;
@@ -102,7 +102,7 @@ struct Args {
     /// Offer this many queues to the guest
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: u16,
-    /// Keep at most this many MiB of the guest's memory mapped, besides what requests under way need
+    /// Keep at most this many MiB of the guest's memory mapped, plus up to 48 per queue for requests under way
     #[arg(long, default_value_t = 20, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..))]
     cache: u16,
     /// QEMU serves the guest's other devices, as it does for HVM guests

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod arbitrary;
+mod memory;
 mod registers;
 mod restart;
 mod warnings;
@@ -21,9 +22,9 @@ use std::time::{Duration, Instant};
 use program::image::Image;
 use program::model::{Model, Options};
 use program::transport::Transport;
-use xenmap::GuestKind;
 use xenmap::device_model::Event;
 use xenmap::mock::{MockDomain, MockHost};
+use xenmap::{FRAME_SIZE, GuestKind};
 
 use crate::example;
 
@@ -39,8 +40,13 @@ struct Machine {
 
 impl Machine {
     fn new() -> Machine {
+        Machine::with_ram(48)
+    }
+
+    /// Creates a machine with this many MiB of RAM.
+    fn with_ram(mib: usize) -> Machine {
         let host = MockHost::new();
-        let domain = host.create_domain(GuestKind::Pvh, 12 << 10);
+        let domain = host.create_domain(GuestKind::Pvh, (mib << 20) / FRAME_SIZE);
         let fd = nix::sys::memfd::memfd_create(c"xenmap-test", nix::sys::memfd::MFdFlags::empty()).unwrap();
         let disk = File::from(fd);
         disk.set_len(DISK_SIZE as u64).unwrap();
