@@ -3,14 +3,13 @@
 use std::io;
 use std::sync::atomic::Ordering;
 
-use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 use xenmap::device_model::{IoRange, IoreqServer, Registers, Sbdf, Target};
 
 use super::bus::Bus;
 use super::config_space::{ConfigSpace, Identity};
 use super::device::{DRIVER_OK, NEEDS_RESET};
-use super::state::{State, StateFile};
+use super::state::{State, StateFile, damaged};
 use super::transport::{self, Transport};
 use super::{Result, lock, msix};
 
@@ -129,7 +128,7 @@ impl<'a> Function<'a> {
     }
 
     /// Writes the state to its file, if there is one.
-    pub(crate) fn save(&mut self) -> io::Result<()> {
+    pub(crate) fn save(&mut self) -> Result<()> {
         if self.file.is_none() {
             return Ok(());
         }
@@ -151,8 +150,12 @@ impl<'a> Function<'a> {
     fn state(&self) -> State {
         let (device, mut state) = (self.transport.device(), State::default());
         let numbers = |bytes: &[u8]| bytes.iter().map(|&byte| u64::from(byte)).collect::<Vec<_>>();
+        let image = device.disk.image();
         state.add("domain", [u64::from(self.server.cache().guest().domid().get())]);
         state.add("server", [u64::from(self.server.id().0)]);
+        state.add("image", image.identity());
+        state.add("size", [image.len()]);
+        state.add("read_only", [image.is_read_only().into()]);
         state.add("beside_qemu", [self.bus.is_none().into()]);
         state.add("config", numbers(self.config.registers().bytes()));
         state.add("messages", numbers(device.signals.msix().table().bytes()));
@@ -162,10 +165,7 @@ impl<'a> Function<'a> {
         state.add("status", [u64::from(device.status.load(Ordering::SeqCst) & !NEEDS_RESET)]);
         state.add("vector", [device.signals.config_vector().into()]);
         for queue in &device.queues {
-            let queue = lock(queue);
-            let (ring, vector) = (&queue.ring, queue.vector.into());
-            let addresses = [ring.desc_table(), ring.avail_ring(), ring.used_ring()];
-            state.add("queue", [ring.size().into(), ring.ready().into(), vector].into_iter().chain(addresses));
+            state.add("queue", lock(queue).state());
         }
         state
     }
@@ -173,32 +173,31 @@ impl<'a> Function<'a> {
     /// Goes on from the state of another process.
     pub(crate) fn restore(&mut self, state: &State) -> Result<()> {
         let device = self.transport.device();
-        self.config.registers_mut().restore(&state.bytes("config"));
-        self.transport.restore_selects(state.get("selects")?);
-        let [accepted] = state.get("accepted")?;
-        device.accepted.store(accepted, Ordering::SeqCst);
-        device.signals.msix().table_mut().restore(&state.bytes("messages"));
-        let [vector] = state.get("vector")?;
-        device.signals.set_config_vector(u16::try_from(vector)?);
-        let [status] = state.get("status")?;
-        device.status.store(u32::try_from(status)?, Ordering::SeqCst);
-        self.apply(); // so that the guest can be interrupted
-        let memory = device.memory.memory();
+        device.accepted.store(state.number("accepted")?, Ordering::SeqCst);
+        device.status.store(state.number::<u8>("status")?.into(), Ordering::SeqCst);
+        device.signals.set_config_vector(state.number("vector")?);
+        self.transport.restore_selects(state.get("selects")?).ok_or_else(|| damaged("selects"))?;
+        let messages = state.bytes("messages", device.signals.msix().table().bytes().len())?;
+        device.signals.msix().table_mut().restore(&messages);
+        let config = state.bytes("config", self.config.registers().bytes().len())?;
+        self.config.registers_mut().restore(&config);
+        let mut are_ready = Vec::new();
         for (numbers, queue) in state.all("queue").zip(&device.queues) {
-            let [size, is_ready, vector, descriptors, available, used] = numbers.try_into()?;
+            are_ready.push(lock(queue).restore(numbers).ok_or_else(|| damaged("queue"))?);
+        }
+
+        // From here on, nothing fails. First the messages, so that the guest can be interrupted.
+        self.apply();
+        let memory = device.memory.memory();
+        for (queue, is_ready) in device.queues.iter().zip(are_ready) {
             let mut queue = lock(queue);
-            queue.vector = u16::try_from(vector)?;
-            queue.ring.try_set_size(u16::try_from(size)?)?;
-            queue.ring.try_set_desc_table_address(vm_memory::GuestAddress(descriptors))?;
-            queue.ring.try_set_avail_ring_address(vm_memory::GuestAddress(available))?;
-            queue.ring.try_set_used_ring_address(vm_memory::GuestAddress(used))?;
-            if is_ready != 0 {
+            if is_ready {
                 device.enable(&mut queue);
                 if let Err(broken) = queue.resume(&memory) {
                     device.fail(&broken);
                 }
             }
-            if status & u64::from(DRIVER_OK) != 0 {
+            if device.status.load(Ordering::SeqCst) & DRIVER_OK != 0 {
                 // The last answers may not have been followed by an interrupt: one too many does no harm.
                 device.signals.queue(queue.vector);
             }

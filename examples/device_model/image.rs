@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -22,6 +22,7 @@ const MOST_MAPPED: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Image {
     file: File,
+    identity: [u64; 2],
     len: u64,
     is_read_only: bool,
 }
@@ -29,7 +30,8 @@ pub(crate) struct Image {
 impl Image {
     pub(crate) fn open(path: &Path, is_read_only: bool) -> Result<Image> {
         let open = || {
-            let kind = std::fs::metadata(path)?.file_type(); // before it is opened, as that may wait for a pipe's writer
+            // First, as opening a pipe waits for a writer.
+            let kind = std::fs::metadata(path)?.file_type();
             if !kind.is_file() && !kind.is_block_device() {
                 return Err("it is neither a file nor a block device".into());
             }
@@ -56,7 +58,15 @@ impl Image {
         if !len.is_multiple_of(SECTOR) {
             return Err(format!("its {len} bytes are not a multiple of {SECTOR}").into());
         }
-        Ok(Image { file, len, is_read_only })
+        let metadata = file.metadata()?;
+        let is_device = metadata.file_type().is_block_device();
+        let identity = if is_device { [metadata.rdev(), 0] } else { [metadata.dev(), metadata.ino()] };
+        Ok(Image { file, identity, len, is_read_only })
+    }
+
+    /// Returns numbers that no other image has.
+    pub(crate) fn identity(&self) -> [u64; 2] {
+        self.identity
     }
 
     /// Returns the size in bytes.

@@ -20,11 +20,14 @@
 //! # Restart
 //!
 //! If the program is killed, its server stays in Xen, and the guest's processors wait for it. A program with
-//! `--server FILE` that is started again with the same options adopts the server, and the guest goes on. The file has
-//! what the guest has written to the configuration space, the MSI-X table and the registers of the device. It is
-//! rewritten before the guest gets the answer. Positions in queues are not in it: requests of a queue are answered in
-//! their order, so the number of answers in the guest's memory says where to go on. A request that was under way is
-//! served a second time.
+//! `--server FILE` that is started again with the same options adopts the server, and the guest goes on. The file names
+//! the server and the image, and has what the guest has written to the configuration space, the MSI-X table and the
+//! registers of the device. It is rewritten before the guest gets the answer. Positions in queues are not in it:
+//! requests of a queue are answered in their order, so the number of answers in the guest's memory says where to go on.
+//! A request that was under way is served a second time.
+//!
+//! With `--server`, the server also stays if the program fails, or refuses the file because it is damaged or of another
+//! guest, image or mode. If the server that the file names does not exist, the program creates one.
 //!
 //! # How it works
 //!
@@ -108,7 +111,7 @@ struct Args {
     /// QEMU serves the guest's other devices, as it does for HVM guests
     #[arg(long, requires = "domain")]
     beside_qemu: bool,
-    /// Go on with the server that this file names, or create it; needed to restart the program
+    /// Write the state of the disk into this file, so that the program can be restarted; if it exists, go on from it
     #[arg(long, requires = "domain", value_name = "FILE")]
     server: Option<PathBuf>,
     /// Let the simulated guest make at least this many requests
@@ -142,8 +145,13 @@ fn run(args: Args) -> Result<()> {
         server: args.server,
     };
     let model = Model::open(&ForeignMemory::open()?, domid, options)?;
-    model.run(|| ())?;
-    println!("domain {domid} is gone: {}", model.statistics());
+    match model.run(|| ()) {
+        Ok(()) => println!("domain {domid} is gone: {}", model.statistics()),
+        Err(e) => {
+            model.give_up();
+            return Err(e);
+        }
+    }
     Ok(())
 }
 

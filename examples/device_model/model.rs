@@ -1,7 +1,7 @@
 //! The device model of a guest: everything from the handles to the loop that serves the guest.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
@@ -43,7 +43,10 @@ pub(crate) struct Model {
     name: String,
     is_beside_qemu: bool,
     path: Option<PathBuf>,
-    adopted: Option<State>,
+    /// The state with which the server was adopted, if it was.
+    pub(crate) adopted: Option<State>,
+    /// Whether the file says how to go on with the server.
+    has_state: AtomicBool,
 }
 
 impl Model {
@@ -70,28 +73,34 @@ impl Model {
             status: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
         };
-        let server = match &adopted {
-            None => IoreqServer::create(cache, events)?,
+        let Options { name, is_beside_qemu, server: path, .. } = options;
+        let (server, adopted) = match adopted {
+            None => (IoreqServer::create(cache, events)?, None),
             Some(state) => {
-                // An error after this destroys the server, so what an operator may get wrong is checked before.
-                let ([number], [beside_qemu]) = (state.get("domain")?, state.get("beside_qemu")?);
-                let queues = state.all("queue").count();
-                if number != u64::from(domid.get()) {
-                    return Err(format!("the state is of domain {number}: remove the file, or use another one").into());
+                check(&state, domid, &device, is_beside_qemu)?;
+                let id = ServerId(state.number("server")?);
+                match IoreqServer::adopt(Arc::clone(&cache), events, id) {
+                    Err(e) if e.errno() == libc::ENOENT => {
+                        log::warn!("domain {domid} has no server {id}, which the state names: the disk starts anew");
+                        let events = EventChannels::open(memory)?;
+                        events.restrict(domid)?;
+                        (IoreqServer::create(cache, events)?, None)
+                    }
+                    server => (server?, Some(state)),
                 }
-                if queues != device.queues.len() {
-                    return Err(format!("the state is of a disk with --queues {queues}").into());
-                }
-                if beside_qemu != u64::from(options.is_beside_qemu) {
-                    let with = if options.is_beside_qemu { "without" } else { "with" };
-                    return Err(format!("the state is of a disk {with} --beside-qemu").into());
-                }
-                let [id] = state.get("server")?;
-                IoreqServer::adopt(cache, events, ServerId(u16::try_from(id)?))?
             }
         };
-        let Options { name, is_beside_qemu, server: path, .. } = options;
-        Ok(Model { server, device, name, is_beside_qemu, path, adopted })
+        let has_state = AtomicBool::new(adopted.is_some());
+        Ok(Model { server, device, name, is_beside_qemu, path, adopted, has_state })
+    }
+
+    /// Ends the model after an error. If the state is in a file, the server stays in Xen, and the guest waits until the
+    /// program is started again.
+    pub(crate) fn give_up(self) {
+        if self.has_state.into_inner() {
+            let id = self.server.detach();
+            log::warn!("server {id} stays, and the guest waits for it: start the program again");
+        }
     }
 
     /// Serves the guest until it is gone. Each queue has a thread of its own. Calls `serving` once the guest can find
@@ -127,6 +136,7 @@ impl Model {
             Some(state) => function.restore(state)?,
             None => function.save()?,
         }
+        self.has_state.store(self.path.is_some(), Ordering::Relaxed);
         function.answer()?;
         Ok(function)
     }
@@ -152,4 +162,32 @@ impl Model {
             cache.hits, cache.misses, cache.evictions
         )
     }
+}
+
+/// Checks that a state is of this guest, and of a disk with the same options.
+fn check(state: &State, domid: Domid, device: &Device, is_beside_qemu: bool) -> Result<()> {
+    let (number, image) = (state.number::<u64>("domain")?, device.disk.image());
+    if number != u64::from(domid.get()) {
+        return Err(format!("the state is of domain {number}: remove the file, or use another one").into());
+    }
+    if state.get("image")? != image.identity() {
+        return Err("the state is of a disk with another --image".into());
+    }
+    let size = state.number::<u64>("size")?;
+    if size != image.len() {
+        return Err(format!("the state is of an image of {size} bytes").into());
+    }
+    let queues = state.all("queue").count();
+    if queues != device.queues.len() {
+        return Err(format!("the state is of a disk with --queues {queues}").into());
+    }
+    for (name, option, is) in
+        [("read_only", "--read-only", image.is_read_only()), ("beside_qemu", "--beside-qemu", is_beside_qemu)]
+    {
+        if state.number::<u64>(name)? != u64::from(is) {
+            let with = if is { "without" } else { "with" };
+            return Err(format!("the state is of a disk {with} {option}").into());
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::GuestAddress;
 use xenmap::vm_memory::PinnedMemory;
 
 use super::buffers::Buffers;
@@ -45,6 +46,25 @@ impl VirtQueue {
         self.ring.set_event_idx(has_event_index);
         self.ring.set_ready(true);
         if self.ring.is_valid(memory) { Ok(()) } else { Err("a queue is not in the guest's memory".into()) }
+    }
+
+    /// Returns what another process needs to know of the queue.
+    pub(crate) fn state(&self) -> [u64; 6] {
+        let ring = &self.ring;
+        let (size, is_ready, vector) = (ring.size().into(), ring.ready().into(), self.vector.into());
+        [size, is_ready, vector, ring.desc_table(), ring.avail_ring(), ring.used_ring()]
+    }
+
+    /// Takes what another process knew of the queue. Returns whether the driver had enabled it; `None` if the numbers
+    /// make no sense.
+    pub(crate) fn restore(&mut self, numbers: &[u64]) -> Option<bool> {
+        let &[size, is_ready, vector, descriptors, available, used] = numbers else { return None };
+        self.vector = vector.try_into().ok()?;
+        self.ring.try_set_size(size.try_into().ok()?).ok()?;
+        self.ring.try_set_desc_table_address(GuestAddress(descriptors)).ok()?;
+        self.ring.try_set_avail_ring_address(GuestAddress(available)).ok()?;
+        self.ring.try_set_used_ring_address(GuestAddress(used)).ok()?;
+        Some(is_ready != 0)
     }
 
     /// Goes on with a queue of which another process has served a part. It has answered the requests in their order,

@@ -1,15 +1,19 @@
-//! What a restarted process needs to go on: a file that says which server it adopts, and what the guest has written to
-//! the registers.
+//! What a restarted process needs to go on: a file that says which server it adopts, for which disk, and what the guest
+//! has written to the registers.
 //!
-//! Each line is a name and hexadecimal numbers. Positions in queues are not in it, as they change with each request:
-//! they are in the guest's memory.
+//! Each line is a name and hexadecimal numbers, and the last one is the end. Positions in queues are not in it, as they
+//! change with each request: they are in the guest's memory.
 
+use std::error::Error;
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Result;
+
+/// The last line, by which a part of a file is told from the whole.
+const END: &str = "end";
 
 /// Named lists of numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,20 +29,39 @@ impl State {
         self.0.iter().filter(move |(found, _)| found == name).map(|(_, numbers)| &numbers[..])
     }
 
-    /// Returns the list with a name, which must have `N` numbers.
-    pub(crate) fn get<const N: usize>(&self, name: &str) -> Result<[u64; N]> {
-        let numbers = self.all(name).next().and_then(|numbers| numbers.try_into().ok());
-        numbers.ok_or_else(|| format!("the state has no {N} numbers for {name:?}").into())
+    /// Returns the only list with a name.
+    fn only(&self, name: &str) -> Result<&[u64]> {
+        let mut lists = self.all(name);
+        match (lists.next(), lists.next()) {
+            (Some(numbers), None) => Ok(numbers),
+            _ => Err(damaged(name)),
+        }
     }
 
-    /// Returns the list with a name, as bytes.
-    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
-        self.all(name).flatten().map(|&number| u8::try_from(number).unwrap_or(0)).collect()
+    /// Returns the list with a name, which must have `N` numbers.
+    pub(crate) fn get<const N: usize>(&self, name: &str) -> Result<[u64; N]> {
+        self.only(name)?.try_into().map_err(|_| damaged(name))
+    }
+
+    /// Returns the number with a name.
+    pub(crate) fn number<T: TryFrom<u64>>(&self, name: &str) -> Result<T> {
+        let [number] = self.get(name)?;
+        T::try_from(number).map_err(|_| damaged(name))
+    }
+
+    /// Returns the list with a name, which must be `len` bytes.
+    pub(crate) fn bytes(&self, name: &str, len: usize) -> Result<Vec<u8>> {
+        let bytes: Option<Vec<u8>> = self.only(name)?.iter().map(|&number| u8::try_from(number).ok()).collect();
+        bytes.filter(|bytes| bytes.len() == len).ok_or_else(|| damaged(name))
     }
 
     fn parse(text: &str) -> Result<State> {
         let mut state = State::default();
-        for line in text.lines() {
+        let mut lines = text.lines();
+        if lines.next_back() != Some(END) {
+            return Err("its end is missing".into());
+        }
+        for line in lines {
             let mut words = line.split_whitespace();
             let Some(name) = words.next() else { continue };
             let numbers = words.map(|word| u64::from_str_radix(word, 16)).collect::<std::result::Result<Vec<_>, _>>();
@@ -56,8 +79,13 @@ impl State {
             }
             text.push('\n');
         }
-        text
+        text + END + "\n"
     }
+}
+
+/// The error of a state whose numbers with this name make no sense.
+pub(crate) fn damaged(name: &str) -> Box<dyn Error + Send + Sync> {
+    format!("the state is damaged: {name}").into()
 }
 
 /// The file that holds the state.
@@ -72,24 +100,24 @@ impl StateFile {
         StateFile { path, last: State::default() }
     }
 
-    /// Reads the state; `None` if the file does not exist or is empty.
+    /// Reads the state; `None` if the file does not exist.
     pub(crate) fn read(path: &Path) -> Result<Option<State>> {
-        let error = |e: &dyn std::fmt::Display| format!("cannot read {}: {e}", path.display());
-        match fs::read_to_string(path) {
-            Ok(text) if text.trim().is_empty() => Ok(None),
-            Ok(text) => State::parse(&text).map(Some).map_err(|e| error(&e).into()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(error(&e).into()),
-        }
+        let state = match fs::read_to_string(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => Err(e.into()),
+            Ok(text) => State::parse(&text),
+        };
+        state.map(Some).map_err(|e| format!("cannot read {}: {e}", path.display()).into())
     }
 
     /// Replaces the file, unless the state is still the same. A process that is killed meanwhile leaves the old file.
-    pub(crate) fn write(&mut self, state: State) -> io::Result<()> {
+    /// The file need not survive a crash of the host, as the guest does not.
+    pub(crate) fn write(&mut self, state: State) -> Result<()> {
         if state != self.last {
             let mut new = self.path.clone().into_os_string();
             new.push(".new");
-            fs::write(&new, state.text())?;
-            fs::rename(new, &self.path)?;
+            let written = fs::write(&new, state.text()).and_then(|()| fs::rename(new, &self.path));
+            written.map_err(|e| format!("cannot write {}: {e}", self.path.display()))?;
             self.last = state;
         }
         Ok(())

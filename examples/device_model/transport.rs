@@ -185,10 +185,12 @@ impl<'a> Transport<'a> {
         [self.device_select.into(), self.driver_select.into(), self.queue_select.into()]
     }
 
-    pub(crate) fn restore_selects(&mut self, [device, driver, queue]: [u64; 3]) {
-        self.device_select = u32::try_from(device).unwrap_or(0);
-        self.driver_select = u32::try_from(driver).unwrap_or(0);
-        self.queue_select = u16::try_from(queue).unwrap_or(0);
+    /// Sets these registers; `None` if they do not have such values.
+    pub(crate) fn restore_selects(&mut self, [device, driver, queue]: [u64; 3]) -> Option<()> {
+        self.device_select = device.try_into().ok()?;
+        self.driver_select = driver.try_into().ok()?;
+        self.queue_select = queue.try_into().ok()?;
+        Some(())
     }
 }
 

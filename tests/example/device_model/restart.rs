@@ -1,11 +1,13 @@
 //! A device model that is killed and started again.
 
+use std::path::Path;
+
 use xenmap::Gfn;
 use xenmap::device_model::Interrupts;
+use xenmap::mock::Fault;
 
-use super::Machine;
 use super::program::driver::Driver;
-use super::state_file;
+use super::{DISK_SIZE, Machine, state_file};
 
 #[test]
 fn restarted_process_goes_on_where_the_other_one_stopped() {
@@ -72,13 +74,26 @@ fn queue_that_the_restarted_process_cannot_use_is_reported_to_the_driver() {
     });
 }
 
+/// Returns why the program does not go on with a state.
+fn refusal(machine: &Machine, path: &Path, is_read_only: bool) -> String {
+    match machine.open(is_read_only, Some(path.to_owned())) {
+        Err(e) => e.to_string(),
+        Ok(model) => {
+            let error = model.run(|| machine.domain.destroy()).unwrap_err().to_string();
+            model.give_up();
+            error
+        }
+    }
+}
+
 #[test]
 fn state_of_another_guest_or_disk_is_refused_and_the_server_stays() {
-    let machine = Machine::new();
+    let mut machine = Machine::new();
     let path = state_file("refused");
     let model = machine.open(false, Some(path.clone())).unwrap();
     machine.serve(&model, || ());
-    let id = model.server.detach();
+    let _ = model.server.detach();
+    drop(model.device);
     let state = std::fs::read_to_string(&path).unwrap();
     let domain = format!("domain {}\n", machine.domain.domid());
     for (other, expected) in [
@@ -88,11 +103,88 @@ fn state_of_another_guest_or_disk_is_refused_and_the_server_stays() {
         (state.replace("server", "server x"), "server: "),
     ] {
         std::fs::write(&path, other).unwrap();
-        let error = machine.open(false, Some(path.clone())).err().unwrap().to_string();
+        let error = refusal(&machine, &path, false);
         assert!(error.contains(expected), "{error}");
     }
     std::fs::write(&path, state).unwrap();
-    assert_eq!(machine.open(false, Some(path)).unwrap().server.id(), id);
+    assert!(refusal(&machine, &path, true).contains("without --read-only"));
+    let disk = std::mem::replace(&mut machine.disk, Machine::new().disk);
+    assert!(refusal(&machine, &path, false).contains("another --image"));
+    disk.set_len(DISK_SIZE as u64 + 512).unwrap();
+    machine.disk = disk;
+    assert!(refusal(&machine, &path, false).contains("an image of 1048576 bytes"));
+    machine.disk.set_len(DISK_SIZE as u64).unwrap();
+    assert!(machine.open(false, Some(path)).unwrap().adopted.is_some());
+}
+
+#[test]
+fn damaged_state_is_refused_and_the_server_stays() {
+    let machine = Machine::new();
+    let path = state_file("damaged");
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    let mut driver = machine.serve(&model, || Driver::start(&machine.domain, machine.content()).unwrap());
+    let _ = model.server.detach();
+    drop(model.device);
+    let state = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = state.lines().collect();
+    let with = |line: usize, text: &str| [&lines[..line], &[text], &lines[line + 1..]].concat().join("\n");
+
+    let mut damaged: Vec<String> = (0..state.len() - 1).step_by(151).map(|len| state[..len].to_owned()).collect();
+    for (line, text) in lines.iter().enumerate() {
+        damaged.push(with(line, ""));
+        damaged.push(with(line, &format!("{text} 1")));
+        if let Some((numbers, _)) = text.rsplit_once(' ') {
+            damaged.push(with(line, &format!("{text}\n{text}")));
+            damaged.push(with(line, numbers));
+            damaged.push(with(line, &format!("{numbers} 1{:016x}", 0)));
+        }
+    }
+    let queue = lines.iter().position(|line| line.starts_with("queue")).unwrap();
+    damaged.push(with(queue, &lines[queue].replacen("queue 40", "queue 3", 1)));
+    damaged.push(state.replace("status f", "status 100"));
+    for other in damaged {
+        std::fs::write(&path, &other).unwrap();
+        let error = refusal(&machine, &path, false);
+        assert!(error.starts_with("cannot read ") || error.starts_with("the state is "), "{error}: {other}");
+    }
+
+    std::fs::write(&path, state).unwrap();
+    let model = machine.open(false, Some(path)).unwrap();
+    assert!(model.adopted.is_some());
+    machine.serve(&model, || driver.run(50).unwrap());
+}
+
+#[test]
+fn server_stays_if_the_host_fails() {
+    let machine = Machine::new();
+    let path = state_file("fails");
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    model.run(|| machine.host.inject(Fault::DmOp(libc::EFAULT))).unwrap_err();
+    model.give_up();
+    assert!(machine.open(false, Some(path)).unwrap().adopted.is_some());
+}
+
+#[test]
+fn server_that_is_gone_is_replaced() {
+    let machine = Machine::new();
+    let path = state_file("replaced");
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    machine.serve(&model, || Driver::start(&machine.domain, machine.content()).unwrap());
+    drop(model); // and destroys the server
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    assert!(model.adopted.is_none());
+    machine.serve(&model, || Driver::start(&machine.domain, machine.content()).unwrap().run(50).unwrap());
+    let _ = model.server.detach();
+    drop(model.device);
+    assert!(machine.open(false, Some(path)).unwrap().adopted.is_some());
+}
+
+#[test]
+fn state_that_cannot_be_written_is_an_error_that_names_the_file() {
+    let machine = Machine::new();
+    let path = state_file("missing").join("state");
+    let error = refusal(&machine, &path, false);
+    assert!(error.starts_with(&format!("cannot write {}: No such file", path.display())), "{error}");
 }
 
 #[test]
