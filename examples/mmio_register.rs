@@ -1,7 +1,7 @@
 //! The smallest device: a register that counts how often the guest reads it. The guest can also set it.
 //!
-//! `cargo run --example mmio_register` simulates a host and a guest. As root in dom0, `mmio_register DOMID` serves an HVM
-//! or PVH guest: in Linux there, try `busybox devmem 0xe0000000`.
+//! `cargo run --example mmio_register` simulates a host and a guest. As root in dom0, `mmio_register DOMID` serves an
+//! HVM or PVH guest: in Linux there, try `busybox devmem 0xe0000000`.
 
 #![expect(clippy::print_stdout, reason = "prints its results")]
 

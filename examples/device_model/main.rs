@@ -13,7 +13,7 @@
 //!
 //! A PVH guest has no QEMU. The program also serves a host bridge (00:00.0) and the port by which the guest selects
 //! registers; the disk is 00:01.0. Without ACPI tables for it, Linux finds this bus only if its command line has
-//! `pci=conf1,noacpi,noearly`. With `--beside-qemu`, for an HVM guest, the program serves nothing but the disk, 00:06.0.
+//! `pci=conf1,noacpi,noearly`. With `--beside-qemu`, for an HVM guest, the program serves only the disk, 00:06.0.
 //!
 //! There are no interrupt pins: the driver must use MSI-X, as Linux does, or poll, as `SeaBIOS` does.
 //!

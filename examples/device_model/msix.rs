@@ -109,8 +109,8 @@ impl Msix {
     }
 }
 
-/// Returns whether Xen turns a message into an event: the vector is 0, and the address holds the number of a pirq. Linux
-/// in an HVM guest then masks the event, and leaves the message masked, so its mask bit means nothing.
+/// Returns whether Xen turns a message into an event: its vector is 0, and its address holds the number of a pirq.
+/// Linux in an HVM guest masks the event then, and leaves the message masked, so the mask bit means nothing.
 fn is_for_event_channel(address: u64, data: u32) -> bool {
     const LOCAL_APIC: u64 = 0xFEE0_0000;
     let [vector, ..] = data.to_le_bytes();
