@@ -250,15 +250,13 @@ impl EventChannels {
     /// [`Error::EventChannel`]. If its errno is EFBIG, the kernel has lost events: look at everything, and go on. No
     /// kernel is known to do that.
     pub fn wait(&self, timeout: Option<Duration>) -> Result<Option<u32>> {
-        let started = timeout.map(|_| Instant::now());
-        let mut left = timeout;
+        let mut timer = Timer::new(timeout);
         loop {
-            match self.wait_once(left)? {
+            match self.wait_once(timer.left())? {
                 Woken::Event(port) => return Ok(Some(port)),
                 Woken::TimedOut => return Ok(None),
                 Woken::Early => {}
             }
-            left = time_left(timeout, started);
         }
     }
 
@@ -302,9 +300,29 @@ pub(super) enum Woken {
     Early,
 }
 
-/// Returns what is left of a timeout.
-pub(super) fn time_left(timeout: Option<Duration>, started: Option<Instant>) -> Option<Duration> {
-    timeout.map(|timeout| timeout.saturating_sub(started.map_or(Duration::ZERO, |started| started.elapsed())))
+/// A timeout, which starts when it is first asked what is left. It reads the clock only if it must.
+pub(super) struct Timer {
+    timeout: Option<Duration>,
+    started: Option<Instant>,
+}
+
+impl Timer {
+    pub(super) fn new(timeout: Option<Duration>) -> Timer {
+        Timer { timeout, started: None }
+    }
+
+    /// Returns what is left of the timeout.
+    pub(super) fn left(&mut self) -> Option<Duration> {
+        let timeout = self.timeout?;
+        if timeout.is_zero() {
+            return Some(timeout);
+        }
+        let Some(started) = self.started else {
+            self.started = Some(Instant::now());
+            return Some(timeout);
+        };
+        Some(timeout.saturating_sub(started.elapsed()))
+    }
 }
 
 /// The descriptor is readable while events are pending: see [`EventChannels`]. Do not read it directly.

@@ -3,19 +3,25 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::event_channels::{EventChannels, Woken, time_left};
+use super::event_channels::{EventChannels, Timer, Woken};
 use super::inbox::Inbox;
 use super::range::IoRange;
 use super::registration::{BUFFER, REQUESTS, Registration};
 use super::request::{Registers, Request};
 use super::ring::Ring;
-use super::shared::{CHECK_INTERVAL, Presence, Shared};
+use super::shared::{CHECK_INTERVAL, Found, Presence, Shared};
 use super::slots::{SLOTS, Slots};
+use crate::abi;
 use crate::cache::MapCache;
 use crate::error::Result;
 use crate::handle::MAX_EXTENTS;
+
+/// How often a call of `next` looks for requests after its time is over: so a guest that makes requests without end does
+/// not keep it. A call with a timeout of 0 needs a look for each pending event, because edge-triggered epoll reports
+/// nothing new until all of them have been received.
+const MAX_LATE_LOOKS: u32 = 1024;
 
 /// The number of a guest's ioreq server, by which another process can [adopt](IoreqServer::adopt) it.
 ///
@@ -289,6 +295,7 @@ impl IoreqServer {
     }
 
     /// Waits for a request or another event, and returns it. With `None` as the timeout, waits as long as it takes.
+    /// Requests that this answers itself, such as those of a guest that gives memory back, do not prolong the wait.
     ///
     /// A program that [polls the descriptor](EventChannels#with-epoll) calls this with a timeout of 0 until it returns
     /// [`Event::TimedOut`].
@@ -298,15 +305,23 @@ impl IoreqServer {
     /// [`Error::EventChannel`](crate::Error::EventChannel) or [`Error::DmOp`](crate::Error::DmOp) if the host fails.
     /// Nothing that a guest does is an error.
     pub fn next(&self, timeout: Option<Duration>) -> Result<Event> {
-        let (mut started, mut left) = (None, timeout);
+        let (mut timer, mut late_looks) = (Timer::new(timeout), 0);
         loop {
-            if let Some(event) = self.shared.look()? {
+            let found = self.shared.look()?;
+            if let Found::Event(event) = found {
                 return Ok(event);
             }
             if self.shared.was_gone() {
                 return Ok(Event::Gone);
             }
-            started = started.or_else(|| timeout.map(|_| Instant::now()));
+            let left = timer.left();
+            late_looks += u32::from(left == Some(Duration::ZERO));
+            if late_looks > MAX_LATE_LOOKS {
+                return Ok(Event::TimedOut);
+            }
+            if matches!(found, Found::Answered) {
+                continue;
+            }
             match self.shared.events.wait_once(Some(left.map_or(CHECK_INTERVAL, |left| left.min(CHECK_INTERVAL)))) {
                 Ok(Woken::TimedOut) if self.shared.is_gone()? => return Ok(Event::Gone),
                 Ok(Woken::TimedOut) if left.is_some_and(|left| left <= CHECK_INTERVAL) => return Ok(Event::TimedOut),
@@ -315,7 +330,6 @@ impl IoreqServer {
                 Err(e) if e.errno() == libc::EFBIG => {}
                 Err(e) => return Err(e),
             }
-            left = time_left(timeout, started);
         }
     }
 
@@ -407,7 +421,12 @@ impl Drop for IoreqServer {
         if let Err(e) = registration.enable(false) {
             log::debug!("ioreq server {} is not disabled: {e}", registration.id());
         }
-        // A request that is dropped is answered.
-        while let Ok(Some(_)) = self.shared.look() {}
+        // As many as there can be, and no more in case the server is still enabled. A request that is dropped is
+        // answered.
+        for _ in 0..SLOTS + abi::IOREQ_BUFFER_SLOT_NUM {
+            if matches!(self.shared.look(), Ok(Found::Nothing) | Err(_)) {
+                break;
+            }
+        }
     }
 }

@@ -52,34 +52,38 @@ impl Presence {
     }
 }
 
+/// What a look at the requests has found.
+pub(super) enum Found {
+    Event(Event),
+    /// A request that the server has answered itself. There may be more.
+    Answered,
+    Nothing,
+}
+
 impl Shared {
-    /// Returns a request or another event, if there is one. Answers requests that a device need not see.
-    pub(super) fn look(self: &Arc<Shared>) -> Result<Option<Event>> {
-        while let Some((raw, vcpu)) = self.inbox.take()? {
-            let (answer, event) = match u32::from(raw.type_) {
-                abi::IOREQ_TYPE_INVALIDATE => {
-                    // Before the answer, after which the guest goes on without the frames that it gave back.
-                    self.cache.invalidate_all();
-                    (None, None)
-                }
-                abi::IOREQ_TYPE_TIMEOFFSET => (None, Some(Event::TimeOffset(raw.data.cast_signed()))),
-                _ => {
-                    let reply = vcpu.map(|vcpu| Reply { server: Arc::clone(self), vcpu });
-                    if let Some(request) = Request::new(raw, &self.cache, reply) {
-                        return Ok(Some(Event::Request(request)));
-                    }
-                    log::warn!("domain {} made a request that no device can serve: {raw:?}", self.registration.domid());
-                    (raw.is_read.then_some(u64::MAX), None)
-                }
-            };
-            if let Some(vcpu) = vcpu {
-                self.answer(vcpu, answer);
+    /// Takes the next request, and answers it if a device need not see it.
+    pub(super) fn look(self: &Arc<Shared>) -> Result<Found> {
+        let Some((raw, vcpu)) = self.inbox.take()? else { return Ok(Found::Nothing) };
+        let (answer, found) = match u32::from(raw.type_) {
+            abi::IOREQ_TYPE_INVALIDATE => {
+                // Before the answer, after which the guest goes on without the frames that it gave back.
+                self.cache.invalidate_all();
+                (None, Found::Answered)
             }
-            if event.is_some() {
-                return Ok(event);
+            abi::IOREQ_TYPE_TIMEOFFSET => (None, Found::Event(Event::TimeOffset(raw.data.cast_signed()))),
+            _ => {
+                let reply = vcpu.map(|vcpu| Reply { server: Arc::clone(self), vcpu });
+                if let Some(request) = Request::new(raw, &self.cache, reply) {
+                    return Ok(Found::Event(Event::Request(request)));
+                }
+                log::warn!("domain {} made a request that no device can serve: {raw:?}", self.registration.domid());
+                (raw.is_read.then_some(u64::MAX), Found::Answered)
             }
+        };
+        if let Some(vcpu) = vcpu {
+            self.answer(vcpu, answer);
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Answers a vcpu's request, with the value that it reads, if any.

@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::io::{self, PipeReader};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,12 +14,13 @@ use super::registration::{BUFFER, REQUESTS};
 use super::slots::{Page, READY, Raw, STATE};
 use super::*;
 use crate::abi;
+use crate::backend::EventDevice;
 use crate::cache::MapCache;
 use crate::guest::Guest;
 use crate::handle::ResourceMapping;
 use crate::mapping::Access;
 use crate::mock::{Fault, MockDomain, MockHost};
-use crate::types::{Gfn, GuestKind, Protection};
+use crate::types::{Domid, Gfn, GuestKind, Protection};
 
 const PORT: u16 = 0x500;
 
@@ -304,4 +307,103 @@ fn frames_that_xen_refuses_are_reported_later() {
     assert_eq!((reported.first(), reported.len()), (Some(&Gfn::new(1).unwrap()), 257));
     assert_eq!(reported.last(), Some(&Gfn::new(1022).unwrap()));
     assert_eq!(server.report_dirty().unwrap(), 0);
+}
+
+/// Event channels of a guest that makes the same request again as soon as it is answered.
+#[derive(Debug)]
+struct Restless {
+    page: OnceLock<ResourceMapping>,
+    type_: u32,
+    /// How many requests it will make.
+    left: AtomicU32,
+    readable: PipeReader,
+}
+
+impl Restless {
+    fn make_request(&self) {
+        let page = self.page.get().unwrap();
+        page.write(abi::IOREQ_TYPE as usize, &self.type_.to_le_bytes()[..1]).unwrap();
+        page.store(STATE, READY, Ordering::Release).unwrap();
+    }
+
+    fn is_done(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl EventDevice for Arc<Restless> {
+    fn bind_interdomain(&self, _: Domid, remote_port: u32) -> io::Result<u32> {
+        Ok(remote_port)
+    }
+
+    fn bind_unbound(&self, _: Domid) -> io::Result<u32> {
+        unreachable!()
+    }
+
+    fn unbind(&self, _: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn notify(&self, _: u32) -> io::Result<()> {
+        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            self.make_request();
+        }
+        Ok(())
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn restrict(&self, _: Domid) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn read(&self) -> io::Result<u32> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn unmask(&self, _: u32) -> io::Result<()> {
+        unreachable!()
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.readable.as_fd()
+    }
+}
+
+/// Calls `serve` with a server for each kind of request that the server answers itself. The guest does not stop to make
+/// them until it has made very many.
+fn with_restless_guests(serve: impl Fn(&MockHost, IoreqServer, &Restless)) {
+    const NO_DEVICE_UNDERSTANDS: u32 = 99;
+    for type_ in [abi::IOREQ_TYPE_INVALIDATE, NO_DEVICE_UNDERSTANDS] {
+        let host = MockHost::new();
+        let domain = host.create_domain(GuestKind::Pvh, 4);
+        let (readable, _) = io::pipe().unwrap();
+        let guest = Arc::new(Restless { page: OnceLock::new(), type_, left: AtomicU32::new(1_000_000), readable });
+        let events = EventChannels::with_device(Box::new(Arc::clone(&guest)));
+        let server = IoreqServer::create(parts(&host, &domain).0, events).unwrap();
+        guest.page.set(server.shared.registration.map(REQUESTS).unwrap()).unwrap();
+        guest.make_request();
+        serve(&host, server, &guest);
+    }
+}
+
+#[test]
+fn guest_that_makes_requests_without_end_does_not_keep_next_from_timing_out() {
+    with_restless_guests(|_, server, guest| {
+        for timeout in [0, 0, 10] {
+            assert!(matches!(server.next(Some(Duration::from_millis(timeout))), Ok(Event::TimedOut)));
+            assert!(!guest.is_done(), "{timeout} ms took as long as the guest made requests");
+        }
+    });
+}
+
+#[test]
+fn guest_that_makes_requests_without_end_does_not_keep_a_server_that_cannot_be_disabled() {
+    with_restless_guests(|host, server, guest| {
+        host.inject(Fault::DmOp(libc::ENOMEM));
+        drop(server);
+        assert!(!guest.is_done());
+    });
 }
