@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::sync::{Mutex, MutexGuard};
-use crate::backend::{EventDevice, KernelEvents};
+use crate::backend::{EventDevice, KernelEvents, ProcessId};
 use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
 use crate::types::Domid;
@@ -107,7 +107,8 @@ struct Shared {
     bound: Mutex<BTreeSet<u32>>,
 }
 
-/// One event channel. Dropping it unbinds it, after which another process may bind the other domain's port.
+/// One event channel. Dropping it unbinds it, after which another process may bind the other domain's port. In a forked
+/// child, dropping it does nothing: the channel is the parent's.
 ///
 /// ```
 /// use std::time::Duration;
@@ -130,6 +131,7 @@ struct Shared {
 pub struct EventChannel {
     shared: Arc<Shared>,
     port: u32,
+    process: ProcessId,
 }
 
 impl EventChannels {
@@ -236,7 +238,7 @@ impl EventChannels {
         let mut bound = self.0.bound();
         let port = bind(&*self.0.device)?;
         bound.insert(port);
-        Ok(EventChannel { shared: Arc::clone(&self.0), port })
+        Ok(EventChannel { shared: Arc::clone(&self.0), port, process: ProcessId::current() })
     }
 
     /// Waits for an event, and returns the local port of its channel; `None` if there is none in time. With `None` as
@@ -374,6 +376,9 @@ impl EventChannel {
 
 impl Drop for EventChannel {
     fn drop(&mut self) {
+        if self.process != ProcessId::current() {
+            return;
+        }
         self.shared.bound().remove(&self.port);
         if let Err(e) = self.shared.device.unbind(self.port) {
             log::warn!("cannot unbind event channel {}: {e}", self.port);

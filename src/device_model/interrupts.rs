@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::range::Sbdf;
 use crate::abi;
+use crate::backend::ProcessId;
 use crate::error::{Error, Result};
 use crate::guest::Guest;
 use crate::types::GuestKind;
@@ -31,7 +32,8 @@ pub struct Interrupts {
     guest: Guest,
 }
 
-/// A line that interrupts the guest for as long as it is raised. Dropping it lowers it.
+/// A line that interrupts the guest for as long as it is raised. Dropping it lowers it; in a forked child, dropping it
+/// does nothing.
 ///
 /// Xen combines the lines of devices that share an interrupt. But a pin is one line: have only one `InterruptLine` for
 /// it, which threads may share.
@@ -59,6 +61,7 @@ pub struct InterruptLine {
     guest: Guest,
     wire: Wire,
     is_raised: Mutex<bool>,
+    process: ProcessId,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +122,8 @@ impl Interrupts {
         if !self.guest.is_certainly(GuestKind::Hvm) {
             return Err(Error::NoInterruptLine { domid: self.guest.domid(), kind: self.guest.kind() });
         }
-        let line = InterruptLine { guest: self.guest.clone(), wire, is_raised: Mutex::new(false) };
+        let (guest, process) = (self.guest.clone(), ProcessId::current());
+        let line = InterruptLine { guest, wire, is_raised: Mutex::new(false), process };
         line.drive(false)?;
         Ok(line)
     }
@@ -172,7 +176,9 @@ impl InterruptLine {
 
 impl Drop for InterruptLine {
     fn drop(&mut self) {
-        if let Err(e) = self.lower() {
+        if self.process == ProcessId::current()
+            && let Err(e) = self.lower()
+        {
             log::debug!("an interrupt line stays raised: {e}");
         }
     }

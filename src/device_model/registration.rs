@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::range::IoRange;
 use super::server::ServerId;
 use crate::abi;
+use crate::backend::ProcessId;
 use crate::error::{Error, Result};
 use crate::handle::{DmOpName, ForeignMemory, Resource, ResourceMapping};
 use crate::types::{Domid, Protection};
@@ -13,13 +14,14 @@ use crate::types::{Domid, Protection};
 pub(super) const BUFFER: u32 = 0;
 pub(super) const REQUESTS: u32 = 1;
 
-/// A server in Xen. Dropping it destroys it, unless it is kept.
+/// A server in Xen. Dropping it destroys it, unless it is kept or a forked child does so.
 #[derive(Debug)]
 pub(super) struct Registration {
     memory: ForeignMemory,
     domid: Domid,
     id: ServerId,
     is_kept: AtomicBool,
+    process: ProcessId,
 }
 
 impl Registration {
@@ -30,14 +32,18 @@ impl Registration {
         let fields = abi::CreateIoreqServer { handle_bufioreq, pad: [0; 3], id: 0 };
         let name = ("XEN_DMOP_create_ioreq_server", abi::XEN_DMOP_CREATE_IOREQ_SERVER);
         let id = ServerId(memory.dm_op(domid, name, fields)?.id);
-        Ok(Registration { memory, domid, id, is_kept: AtomicBool::new(false) })
+        Ok(Registration::new(memory, domid, id, false))
     }
 
     /// Finds a server. It is kept.
     pub(super) fn find(memory: ForeignMemory, domid: Domid, id: ServerId) -> Result<Registration> {
-        let registration = Registration { memory, domid, id, is_kept: AtomicBool::new(true) };
+        let registration = Registration::new(memory, domid, id, true);
         registration.info()?;
         Ok(registration)
+    }
+
+    fn new(memory: ForeignMemory, domid: Domid, id: ServerId, is_kept: bool) -> Registration {
+        Registration { memory, domid, id, is_kept: AtomicBool::new(is_kept), process: ProcessId::current() }
     }
 
     pub(super) fn memory(&self) -> &ForeignMemory {
@@ -52,8 +58,14 @@ impl Registration {
         self.id
     }
 
+    /// Returns whether the server stays when this is dropped.
     pub(super) fn is_kept(&self) -> bool {
-        self.is_kept.load(Ordering::Relaxed)
+        self.is_inherited() || self.is_kept.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether this is a forked child's copy. The server is the parent's, and its page is not mapped here.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.process != ProcessId::current()
     }
 
     pub(super) fn keep(&self, is_kept: bool) {

@@ -223,7 +223,7 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        if self.reply.is_some() {
+        if self.reply.as_ref().is_some_and(|reply| !reply.server.registration.is_inherited()) {
             self.complete(&mut Nothing);
         }
     }

@@ -125,6 +125,9 @@ pub enum Event {
 /// the last [`Request`] that it has returned is answered. This takes up to a second if the guest is paused and so
 /// cannot see an answer. Then the server stays in Xen, disabled, until the guest is destroyed.
 ///
+/// A forked child must not use the server or its requests, whose pages it does not have. Dropping them does nothing
+/// there.
+///
 /// If the process dies, the server stays, and vcpus that make requests wait until another process
 /// [adopts](IoreqServer::adopt) it. Nothing announces the death of the guest: `next` asks Xen about once a second, and
 /// returns [`Event::Gone`].

@@ -1,5 +1,6 @@
 //! From creation to destruction, and what happens when one side dies.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use xenmap::device_model::{Event, IoRange, IoreqServer, ServerId, Target};
 use xenmap::{GuestKind, MapCache, Result};
 
 use crate::common::program::Step;
+use crate::common::{ThenChild, in_child, in_own_process};
 use crate::raw::{DESTROY_SERVER, SERVER_STATE, destroy_fields, dm_op, state_fields};
 use crate::requests::{A_WHILE, Recorder, SOON, create_server, next_request, on_each_x86_host, ones, value};
 
@@ -104,6 +106,31 @@ fn request_can_be_answered_after_its_server_was_dropped() {
         drop(server);
         std::thread::spawn(move || drop(request)).join().unwrap();
         assert_eq!(running.results(), [[0xFFFF_FFFF]]);
+    });
+}
+
+#[test]
+fn server_that_a_forked_child_drops_serves_on_in_the_parent() {
+    in_own_process("life::server_that_a_forked_child_drops_serves_on_in_the_parent", || {
+        on_each_x86_host(|host| {
+            let mut running = host.create_running(GuestKind::Pvh, &[&[READ[0], READ[0]]]);
+            let server = create_server(host, &running, &[ports()]);
+            running.start();
+            let request = next_request(&server);
+            assert!(matches!(server.next(Some(Duration::ZERO)), Ok(Event::TimedOut)), "all events are received");
+            let inherited = Cell::new(Some((request, server)));
+            let child = |wait: &dyn Fn()| {
+                drop(inherited.take());
+                wait();
+                true
+            };
+            assert!(in_child(child, || ThenChild::Continues));
+
+            let (request, server) = inherited.take().unwrap();
+            request.serve(&mut Recorder::default());
+            next_request(&server).serve(&mut Recorder::default());
+            assert_eq!(running.results(), [[value(Target::Port(PORT)) & ones(4); 2]]);
+        });
     });
 }
 
