@@ -175,7 +175,8 @@ impl IoreqServer {
     /// Takes over a server of the guest of a cache from a process that has died, or that has
     /// [detached](IoreqServer::detach) it. Requests that the other process has not answered arrive again.
     ///
-    /// The other process must be gone: two processes that serve one server would answer each other's requests. The
+    /// The other process must be gone: two processes that serve one server would answer each other's requests. One that
+    /// has been killed is gone when waitpid(2) has returned it; until then its event channels may still be bound. The
     /// server keeps its ranges.
     ///
     /// ```
@@ -201,10 +202,11 @@ impl IoreqServer {
     ///
     /// # Errors
     ///
-    /// In each case the server stays as it is.
+    /// In each case the server stays, with its ranges, and can be adopted later.
     ///
     /// - [`Error::DmOp`](crate::Error::DmOp) if there is no such server (ENOENT).
-    /// - [`Error::EventChannel`](crate::Error::EventChannel) if another process still has its event channels (EINVAL).
+    /// - [`Error::EventChannel`](crate::Error::EventChannel) if another process still has its event channels (EINVAL):
+    ///   wait for its end, or try again a moment later.
     /// - Those of [`create`](IoreqServer::create).
     pub fn adopt(cache: Arc<MapCache>, events: EventChannels, id: ServerId) -> Result<IoreqServer> {
         let guest = cache.guest();
@@ -224,9 +226,9 @@ impl IoreqServer {
         Ok(server)
     }
 
-    /// Maps the page of requests, enables the server, and binds its event channels. The order matters: Xen writes the
-    /// ports to the page when it enables a server whose page exists. An event that is sent before its channel is bound
-    /// is not lost, because binding always sends one.
+    /// Maps the page of requests, binds the server's event channels, and enables it. The order matters: Xen writes the
+    /// ports to the page when it first enables a server whose page exists. An event that is sent before its channel is
+    /// bound is not lost, because binding always sends one.
     fn start(
         cache: Arc<MapCache>,
         events: EventChannels,
@@ -234,14 +236,14 @@ impl IoreqServer {
         ring: Option<Ring>,
     ) -> Result<IoreqServer> {
         let slots = Slots::new(registration.map(REQUESTS)?);
-        registration.enable(true)?;
+        if slots.port(0)? == 0 {
+            registration.enable(true)?;
+        }
         if slots.port(0)? == 0 {
             // The server had been enabled before its page existed.
             registration.enable(false)?;
             registration.enable(true)?;
         }
-        // Xen has not announced what the guest gave back before the server was enabled.
-        cache.invalidate_all();
         let domid = registration.domid();
         let mut channels = Vec::new();
         for vcpu in 0..SLOTS {
@@ -255,6 +257,10 @@ impl IoreqServer {
         if ring.is_some() {
             channels.push(events.bind(domid, registration.buffer_port()?)?);
         }
+        // Only now, so that a disabled server that cannot be adopted stays disabled.
+        registration.enable(true)?;
+        // Xen has not announced what the guest gave back before the server was enabled.
+        cache.invalidate_all();
         let inbox = Inbox::new(slots, ring, vcpus);
         let presence = Mutex::new(Presence::new());
         let shared = Shared { cache, events, inbox, channels, presence, registration };

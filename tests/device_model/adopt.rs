@@ -6,6 +6,7 @@ use xenmap::{Error, GuestKind};
 use crate::common::program::Step;
 use crate::common::running::Running;
 use crate::common::{Host, ThenChild, in_child, in_own_process};
+use crate::life::set_state;
 use crate::raw::{ANSWERED, IN_PROCESS, MAP_RANGE, READY, RawServer, range_fields};
 use crate::requests::{A_WHILE, Recorder, SOON, create_server, next_request, on_each_x86_host, ones, value};
 
@@ -148,6 +149,20 @@ fn server_is_not_adopted_while_another_handle_has_its_channels() {
         running.start();
         next_request(&server).serve(&mut Recorder::default());
         assert_eq!(running.results(), [[value(Target::Port(PORT)) & ones(4)]], "the server still works");
+    });
+}
+
+#[test]
+fn disabled_server_that_cannot_be_adopted_stays_disabled() {
+    on_each_x86_host(|host| {
+        let mut running = host.create_running(GuestKind::Pvh, &[&read(PORT)]);
+        let server = create_server(host, &running, &[ports()]);
+        set_state(server.cache(), server.id(), 0).unwrap();
+        assert!(matches!(adopt(host, &running, server.id()), Err(Error::EventChannel { .. })));
+
+        running.start();
+        assert!(matches!(server.next(A_WHILE), Ok(Event::TimedOut)), "it receives requests");
+        assert_eq!(running.results(), [[ones(4)]]);
     });
 }
 

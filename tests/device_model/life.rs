@@ -25,7 +25,7 @@ fn errno<T>(result: Result<T>) -> i32 {
 }
 
 /// Enables or disables a server without the library.
-fn set_state(cache: &MapCache, id: ServerId, enabled: u8) -> std::result::Result<Vec<u8>, i32> {
+pub(crate) fn set_state(cache: &MapCache, id: ServerId, enabled: u8) -> std::result::Result<Vec<u8>, i32> {
     dm_op(cache.guest().memory(), cache.guest().domid(), SERVER_STATE, &state_fields(id.0, enabled))
 }
 
