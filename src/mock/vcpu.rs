@@ -1,6 +1,6 @@
 //! The registers of a simulated guest's virtual processors, as the toolstack's interface reports them.
 
-use super::device_model::MOST_VCPUS;
+use super::device_model::MAX_VCPUS;
 use super::domain::MockDomain;
 use super::state::{Domain, Vcpu};
 use crate::abi;
@@ -18,8 +18,8 @@ impl MockDomain {
         let number = number as usize;
         self.with(|_, domain| {
             let count = domain.vcpus.len().max(number + 1);
-            let most = if domain.kind == GuestKind::Pv { usize::MAX } else { MOST_VCPUS as usize };
-            assert!(count <= most, "an HVM or PVH guest has at most {MOST_VCPUS} vcpus");
+            let most = if domain.kind == GuestKind::Pv { usize::MAX } else { MAX_VCPUS as usize };
+            assert!(count <= most, "an HVM or PVH guest has at most {MAX_VCPUS} vcpus");
             let before = domain.vcpu_count();
             domain.vcpus.resize(count, Vcpu::default());
             assert!(

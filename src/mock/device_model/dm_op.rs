@@ -10,8 +10,8 @@ use crate::mock::state::{DOM0, Domain, State};
 use crate::types::{Architecture, GuestKind};
 
 /// Linux's limits of a call: `dm_op_max_nr_bufs` and `dm_op_buf_max_size`.
-const MOST_BUFFERS: usize = 16;
-const LARGEST_BUFFER: usize = 4096;
+const MAX_BUFFERS: usize = 16;
+const MAX_BUFFER_SIZE: usize = 4096;
 
 /// The delivery modes of a message that Xen has.
 const FIXED: u32 = 0;
@@ -23,7 +23,7 @@ const PIRQ: u64 = 0xFFFF_FF00_000F_F000;
 const HEADER: usize = 8;
 
 /// The first buffer, as Xen copies it in.
-struct Argument([u8; LARGEST_BUFFER]);
+struct Argument([u8; MAX_BUFFER_SIZE]);
 
 impl Argument {
     fn u8(&self, at: usize) -> u8 {
@@ -67,15 +67,15 @@ impl Host {
         if call.num == 0 {
             return Ok(());
         }
-        if usize::from(call.num) > MOST_BUFFERS {
+        if usize::from(call.num) > MAX_BUFFERS {
             return Err(libc::E2BIG);
         }
         // SAFETY: the caller's promise.
         let buffers = unsafe { std::slice::from_raw_parts(call.ubufs, call.num.into()) };
-        if buffers.len() > 2 || buffers.iter().any(|buffer| buffer.size > LARGEST_BUFFER) {
+        if buffers.len() > 2 || buffers.iter().any(|buffer| buffer.size > MAX_BUFFER_SIZE) {
             return Err(libc::E2BIG);
         }
-        let mut argument = Argument([0; LARGEST_BUFFER]);
+        let mut argument = Argument([0; MAX_BUFFER_SIZE]);
         let first = buffers[0];
         // SAFETY: the caller's promise; the local array is as large as the largest buffer.
         unsafe { std::ptr::copy_nonoverlapping(first.uptr.cast::<u8>(), argument.0.as_mut_ptr(), first.size) };

@@ -19,7 +19,7 @@ pub use rep::MockRep;
 pub use vcpu::{MockVcpu, VcpuStopped};
 
 pub(super) use events::{EventFiles, MockEvents};
-pub(super) use servers::{MOST_VCPUS, SERVER_FRAMES};
+pub(super) use servers::{MAX_VCPUS, SERVER_FRAMES};
 
 use interrupts::Interrupts;
 use servers::Server;

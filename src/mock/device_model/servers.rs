@@ -6,12 +6,12 @@ use crate::mock::state::{Domain, State};
 use crate::types::FRAME_SIZE;
 
 /// The most servers of a domain, and the most ranges of a type of a server.
-const MOST_SERVERS: u16 = 8;
-const MOST_RANGES: usize = 256;
+const MAX_SERVERS: u16 = 8;
+const MAX_RANGES: usize = 256;
 /// The frames of a server as a resource.
 pub(in crate::mock) const SERVER_FRAMES: usize = 2;
 /// The slots of a page of requests.
-pub(in crate::mock) const MOST_VCPUS: u32 = 128;
+pub(in crate::mock) const MAX_VCPUS: u32 = 128;
 
 #[derive(Debug)]
 pub(in crate::mock) struct Server {
@@ -47,7 +47,7 @@ impl Ranges {
         if at > 0 && self.0[at - 1].1.checked_add(1) == Some(first) {
             at -= 1;
             self.0[at].1 = last;
-        } else if self.0.len() == MOST_RANGES {
+        } else if self.0.len() == MAX_RANGES {
             return Err(libc::ENOMEM);
         } else {
             self.0.insert(at, (first, last));
@@ -67,7 +67,7 @@ impl Ranges {
         let (start, end) = self.0[found];
         let parts = [(start, first.wrapping_sub(1)), (last.wrapping_add(1), end)];
         let kept = [start < first, last < end];
-        if kept == [true; 2] && self.0.len() == MOST_RANGES {
+        if kept == [true; 2] && self.0.len() == MAX_RANGES {
             return Err(libc::ENOMEM);
         }
         let kept = parts.into_iter().zip(kept).filter_map(|(part, is_kept)| is_kept.then_some(part));
@@ -110,7 +110,7 @@ impl Domain {
         }
         let vcpus = self.vcpu_count();
         let model = &mut self.device_model;
-        let free = (0..MOST_SERVERS).find(|id| !model.servers.contains_key(id)).ok_or(libc::ENOSPC)?;
+        let free = (0..MAX_SERVERS).find(|id| !model.servers.contains_key(id)).ok_or(libc::ENOSPC)?;
         let mut port = || {
             model.last_port += 1;
             model.ports.insert(model.last_port, None);
@@ -211,12 +211,12 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_RANGES, Ranges};
+    use super::{MAX_RANGES, Ranges};
 
     #[test]
     fn adjacent_ranges_are_one_and_only_what_needs_room_is_refused_at_the_limit() {
         let mut ranges = Ranges::default();
-        for n in 1..=MOST_RANGES as u64 {
+        for n in 1..=MAX_RANGES as u64 {
             assert_eq!(ranges.add(10 * n, 10 * n + 4), Ok(()));
         }
         assert_eq!(ranges.add(5000, 5000), Err(libc::ENOMEM));
@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(ranges.add(19, 19), Err(libc::ENOMEM), "Xen joins it to the next range only after it has added it");
         assert_eq!(ranges.add(15, 19), Ok(()), "it continues the first range");
         assert!(ranges.contains(10, 24));
-        assert_eq!(ranges.0.len(), MOST_RANGES - 1);
+        assert_eq!(ranges.0.len(), MAX_RANGES - 1);
         assert_eq!(ranges.add(0, 9), Ok(()));
         assert_eq!(ranges.0[0], (0, 24));
     }
