@@ -1,6 +1,6 @@
 //! How often the simulated kernel enters the hypervisor.
 
-/// The number of times that a kernel would have entered Xen for what was mapped and unmapped.
+/// The number of times that a kernel would have entered Xen for what was mapped and unmapped, and for device models.
 ///
 /// The figures follow what Linux 6.1 did on Xen 4.17. They leave out updates of page tables, which depend on the
 /// addresses of a mapping.
@@ -31,6 +31,10 @@ pub struct Hypercalls {
     pub memory_op: u64,
     /// `domctl` and `sysctl`: queries about domains and their frames.
     pub toolstack: u64,
+    /// `dm_op`: device model operations.
+    pub dm_op: u64,
+    /// `event_channel_op`: events that were sent. What it takes to bind, unbind and unmask ports is not counted.
+    pub event_channel_op: u64,
 }
 
 /// Frames that the kernel handles at a time.

@@ -270,7 +270,7 @@ impl MockHost {
         dying.filter_map(|(&domid, _)| Domid::new(domid).ok()).collect()
     }
 
-    /// Returns what all mapping and unmapping so far would have cost on Xen.
+    /// Returns what all mapping and unmapping so far, and all device models, would have cost on Xen.
     ///
     /// # Panics
     ///

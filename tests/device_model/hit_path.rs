@@ -7,11 +7,12 @@ use std::cell::Cell;
 
 use xenmap::GuestKind;
 use xenmap::device_model::{IoRange, Registers, Target};
-use xenmap::mock::MockRep;
+use xenmap::mock::{Hypercalls, MockRep};
 
 use crate::common::program::Step;
 use crate::common::running::DATA;
 use crate::common::{FRAME, Host};
+use crate::raw::Page;
 use crate::requests::{create_server, next_request, on_each_x86_host};
 
 thread_local! {
@@ -51,40 +52,46 @@ impl Registers for Register {
 }
 
 #[test]
-fn served_request_allocates_nothing_and_maps_nothing() {
+fn served_request_allocates_nothing_and_costs_one_event() {
     const PORT: u16 = 0x500;
     on_each_x86_host(|host| {
         let rep = MockRep { ram: DATA * FRAME as u64, size: 4, count: 64, backwards: false };
-        let program: Vec<Step> = [
+        let program = [
             Step::In { port: PORT, size: 4 },
             Step::Out { port: PORT, size: 4, value: 7 },
             Step::RepIn { port: PORT, rep },
             Step::RepOut { port: PORT, rep },
-        ]
-        .repeat(4);
-        let mut running = host.create_running(GuestKind::Pvh, &[&program]);
+        ];
+        let mut running = host.create_running(GuestKind::Pvh, &[&program.repeat(4)]);
         let server = create_server(host, &running, &[IoRange::ports(PORT, PORT + 3)]);
+        let page = Page::map(&host.open(), running.guest.domid(), server.id().0).unwrap();
         running.start();
         let mut device = Register(1);
-        let costs: Vec<_> = program
-            .iter()
-            .map(|_| {
-                let request = next_request(&server);
-                let entered = hypercalls(host);
-                let before = ALLOCATIONS.get();
-                request.serve(&mut device);
-                let allocated = ALLOCATIONS.get() - before;
-                (allocated, hypercalls(host) != entered)
-            })
-            .collect();
-        running.results();
+        // Returns the count of allocations.
+        let mut serve = |requests: usize| {
+            let before = ALLOCATIONS.get();
+            for _ in 0..requests {
+                page.wait_until_ready(0);
+                next_request(&server).serve(&mut device);
+            }
+            ALLOCATIONS.get() - before
+        };
         // The first ones make the cache map the guest's RAM.
-        assert_eq!(costs[4..], vec![(0, false); program.len() - 4]);
-        assert!(costs[..4].iter().any(|&(allocations, _)| allocations > 0), "the counter does not count");
+        assert_ne!(serve(program.len()), 0, "the counter does not count");
+        let mut expected = hypercalls(host);
+        assert!(expected.is_none_or(|counts| counts.dm_op > 0), "the counter does not count");
+
+        assert_eq!(serve(3 * program.len()), 0);
+
+        if let Some(counts) = &mut expected {
+            counts.event_channel_op += 3 * program.len() as u64;
+        }
+        assert_eq!(hypercalls(host), expected, "no mapping, and no operation");
+        running.results();
     });
 }
 
 /// Returns how often the simulated kernel has entered Xen; `None` on a real host.
-fn hypercalls(host: &Host) -> Option<xenmap::mock::Hypercalls> {
+fn hypercalls(host: &Host) -> Option<Hypercalls> {
     if let Host::Mock(host) = host { Some(host.hypercalls()) } else { None }
 }

@@ -83,6 +83,7 @@ impl Host {
             // SAFETY: the caller's promise.
             unsafe { std::slice::from_raw_parts(second.uptr.cast::<u8>(), second.size) }.to_vec()
         });
+        state.hypercalls.dm_op += 1;
         // Xen has device models on Arm only if it is built with CONFIG_IOREQ_SERVER.
         if self.architecture() == Architecture::Arm64 {
             return Err(libc::ENOSYS);

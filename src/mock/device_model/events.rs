@@ -232,6 +232,7 @@ impl EventDevice for MockEvents {
     fn notify(&self, port: u32) -> io::Result<()> {
         let state = &mut *self.state()?;
         let local = state.events.file(self.number).ports.get(&port).ok_or_else(|| errno(libc::ENOTCONN))?;
+        state.hypercalls.event_channel_op += 1;
         if let (DOM0, Some(remote)) = local.remote {
             state.events.send_to_own(remote);
         } else if let (domid, Some(remote)) = local.remote
