@@ -3,6 +3,7 @@
 mod broken;
 mod buffered;
 mod processors;
+mod stress;
 
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
