@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::{MapCache, Pinned};
 use crate::error::{Error, Result};
+use crate::mapping::transfer::move_some;
 use crate::mapping::{Access, View};
 use crate::types::Protection;
 
@@ -106,26 +107,17 @@ unsafe fn transfer(
     let mut left = &mut parts[..];
     let mut done = 0;
     while !left.is_empty() {
-        let failed = |source| Err(Error::Transfer { done, source });
-        let Ok(at) = libc::off_t::try_from(offset.saturating_add(done as u64)) else {
-            return failed(io::Error::from_raw_os_error(libc::EINVAL));
-        };
+        let failed = |source| Error::Transfer { done, source };
+        let at = libc::off_t::try_from(offset.saturating_add(done as u64));
+        let at = at.map_err(|_| failed(io::Error::from_raw_os_error(libc::EINVAL)))?;
         let count = libc::c_int::try_from(left.len()).unwrap_or(MAX_PIECES).min(MAX_PIECES);
-        // SAFETY: the first `count` parts exist, and lie in the pieces, which are mapped by the caller's promise.
-        let moved = unsafe { call(fd.as_raw_fd(), left.as_ptr(), count, at) };
-        match usize::try_from(moved) {
-            Ok(0) => return failed(nothing.into()),
-            Ok(moved) => {
-                left = advance(left, moved);
-                done += moved;
-            }
-            Err(_) => {
-                let source = io::Error::last_os_error();
-                if source.kind() != io::ErrorKind::Interrupted {
-                    return failed(source);
-                }
-            }
-        }
+        let moved = move_some(nothing, || {
+            // SAFETY: the first `count` parts exist, and lie in the pieces, which are mapped by the caller's promise.
+            unsafe { call(fd.as_raw_fd(), left.as_ptr(), count, at) }
+        });
+        let moved = moved.map_err(failed)?;
+        left = advance(left, moved);
+        done += moved;
     }
     Ok(())
 }

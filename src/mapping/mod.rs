@@ -8,7 +8,7 @@ pub(crate) mod copy;
 pub(crate) mod dirty;
 pub(crate) mod pieces;
 pub(crate) mod region;
-mod transfer;
+pub(crate) mod transfer;
 mod view;
 
 pub use access::Access;

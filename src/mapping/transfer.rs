@@ -51,21 +51,29 @@ fn transfer(
     piece: View<'_>,
     before: usize,
     nothing: io::ErrorKind,
-    mut call: impl FnMut(*mut u8, usize) -> isize,
+    call: impl Fn(*mut u8, usize) -> libc::ssize_t,
 ) -> Result<()> {
     let mut done = 0;
     while done < piece.len() {
-        let failed = |source| Err(Error::Transfer { done: before + done, source });
-        match usize::try_from(call(piece.as_ptr().wrapping_add(done), piece.len() - done)) {
-            Ok(0) => return failed(nothing.into()),
-            Ok(count) => done += count,
+        let moved = move_some(nothing, || call(piece.as_ptr().wrapping_add(done), piece.len() - done));
+        done += moved.map_err(|source| Error::Transfer { done: before + done, source })?;
+    }
+    Ok(())
+}
+
+/// Makes a system call that transfers bytes, again if a signal interrupts it, and returns their number. If it transfers
+/// nothing, that is an error of the kind `nothing`.
+pub(crate) fn move_some(nothing: io::ErrorKind, call: impl Fn() -> libc::ssize_t) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(0) => return Err(nothing.into()),
+            Ok(count) => return Ok(count),
             Err(_) => {
-                let source = io::Error::last_os_error();
-                if source.kind() != io::ErrorKind::Interrupted {
-                    return failed(source);
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
                 }
             }
         }
     }
-    Ok(())
 }
