@@ -158,6 +158,11 @@ impl IoreqServer {
     ///
     /// What a vcpu has buffered is returned by [`next`](IoreqServer::next) before the vcpu's next request.
     ///
+    /// One event can stand for many buffered requests. The thread that receives it takes the first of them, and does
+    /// not wake threads that wait in `next`. So the others, and with them the requests of vcpus, wait until some thread
+    /// calls `next` again, or until a waiting one looks by itself, which it does about once a second. A thread that
+    /// serves such a server should do nothing that takes long between two calls.
+    ///
     /// # Errors
     ///
     /// As [`create`](IoreqServer::create).
