@@ -1,43 +1,15 @@
 //! What it costs to serve a request.
 
-#![expect(unsafe_code, reason = "implements an allocator")]
-
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
 use xenmap::GuestKind;
 use xenmap::device_model::{IoRange, Registers, Target};
 use xenmap::mock::{Hypercalls, MockRep};
 
+use crate::allocations::allocations;
 use crate::common::program::Step;
 use crate::common::running::DATA;
 use crate::common::{FRAME, Host};
 use crate::raw::Page;
 use crate::requests::{create_server, next_request, on_each_x86_host};
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: forwards every call to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) };
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 struct Register(u64);
 
@@ -69,12 +41,12 @@ fn served_request_allocates_nothing_and_costs_one_event() {
         let mut device = Register(1);
         // Returns the count of allocations.
         let mut serve = |requests: usize| {
-            let before = ALLOCATIONS.get();
+            let before = allocations();
             for _ in 0..requests {
                 page.wait_until_ready(0);
                 next_request(&server).serve(&mut device);
             }
-            ALLOCATIONS.get() - before
+            allocations() - before
         };
         // The first ones make the cache map the guest's RAM.
         assert_ne!(serve(program.len()), 0, "the counter does not count");

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
+#[path = "../common/allocations.rs"]
+mod allocations;
 #[path = "../common/mod.rs"]
 mod common;
 
