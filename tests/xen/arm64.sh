@@ -157,7 +157,7 @@ qemu_command() {
     [[ $kernel == 4k ]] || processor=neoverse-n1
     qemu=(qemu-system-aarch64 -machine 'virt,gic-version=3,virtualization=on' -cpu "$processor" -smp "$cpus" -m 5120)
     qemu+=(-net none -display none -no-reboot -kernel "$cache/xen")
-    if [[ $lane == cost ]]; then
+    if counts_instructions; then
         # As on x86, the emulated clock counts instructions.
         qemu+=(-accel 'tcg,thread=single' -icount 'shift=0,sleep=off')
     else

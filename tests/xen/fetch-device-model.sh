@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154
-# Downloads what only the capi lane needs from Debian, into a cpio of its own: the device model of HVM guests with its
+# Downloads what only the capi and io lanes need from Debian, into a cpio of its own: the device model of HVM guests with its
 # firmware, and Xen's own tests. See fetch.sh for the rest.
 
 device_model_packages=(qemu-system-xen xen-utils-4.17)

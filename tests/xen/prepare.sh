@@ -23,7 +23,7 @@ build_programs() {
         build_library "$work/overlay/tests"
         return
     fi
-    if [[ $lane == device ]]; then
+    if [[ $lane == device || $lane == io ]]; then
         build_device_model
         return
     fi

@@ -3,7 +3,7 @@
 //!     random_io DISK FIRST_MIB MIB SECONDS
 //!
 //! Uses the MIB of the disk from FIRST_MIB on, which it first overwrites. Prints a line per second, and at
-//! the end `IO done` if all was right. Needs only std, so that rustc alone builds it.
+//! the end the requests a second and `IO done` if all was right. Needs only std, so that rustc alone builds it.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -34,18 +34,19 @@ fn main() -> Result<()> {
     let requests = AtomicU64::new(0);
 
     let start = Instant::now();
-    thread::scope(|scope| {
+    let random = thread::scope(|scope| {
         let share = size / THREADS;
         let workers: Vec<_> = (0..THREADS)
             .map(|i| Worker::new(&disk, first + i * share, share, &requests))
-            .map(|mut worker| scope.spawn(move || worker.work(start, time)))
+            .map(|mut worker| scope.spawn(move || worker.work(time)))
             .collect();
         while !workers.iter().all(|worker| worker.is_finished()) {
             thread::sleep(Duration::from_secs(1));
             println!("IO {} s: {} requests", start.elapsed().as_secs(), requests.load(Ordering::Relaxed));
         }
-        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| "a thread panicked")?)
+        workers.into_iter().map(|worker| worker.join().map_err(|_| "a thread panicked")?).sum::<Result<u64>>()
     })?;
+    println!("IO rate: {:.1}", random as f64 / time.as_secs_f64());
     println!("IO done");
     Ok(())
 }
@@ -68,11 +69,14 @@ impl<'a> Worker<'a> {
         Self { disk, first, versions, memory: vec![0; MEMORY], random: first + 1, requests }
     }
 
-    fn work(&mut self, start: Instant, time: Duration) -> Result<()> {
+    /// Returns how many random requests it has made.
+    fn work(&mut self, time: Duration) -> Result<u64> {
         for sector in (0..self.sectors()).step_by(LONGEST as usize) {
             self.write(0, sector, LONGEST)?;
         }
+        let (start, mut random) = (Instant::now(), 0);
         while start.elapsed() < time {
+            random += 1;
             let count = 1 + self.below(LONGEST);
             let sector = self.below(self.sectors() - count + 1);
             let place = self.below((MEMORY / SECTOR) as u64 - count);
@@ -81,7 +85,7 @@ impl<'a> Worker<'a> {
         for sector in (0..self.sectors()).step_by(LONGEST as usize) {
             self.read(0, sector, LONGEST)?;
         }
-        Ok(())
+        Ok(random)
     }
 
     /// Writes so many sectors from a place in the memory, which is counted in sectors, too.
