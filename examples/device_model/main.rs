@@ -105,9 +105,10 @@ struct Args {
     /// Offer this many queues to the guest
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     queues: u16,
-    /// Keep at most this many MiB of the guest's memory mapped, plus up to 48 per queue for requests under way
-    #[arg(long, default_value_t = 20, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..))]
-    cache: u16,
+    /// Keep at most this many MiB of the guest's memory mapped, plus up to 48 per queue for requests under way (256 by
+    /// default, and 20 for the simulated guest of 64)
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u16).range(1..))]
+    cache: Option<u16>,
     /// QEMU serves the guest's other devices, as it does for HVM guests
     #[arg(long, requires = "domain")]
     beside_qemu: bool,
@@ -131,16 +132,16 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
-    let cache = usize::from(args.cache);
+    let cache = args.cache.map(usize::from);
     let (Some(domid), Some(path)) = (args.domain, args.image) else {
-        return simulated::run(args.requests, args.queues, cache);
+        return simulated::run(args.requests, args.queues, cache.unwrap_or(20));
     };
     let domid = Domid::new(domid)?;
     let options = Options {
         image: Image::open(&path, args.read_only)?,
         name: path.display().to_string(),
         queues: args.queues,
-        cache,
+        cache: cache.unwrap_or(256),
         is_beside_qemu: args.beside_qemu,
         server: args.server,
     };
