@@ -1,14 +1,15 @@
 //! Reads and writes random sectors of a disk, several at a time, and checks that each holds what was written last.
 //!
-//!     random_io DISK FIRST_MIB MIB SECONDS
+//!     random_io DISK FIRST_MIB MIB SECONDS [STOP_MIB]
 //!
-//! Uses the MIB of the disk from FIRST_MIB on, which it first overwrites. Prints a line per second, and at
-//! the end the requests a second and `IO done` if all was right. Needs only std, so that rustc alone builds it.
+//! Uses the MIB of the disk from FIRST_MIB on, which it first overwrites. With STOP_MIB, it goes on after SECONDS until
+//! the disk contains "stop" there. Prints a line per second, and at the end the requests per second and `IO done` if
+//! all was right. Needs only std, so that rustc alone builds it.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,30 +26,50 @@ const O_DIRECT: i32 = 0o40000;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, path, first, size, seconds] = arguments.as_slice() else {
-        return Err("usage: random_io DISK FIRST_MIB MIB SECONDS".into());
+    let [_, path, first, size, seconds, stop_at @ ..] = arguments.as_slice() else {
+        return Err("usage: random_io DISK FIRST_MIB MIB SECONDS [STOP_MIB]".into());
     };
     let disk = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open(path)?;
     let (first, size) = (first.parse::<u64>()? << 20, size.parse::<u64>()? << 20);
     let time = Duration::from_secs(seconds.parse()?);
-    let requests = AtomicU64::new(0);
+    let stop_at = stop_at.first().map(|mib| mib.parse::<u64>()).transpose()?.map(|mib| mib << 20);
+    let (requests, may_stop) = (AtomicU64::new(0), AtomicBool::new(stop_at.is_none()));
 
     let start = Instant::now();
     let random = thread::scope(|scope| {
         let share = size / THREADS;
         let workers: Vec<_> = (0..THREADS)
             .map(|i| Worker::new(&disk, first + i * share, share, &requests))
-            .map(|mut worker| scope.spawn(move || worker.work(time)))
+            .map(|mut worker| {
+                let may_stop = &may_stop;
+                scope.spawn(move || worker.work(time, may_stop))
+            })
             .collect();
         while !workers.iter().all(|worker| worker.is_finished()) {
             thread::sleep(Duration::from_secs(1));
             println!("IO {} s: {} requests", start.elapsed().as_secs(), requests.load(Ordering::Relaxed));
+            if let Some(at) = stop_at {
+                may_stop.fetch_or(says_stop(&disk, at)?, Ordering::Relaxed);
+            }
         }
-        workers.into_iter().map(|worker| worker.join().map_err(|_| "a thread panicked")?).sum::<Result<u64>>()
+        workers.into_iter().map(|worker| worker.join().map_err(|_| "a thread panicked")?).sum::<Result<f64>>()
     })?;
-    println!("IO rate: {:.1}", random as f64 / time.as_secs_f64());
+    println!("IO rate: {random:.1}");
     println!("IO done");
     Ok(())
+}
+
+fn says_stop(disk: &File, at: u64) -> Result<bool> {
+    let mut memory = vec![0; 2 * SECTOR];
+    let start = aligned(&memory);
+    let sector = &mut memory[start..][..SECTOR];
+    disk.read_exact_at(sector, at)?;
+    Ok(sector.starts_with(b"stop"))
+}
+
+/// Where the memory is aligned, as `O_DIRECT` requires.
+fn aligned(memory: &[u8]) -> usize {
+    memory.as_ptr().align_offset(SECTOR)
 }
 
 /// A thread with a part of the disk to itself.
@@ -69,23 +90,24 @@ impl<'a> Worker<'a> {
         Self { disk, first, versions, memory: vec![0; MEMORY], random: first + 1, requests }
     }
 
-    /// Returns how many random requests it has made.
-    fn work(&mut self, time: Duration) -> Result<u64> {
+    /// Returns how many random requests per second it has made.
+    fn work(&mut self, time: Duration, may_stop: &AtomicBool) -> Result<f64> {
         for sector in (0..self.sectors()).step_by(LONGEST as usize) {
             self.write(0, sector, LONGEST)?;
         }
-        let (start, mut random) = (Instant::now(), 0);
-        while start.elapsed() < time {
-            random += 1;
+        let (start, mut random) = (Instant::now(), 0.0);
+        while start.elapsed() < time || !may_stop.load(Ordering::Relaxed) {
+            random += 1.0;
             let count = 1 + self.below(LONGEST);
             let sector = self.below(self.sectors() - count + 1);
             let place = self.below((MEMORY / SECTOR) as u64 - count);
             if self.below(2) == 0 { self.write(place, sector, count)? } else { self.read(place, sector, count)? }
         }
+        let rate = random / start.elapsed().as_secs_f64();
         for sector in (0..self.sectors()).step_by(LONGEST as usize) {
             self.read(0, sector, LONGEST)?;
         }
-        Ok(random)
+        Ok(rate)
     }
 
     /// Writes so many sectors from a place in the memory, which is counted in sectors, too.
@@ -127,9 +149,9 @@ impl<'a> Worker<'a> {
         contents
     }
 
-    /// Where a place begins, in bytes. `O_DIRECT` requires the alignment.
+    /// Where a place begins, in bytes.
     fn offset(&self, place: u64) -> usize {
-        self.memory.as_ptr().align_offset(SECTOR) + place as usize * SECTOR
+        aligned(&self.memory) + place as usize * SECTOR
     }
 
     fn sectors(&self) -> u64 {
