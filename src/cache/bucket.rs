@@ -107,11 +107,6 @@ fn failed(mapping: &ForeignMapping, request: Request) -> &[FrameError] {
     &failed[start..end]
 }
 
-/// Returns whether a frame that failed with this errno will fail again until the guest changes its memory.
-fn is_permanent(errno: i32) -> bool {
-    matches!(errno, libc::EINVAL | libc::EPERM)
-}
-
 /// Maps buckets of a guest.
 #[derive(Debug)]
 pub(crate) struct GuestSource {
@@ -202,8 +197,7 @@ impl Source for GuestSource {
 
     #[inline]
     fn serves(&self, mapped: &Bucket, number: u64, request: Request) -> bool {
-        let is_final = || mapped.failed(request).iter().all(|e| is_permanent(e.errno));
-        mapped.number == number && mapped.is_for(request.protection) && is_final()
+        mapped.number == number && mapped.is_for(request.protection) && mapped.failed(request).is_empty()
     }
 
     fn place(&self, mapped: &Bucket) -> (u64, usize) {

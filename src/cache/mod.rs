@@ -69,10 +69,9 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// unmaps a bucket at once or, if it is pinned, when its last guard is dropped. A later [`get`](MapCache::get) maps the
 /// guest's new frames.
 ///
-/// A frame without RAM (EINVAL, EPERM) is cached as a hole until it is invalidated, so that requesting it again costs
-/// nothing. Xen informs a device model when frames go, but not when they come back: if you expect RAM where there was a
-/// hole, invalidate the range first. A frame that failed for another reason (paged out, in use as a page table, no
-/// memory) is retried when it is requested again. A bucket of which no frame could be mapped is not cached.
+/// Xen does not inform a device model when frames come back. So a frame that could not be mapped is a hole only for
+/// those who do not request it: each [`get`](MapCache::get) that does maps its bucket again, once, before it fails. A
+/// bucket of which no frame could be mapped is not cached.
 ///
 /// # Populate-on-demand guests
 ///

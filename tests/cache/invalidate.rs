@@ -91,20 +91,40 @@ fn invalidated_mapping_is_unmapped_with_its_last_guard() {
 }
 
 #[test]
-fn hole_is_cached_until_it_is_invalidated() {
+fn ram_that_comes_back_is_found_without_an_invalidation() {
     on_each_host(|host| {
         let (memory, guest) = hvm_guest(host, 16);
+        guest.number_frames();
         let cache = cache(&memory, guest.domid(), 4);
         let frame = guest.gfns()[6];
         guest.balloon_out(frame);
-        get(&cache, ReadOnly, 6).unwrap_err();
+        let neighbour = get(&cache, ReadWrite, 7).unwrap(); // maps the bucket with a hole
+        assert_eq!(refused(get(&cache, ReadWrite, 6)), (6 * FRAME as u64, libc::EINVAL));
 
         guest.populate(frame);
+        guest.write(frame, 0, &77_u64.to_ne_bytes());
 
-        get(&cache, ReadOnly, 6).unwrap_err();
-        assert_eq!(cache.statistics().misses, 1);
-        cache.invalidate(6 * FRAME as u64..7 * FRAME as u64);
-        get(&cache, ReadOnly, 6).unwrap();
+        assert_eq!(get(&cache, ReadWrite, 6).unwrap().read::<u64>(0).unwrap(), 77);
+        assert_eq!(neighbour.read::<u64>(0).unwrap(), 7, "a guard of the old bucket keeps it");
+        drop(neighbour);
+        assert_eq!(mapped_buckets(&cache), 1, "the old bucket is gone");
+    });
+}
+
+#[test]
+fn hole_is_mapped_again_once_for_each_access_to_it() {
+    on_each_host(|host| {
+        let (memory, guest) = hvm_guest(host, 16);
+        let cache = cache(&memory, guest.domid(), 4);
+        guest.balloon_out(guest.gfns()[6]);
+
+        for misses in 1..=3 {
+            get(&cache, ReadOnly, 6).unwrap_err();
+            get(&cache, ReadOnly, 7).unwrap();
+            assert_eq!((cache.statistics().misses, mapped_buckets(&cache)), (misses, 1));
+        }
+        cache.prefetch(ReadOnly, 0..4 * BUCKET as u64).unwrap();
+        assert_eq!(cache.statistics().misses, 3 + 3, "a prefetch requests no frame in particular");
     });
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use crate::common::{FRAME, ReadOnly, ReadWrite, mock_with_pages};
 use proptest::prelude::*;
@@ -118,10 +119,15 @@ impl Model {
         }
     }
 
-    /// Finds or maps a bucket; `None` if there is nothing to map.
-    fn find(&mut self, bucket: usize, writable: bool) -> Option<usize> {
+    /// Finds a bucket that has all of some frames, or maps it; `None` if there is nothing to map.
+    fn find(&mut self, bucket: usize, frames: Range<usize>, writable: bool) -> Option<usize> {
         let old = self.mapped.iter().position(|mapped| mapped.is_cached && mapped.bucket == bucket);
-        if let Some(old) = old.filter(|&old| self.mapped[old].writable || !writable) {
+        let serves = |mapped: &Mapped| {
+            let start = bucket * PER_BUCKET;
+            let mut pages = (start..).zip(&mapped.pages).filter(|(frame, _)| frames.contains(frame));
+            (mapped.writable || !writable) && pages.all(|(_, page)| page.is_some())
+        };
+        if let Some(old) = old.filter(|&old| serves(&self.mapped[old])) {
             self.hits += 1;
             return Some(old);
         }
@@ -146,7 +152,7 @@ impl Model {
                 if self.is_closed {
                     return Err(frame);
                 }
-                parts.push(self.find(bucket, writable).ok_or(frame)?);
+                parts.push(self.find(bucket, first..first + frames, writable).ok_or(frame)?);
             }
             pages.push(self.mapped[parts[parts.len() - 1]].pages[frame % PER_BUCKET].ok_or(frame)?);
         }
@@ -158,7 +164,7 @@ impl Model {
             return;
         }
         for bucket in buckets {
-            self.find(bucket, writable);
+            self.find(bucket, 0..0, writable);
         }
     }
 

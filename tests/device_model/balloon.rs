@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use xenmap::device_model::{Event, IoRange, IoreqServer};
-use xenmap::{Access, GuestKind, MapCache, Protection};
+use xenmap::device_model::{Event, IoRange, IoreqServer, Target};
+use xenmap::mock::MockRep;
+use xenmap::{Access, Gfn, GuestKind, MapCache, Protection};
 
 use crate::common::program::Step;
 use crate::common::running::{DATA, Running};
@@ -43,6 +44,31 @@ fn cache_is_invalidated_before_the_processor_goes_on() {
         assert!(cache.get(Protection::ReadOnly, ADDRESS, 8).is_err());
         assert!(cache.get(Protection::ReadOnly, ADDRESS + FRAME as u64, 8).is_ok());
         request.serve(&mut Recorder::default());
+        assert_eq!(running.results(), [[1]]);
+    });
+}
+
+#[test]
+fn frame_that_comes_back_is_served_although_its_neighbour_was_used_meanwhile() {
+    on_each_x86_host(|host| {
+        let values = MockRep { ram: ADDRESS, size: 4, count: 2, backwards: false };
+        let program = [&PROGRAM[..], &[Step::RepOut { port: PORT, rep: values }]].concat();
+        let mut running = host.create_running(GuestKind::Pvh, &[&program]);
+        let (server, cache) = server_with_a_mapping(host, &running);
+        server.add_range(IoRange::ports(PORT, PORT + 3)).unwrap();
+        running.start();
+        let request = next_request(&server); // the frame is out
+        cache.get(Protection::ReadOnly, ADDRESS + FRAME as u64, 8).unwrap(); // its bucket is mapped without it
+
+        let frame = Gfn::new(DATA).unwrap();
+        running.guest.populate(frame);
+        running.guest.write(frame, 0, &[1, 0, 0, 0, 2, 0, 0, 0]);
+        request.serve(&mut Recorder::default());
+
+        let mut device = Recorder::default();
+        next_request(&server).serve(&mut device);
+        let written = [1, 2].map(|value| (Target::Port(PORT), 4, Some(value)));
+        assert_eq!(device.0, written);
         assert_eq!(running.results(), [[1]]);
     });
 }

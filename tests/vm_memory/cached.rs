@@ -255,14 +255,14 @@ fn pins_are_released_with_the_last_clone() {
 }
 
 #[test]
-fn hole_that_was_filled_is_found_after_an_invalidation() {
+fn hole_that_was_filled_is_found() {
     on_each_host(|host| {
         let guest = with_a_hole(host);
         let memory = host.open();
         let ram = cached(&memory, guest.domid(), 4, 4);
+        ram.memory().read_obj::<u8>(at(HOLE + 1, 0)).unwrap(); // in the bucket of the hole
         assert!(ram.memory().read_obj::<u8>(at(HOLE, 0)).is_err());
         guest.populate(gfn(HOLE));
-        ram.cache().invalidate(at(HOLE, 0).0..at(HOLE + 1, 0).0);
         ram.memory().write_obj(1_u8, at(HOLE, 0)).unwrap();
         assert_eq!(guest.read(gfn(HOLE), 0, 1), [1]);
     });

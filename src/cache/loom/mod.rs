@@ -43,6 +43,8 @@ struct Host {
     alive: std::sync::Arc<AtomicUsize>,
     /// The limit of mapped buckets, if there is one. Beyond it, mapping fails with ENOMEM.
     room: Option<usize>,
+    /// Whether writers find a hole in generation 0.
+    has_hole: bool,
     /// Whether the next map panics.
     panics: AtomicBool,
     /// How many requests ended in an error or a panic.
@@ -104,7 +106,7 @@ impl Source for Host {
         Ok(Mapped {
             number,
             generation,
-            writable,
+            writable: writable && !(self.has_hole && generation == 0),
             address: (self.maps.fetch_add(1, Ordering::Relaxed) + 1) * SIZE,
             is_late: self.is_closed.load(Ordering::Relaxed),
             written: AtomicU64::new(0),
@@ -312,6 +314,37 @@ fn bucket_that_is_invalidated_while_a_writer_finds_it_read_only_is_unmapped() {
 fn writer_and_reader_of_a_new_bucket_both_get_it() {
     check(2, nothing, [read_1, write_1], |cache| {
         get(cache, 1, WRITE);
+        assert_eq!(alive(cache), 1);
+    });
+}
+
+fn with_hole() -> Host {
+    Host { has_hole: true, ..Host::default() }
+}
+
+/// Requests the hole, and returns whether it is filled.
+fn request_hole(cache: &Cache) -> bool {
+    let pin = cache.pin(1, WRITE).unwrap();
+    use_bucket(&pin, 1, READ);
+    pin.bucket().writable
+}
+
+#[test]
+fn bucket_with_a_hole_is_mapped_again_once_for_each_request_of_the_hole() {
+    let request = |cache: &Cache| assert!(!request_hole(cache));
+    check_on(with_hole, 2, read_1, [request, request], |cache| assert_eq!((alive(cache), maps(cache)), (1, 3)));
+    check_on(with_hole, 2, read_1, [request, read_1], |cache| assert_eq!((alive(cache), maps(cache)), (1, 2)));
+}
+
+#[test]
+fn hole_that_was_filled_is_found_without_an_invalidation() {
+    let request = |cache: &Cache| drop(request_hole(cache));
+    let fill = |cache: &Cache| {
+        cache.source().generation.fetch_add(1, Ordering::Relaxed);
+        assert!(request_hole(cache));
+    };
+    check_on(with_hole, 2, read_1, [request, fill], |cache| {
+        assert!(request_hole(cache));
         assert_eq!(alive(cache), 1);
     });
 }
