@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use super::ring::Ring;
-use super::slots::{ANSWERED, IN_PROCESS, Page, READY, Raw, Slots};
+use super::slots::{IN_PROCESS, NONE, Page, READY, Raw, Slots};
 use super::sync::{Mutex, MutexGuard};
 use crate::error::Result;
 
@@ -73,10 +73,10 @@ impl<P: Page> Inbox<P> {
         self.slots.answer(vcpu, value)
     }
 
-    /// Returns whether there is an answer that Xen has not seen.
-    pub(super) fn has_unseen_answer(&self) -> Result<bool> {
+    /// Returns whether a vcpu waits for an answer, or has not seen it yet.
+    pub(super) fn is_awaited(&self) -> Result<bool> {
         for vcpu in 0..self.vcpus {
-            if self.slots.state(vcpu)? == ANSWERED {
+            if self.slots.state(vcpu)? != NONE {
                 return Ok(true);
             }
         }

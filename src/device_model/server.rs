@@ -231,10 +231,9 @@ impl IoreqServer {
         Ok(server)
     }
 
-    /// Maps the page of requests, binds the server's event channels, and enables it. The order matters: Xen writes the
-    /// ports to the page when it first enables a server whose page exists. An event that is sent before its channel is
-    /// bound is not lost, because binding always sends one.
-    fn start(
+    /// Maps the page of requests, binds the server's event channels, and enables it. An event that is sent before its
+    /// channel is bound is not lost, because binding always sends one.
+    pub(super) fn start(
         cache: Arc<MapCache>,
         events: EventChannels,
         registration: Registration,
@@ -242,33 +241,27 @@ impl IoreqServer {
     ) -> Result<IoreqServer> {
         let slots = Slots::new(registration.map(REQUESTS)?);
         if slots.port(0)? == 0 {
-            registration.enable(true)?;
-        }
-        if slots.port(0)? == 0 {
-            // The server had been enabled before its page existed.
-            registration.enable(false)?;
-            registration.enable(true)?;
-        }
-        let domid = registration.domid();
-        let mut channels = Vec::new();
-        for vcpu in 0..SLOTS {
-            match slots.port(vcpu)? {
-                // A guest has at least one vcpu: if Xen does not know it yet, it refuses this port.
-                0 if vcpu > 0 => break,
-                port => channels.push(events.bind(domid, port)?),
+            // Xen writes the ports when it enables a disabled server whose page exists. Until the channels are bound,
+            // nobody could answer a request, so it is disabled again.
+            for enabled in [false, true, false] {
+                registration.enable(enabled)?;
             }
         }
-        let vcpus = u32::try_from(channels.len()).unwrap_or(SLOTS);
+        let mut ports = slots.ports()?;
+        let vcpus = u32::try_from(ports.len()).unwrap_or(SLOTS);
         if ring.is_some() {
-            channels.push(events.bind(domid, registration.buffer_port()?)?);
+            ports.push(registration.buffer_port()?);
         }
-        // Only now, so that a disabled server that cannot be adopted stays disabled.
-        registration.enable(true)?;
-        // Xen has not announced what the guest gave back before the server was enabled.
-        cache.invalidate_all();
         let inbox = Inbox::new(slots, ring, vcpus);
-        let presence = Mutex::new(Presence::new());
-        let shared = Shared { cache, events, inbox, channels, presence, registration };
+        let (channels, presence) = (Vec::new(), Mutex::new(Presence::new()));
+        let mut shared = Shared { cache, events, inbox, channels, presence, registration };
+        // If this fails while a vcpu waits for the server, the server stays in Xen: see `Shared::drop`.
+        for port in ports {
+            shared.channels.push(shared.events.bind(shared.registration.domid(), port)?);
+        }
+        shared.registration.enable(true)?;
+        // Xen has not announced what the guest gave back before the server was enabled.
+        shared.cache.invalidate_all();
         Ok(IoreqServer { shared: Arc::new(shared) })
     }
 

@@ -113,10 +113,11 @@ impl Shared {
         Ok(presence.is_gone)
     }
 
-    /// Waits until Xen has seen all answers. Returns false if it does not look: the guest is paused.
+    /// Waits until Xen has seen all answers. Returns false if it does not, because the guest is paused, or because there
+    /// was no channel to send an answer.
     fn is_settled(&self) -> bool {
         let deadline = Instant::now() + CHECK_INTERVAL;
-        while matches!(self.inbox.has_unseen_answer(), Ok(true)) && matches!(self.registration.is_gone(), Ok(false)) {
+        while matches!(self.inbox.is_awaited(), Ok(true)) && matches!(self.registration.is_gone(), Ok(false)) {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -126,14 +127,15 @@ impl Shared {
     }
 }
 
-/// If a server is destroyed before Xen has seen an answer, the guest reads zeros instead.
+/// If a server is destroyed before Xen has seen an answer, the guest reads zeros instead. If there is no answer, the
+/// vcpu never goes on.
 impl Drop for Shared {
     fn drop(&mut self) {
         if !self.registration.is_kept() && !self.is_settled() {
             self.registration.keep(true);
             let (id, domid) = (self.registration.id(), self.registration.domid());
             log::warn!(
-                "ioreq server {id} of domain {domid} stays, disabled: the paused guest has yet to see an answer"
+                "ioreq server {id} of domain {domid} stays, disabled: a vcpu waits for an answer or has yet to see one"
             );
         }
     }

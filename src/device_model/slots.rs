@@ -18,6 +18,8 @@ const DATA_IS_PTR: u8 = 1 << 4;
 const IS_READ: u8 = 1 << 5;
 const BACKWARDS: u8 = 1 << 6;
 
+/// There is no request.
+pub(super) const NONE: u8 = state(abi::STATE_IOREQ_NONE);
 /// Xen has made a request.
 pub(super) const READY: u8 = state(abi::STATE_IOREQ_READY);
 /// It was taken.
@@ -83,6 +85,18 @@ impl<P: Page> Slots<P> {
     /// Returns the port on which Xen sends and receives the events of a vcpu; 0 if there is none yet.
     pub(super) fn port(&self, vcpu: u32) -> Result<u32> {
         self.0.read(at(vcpu, abi::IOREQ_VP_EPORT)).map(u32::from_ne_bytes)
+    }
+
+    /// Returns the ports of all vcpus that Xen knows: at least one, which is 0 if it knows none.
+    pub(super) fn ports(&self) -> Result<Vec<u32>> {
+        let mut ports = vec![self.port(0)?];
+        for vcpu in 1..SLOTS {
+            match self.port(vcpu)? {
+                0 => break,
+                port => ports.push(port),
+            }
+        }
+        Ok(ports)
     }
 
     /// Returns the state of a vcpu's request.

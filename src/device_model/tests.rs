@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::inbox::Inbox;
-use super::registration::{BUFFER, REQUESTS};
+use super::registration::{BUFFER, REQUESTS, Registration};
 use super::slots::{Page, READY, Raw, STATE};
 use super::*;
 use crate::abi;
@@ -112,6 +112,31 @@ fn server_that_cannot_be_adopted_stays() {
 }
 
 #[test]
+fn server_that_cannot_be_created_stays_while_a_vcpu_waits_for_it() {
+    let host = MockHost::new();
+    let [domain, other] = [16; 2].map(|frames| host.create_domain(GuestKind::Pvh, frames));
+    let (cache, events) = parts(&host, &domain);
+    let memory = cache.guest().memory().clone();
+    let registration = Registration::create(memory, domain.domid(), false).unwrap();
+    let (id, page) = (registration.id(), registration.map(REQUESTS).unwrap());
+    registration.enable(true).unwrap();
+    let guest = domain.clone();
+    let vcpu = thread::spawn(move || guest.balloon_out(Gfn::new(1).unwrap()));
+    while page.load(STATE).unwrap() != READY {
+        thread::yield_now();
+    }
+
+    events.restrict(other.domid()).unwrap();
+    let error = IoreqServer::start(cache, events, registration, None).unwrap_err();
+
+    assert_eq!(error.errno(), libc::EACCES);
+    let (cache, events) = parts(&host, &domain);
+    let adopted = IoreqServer::adopt(cache, events, id).unwrap();
+    assert!(matches!(adopted.next(Some(Duration::ZERO)), Ok(Event::TimedOut)));
+    vcpu.join().unwrap();
+}
+
+#[test]
 fn frames_that_a_guest_gave_back_before_there_was_a_server_are_unmapped() {
     let host = MockHost::new();
     let domain = host.create_domain(GuestKind::Pvh, 1024);
@@ -140,7 +165,7 @@ fn server_stays_until_a_paused_guest_has_seen_its_answer() {
     drop(server);
     let (cache, events) = parts(&host, &domain);
     let adopted = IoreqServer::adopt(cache, events, id).unwrap();
-    assert!(inbox(&adopted).has_unseen_answer().unwrap());
+    assert!(inbox(&adopted).is_awaited().unwrap());
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! A server outlives the process that serves it.
 
-use xenmap::device_model::{Event, IoRange, IoreqServer, Request, ServerId, Target};
+use xenmap::device_model::{Event, EventChannels, IoRange, IoreqServer, Request, ServerId, Target};
 use xenmap::{Error, GuestKind};
 
 use crate::common::program::Step;
 use crate::common::running::Running;
 use crate::common::{Host, ThenChild, in_child, in_own_process};
 use crate::life::set_state;
-use crate::raw::{ANSWERED, IN_PROCESS, MAP_RANGE, READY, RawServer, range_fields};
+use crate::raw::{self, ANSWERED, IN_PROCESS, MAP_RANGE, READY, RawServer, dm_op, range_fields};
 use crate::requests::{A_WHILE, Recorder, SOON, create_server, next_request, on_each_x86_host, ones, value};
 
 const PORT: u16 = 0x500;
@@ -163,6 +163,28 @@ fn disabled_server_that_cannot_be_adopted_stays_disabled() {
         running.start();
         assert!(matches!(server.next(A_WHILE), Ok(Event::TimedOut)), "it receives requests");
         assert_eq!(running.results(), [[ones(4)]]);
+    });
+}
+
+#[test]
+fn server_without_ports_that_cannot_be_adopted_ends_up_disabled() {
+    on_each_x86_host(|host| {
+        for was_enabled in [0, 1] {
+            let mut running = host.create_running(GuestKind::Pvh, &[&read(PORT)]);
+            let (cache, _) = running.open(host);
+            let (memory, domid) = (cache.guest().memory(), cache.guest().domid());
+            let id = raw::create_server(memory, domid).unwrap();
+            dm_op(memory, domid, MAP_RANGE, &range_fields(id, 0, PORT.into(), (PORT + 3).into())).unwrap();
+            set_state(&cache, ServerId(id), was_enabled).unwrap(); // its page does not exist yet
+            let events = EventChannels::open(&host.open()).unwrap();
+            events.restrict(host.unused_domid()).unwrap();
+
+            let error = IoreqServer::adopt(cache, events, ServerId(id)).unwrap_err();
+
+            assert_eq!(error.errno(), libc::EACCES);
+            running.start();
+            assert_eq!(running.results(), [[ones(4)]]);
+        }
     });
 }
 
