@@ -116,9 +116,11 @@ impl<'a> Function<'a> {
         if now == self.memory {
             return Ok(());
         }
-        if let Some(before) = self.memory.take().map(memory_at) {
+        if let Some(before) = self.memory {
             // A process that was killed in between may have removed it.
-            self.server.remove_range(before).or_else(|e| if e.errno() == libc::ENOENT { Ok(()) } else { Err(e) })?;
+            let removed = self.server.remove_range(memory_at(before));
+            removed.or_else(|e| if e.errno() == libc::ENOENT { Ok(()) } else { Err(e) })?;
+            self.memory = None;
         }
         if let Some(now) = now {
             add(self.server, memory_at(now))?;

@@ -1,14 +1,15 @@
 //! What a guest sees of the configuration space and of the function's memory.
 
 use xenmap::Gfn;
-use xenmap::device_model::Sbdf;
-use xenmap::mock::MockVcpu;
+use xenmap::device_model::{IoRange, Sbdf};
+use xenmap::mock::{Fault, MockVcpu};
 
 use super::Machine;
 use super::program::driver::Driver;
 use super::program::image::Image;
 use super::program::model::{Model, Options};
 use super::program::probe::{self, Found};
+use super::program::transport;
 
 const BAR: u8 = 0x10;
 const COMMAND: u8 = 0x04;
@@ -44,6 +45,25 @@ fn memory_is_where_the_guest_has_put_it_while_it_is_decoded() {
 
         vcpu.pci_write(disk(), BAR + 2, 2, 0xC000).unwrap(); // a half, while it is decoded
         assert_eq!((read(0xD000_0000), read(0xC000_0000)), (0xFFFF, 2));
+    });
+}
+
+#[test]
+fn range_that_cannot_be_removed_is_removed_by_the_next_write() {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let common = probe::find_disk(&vcpu).unwrap().common;
+        let memory = || IoRange::memory(common, common + u64::from(transport::SIZE) - 1);
+
+        machine.host.inject(Fault::DmOp(libc::EFAULT));
+        vcpu.pci_write(disk(), COMMAND, 2, 4).unwrap();
+        vcpu.pci_write(disk(), COMMAND, 2, 4).unwrap();
+
+        assert_eq!(model.server.remove_range(memory()).unwrap_err().errno(), libc::ENOENT);
+        vcpu.pci_write(disk(), COMMAND, 2, 6).unwrap();
+        assert_eq!(vcpu.read(common + 0x12, 2).unwrap(), 2, "the number of queues");
     });
 }
 
