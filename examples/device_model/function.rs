@@ -1,6 +1,6 @@
 //! The PCI function: its configuration space, and its memory where the guest has put it.
 
-use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use vm_memory::GuestAddressSpace;
@@ -39,7 +39,7 @@ pub(crate) struct Function<'a> {
     memory: Option<u64>,
     /// What else is on the bus, if nobody else serves it.
     bus: Option<Bus>,
-    file: Option<StateFile>,
+    file: Option<&'a Mutex<StateFile>>,
 }
 
 impl<'a> Function<'a> {
@@ -49,7 +49,7 @@ impl<'a> Function<'a> {
         at: Sbdf,
         transport: Transport<'a>,
         bus: Option<Bus>,
-        file: Option<StateFile>,
+        file: Option<&'a Mutex<StateFile>>,
     ) -> Result<Function<'a>> {
         let mut config = ConfigSpace::new(&DISK);
         config.add_memory(transport::SIZE);
@@ -130,22 +130,13 @@ impl<'a> Function<'a> {
     }
 
     /// Writes the state to its file, if there is one.
-    pub(crate) fn save(&mut self) -> Result<()> {
-        if self.file.is_none() {
-            return Ok(());
-        }
-        let state = self.state();
-        self.file.as_mut().map_or(Ok(()), |file| file.write(state))
+    pub(crate) fn save(&self) -> Result<()> {
+        self.file.map_or(Ok(()), |file| lock(file).write(self.state()))
     }
 
-    /// Removes the file with the state.
-    pub(crate) fn forget(&self) -> io::Result<()> {
-        self.file.as_ref().map_or(Ok(()), StateFile::remove)
-    }
-
-    fn save_or_warn(&mut self) {
+    fn save_or_warn(&self) {
         if let Err(e) = self.save() {
-            log::warn!("a restarted process will not find the state of the device: {e}");
+            log::warn!("a restarted process cannot go on from here: {e}");
         }
     }
 

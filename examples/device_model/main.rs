@@ -22,12 +22,13 @@
 //! If the program is killed, its server stays in Xen, and the guest's processors wait for it. A program with
 //! `--server FILE` that is started again with the same options adopts the server, and the guest goes on. The file names
 //! the server and the image, and has what the guest has written to the configuration space, the MSI-X table and the
-//! registers of the device. It is rewritten before the guest gets the answer. Positions in queues are not in it:
-//! requests of a queue are answered in their order, so the number of answers in the guest's memory says where to go on.
-//! A request that was under way is served a second time.
+//! registers of the device. It is rewritten, or else removed, before the guest gets the answer. Positions in queues are
+//! not in it: requests of a queue are answered in their order, so the number of answers in the guest's memory says where
+//! to go on. A request that was under way is served a second time.
 //!
 //! With `--server`, the server also stays if the program fails, or refuses the file because it is damaged or of another
-//! guest, image or mode. If the server that the file names does not exist, the program creates one.
+//! guest, image or mode. If the server that the file names does not exist, or there is no file, the program creates a
+//! server, for a disk that has been reset.
 //!
 //! # How it works
 //!

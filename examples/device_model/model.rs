@@ -1,7 +1,7 @@
 //! The device model of a guest: everything from the handles to the loop that serves the guest.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
@@ -9,7 +9,6 @@ use xenmap::device_model::{EventChannels, Interrupts, IoreqServer, Sbdf, ServerI
 use xenmap::vm_memory::CachedMemory;
 use xenmap::{CacheConfig, Domid, ForeignMemory, Guest, MapCache};
 
-use super::Result;
 use super::bus::Bus;
 use super::device::Device;
 use super::disk::Disk;
@@ -20,6 +19,7 @@ use super::queue::VirtQueue;
 use super::signals::Signals;
 use super::state::{State, StateFile};
 use super::transport::Transport;
+use super::{Result, lock};
 
 /// What to serve, and how.
 #[derive(Debug)]
@@ -42,17 +42,16 @@ pub(crate) struct Model {
     pub(crate) device: Device,
     name: String,
     is_beside_qemu: bool,
-    path: Option<PathBuf>,
+    /// The file with the state, if there is one.
+    file: Option<Mutex<StateFile>>,
     /// The state with which the server was adopted, if it was.
     pub(crate) adopted: Option<State>,
-    /// Whether the file says how to go on with the server.
-    has_state: AtomicBool,
 }
 
 impl Model {
     /// Opens a guest, and creates or adopts a server for it. From then on, the handles can be used for nothing else.
     pub(crate) fn open(memory: &ForeignMemory, domid: Domid, options: Options) -> Result<Model> {
-        let adopted = options.server.as_deref().map(StateFile::read).transpose()?.flatten();
+        let mut file = options.server.map(StateFile::open).transpose()?;
         let events = EventChannels::open(memory)?;
         let guest = Guest::open(memory, domid)?;
         let ram = guest.ram_map()?.ranges();
@@ -73,8 +72,8 @@ impl Model {
             status: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
         };
-        let Options { name, is_beside_qemu, server: path, .. } = options;
-        let (server, adopted) = match adopted {
+        let Options { name, is_beside_qemu, .. } = options;
+        let (server, adopted) = match file.as_ref().and_then(StateFile::state).cloned() {
             None => (IoreqServer::create(cache, events)?, None),
             Some(state) => {
                 check(&state, domid, &device, is_beside_qemu)?;
@@ -82,6 +81,7 @@ impl Model {
                 match IoreqServer::adopt(Arc::clone(&cache), events, id) {
                     Err(e) if e.errno() == libc::ENOENT => {
                         log::warn!("domain {domid} has no server {id}, which the state names: the disk starts anew");
+                        file.as_mut().map_or(Ok(()), StateFile::remove)?;
                         let events = EventChannels::open(memory)?;
                         events.restrict(domid)?;
                         (IoreqServer::create(cache, events)?, None)
@@ -90,14 +90,13 @@ impl Model {
                 }
             }
         };
-        let has_state = AtomicBool::new(adopted.is_some());
-        Ok(Model { server, device, name, is_beside_qemu, path, adopted, has_state })
+        Ok(Model { server, device, name, is_beside_qemu, file: file.map(Mutex::new), adopted })
     }
 
     /// Ends the model after an error. If the state is in a file, the server stays in Xen, and the guest waits until the
-    /// program is started again.
+    /// program is started again. Otherwise the guest loses the disk.
     pub(crate) fn give_up(self) {
-        if self.has_state.into_inner() {
+        if self.file.as_ref().is_some_and(|file| lock(file).state().is_some()) {
             let id = self.server.detach();
             log::warn!("server {id} stays, and the guest waits for it: start the program again");
         }
@@ -118,7 +117,7 @@ impl Model {
             serving();
             self.server.run(&mut function)?;
             self.server.cache().close();
-            if let Err(e) = function.forget() {
+            if let Some(Err(e)) = self.file.as_ref().map(|file| lock(file).remove()) {
                 log::warn!("the file with the state of a guest that is gone remains: {e}");
             }
             Ok(())
@@ -130,13 +129,11 @@ impl Model {
         let function = |device| Sbdf::new(0, 0, device, 0).ok_or("there is no such device");
         let (at, bus) =
             if self.is_beside_qemu { (function(6)?, None) } else { (function(1)?, Some(Bus::new(function(0)?))) };
-        let file = self.path.clone().map(StateFile::new);
-        let mut function = Function::new(&self.server, at, transport, bus, file)?;
+        let mut function = Function::new(&self.server, at, transport, bus, self.file.as_ref())?;
         match &self.adopted {
             Some(state) => function.restore(state)?,
             None => function.save()?,
         }
-        self.has_state.store(self.path.is_some(), Ordering::Relaxed);
         function.answer()?;
         Ok(function)
     }

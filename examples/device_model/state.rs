@@ -8,7 +8,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::Result;
 
@@ -92,39 +92,50 @@ pub(crate) fn damaged(name: &str) -> Box<dyn Error + Send + Sync> {
 #[derive(Debug)]
 pub(crate) struct StateFile {
     path: PathBuf,
-    last: State,
+    /// What the file says; `None` if nobody can go on from it.
+    state: Option<State>,
 }
 
 impl StateFile {
-    pub(crate) fn new(path: PathBuf) -> StateFile {
-        StateFile { path, last: State::default() }
+    /// Reads the file, if it exists.
+    pub(crate) fn open(path: PathBuf) -> Result<StateFile> {
+        let state = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e.into()),
+            Ok(text) => State::parse(&text).map(Some),
+        };
+        let state = state.map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+        Ok(StateFile { path, state })
     }
 
-    /// Reads the state; `None` if the file does not exist.
-    pub(crate) fn read(path: &Path) -> Result<Option<State>> {
-        let state = match fs::read_to_string(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => Err(e.into()),
-            Ok(text) => State::parse(&text),
-        };
-        state.map(Some).map_err(|e| format!("cannot read {}: {e}", path.display()).into())
+    /// Returns what the file says; `None` if nobody can go on from it.
+    pub(crate) fn state(&self) -> Option<&State> {
+        self.state.as_ref()
     }
 
     /// Replaces the file, unless the state is still the same. A process that is killed meanwhile leaves the old file.
     /// The file need not survive a crash of the host, as the guest does not.
+    ///
+    /// If that fails, removes the file: from an old state, another process would write to memory that the guest now
+    /// uses for something else.
     pub(crate) fn write(&mut self, state: State) -> Result<()> {
-        if state != self.last {
-            let mut new = self.path.clone().into_os_string();
-            new.push(".new");
-            let written = fs::write(&new, state.text()).and_then(|()| fs::rename(new, &self.path));
-            written.map_err(|e| format!("cannot write {}: {e}", self.path.display()))?;
-            self.last = state;
+        if self.state.as_ref() == Some(&state) {
+            return Ok(());
         }
+        let mut new = self.path.clone().into_os_string();
+        new.push(".new");
+        if let Err(e) = fs::write(&new, state.text()).and_then(|()| fs::rename(&new, &self.path)) {
+            let _ = fs::remove_file(new); // may hold a part of the state, or not exist
+            self.remove().map_err(|e| format!("remove {} before the next start: {e}", self.path.display()))?;
+            return Err(format!("cannot write {}: {e}", self.path.display()).into());
+        }
+        self.state = Some(state);
         Ok(())
     }
 
     /// Removes the file, since there is nothing to go on with.
-    pub(crate) fn remove(&self) -> io::Result<()> {
-        fs::remove_file(&self.path)
+    pub(crate) fn remove(&mut self) -> io::Result<()> {
+        self.state = None;
+        fs::remove_file(&self.path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
     }
 }

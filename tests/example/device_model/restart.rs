@@ -1,12 +1,13 @@
 //! A device model that is killed and started again.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xenmap::Gfn;
 use xenmap::device_model::Interrupts;
 use xenmap::mock::Fault;
 
 use super::program::driver::Driver;
+use super::program::probe;
 use super::{DISK_SIZE, Machine, state_file};
 
 #[test]
@@ -185,6 +186,67 @@ fn state_that_cannot_be_written_is_an_error_that_names_the_file() {
     let path = state_file("missing").join("state");
     let error = refusal(&machine, &path, false);
     assert!(error.starts_with(&format!("cannot write {}: No such file", path.display())), "{error}");
+}
+
+/// Writes a register of the disk that is part of its state.
+fn select_queue(machine: &Machine, queue: u64) {
+    let vcpu = machine.domain.vcpu(0);
+    vcpu.write(probe::find_disk(&vcpu).unwrap().common + 0x16, 2, queue).unwrap();
+}
+
+/// Prevents that a file with a state is replaced.
+struct Blocked(PathBuf);
+
+impl Blocked {
+    fn new(path: &Path) -> Blocked {
+        let folder = path.with_extension("new");
+        std::fs::create_dir(&folder).unwrap();
+        Blocked(folder)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).unwrap();
+    }
+}
+
+#[test]
+fn old_state_is_removed_if_the_new_one_cannot_be_written() {
+    let machine = Machine::new();
+    let path = state_file("full");
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    machine.serve(&model, || {
+        select_queue(&machine, 0);
+        let blocked = Blocked::new(&path);
+        select_queue(&machine, 1);
+        assert!(!path.exists());
+
+        drop(blocked);
+        select_queue(&machine, 1); // the state is the one that could not be written
+        assert!(path.exists());
+    });
+    let id = model.server.detach();
+    drop(model.device);
+    let model = machine.open(false, Some(path)).unwrap();
+    assert_eq!(model.server.id(), id);
+}
+
+#[test]
+fn server_does_not_stay_if_its_state_is_in_no_file() {
+    let machine = Machine::new();
+    let path = state_file("unwritten");
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    let id = model.server.id();
+    machine.serve(&model, || {
+        let _blocked = Blocked::new(&path);
+        select_queue(&machine, 1);
+    });
+
+    model.give_up();
+
+    let model = machine.open(false, Some(path)).unwrap();
+    assert_eq!((model.server.id(), model.adopted.is_some()), (id, false), "the number is free again");
 }
 
 #[test]
