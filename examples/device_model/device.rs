@@ -1,7 +1,7 @@
 //! What the threads of the queues share with the thread that serves the registers.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -33,6 +33,8 @@ pub(crate) struct Device {
     pub(crate) status: AtomicU32,
     /// The features that the driver has accepted.
     pub(crate) accepted: AtomicU64,
+    /// Whether the threads of the queues are to end, although there may be more requests.
+    pub(crate) is_stopping: AtomicBool,
 }
 
 impl Device {
@@ -45,7 +47,8 @@ impl Device {
         self.accepted.load(Ordering::SeqCst) & 1 << feature != 0
     }
 
-    /// Serves the requests of a queue until it has none. Between two of them, the driver may reset the device.
+    /// Serves the requests of a queue until it has none. Between two of them, the driver may reset the device, or the
+    /// device may stop.
     pub(crate) fn serve(&self, queue: usize) {
         while self.serve_next(queue) {}
     }
@@ -55,6 +58,7 @@ impl Device {
         let Some(queue) = self.queues.get(queue) else { return false };
         let queue = &mut lock(queue);
         let is_running = self.status.load(Ordering::SeqCst) & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK;
+        let is_running = is_running && !self.is_stopping.load(Ordering::SeqCst);
         if !is_running || !queue.ring.ready() {
             return false;
         }

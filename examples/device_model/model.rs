@@ -1,7 +1,7 @@
 //! The device model of a guest: everything from the handles to the loop that serves the guest.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
@@ -71,6 +71,7 @@ impl Model {
             signals: Signals::new(Msix::new(Interrupts::new(guest), options.queues + 1)),
             status: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
+            is_stopping: AtomicBool::new(false),
         };
         let Options { name, is_beside_qemu, .. } = options;
         let (server, adopted) = match file.as_ref().and_then(StateFile::state).cloned() {
@@ -106,6 +107,7 @@ impl Model {
     /// the disk.
     pub(crate) fn run(&self, serving: impl FnOnce()) -> Result<()> {
         std::thread::scope(|scope| {
+            let _stop = StopOnDrop(&self.device);
             let bells = (0..self.device.queues.len()).map(|queue| {
                 let (bell, rings) = sync_channel(1);
                 // Ends when the other end is dropped.
@@ -158,6 +160,15 @@ impl Model {
             "{requests} requests, {bytes} bytes read and written\nmap cache: {} hits, {} misses, {} evictions",
             cache.hits, cache.misses, cache.evictions
         )
+    }
+}
+
+/// Ends the threads of the queues, also after an error or a panic. A guest could give them requests without end.
+struct StopOnDrop<'a>(&'a Device);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.is_stopping.store(true, Ordering::SeqCst);
     }
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a panic fails the test")]
 
 mod arbitrary;
+mod busy;
 mod memory;
 mod registers;
 mod restart;

@@ -1,0 +1,115 @@
+//! A guest whose queue is never empty.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use xenmap::mock::Fault;
+use xenmap::{FRAME_SIZE, Gfn};
+
+use super::program::driver::Driver;
+use super::{Machine, state_file};
+
+/// Where the driver has the parts of queue 0, which has room for 64 requests.
+const DESCRIPTORS: u64 = (1 << 20) - 0x80;
+const AVAILABLE: u64 = (2 << 20) - 0x10;
+const USED: u64 = (3 << 20) - 0x40;
+const QUEUE_SIZE: u64 = 64;
+
+/// The memory of the only request: a header, its status, and ranges of the disk.
+const HEADER: u64 = 16 << 20;
+const STATUS: u64 = HEADER + 16;
+const RANGES: u64 = HEADER + 0x1000;
+
+/// Makes 16 MiB zero, which takes some milliseconds.
+const WRITE_ZEROES: u32 = 13;
+const RANGE_COUNT: usize = 16;
+const HAS_NEXT: u16 = 1;
+const DEVICE_WRITES: u16 = 2;
+
+/// The requests that the device has not answered yet.
+const DEPTH: u16 = 32;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A guest that makes the same request again and again, and wants no interrupts.
+struct Busy<'a>(&'a Machine);
+
+impl<'a> Busy<'a> {
+    /// Sets up the disk. There are requests, of which the device has not been notified.
+    fn start(machine: &'a Machine) -> Busy<'a> {
+        Driver::start(&machine.domain, machine.content()).unwrap();
+        let busy = Busy(machine);
+        busy.write(HEADER, &WRITE_ZEROES.to_le_bytes());
+        let range = [&[0; 8][..], &2048_u32.to_le_bytes(), &[0; 4]].concat(); // all of the disk
+        busy.write(RANGES, &range.repeat(RANGE_COUNT));
+        let descriptors = [(HEADER, 16, HAS_NEXT), (RANGES, 256, HAS_NEXT), (STATUS, 1, DEVICE_WRITES)];
+        for ((address, len, flags), index) in descriptors.into_iter().zip(0..) {
+            let (len, flags, next) = (u32::to_le_bytes(len), flags.to_le_bytes(), (index + 1_u16).to_le_bytes());
+            let descriptor = [&address.to_le_bytes()[..], &len, &flags, &next].concat();
+            busy.write(DESCRIPTORS + 16 * u64::from(index), &descriptor);
+        }
+        // The number of answers after which the guest wants an interrupt.
+        busy.write(AVAILABLE + 4 + 2 * QUEUE_SIZE, &0x8000_u16.to_le_bytes());
+        busy.refill();
+        busy
+    }
+
+    fn refill(&self) {
+        self.write(AVAILABLE + 2, &(self.answered() + DEPTH).to_le_bytes());
+    }
+
+    /// Makes requests until something else is over. Returns false if that takes too long.
+    fn refill_until(&self, is_over: &AtomicBool) -> bool {
+        let started = Instant::now();
+        while !is_over.load(Ordering::SeqCst) && started.elapsed() < PATIENCE {
+            self.refill();
+            std::thread::yield_now();
+        }
+        is_over.load(Ordering::SeqCst)
+    }
+
+    /// Returns the number of requests that the device has answered.
+    fn answered(&self) -> u16 {
+        let offset = usize::try_from(USED).unwrap() % FRAME_SIZE + 2;
+        let bytes = self.0.domain.read(Gfn::containing(USED).unwrap(), offset, 2);
+        u16::from_le_bytes(bytes.try_into().unwrap())
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) {
+        let offset = usize::try_from(address).unwrap() % FRAME_SIZE;
+        self.0.domain.write(Gfn::containing(address).unwrap(), offset, bytes);
+    }
+}
+
+/// Checks that the program ends although there are always more requests. `serving` makes it fail.
+#[track_caller]
+fn assert_ends(test: &str, serving: impl FnOnce(&Machine)) {
+    let machine = Machine::new();
+    let path = state_file(test);
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    let busy = machine.serve(&model, || Busy::start(&machine));
+    let _ = model.server.detach();
+    drop(model.device);
+    let model = machine.open(false, Some(path)).unwrap(); // and begins with the requests by itself
+    let is_over = AtomicBool::new(false);
+
+    let was_over = std::thread::scope(|scope| {
+        let guest = scope.spawn(|| busy.refill_until(&is_over));
+        let ended = catch_unwind(AssertUnwindSafe(|| model.run(|| serving(&machine))));
+        is_over.store(true, Ordering::SeqCst);
+        assert!(!matches!(ended, Ok(Ok(()))));
+        guest.join().unwrap()
+    });
+
+    assert!(was_over, "the program has served the guest to the end");
+}
+
+#[test]
+fn program_that_fails_ends_although_there_are_more_requests() {
+    assert_ends("busy_error", |machine| machine.host.inject(Fault::DmOp(libc::EFAULT)));
+}
+
+#[test]
+fn program_that_panics_ends_although_there_are_more_requests() {
+    assert_ends("busy_panic", |_| panic!("as the test wants"));
+}
