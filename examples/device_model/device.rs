@@ -62,6 +62,8 @@ impl Device {
         if !is_running || !queue.ring.ready() {
             return false;
         }
+        // SeaBIOS before 1.16.1 enables its queue first, and then accepts features.
+        queue.ring.set_event_idx(self.has_accepted(VIRTIO_RING_F_EVENT_IDX));
         self.try_next(queue).unwrap_or_else(|broken| {
             self.fail(&broken);
             false
@@ -82,7 +84,7 @@ impl Device {
 
     /// Begins to use a queue that the driver has set up.
     pub(crate) fn enable(&self, queue: &mut VirtQueue) {
-        if let Err(broken) = queue.enable(&self.memory.memory(), self.has_accepted(VIRTIO_RING_F_EVENT_IDX)) {
+        if let Err(broken) = queue.enable(&self.memory.memory()) {
             self.fail(&broken);
         }
     }

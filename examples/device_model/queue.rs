@@ -42,8 +42,7 @@ impl VirtQueue {
     }
 
     /// Begins to use the queue, whose addresses the driver has set.
-    pub(crate) fn enable(&mut self, memory: &PinnedMemory, has_event_index: bool) -> Result<(), Broken> {
-        self.ring.set_event_idx(has_event_index);
+    pub(crate) fn enable(&mut self, memory: &PinnedMemory) -> Result<(), Broken> {
         self.ring.set_ready(true);
         if self.ring.is_valid(memory) { Ok(()) } else { Err("a queue is not in the guest's memory".into()) }
     }

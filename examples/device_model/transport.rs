@@ -156,7 +156,7 @@ impl<'a> Transport<'a> {
         }
     }
 
-    /// Takes 32 of the features that the driver accepts.
+    /// Takes 32 of the features that the driver accepts, which do not change any more once the device has agreed.
     fn accept(&self, features: u32) {
         if self.driver_select < 2 && self.device.status.load(Ordering::SeqCst) & FEATURES_OK == 0 {
             let shift = 32 * self.driver_select;
@@ -173,9 +173,15 @@ impl<'a> Transport<'a> {
         }
         let is_acceptable = self.device.accepted.load(Ordering::SeqCst) & !self.device.offered() == 0
             && self.device.has_accepted(VIRTIO_F_VERSION_1);
-        let refused = if is_acceptable { NEEDS_RESET } else { NEEDS_RESET | FEATURES_OK };
-        self.device.status.fetch_or(status & !refused, Ordering::SeqCst);
-        if status & DRIVER_OK != 0 {
+        let mut taken = status & !NEEDS_RESET;
+        if !is_acceptable {
+            taken &= !FEATURES_OK; // which the driver notices, as it reads the status again
+        }
+        if (self.device.status.load(Ordering::SeqCst) | taken) & FEATURES_OK == 0 {
+            taken &= !DRIVER_OK;
+        }
+        self.device.status.fetch_or(taken, Ordering::SeqCst);
+        if taken & DRIVER_OK != 0 {
             self.ring_all();
         }
     }

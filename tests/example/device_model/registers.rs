@@ -187,14 +187,74 @@ fn features_that_were_not_offered_are_refused() {
         for (low, high, is_accepted) in [(0, 1, 8), (0, 0, 0), (1 << 31, 1, 0), (1 << 9, 1, 8)] {
             set(0x14, 1, 0);
             set(0x14, 1, 3);
-            for (half, features) in [(0, low), (1, high)] {
-                set(0x08, 4, half);
-                set(0x0C, 4, features);
-            }
+            accept(vcpu, found, low, high);
             set(0x14, 1, 11);
             assert_eq!(vcpu.read(found.common + 0x14, 1).unwrap() & 8, is_accepted, "{high:x} {low:x}");
         }
     });
+}
+
+#[test]
+fn driver_without_accepted_features_cannot_start_the_device() {
+    with_disk(|vcpu, found| {
+        let set_status = |status| vcpu.write(found.common + 0x14, 1, status).unwrap();
+        let status = || vcpu.read(found.common + 0x14, 1).unwrap();
+        set_status(3);
+        set_status(7);
+        assert_eq!(status(), 3, "no features were accepted");
+        accept(vcpu, found, 1 << 31, 1);
+        set_status(11);
+        set_status(15);
+        assert_eq!(status(), 3, "a feature was not offered");
+
+        accept(vcpu, found, 0, 1);
+        set_status(11);
+        set_status(15);
+        assert_eq!(status(), 15);
+        accept(vcpu, found, 1 << 9, 1);
+        vcpu.write(found.common + 0x08, 4, 0).unwrap();
+        assert_eq!(vcpu.read(found.common + 0x0C, 4).unwrap(), 0, "features do not change while the device runs");
+    });
+}
+
+/// `SeaBIOS` before 1.16.1 does this.
+#[test]
+fn queue_that_is_enabled_before_the_features_works() {
+    const DESCRIPTORS: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const EVENT_INDEX: u64 = 1 << 29;
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        let set = |register, size, value| vcpu.write(found.common + register, size, value).unwrap();
+        set(0x14, 1, 3);
+        for (register, address) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
+            set(register, 8, address);
+        }
+        set(0x1C, 2, 1);
+        accept(&vcpu, &found, EVENT_INDEX, 1);
+        set(0x14, 1, 11);
+        let event = (Gfn::containing(USED).unwrap(), 4 + 8 * 128, 2);
+        machine.domain.write(event.0, event.1, &[0xEE; 2]);
+        vcpu.write(found.notify, 2, 0).unwrap();
+        assert_eq!(vcpu.read(found.common + 0x14, 1).unwrap(), 11);
+        assert_eq!(machine.domain.read(event.0, event.1, event.2), [0xEE; 2], "the device does not run yet");
+
+        set(0x14, 1, 15);
+        assert_eq!(vcpu.read(found.common + 0x14, 1).unwrap(), 15);
+        assert_eq!(machine.domain.read(event.0, event.1, event.2), [0; 2], "asks for the first notification");
+    });
+}
+
+/// Accepts features as a driver does.
+fn accept(vcpu: &MockVcpu, found: &Found, low: u64, high: u64) {
+    for (half, features) in [(0, low), (1, high)] {
+        vcpu.write(found.common + 0x08, 4, half).unwrap();
+        vcpu.write(found.common + 0x0C, 4, features).unwrap();
+    }
 }
 
 #[test]
