@@ -100,8 +100,8 @@ impl Disk {
         (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    /// Serves a request: a header, data, and a byte for the status. Returns how many bytes were written to the guest.
-    /// A request without a header or a place for the status cannot be answered: the driver is broken.
+    /// Serves a request: a header, data, and a byte for the status. Returns how many bytes were written to the guest,
+    /// from the first on. A request without a header or a place for the status cannot be answered: the driver is broken.
     ///
     /// `features` are those that the driver has accepted.
     pub(crate) fn serve(&self, cache: &MapCache, chain: Chain, features: u64) -> Result<u32, Broken> {
@@ -112,8 +112,9 @@ impl Disk {
         header.read(cache, &mut bytes)?;
         let [kind, _, low, high] = numbers(&bytes);
         let sector = u64::from(high) << 32 | u64::from(low);
+        let room = writable.len();
         let (code, written) = match self.execute(cache, (kind, sector), readable, &writable, features) {
-            Ok(written) => (VIRTIO_BLK_S_OK, written + 1),
+            Ok(written) => (VIRTIO_BLK_S_OK, written),
             Err(Refused::Failed(e)) => {
                 log::warn!("request {kind} at sector {sector}: {e}");
                 (VIRTIO_BLK_S_IOERR, 0)
@@ -122,6 +123,8 @@ impl Disk {
         };
         status.write(cache, &code.to_le_bytes()[..1])?;
         self.requests.fetch_add(1, Ordering::Relaxed);
+        // The status follows the data, so it counts only if all bytes before it were written.
+        let written = if written == room { written + 1 } else { written };
         Ok(u32::try_from(written).unwrap_or(0))
     }
 

@@ -5,8 +5,6 @@ use std::os::unix::fs::FileExt;
 use xenmap::{Gfn, MapCache};
 
 use super::Machine;
-use super::program::buffers::Buffers;
-use super::program::queue::Chain;
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u32 = 512;
@@ -29,27 +27,19 @@ fn longest_request_maps_a_part_of_its_memory_at_a_time() {
     let data: Vec<(u64, u32)> = pieces.map(|address| (address, SECTOR)).collect();
 
     // Reads the first sectors, then writes what was read to others.
-    let (readable, writable) = (buffers(&[header]), buffers(&[&data[..], &[status]].concat()));
-    let read = model.device.disk.serve(cache, Chain { head: 0, readable, writable }, 0).unwrap();
+    let chain = super::chain(&[header], &[&data[..], &[status]].concat());
+    let read = model.device.disk.serve(cache, chain, 0).unwrap();
     assert_eq!(read, PIECES * SECTOR + 1);
     assert_mapped(cache);
     machine.domain.write(Gfn::new(0).unwrap(), 0, &[1, 0, 0, 0, 0, 0, 0, 0, 232, 3]); // from sector 1000
-    let (readable, writable) = (buffers(&[&[header], &data[..]].concat()), buffers(&[status]));
-    let written = model.device.disk.serve(cache, Chain { head: 0, readable, writable }, 0).unwrap();
+    let chain = super::chain(&[&[header], &data[..]].concat(), &[status]);
+    let written = model.device.disk.serve(cache, chain, 0).unwrap();
 
     assert_eq!(written, 1, "the status");
     assert_mapped(cache);
     let mut copy = vec![0; content.len()];
     machine.disk.read_exact_at(&mut copy, 1000 * u64::from(SECTOR)).unwrap();
     assert!(copy == content);
-}
-
-fn buffers(ranges: &[(u64, u32)]) -> Buffers {
-    let mut buffers = Buffers::default();
-    for &(address, len) in ranges {
-        buffers.push(address, len);
-    }
-    buffers
 }
 
 /// Checks how much a request has mapped at once: that stays mapped until the next miss.

@@ -6,6 +6,7 @@ mod arbitrary;
 mod busy;
 mod memory;
 mod registers;
+mod requests;
 mod restart;
 mod warnings;
 
@@ -20,8 +21,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
+use program::buffers::Buffers;
 use program::image::Image;
 use program::model::{Model, Options};
+use program::queue::Chain;
 use program::transport::Transport;
 use xenmap::device_model::Event;
 use xenmap::mock::{MockDomain, MockHost};
@@ -95,6 +98,18 @@ impl Machine {
             guest.join().unwrap()
         })
     }
+}
+
+/// Returns a request with these buffers: the address and the length of each.
+fn chain(readable: &[(u64, u32)], writable: &[(u64, u32)]) -> Chain {
+    let [readable, writable] = [readable, writable].map(|ranges| {
+        let mut buffers = Buffers::default();
+        for &(address, len) in ranges {
+            buffers.push(address, len);
+        }
+        buffers
+    });
+    Chain { head: 0, readable, writable }
 }
 
 /// Returns a path for the state of a test's disk, where no file is.
