@@ -91,6 +91,11 @@ impl ConfigSpace {
         (is_decoded && address != 0).then_some(address)
     }
 
+    /// Returns whether the function may access the guest's memory, and send messages.
+    pub(crate) fn is_bus_master(&self) -> bool {
+        self.registers.read(COMMAND as u64, 2) & BUS_MASTER != 0
+    }
+
     pub(crate) fn registers(&self) -> &Block {
         &self.registers
     }

@@ -29,6 +29,8 @@ pub(crate) struct Device {
     pub(crate) disk: Disk,
     pub(crate) queues: Vec<Mutex<VirtQueue>>,
     pub(crate) signals: Signals,
+    /// Whether the device may access the guest's memory.
+    pub(crate) is_bus_master: AtomicBool,
     /// What driver and device have come to (8 bits).
     pub(crate) status: AtomicU32,
     /// The features that the driver has accepted.
@@ -59,7 +61,7 @@ impl Device {
         let queue = &mut lock(queue);
         let is_running = self.status.load(Ordering::SeqCst) & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK;
         let is_running = is_running && !self.is_stopping.load(Ordering::SeqCst);
-        if !is_running || !queue.ring.ready() {
+        if !is_running || !self.is_bus_master.load(Ordering::SeqCst) || !queue.ring.ready() {
             return false;
         }
         // SeaBIOS before 1.16.1 enables its queue first, and then accepts features.
@@ -80,6 +82,16 @@ impl Device {
             self.signals.queue(queue.vector);
         }
         Ok(true)
+    }
+
+    /// Lets the device access the guest's memory, or not: then this returns once the requests under way are done.
+    /// Returns whether it may do so now, but could not before.
+    pub(crate) fn set_bus_master(&self, is_bus_master: bool) -> bool {
+        let was_bus_master = self.is_bus_master.swap(is_bus_master, Ordering::SeqCst);
+        if was_bus_master && !is_bus_master {
+            self.queues.iter().for_each(|queue| drop(lock(queue)));
+        }
+        is_bus_master && !was_bus_master
     }
 
     /// Begins to use a queue that the driver has set up.

@@ -97,7 +97,11 @@ impl<'a> Function<'a> {
     /// Does what the configuration space says.
     fn apply(&mut self) {
         let control = u16::try_from(self.config.read(self.msix + 2, 2)).unwrap_or(0);
-        self.transport.device().signals.msix().set_control(control);
+        let is_bus_master = self.config.is_bus_master();
+        self.transport.device().signals.msix().set_control(control, is_bus_master);
+        if self.transport.device().set_bus_master(is_bus_master) {
+            self.transport.ring_all();
+        }
         if let Err(e) = self.follow() {
             log::warn!("the function does not answer where the guest has put it: {e}");
         }

@@ -69,6 +69,7 @@ impl Model {
             disk: Disk::new(options.image, options.queues),
             queues: queues?,
             signals: Signals::new(Msix::new(Interrupts::new(guest), options.queues + 1)),
+            is_bus_master: AtomicBool::new(false),
             status: AtomicU32::new(0),
             accepted: AtomicU64::new(0),
             is_stopping: AtomicBool::new(false),

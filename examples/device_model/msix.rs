@@ -39,10 +39,11 @@ impl Msix {
         usize::from(vector) < self.pending.len()
     }
 
-    /// Takes the capability's control register.
-    pub(crate) fn set_control(&mut self, control: u16) {
+    /// Takes the capability's control register. Messages wait while the function is not a bus master: sending one is a
+    /// write to memory.
+    pub(crate) fn set_control(&mut self, control: u16, is_bus_master: bool) {
         self.is_enabled = control & ENABLED != 0;
-        self.is_masked = control & ALL_MASKED != 0;
+        self.is_masked = control & ALL_MASKED != 0 || !is_bus_master;
         self.send();
     }
 

@@ -130,6 +130,39 @@ fn masked_message_waits_until_it_is_unmasked() {
     });
 }
 
+#[test]
+fn device_that_is_not_a_bus_master_sends_no_message_and_takes_no_request() {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+    machine.serve(&model, || {
+        Driver::start(&machine.domain, machine.content()).unwrap();
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        let status = || vcpu.read(found.common + 0x14, 1).unwrap();
+        let pending = || vcpu.read(found.messages + 0x1000, 8).unwrap();
+
+        vcpu.pci_write(disk(), COMMAND, 2, 2).unwrap();
+        model.device.signals.queue(1);
+        make_too_many_requests(&machine);
+        vcpu.write(found.notify, 2, 0).unwrap();
+        assert_eq!((status(), pending()), (0xF, 0b10));
+
+        vcpu.pci_write(disk(), COMMAND, 2, 6).unwrap();
+        let messages = [machine.domain.wait_for_msi(), machine.domain.wait_for_msi()];
+        assert_eq!(
+            messages,
+            [Some((0xFEE0_0000, 0x41)), Some((0xFEE0_0000, 0x40))],
+            "of the queue, then of the status"
+        );
+        assert_eq!((status(), pending()), (0x4F, 0));
+    });
+}
+
+/// Makes more requests available than the driver's queue 0 has places, for which the device needs a reset.
+fn make_too_many_requests(machine: &Machine) {
+    machine.domain.write(Gfn::new(0x1FF).unwrap(), 0xFF2, &0x7777_u16.to_le_bytes());
+}
+
 /// The bit of a table entry's second half that masks it.
 const MASKED: u64 = 1 << 32;
 
@@ -266,8 +299,7 @@ fn broken_queue_needs_a_reset_and_works_after_it() {
         driver.run(30).unwrap();
         let vcpu = machine.domain.vcpu(0);
         let found = probe::find_disk(&vcpu).unwrap();
-        // More requests than the queue has places.
-        machine.domain.write(Gfn::new(0x1FF).unwrap(), 0xFF2, &0x7777_u16.to_le_bytes());
+        make_too_many_requests(&machine);
         vcpu.write(found.notify, 2, 0).unwrap();
         assert_eq!(machine.domain.wait_for_msi(), Some((0xFEE0_0000, 0x40)), "of the configuration");
         assert_eq!(vcpu.read(found.common + 0x14, 1).unwrap(), 0x4F);
