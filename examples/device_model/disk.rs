@@ -23,11 +23,9 @@ use super::registers::Block;
 const MOST_PIECES: u32 = 126;
 const LONGEST_PIECE: u32 = 64 << 10;
 
-/// The most sectors that a request makes zero, which may take as long as writing them, and the most ranges of such a
-/// request.
-const MOST_ZEROS: u32 = 8192;
-const MOST_RANGES: u32 = 16;
-const RANGE: usize = 16;
+/// The most sectors that a request discards or makes zero: 64 MiB, which takes about 0.1 s on a usual file system. For
+/// that long, the driver's processor may wait if it resets the device.
+const MOST_CLEARED: u32 = 128 << 10;
 
 /// A disk, and how much it was used.
 #[derive(Debug)]
@@ -83,11 +81,11 @@ impl Disk {
             (offset_of!(virtio_blk_config, seg_max), &MOST_PIECES.to_le_bytes()),
             (offset_of!(virtio_blk_config, blk_size), &512_u32.to_le_bytes()),
             (offset_of!(virtio_blk_config, num_queues), &self.queues.to_le_bytes()),
-            (offset_of!(virtio_blk_config, max_discard_sectors), &u32::MAX.to_le_bytes()),
-            (offset_of!(virtio_blk_config, max_discard_seg), &MOST_RANGES.to_le_bytes()),
+            (offset_of!(virtio_blk_config, max_discard_sectors), &MOST_CLEARED.to_le_bytes()),
+            (offset_of!(virtio_blk_config, max_discard_seg), &1_u32.to_le_bytes()),
             (offset_of!(virtio_blk_config, discard_sector_alignment), &1_u32.to_le_bytes()),
-            (offset_of!(virtio_blk_config, max_write_zeroes_sectors), &MOST_ZEROS.to_le_bytes()),
-            (offset_of!(virtio_blk_config, max_write_zeroes_seg), &MOST_RANGES.to_le_bytes()),
+            (offset_of!(virtio_blk_config, max_write_zeroes_sectors), &MOST_CLEARED.to_le_bytes()),
+            (offset_of!(virtio_blk_config, max_write_zeroes_seg), &1_u32.to_le_bytes()),
             (offset_of!(virtio_blk_config, write_zeroes_may_unmap), &[1]),
         ] {
             block.define(at, value, &[]);
@@ -159,7 +157,7 @@ impl Disk {
                 self.image.write(cache, readable.ranges(), self.place(sector, len)?)?;
                 self.bytes.fetch_add(len, Ordering::Relaxed);
             }
-            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.clear(cache, kind, readable)?,
+            VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => self.clear(cache, kind, &readable)?,
             _ => return Err(Refused::Unsupported),
         }
         // A driver that cannot flush expects that what is written stays written.
@@ -169,33 +167,28 @@ impl Disk {
         Ok(0)
     }
 
-    /// Discards ranges of the disk, or makes them zero.
-    fn clear(&self, cache: &MapCache, kind: u32, mut ranges: Buffers) -> Result<(), Refused> {
-        let range_len = RANGE as u64;
-        let count = ranges.len() / range_len;
-        if !ranges.len().is_multiple_of(range_len) || count > u64::from(MOST_RANGES) {
-            return Err(format!("{} bytes of ranges", ranges.len()).into());
+    /// Discards a range of the disk, or makes it zero.
+    fn clear(&self, cache: &MapCache, kind: u32, range: &Buffers) -> Result<(), Refused> {
+        let mut bytes = [0; 16];
+        if range.len() != bytes.len() as u64 {
+            return Err(format!("{} bytes, but one range has 16", range.len()).into());
         }
-        for _ in 0..count {
-            let range = ranges.take_front(range_len).ok_or("no range")?;
-            let mut bytes = [0; RANGE];
-            range.read(cache, &mut bytes)?;
-            let [low, high, sectors, flags] = numbers(&bytes);
-            let may_unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
-            let is_discard = kind == VIRTIO_BLK_T_DISCARD;
-            if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || is_discard && may_unmap {
-                return Err(Refused::Unsupported);
-            }
-            if !is_discard && sectors > MOST_ZEROS {
-                return Err(format!("{sectors} sectors of zeros").into());
-            }
-            let (sector, len) = (u64::from(high) << 32 | u64::from(low), u64::from(sectors) * SECTOR);
-            let offset = self.inside(sector, len)?;
-            if is_discard && len != 0 {
-                self.image.discard(offset, len)?; // where nothing can be discarded, nothing need be
-            } else if len != 0 {
-                self.image.write_zeroes(offset, len, may_unmap)?;
-            }
+        range.read(cache, &mut bytes)?;
+        let [low, high, sectors, flags] = numbers(&bytes);
+        let may_unmap = flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+        let is_discard = kind == VIRTIO_BLK_T_DISCARD;
+        if flags & !VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || is_discard && may_unmap {
+            return Err(Refused::Unsupported);
+        }
+        if sectors > MOST_CLEARED {
+            return Err(format!("a range of {sectors} sectors").into());
+        }
+        let (sector, len) = (u64::from(high) << 32 | u64::from(low), u64::from(sectors) * SECTOR);
+        let offset = self.inside(sector, len)?;
+        if is_discard && len != 0 {
+            self.image.discard(offset, len)?; // where nothing can be discarded, nothing need be
+        } else if len != 0 {
+            self.image.write_zeroes(offset, len, may_unmap)?;
         }
         Ok(())
     }
