@@ -1,20 +1,30 @@
 //! Prints warnings, of the library and of the device, to stderr.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The most warnings that are printed, since a guest can cause any number of them.
-const MOST: u64 = 1000;
+use super::lock;
+
+/// The most warnings that are printed in a second, since a guest can cause any number of them.
+const MOST: u64 = 10;
 
 /// A logger.
 #[derive(Debug)]
-pub(crate) struct Warnings(AtomicU64);
+pub(crate) struct Warnings(Mutex<Second>);
+
+/// The last second that began with a warning, if there was one, and the number of warnings in it.
+#[derive(Debug)]
+struct Second {
+    start: Option<Instant>,
+    count: u64,
+}
 
 impl Warnings {
     pub(crate) const fn new() -> Warnings {
-        Warnings(AtomicU64::new(0))
+        Warnings(Mutex::new(Second { start: None, count: 0 }))
     }
 
     /// Prints warnings from now on, unless there is a logger already.
@@ -25,16 +35,22 @@ impl Warnings {
         }
     }
 
-    /// Returns the line to be printed for a record, if there is one.
-    pub(crate) fn line(&self, record: &Record<'_>) -> Option<String> {
+    /// Returns what is to be printed for a record: its line, after one about the warnings that were left out before.
+    pub(crate) fn lines(&self, record: &Record<'_>, now: Instant) -> Option<String> {
         if !self.enabled(record.metadata()) {
             return None;
         }
-        match self.0.fetch_add(1, Ordering::Relaxed) {
-            ..MOST => Some(format!("device_model: warning: {}", record.args())),
-            MOST => Some("device_model: warning: there are more warnings, which are not shown".to_owned()),
-            _ => None,
+        let mut second = lock(&self.0);
+        let mut lines = String::new();
+        if second.start.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(1)) {
+            let left_out = second.count.saturating_sub(MOST);
+            if left_out != 0 {
+                lines = format!("device_model: warning: {left_out} warnings were left out\n");
+            }
+            *second = Second { start: Some(now), count: 0 };
         }
+        second.count += 1;
+        (second.count <= MOST).then(|| lines + &format!("device_model: warning: {}", record.args()))
     }
 }
 
@@ -44,8 +60,8 @@ impl Log for Warnings {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if let Some(line) = self.line(record) {
-            let _ = writeln!(std::io::stderr(), "{line}"); // unlike eprintln, does not panic if stderr is closed
+        if let Some(lines) = self.lines(record, Instant::now()) {
+            let _ = writeln!(std::io::stderr(), "{lines}"); // unlike eprintln, does not panic if stderr is closed
         }
     }
 
