@@ -1,20 +1,19 @@
 //! What the threads of the queues share with the thread that serves the registers.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::QueueT;
+use virtio_queue::Queue;
 use vm_memory::GuestAddressSpace;
 use xenmap::vm_memory::CachedMemory;
 
 use super::disk::Disk;
 use super::lock;
-use super::queue::{Broken, VirtQueue};
-use super::signals::Signals;
+use super::queue::{Broken, Ring, VirtQueue};
+use super::signals::{NO_VECTOR, Signals};
 
 /// The bits of the status register that the device looks at.
 pub(crate) const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
@@ -23,11 +22,12 @@ pub(crate) const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 
 /// A virtio device: a disk with its queues.
 ///
-/// A thread that has locked a queue may lock the interrupts (`signals`), but not the other way round.
+/// A thread that has locked a queue's ring may lock the interrupts (`signals`), but not the other way round. The thread
+/// that serves the registers locks a ring only to enable or reset the queue, so that it seldom waits for a request.
 pub(crate) struct Device {
     pub(crate) memory: CachedMemory,
     pub(crate) disk: Disk,
-    pub(crate) queues: Vec<Mutex<VirtQueue>>,
+    pub(crate) queues: Vec<VirtQueue>,
     pub(crate) signals: Signals,
     /// Whether the device may access the guest's memory.
     pub(crate) is_bus_master: AtomicBool,
@@ -58,28 +58,28 @@ impl Device {
     /// Serves the next request of a queue, if there is one.
     fn serve_next(&self, queue: usize) -> bool {
         let Some(queue) = self.queues.get(queue) else { return false };
-        let queue = &mut lock(queue);
+        let ring = &mut lock(&queue.ring);
         let is_running = self.status.load(Ordering::SeqCst) & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK;
         let is_running = is_running && !self.is_stopping.load(Ordering::SeqCst);
-        if !is_running || !self.is_bus_master.load(Ordering::SeqCst) || !queue.ring.ready() {
+        if !is_running || !self.is_bus_master.load(Ordering::SeqCst) || !ring.is_ready() {
             return false;
         }
         // SeaBIOS before 1.16.1 enables its queue first, and then accepts features.
-        queue.ring.set_event_idx(self.has_accepted(VIRTIO_RING_F_EVENT_IDX));
-        self.try_next(queue).unwrap_or_else(|broken| {
+        ring.set_event_index(self.has_accepted(VIRTIO_RING_F_EVENT_IDX));
+        self.try_next(queue, ring).unwrap_or_else(|broken| {
             self.fail(&broken);
             false
         })
     }
 
-    fn try_next(&self, queue: &mut VirtQueue) -> Result<bool, Broken> {
+    fn try_next(&self, queue: &VirtQueue, ring: &mut Ring) -> Result<bool, Broken> {
         // What this maps stays so until it is dropped, so each request has its own.
         let memory = self.memory.memory();
-        let Some(chain) = queue.take(&memory)? else { return Ok(false) };
+        let Some(chain) = ring.take(&memory)? else { return Ok(false) };
         let head = chain.head;
         let written = self.disk.serve(self.memory.cache(), chain, self.accepted.load(Ordering::SeqCst))?;
-        if queue.answer(&memory, head, written)? {
-            self.signals.queue(queue.vector);
+        if ring.answer(&memory, head, written)? {
+            self.signals.queue(queue.vector());
         }
         Ok(true)
     }
@@ -89,14 +89,15 @@ impl Device {
     pub(crate) fn set_bus_master(&self, is_bus_master: bool) -> bool {
         let was_bus_master = self.is_bus_master.swap(is_bus_master, Ordering::SeqCst);
         if was_bus_master && !is_bus_master {
-            self.queues.iter().for_each(|queue| drop(lock(queue)));
+            self.queues.iter().for_each(|queue| drop(lock(&queue.ring)));
         }
         is_bus_master && !was_bus_master
     }
 
-    /// Begins to use a queue that the driver has set up.
-    pub(crate) fn enable(&self, queue: &mut VirtQueue) {
-        if let Err(broken) = queue.enable(&self.memory.memory()) {
+    /// Begins to use a queue, which the driver has set up like this.
+    pub(crate) fn enable(&self, queue: usize, setup: &Queue) {
+        let Some(queue) = self.queues.get(queue) else { return };
+        if let Err(broken) = lock(&queue.ring).enable(setup, &self.memory.memory()) {
             self.fail(&broken);
         }
     }
@@ -111,11 +112,13 @@ impl Device {
 
     /// Forgets all that the driver has set up, once the requests under way are done.
     pub(crate) fn reset(&self) {
+        self.status.store(0, Ordering::SeqCst); // so that no queue begins another request
         for queue in &self.queues {
-            lock(queue).reset();
+            lock(&queue.ring).reset();
+            queue.set_vector(NO_VECTOR);
         }
         self.accepted.store(0, Ordering::SeqCst);
         self.signals.reset();
-        self.status.store(0, Ordering::SeqCst);
+        self.status.store(0, Ordering::SeqCst); // also if a request under way has failed
     }
 }

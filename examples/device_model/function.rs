@@ -161,8 +161,8 @@ impl<'a> Function<'a> {
         // A broken queue shows itself again.
         state.add("status", [u64::from(device.status.load(Ordering::SeqCst) & !NEEDS_RESET)]);
         state.add("vector", [device.signals.config_vector().into()]);
-        for queue in &device.queues {
-            state.add("queue", lock(queue).state());
+        for queue in self.transport.queues() {
+            state.add("queue", queue);
         }
         state
     }
@@ -178,25 +178,22 @@ impl<'a> Function<'a> {
         device.signals.msix().table_mut().restore(&messages);
         let config = state.bytes("config", self.config.registers().bytes().len())?;
         self.config.registers_mut().restore(&config);
-        let mut are_ready = Vec::new();
-        for (numbers, queue) in state.all("queue").zip(&device.queues) {
-            are_ready.push(lock(queue).restore(numbers).ok_or_else(|| damaged("queue"))?);
-        }
+        let are_ready = self.transport.restore_queues(state.all("queue")).ok_or_else(|| damaged("queue"))?;
 
         // From here on, nothing fails. First the messages, so that the guest can be interrupted.
         self.apply();
         let memory = device.memory.memory();
-        for (queue, is_ready) in device.queues.iter().zip(are_ready) {
-            let mut queue = lock(queue);
+        for (index, (queue, is_ready)) in device.queues.iter().zip(are_ready).enumerate() {
             if is_ready {
-                device.enable(&mut queue);
-                if let Err(broken) = queue.resume(&memory) {
+                self.transport.enable(index);
+                let resumed = lock(&queue.ring).resume(&memory);
+                if let Err(broken) = resumed {
                     device.fail(&broken);
                 }
             }
             if device.status.load(Ordering::SeqCst) & DRIVER_OK != 0 {
                 // The last answers may not have been followed by an interrupt: one too many does no harm.
-                device.signals.queue(queue.vector);
+                device.signals.queue(queue.vector());
             }
         }
         self.transport.ring_all();

@@ -37,6 +37,9 @@
 //! wakes the thread of its queue (`device`), which takes requests from the guest's memory (`queue`) and executes them
 //! (`disk`). Data goes between the file and the guest's memory without a copy in between (`image`).
 //!
+//! Accesses to registers do not wait for the disk, apart from a reset: it waits for the requests under way, and no others
+//! begin.
+//!
 //! The guest's queues must be in RAM that it had when the program started; its buffers may be in any RAM.
 //!
 //! A guest may write anything into registers and queues. The device then answers with an error, or asks for a reset

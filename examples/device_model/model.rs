@@ -62,8 +62,7 @@ impl Model {
         let mut config = CacheConfig::default();
         config.budget = options.cache << 20;
         let cache = Arc::new(MapCache::with_config(guest.clone(), config)?);
-        let queues =
-            (0..options.queues).map(|_| VirtQueue::new().map(Mutex::new)).collect::<std::result::Result<_, _>>();
+        let queues = (0..options.queues).map(|_| VirtQueue::new()).collect::<std::result::Result<_, _>>();
         let device = Device {
             memory: CachedMemory::new(Arc::clone(&cache), &ram),
             disk: Disk::new(options.image, options.queues),
@@ -115,7 +114,7 @@ impl Model {
                 scope.spawn(move || rings.iter().for_each(|()| self.device.serve(queue)));
                 bell
             });
-            let mut function = self.function(Transport::new(&self.device, bells.collect()))?;
+            let mut function = self.function(Transport::new(&self.device, bells.collect())?)?;
             println!("{}", self.description());
             serving();
             self.server.run(&mut function)?;

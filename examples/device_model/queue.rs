@@ -1,8 +1,8 @@
 //! A queue of requests in the guest's memory, which rust-vmm's `virtio-queue` walks.
 
 use std::error::Error;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
@@ -14,11 +14,16 @@ use super::signals::NO_VECTOR;
 /// The most requests in a queue, and descriptors in a request.
 pub(crate) const QUEUE_SIZE: u16 = 128;
 
-/// A queue, and the vector of its interrupts.
+/// A queue.
 pub(crate) struct VirtQueue {
-    pub(crate) ring: Queue,
-    pub(crate) vector: u16,
+    /// Locked while a request is served, which may take long.
+    pub(crate) ring: Mutex<Ring>,
+    /// The vector of its interrupts, which the driver may change at any time.
+    vector: AtomicU16,
 }
+
+/// A queue as the thread that serves it sees it.
+pub(crate) struct Ring(Queue);
 
 /// A request: its number, what the device reads, and what it writes.
 #[derive(Debug)]
@@ -33,59 +38,77 @@ pub(crate) type Broken = Box<dyn Error + Send + Sync>;
 
 impl VirtQueue {
     pub(crate) fn new() -> Result<VirtQueue, virtio_queue::Error> {
-        Ok(VirtQueue { ring: Queue::new(QUEUE_SIZE)?, vector: NO_VECTOR })
+        Ok(VirtQueue { ring: Mutex::new(Ring(Queue::new(QUEUE_SIZE)?)), vector: AtomicU16::new(NO_VECTOR) })
     }
 
-    pub(crate) fn reset(&mut self) {
-        self.ring.reset();
-        self.vector = NO_VECTOR;
+    pub(crate) fn vector(&self) -> u16 {
+        self.vector.load(Ordering::SeqCst)
     }
 
-    /// Begins to use the queue, whose addresses the driver has set.
-    pub(crate) fn enable(&mut self, memory: &PinnedMemory) -> Result<(), Broken> {
-        self.ring.set_ready(true);
-        if self.ring.is_valid(memory) { Ok(()) } else { Err("a queue is not in the guest's memory".into()) }
+    pub(crate) fn set_vector(&self, vector: u16) {
+        self.vector.store(vector, Ordering::SeqCst);
     }
 
-    /// Returns what another process needs to know of the queue.
-    pub(crate) fn state(&self) -> [u64; 6] {
-        let ring = &self.ring;
-        let (size, is_ready, vector) = (ring.size().into(), ring.ready().into(), self.vector.into());
-        [size, is_ready, vector, ring.desc_table(), ring.avail_ring(), ring.used_ring()]
+    /// Returns what another process needs to know of the queue, which the driver has set up like this.
+    pub(crate) fn state(&self, setup: &Queue) -> [u64; 6] {
+        let (size, is_ready, vector) = (setup.size().into(), setup.ready().into(), self.vector().into());
+        [size, is_ready, vector, setup.desc_table(), setup.avail_ring(), setup.used_ring()]
     }
 
     /// Takes what another process knew of the queue. Returns whether the driver had enabled it; `None` if the numbers
     /// make no sense.
-    pub(crate) fn restore(&mut self, numbers: &[u64]) -> Option<bool> {
+    pub(crate) fn restore(&self, setup: &mut Queue, numbers: &[u64]) -> Option<bool> {
         let &[size, is_ready, vector, descriptors, available, used] = numbers else { return None };
-        self.vector = vector.try_into().ok()?;
-        self.ring.try_set_size(size.try_into().ok()?).ok()?;
-        self.ring.try_set_desc_table_address(GuestAddress(descriptors)).ok()?;
-        self.ring.try_set_avail_ring_address(GuestAddress(available)).ok()?;
-        self.ring.try_set_used_ring_address(GuestAddress(used)).ok()?;
+        self.set_vector(vector.try_into().ok()?);
+        setup.try_set_size(size.try_into().ok()?).ok()?;
+        setup.try_set_desc_table_address(GuestAddress(descriptors)).ok()?;
+        setup.try_set_avail_ring_address(GuestAddress(available)).ok()?;
+        setup.try_set_used_ring_address(GuestAddress(used)).ok()?;
         Some(is_ready != 0)
+    }
+}
+
+impl Ring {
+    pub(crate) fn reset(&mut self) {
+        self.0.reset();
+    }
+
+    /// Returns whether the driver has enabled the queue.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.ready()
+    }
+
+    /// Begins to use the queue, which the driver has set up like this.
+    pub(crate) fn enable(&mut self, setup: &Queue, memory: &PinnedMemory) -> Result<(), Broken> {
+        self.0 = Queue::try_from(setup.state())?;
+        if self.0.is_valid(memory) { Ok(()) } else { Err("a queue is not in the guest's memory".into()) }
+    }
+
+    /// Says whether driver and device tell each other when to notify next.
+    pub(crate) fn set_event_index(&mut self, is_used: bool) {
+        self.0.set_event_idx(is_used);
     }
 
     /// Goes on with a queue of which another process has served a part. It has answered the requests in their order,
     /// so the number of answers is also that of the next request.
     pub(crate) fn resume(&mut self, memory: &PinnedMemory) -> Result<(), Broken> {
-        let answered = self.ring.used_idx(memory, Ordering::Acquire)?.0;
-        self.ring.set_next_avail(answered);
-        self.ring.set_next_used(answered);
+        let answered = self.0.used_idx(memory, Ordering::Acquire)?.0;
+        self.0.set_next_avail(answered);
+        self.0.set_next_used(answered);
         Ok(())
     }
 
     /// Takes the next request. If there is none, the driver will notify the device of the next one.
     pub(crate) fn take(&mut self, memory: &Arc<PinnedMemory>) -> Result<Option<Chain>, Broken> {
         loop {
-            let available = self.ring.avail_idx(&**memory, Ordering::Acquire)?.0;
-            if let Some(chain) = self.ring.iter(Arc::clone(memory))?.next() {
+            let available = self.0.avail_idx(&**memory, Ordering::Acquire)?.0;
+            if let Some(chain) = self.0.iter(Arc::clone(memory))?.next() {
                 return read(chain).map(Some);
             }
-            if available != self.ring.next_avail() {
+            if available != self.0.next_avail() {
                 return Err("the ring of requests cannot be read".into());
             }
-            if !self.ring.enable_notification(&**memory)? {
+            if !self.0.enable_notification(&**memory)? {
                 return Ok(None);
             }
         }
@@ -93,8 +116,8 @@ impl VirtQueue {
 
     /// Answers a request. Returns whether the driver wants an interrupt for that.
     pub(crate) fn answer(&mut self, memory: &PinnedMemory, head: u16, written: u32) -> Result<bool, Broken> {
-        self.ring.add_used(memory, head, written)?;
-        Ok(self.ring.needs_notification(memory)?)
+        self.0.add_used(memory, head, written)?;
+        Ok(self.0.needs_notification(memory)?)
     }
 }
 

@@ -1,16 +1,14 @@
 //! The registers in the function's memory, by which a driver uses a virtio device (virtio-pci, 1.x only).
 
 use std::ops::RangeInclusive;
-use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_queue::QueueT;
+use virtio_queue::{Queue, QueueT};
 
 use super::device::{DRIVER_OK, Device, FEATURES_OK, NEEDS_RESET};
-use super::lock;
-use super::queue::VirtQueue;
+use super::queue::{QUEUE_SIZE, VirtQueue};
 use super::registers::Block;
 use super::signals::NO_VECTOR;
 
@@ -36,15 +34,18 @@ pub(crate) struct Transport<'a> {
     configuration: Block,
     /// Wakes the threads of the queues.
     bells: Vec<SyncSender<()>>,
+    /// What the driver has set up of each queue.
+    setups: Vec<Queue>,
     device_select: u32,
     driver_select: u32,
     queue_select: u16,
 }
 
 impl<'a> Transport<'a> {
-    pub(crate) fn new(device: &'a Device, bells: Vec<SyncSender<()>>) -> Transport<'a> {
+    pub(crate) fn new(device: &'a Device, bells: Vec<SyncSender<()>>) -> Result<Transport<'a>, virtio_queue::Error> {
         let configuration = device.disk.configuration();
-        Transport { device, configuration, bells, device_select: 0, driver_select: 0, queue_select: 0 }
+        let setups = device.queues.iter().map(|_| Queue::new(QUEUE_SIZE)).collect::<Result<_, _>>()?;
+        Ok(Transport { device, configuration, bells, setups, device_select: 0, driver_select: 0, queue_select: 0 })
     }
 
     pub(crate) fn device(&self) -> &'a Device {
@@ -87,13 +88,13 @@ impl<'a> Transport<'a> {
         (0..self.bells.len()).for_each(|queue| self.ring(queue));
     }
 
-    /// Returns the queue that the driver has selected, if it exists.
-    fn queue(&self) -> Option<MutexGuard<'a, VirtQueue>> {
-        self.device.queues.get(usize::from(self.queue_select)).map(lock)
+    fn of_queue<T>(&self, read: impl FnOnce(&Queue) -> T) -> Option<T> {
+        self.setups.get(usize::from(self.queue_select)).map(read)
     }
 
-    fn of_queue<T>(&self, read: impl FnOnce(&VirtQueue) -> T) -> Option<T> {
-        self.queue().map(|queue| read(&queue))
+    /// Returns the queue that the driver has selected, if it exists.
+    fn queue(&self) -> Option<&'a VirtQueue> {
+        self.device.queues.get(usize::from(self.queue_select))
     }
 
     /// A driver accesses each register with its own size, and halves of those of 8 bytes. Others are zero.
@@ -107,12 +108,12 @@ impl<'a> Transport<'a> {
             (0x12, 2) => self.device.queues.len() as u64,
             (0x14, 1) => self.device.status.load(Ordering::SeqCst).into(),
             (0x16 | 0x1E, 2) => self.queue_select.into(), // and the number of the queue's notification register
-            (0x18, 2) => self.of_queue(|queue| queue.ring.size()).unwrap_or(0).into(),
-            (0x1A, 2) => self.of_queue(|queue| queue.vector).unwrap_or(NO_VECTOR).into(),
-            (0x1C, 2) => self.of_queue(|queue| queue.ring.ready()).unwrap_or(false).into(),
+            (0x18, 2) => self.of_queue(QueueT::size).unwrap_or(0).into(),
+            (0x1A, 2) => self.queue().map_or(NO_VECTOR, VirtQueue::vector).into(),
+            (0x1C, 2) => self.of_queue(QueueT::ready).unwrap_or(false).into(),
             (at, 4 | 8) if ADDRESSES.contains(&at) => {
-                let addresses = |ring: &virtio_queue::Queue| [ring.desc_table(), ring.avail_ring(), ring.used_ring()];
-                let bytes = self.of_queue(|queue| addresses(&queue.ring).map(u64::to_le_bytes).concat());
+                let addresses = |setup: &Queue| [setup.desc_table(), setup.avail_ring(), setup.used_ring()];
+                let bytes = self.of_queue(|setup| addresses(setup).map(u64::to_le_bytes).concat());
                 let mut block = Block::new(24);
                 block.define(0, &bytes.unwrap_or_default(), &[]);
                 block.read(at - ADDRESSES.start(), size)
@@ -133,8 +134,8 @@ impl<'a> Transport<'a> {
             (0x16, 2) => self.queue_select = short,
             (0x1A, 2) => {
                 let vector = self.device.signals.existing(short);
-                if let Some(mut queue) = self.queue() {
-                    queue.vector = vector;
+                if let Some(queue) = self.queue() {
+                    queue.set_vector(vector);
                 }
             }
             _ => self.set_up_queue(at, size, value),
@@ -143,16 +144,25 @@ impl<'a> Transport<'a> {
 
     /// Takes what describes a queue, which does not change any more once the queue is enabled.
     fn set_up_queue(&mut self, at: u64, size: usize, value: u64) {
-        let Some(mut queue) = self.queue().filter(|queue| !queue.ring.ready()) else { return };
+        let queue = usize::from(self.queue_select);
+        let Some(setup) = self.setups.get_mut(queue).filter(|setup| !setup.ready()) else { return };
         match (at, size) {
-            (0x18, 2) => queue.ring.set_size(u16::try_from(value).unwrap_or(0)),
-            (0x1C, 2) if value == 1 => self.device.enable(&mut queue),
+            (0x18, 2) => setup.set_size(u16::try_from(value).unwrap_or(0)),
+            (0x1C, 2) if value == 1 => self.enable(queue),
             (at, 8) if ADDRESSES.contains(&at) => {
-                set_address(&mut queue, at, value);
-                set_address(&mut queue, at + 4, value >> 32);
+                set_address(setup, at, value);
+                set_address(setup, at + 4, value >> 32);
             }
-            (at, 4) if ADDRESSES.contains(&at) => set_address(&mut queue, at, value),
+            (at, 4) if ADDRESSES.contains(&at) => set_address(setup, at, value),
             _ => {}
+        }
+    }
+
+    /// Begins to use a queue that the driver has set up.
+    pub(crate) fn enable(&mut self, queue: usize) {
+        if let Some(setup) = self.setups.get_mut(queue) {
+            setup.set_ready(true);
+            self.device.enable(queue, setup);
         }
     }
 
@@ -168,6 +178,7 @@ impl<'a> Transport<'a> {
     fn set_status(&mut self, status: u32) {
         if status == 0 {
             self.device.reset();
+            self.setups.iter_mut().for_each(QueueT::reset);
             (self.device_select, self.driver_select, self.queue_select) = (0, 0, 0);
             return;
         }
@@ -184,6 +195,18 @@ impl<'a> Transport<'a> {
         if taken & DRIVER_OK != 0 {
             self.ring_all();
         }
+    }
+
+    /// Returns what another process needs to know of each queue.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = [u64; 6]> {
+        self.device.queues.iter().zip(&self.setups).map(|(queue, setup)| queue.state(setup))
+    }
+
+    /// Takes what another process knew of each queue. Returns whether the driver had enabled them; `None` if the
+    /// numbers make no sense.
+    pub(crate) fn restore_queues<'s>(&mut self, numbers: impl Iterator<Item = &'s [u64]>) -> Option<Vec<bool>> {
+        let queues = self.device.queues.iter().zip(&mut self.setups).zip(numbers);
+        queues.map(|((queue, setup), numbers)| queue.restore(setup, numbers)).collect()
     }
 
     /// Returns the registers that select what others show.
@@ -211,16 +234,15 @@ fn half(features: u64, select: u32) -> u64 {
 }
 
 /// Sets a half of an address of a queue. `virtio-queue` ignores what is not aligned.
-fn set_address(queue: &mut VirtQueue, at: u64, value: u64) {
+fn set_address(setup: &mut Queue, at: u64, value: u64) {
     let value = u32::try_from(value & u64::from(u32::MAX)).ok();
-    let ring = &mut queue.ring;
     match at {
-        0x20 => ring.set_desc_table_address(value, None),
-        0x24 => ring.set_desc_table_address(None, value),
-        0x28 => ring.set_avail_ring_address(value, None),
-        0x2C => ring.set_avail_ring_address(None, value),
-        0x30 => ring.set_used_ring_address(value, None),
-        0x34 => ring.set_used_ring_address(None, value),
+        0x20 => setup.set_desc_table_address(value, None),
+        0x24 => setup.set_desc_table_address(None, value),
+        0x28 => setup.set_avail_ring_address(value, None),
+        0x2C => setup.set_avail_ring_address(None, value),
+        0x30 => setup.set_used_ring_address(value, None),
+        0x34 => setup.set_used_ring_address(None, value),
         _ => {}
     }
 }

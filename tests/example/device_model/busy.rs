@@ -2,12 +2,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use xenmap::mock::Fault;
 use xenmap::{FRAME_SIZE, Gfn};
 
 use super::program::driver::Driver;
+use super::program::probe;
 use super::{Machine, state_file};
 
 /// Where the driver has the parts of queue 0, which has room for 64 requests.
@@ -112,4 +114,64 @@ fn program_that_fails_ends_although_there_are_more_requests() {
 #[test]
 fn program_that_panics_ends_although_there_are_more_requests() {
     assert_ends("busy_panic", |_| panic!("as the test wants"));
+}
+
+#[test]
+fn no_request_begins_while_a_reset_waits_for_another_one() {
+    let machine = Machine::new();
+    let model = machine.open(false, None).unwrap();
+
+    machine.serve(&model, || {
+        let busy = Busy::start(&machine);
+        let vcpu = machine.domain.vcpu(0);
+        let common = probe::find_disk(&vcpu).unwrap().common;
+        std::thread::scope(|scope| {
+            let request = model.device.queues[0].ring.lock().unwrap();
+            busy.refill();
+            let before = busy.answered();
+            let reset = scope.spawn(move || vcpu.write(common + 0x14, 1, 0).unwrap());
+            let started = Instant::now();
+            while model.device.status.load(Ordering::SeqCst) != 0 && started.elapsed() < PATIENCE {
+                std::thread::yield_now();
+            }
+            let status = model.device.status.load(Ordering::SeqCst);
+            drop(request);
+            model.device.serve(0);
+            reset.join().unwrap();
+            assert_eq!((status, busy.answered()), (0, before));
+        });
+    });
+}
+
+#[test]
+fn registers_do_not_wait_for_a_request() {
+    let machine = Machine::new();
+    let model = machine.open(false, Some(state_file("slow"))).unwrap();
+
+    let was_over = machine.serve(&model, || {
+        Driver::start(&machine.domain, machine.content()).unwrap();
+        let vcpu = machine.domain.vcpu(0);
+        let found = probe::find_disk(&vcpu).unwrap();
+        let ((begins, has_begun), (ends, is_over)) = (channel(), channel());
+        std::thread::scope(|scope| {
+            let ring = &model.device.queues[0].ring;
+            let request = scope.spawn(move || {
+                let _served = ring.lock().unwrap();
+                begins.send(()).unwrap();
+                is_over.recv_timeout(PATIENCE).is_ok()
+            });
+            has_begun.recv().unwrap();
+            vcpu.write(found.common + 0x16, 2, 0).unwrap();
+            let read = |register, size| vcpu.read(found.common + register, size).unwrap();
+            let (size, vector, is_enabled, used) = (read(0x18, 2), read(0x1A, 2), read(0x1C, 2), read(0x30, 8));
+            assert_eq!((size, vector, is_enabled, used), (QUEUE_SIZE, 1, 1, USED));
+            vcpu.write(found.common + 0x1A, 2, 2).unwrap();
+            assert_eq!(read(0x1A, 2), 2);
+            vcpu.write(found.notify, 2, 1).unwrap();
+            let _ = ends.send(());
+            request.join().unwrap()
+        })
+    });
+
+    assert!(was_over, "the registers have waited for the request");
 }

@@ -74,7 +74,7 @@ impl Machine {
     /// does not come fails the test.
     fn serve<T: Send>(&self, model: &Model, guest: impl FnOnce() -> T + Send) -> T {
         let (bells, rings): (Vec<_>, Vec<_>) = model.device.queues.iter().map(|_| sync_channel(1)).unzip();
-        let mut function = model.function(Transport::new(&model.device, bells)).unwrap();
+        let mut function = model.function(Transport::new(&model.device, bells).unwrap()).unwrap();
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let guest = scope.spawn(|| {
