@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use vm_memory::GuestAddressSpace;
-use xenmap::device_model::{IoRange, IoreqServer, Registers, Sbdf, Target};
+use xenmap::device_model::{IoRange, IoreqServer, Registers, Request, Sbdf, Target};
 
 use super::bus::Bus;
 use super::config_space::{ConfigSpace, Identity};
@@ -40,6 +40,9 @@ pub(crate) struct Function<'a> {
     /// What else is on the bus, if nobody else serves it.
     bus: Option<Bus>,
     file: Option<&'a Mutex<StateFile>>,
+    /// How many values the guest's request has yet to write, and whether the others may have changed the state.
+    values_left: u32,
+    is_changed: bool,
 }
 
 impl<'a> Function<'a> {
@@ -70,7 +73,8 @@ impl<'a> Function<'a> {
         let body = [&table.concat()[..], &transport::PENDING.to_le_bytes()].concat();
         let control = (msix::ENABLED | msix::ALL_MASKED).to_le_bytes();
         let msix = config.add_capability(msix::CAPABILITY, &body, &control);
-        Ok(Function { server, at, config, msix, window, transport, memory: None, bus, file })
+        let (memory, values_left, is_changed) = (None, 0, false);
+        Ok(Function { server, at, config, msix, window, transport, memory, bus, file, values_left, is_changed })
     }
 
     /// Answers at the function's address on its bus, and for the rest of the bus, from now on.
@@ -214,27 +218,40 @@ impl Registers for Function<'_> {
     }
 
     fn write(&mut self, at: Target, size: usize, value: u64) {
+        self.is_changed |= self.take(at, size, value);
+        self.values_left = self.values_left.saturating_sub(1);
+        if self.values_left == 0 && std::mem::take(&mut self.is_changed) {
+            self.save_or_warn();
+        }
+    }
+}
+
+impl Function<'_> {
+    /// Serves a request. If it writes, the state is saved before the answer, and only once.
+    pub(crate) fn serve(&mut self, request: Request) {
+        self.values_left = request.count();
+        request.serve(self);
+    }
+
+    /// Takes a value that the guest writes. Returns whether that may have changed the state.
+    fn take(&mut self, at: Target, size: usize, value: u64) -> bool {
         match at {
             Target::Pci { function, register } if function == self.at => self.write_config(register, size, value),
             Target::Memory(address) => {
-                let Some(at) = self.offset(address, size) else { return };
+                let Some(at) = self.offset(address, size) else { return false };
                 self.transport.write(at, size, value);
-                if transport::is_doorbell(at) {
-                    return; // which is frequent, and changes nothing
-                }
+                return !transport::is_doorbell(at); // which is frequent, and changes nothing
             }
             other => {
                 if let Some(bus) = &mut self.bus {
                     bus.write(other, size, value);
                 }
-                return; // to registers that a guest only reads again while it looks for PCI
+                return false; // these registers a guest only reads again while it looks for PCI
             }
         }
-        self.save_or_warn();
+        true
     }
-}
 
-impl Function<'_> {
     /// Returns the offset in the function's memory, if it is at this address now.
     fn offset(&self, address: u64, size: usize) -> Option<u32> {
         in_memory(address.checked_sub(self.memory?)?, size)

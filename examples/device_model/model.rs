@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
-use xenmap::device_model::{EventChannels, Interrupts, IoreqServer, Sbdf, ServerId};
+use xenmap::device_model::{Event, EventChannels, Interrupts, IoreqServer, Sbdf, ServerId};
 use xenmap::vm_memory::CachedMemory;
 use xenmap::{CacheConfig, Domid, ForeignMemory, Guest, MapCache};
 
@@ -117,7 +117,14 @@ impl Model {
             let mut function = self.function(Transport::new(&self.device, bells.collect())?)?;
             println!("{}", self.description());
             serving();
-            self.server.run(&mut function)?;
+            // As `IoreqServer::run` does, but the function learns of each request, and not only of its values.
+            loop {
+                match self.server.next(None)? {
+                    Event::Request(request) => function.serve(request),
+                    Event::Gone => break,
+                    _ => {}
+                }
+            }
             self.server.cache().close();
             if let Some(Err(e)) = self.file.as_ref().map(|file| lock(file).remove()) {
                 log::warn!("the file with the state of a guest that is gone remains: {e}");

@@ -87,7 +87,7 @@ impl Machine {
             while !is_done.load(Ordering::SeqCst) {
                 assert!(started.elapsed() < DEADLINE, "the guest still waits");
                 if let Event::Request(request) = model.server.next(Some(Duration::from_millis(1))).unwrap() {
-                    request.serve(&mut function);
+                    function.serve(request);
                 }
                 for (queue, rings) in rings.iter().enumerate() {
                     while rings.try_recv().is_ok() {

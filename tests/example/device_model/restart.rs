@@ -1,5 +1,7 @@
 //! A device model that is killed and started again.
 
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use xenmap::Gfn;
@@ -230,6 +232,25 @@ fn old_state_is_removed_if_the_new_one_cannot_be_written() {
     drop(model.device);
     let model = machine.open(false, Some(path)).unwrap();
     assert_eq!(model.server.id(), id);
+}
+
+#[test]
+fn state_is_written_once_for_all_values_of_an_instruction() {
+    let machine = Machine::new();
+    let path = state_file("once");
+    let model = machine.open(false, Some(path.clone())).unwrap();
+    machine.serve(&model, || {
+        let vcpu = machine.domain.vcpu(0);
+        let messages = probe::find_disk(&vcpu).unwrap().messages;
+        let next = File::create(path.with_extension("new")).unwrap(); // which the next state replaces the file with
+
+        vcpu.rep_store(messages, 4, 12, 0x42).unwrap(); // a table of three messages
+
+        let inode = |metadata: Metadata| metadata.ino();
+        assert_eq!(inode(path.metadata().unwrap()), inode(next.metadata().unwrap()));
+        let state = std::fs::read_to_string(&path).unwrap();
+        assert!(state.contains(&format!("messages{}\n", " 40 0 0 0 42 0 0 0 42 0 0 0 0 0 0 0".repeat(3))), "{state}");
+    });
 }
 
 #[test]
