@@ -26,9 +26,9 @@
 //! not in it: requests of a queue are answered in their order, so the number of answers in the guest's memory says where
 //! to go on. A request that was under way is served a second time.
 //!
-//! With `--server`, the server also stays if the program fails, or refuses the file because it is damaged or of another
-//! guest, image or mode. If the server that the file names does not exist, or there is no file, the program creates a
-//! server, for a disk that has been reset.
+//! While the state is in the file, the server also stays if the program fails, or refuses the file because it is damaged
+//! or of another guest, image or mode. If the server that the file names does not exist, or there is no file, the program
+//! creates a server, for a disk that has been reset.
 //!
 //! # How it works
 //!
