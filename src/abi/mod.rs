@@ -57,8 +57,8 @@ pub(crate) use bindings::{
     NR_BIND_INTERDOMAIN as IOCTL_EVTCHN_BIND_INTERDOMAIN, NR_BIND_UNBOUND_PORT as IOCTL_EVTCHN_BIND_UNBOUND_PORT,
     NR_DM_OP as IOCTL_PRIVCMD_DM_OP, NR_NOTIFY as IOCTL_EVTCHN_NOTIFY, NR_RESET as IOCTL_EVTCHN_RESET,
     NR_RESTRICT_DOMID as IOCTL_EVTCHN_RESTRICT_DOMID, NR_UNBIND as IOCTL_EVTCHN_UNBIND, STATE_IOREQ_INPROCESS,
-    STATE_IOREQ_READY, STATE_IORESP_READY, XEN_DMOP_IO_RANGE_MEMORY, XEN_DMOP_IO_RANGE_PCI, XEN_DMOP_IO_RANGE_PORT,
-    XEN_DMOP_create_ioreq_server as XEN_DMOP_CREATE_IOREQ_SERVER,
+    STATE_IOREQ_NONE, STATE_IOREQ_READY, STATE_IORESP_READY, XEN_DMOP_IO_RANGE_MEMORY, XEN_DMOP_IO_RANGE_PCI,
+    XEN_DMOP_IO_RANGE_PORT, XEN_DMOP_create_ioreq_server as XEN_DMOP_CREATE_IOREQ_SERVER,
     XEN_DMOP_destroy_ioreq_server as XEN_DMOP_DESTROY_IOREQ_SERVER,
     XEN_DMOP_get_ioreq_server_info as XEN_DMOP_GET_IOREQ_SERVER_INFO, XEN_DMOP_inject_msi as XEN_DMOP_INJECT_MSI,
     XEN_DMOP_map_io_range_to_ioreq_server as XEN_DMOP_MAP_IO_RANGE_TO_IOREQ_SERVER,
@@ -76,7 +76,7 @@ pub(crate) use bindings::{
 };
 
 #[cfg(feature = "mock")]
-pub(crate) use bindings::{STATE_IOREQ_NONE, XEN_DMOP_nr_vcpus as XEN_DMOP_NR_VCPUS, xen_dm_op_nr_vcpus as NrVcpus};
+pub(crate) use bindings::{XEN_DMOP_nr_vcpus as XEN_DMOP_NR_VCPUS, xen_dm_op_nr_vcpus as NrVcpus};
 
 /// Bytes of `xen_extraversion_t` (xen/include/public/version.h).
 pub(crate) const EXTRAVERSION_BYTES: usize = 16;
