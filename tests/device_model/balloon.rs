@@ -10,7 +10,7 @@ use xenmap::{Access, Gfn, GuestKind, MapCache, Protection};
 use crate::common::program::Step;
 use crate::common::running::{DATA, Running};
 use crate::common::{FRAME, Host};
-use crate::raw::TOO_LONG;
+use crate::raw::{ANSWERED, INVALIDATE, RawServer, TOO_LONG};
 use crate::requests::{A_WHILE, Recorder, next_request, on_each_x86_host};
 
 const PORT: u16 = 0x500;
@@ -44,6 +44,24 @@ fn cache_is_invalidated_before_the_processor_goes_on() {
         assert!(cache.get(Protection::ReadOnly, ADDRESS, 8).is_err());
         assert!(cache.get(Protection::ReadOnly, ADDRESS + FRAME as u64, 8).is_ok());
         request.serve(&mut Recorder::default());
+        assert_eq!(running.results(), [[1]]);
+    });
+}
+
+#[test]
+fn request_to_invalidate_has_no_values() {
+    on_each_x86_host(|host| {
+        let mut running = host.create_running(GuestKind::Pvh, &[&PROGRAM]);
+        let server = RawServer::create(host, &running);
+        let channel = server.bind(0);
+        running.start();
+        server.page.wait_until_ready(0);
+
+        let (type_, count) = (server.page.type_(0), server.page.count(0));
+        server.page.set_state(0, ANSWERED);
+        channel.notify().unwrap();
+
+        assert_eq!((type_, count), (INVALIDATE, 0));
         assert_eq!(running.results(), [[1]]);
     });
 }

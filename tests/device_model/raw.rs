@@ -61,9 +61,13 @@ pub(crate) fn create_server(memory: &ForeignMemory, domid: Domid) -> Result<u16,
     Ok(u16::from_ne_bytes([created[4], created[5]]))
 }
 
+/// The type of the request to invalidate.
+pub(crate) const INVALIDATE: u8 = 8;
+
 /// The bytes of a vcpu's slot, and offsets in it.
 const SLOT: usize = 32;
 const DATA: usize = 8;
+const COUNT: usize = 16;
 const PORT: usize = 24;
 const STATE: usize = 30;
 const TYPE: usize = 31;
@@ -89,6 +93,11 @@ impl Page {
     /// Returns the type of a vcpu's request.
     pub(crate) fn type_(&self, vcpu: usize) -> u8 {
         self.0.view().read(SLOT * vcpu + TYPE).unwrap()
+    }
+
+    /// Returns the number of values of a vcpu's request.
+    pub(crate) fn count(&self, vcpu: usize) -> u32 {
+        self.0.view().read(SLOT * vcpu + COUNT).unwrap()
     }
 
     /// Sets the value that the guest reads.

@@ -26,12 +26,13 @@ type Step<'a, T> = (MutexGuard<'a, State>, Outcome<T>);
 
 impl MockDomain {
     /// Asks all device models to invalidate what they have mapped, and waits for their answers, as Xen does when a
-    /// guest gives memory back. While the guest is paused, that has to wait until it is unpaused.
+    /// guest gives memory back. If the guest is paused, or no server is enabled, its next instruction does that.
     pub(in crate::mock) fn invalidate_device_models(&self) {
         let (is_due, life) = self.with(|_, domain| {
             let model = &mut domain.device_model;
-            model.must_invalidate |= model.servers.values().any(|server| server.is_enabled);
-            (model.must_invalidate && domain.pauses == 0, model.life.clone())
+            model.must_invalidate = true;
+            let is_due = domain.pauses == 0 && model.servers.values().any(|server| server.is_enabled);
+            (is_due, model.life.clone())
         });
         if is_due {
             // A guest that crashes or is destroyed meanwhile needs no answer.
@@ -109,7 +110,8 @@ impl MockVcpu {
         let enabled = model.servers.iter().rev().filter(|(_, server)| server.is_enabled);
         let ids: Vec<u16> = enabled.map(|(&id, _)| id).collect();
         let access = Access::write(abi::IOREQ_TYPE_INVALIDATE, 0, 4, u64::MAX);
-        let access = Access { data: u64::MAX, ..access };
+        let no_values = Some(Values { count: 0, backwards: false, in_ram: false });
+        let access = Access { data: u64::MAX, rep: no_values, ..access };
         let mut asked = Vec::new();
         for id in ids {
             match self.post(&mut state, id, &access) {

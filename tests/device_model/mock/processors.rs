@@ -86,6 +86,19 @@ fn paused_guest_that_gives_memory_back_invalidates_when_it_is_unpaused() {
 }
 
 #[test]
+fn server_that_is_enabled_after_a_guest_gave_memory_back_is_asked_to_invalidate() {
+    let host = mock(Dom0::Pv);
+    let domain = guest(&host);
+    domain.balloon_out(domain.frames()[3]);
+    let server = server(&host, &domain);
+    drop(server.cache().get(Protection::ReadOnly, 0, 8).unwrap());
+    let reading = read_port(&domain, 1);
+    next_request(&server).serve(&mut Register::default());
+    assert_eq!(server.cache().statistics().mapped_bytes, 0);
+    assert_eq!(reading.join().unwrap(), Ok(0));
+}
+
+#[test]
 fn repeated_instruction_that_nobody_serves_reads_ones_into_ram_backwards_too() {
     let host = mock(Dom0::Pv);
     let domain = guest(&host);

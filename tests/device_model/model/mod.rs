@@ -18,8 +18,8 @@ use xenmap::{Domid, ForeignMemory, GuestKind};
 use crate::common::bytes::Bytes;
 use crate::common::mock;
 use crate::raw::{
-    ANSWERED, DESTROY_SERVER, IN_PROCESS, MAP_RANGE, Page, READY, SERVER_STATE, TOO_LONG, UNMAP_RANGE, create_server,
-    destroy_fields, dm_op, range_fields, state_fields,
+    ANSWERED, DESTROY_SERVER, IN_PROCESS, INVALIDATE, MAP_RANGE, Page, READY, SERVER_STATE, TOO_LONG, UNMAP_RANGE,
+    create_server, destroy_fields, dm_op, range_fields, state_fields,
 };
 use crate::requests::ones;
 use processor::{Doing, Processor};
@@ -34,9 +34,6 @@ const LIMIT: Duration = Duration::from_secs(180);
 const VCPUS: usize = 2;
 const PORT: u16 = 0x500;
 const PORTS: usize = 8;
-
-/// The type of a request to invalidate what is mapped.
-const INVALIDATE: u8 = 8;
 
 /// What the model knows of a server, and what a process has of it.
 #[derive(Default)]
@@ -291,11 +288,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Gives a frame back, if processes are there to answer: vcpu 0 waits for each enabled server.
+    /// Gives a frame back, if there are enabled servers, and processes to answer: vcpu 0 waits for each server.
     fn balloon(&mut self) -> Tested {
         let enabled = || self.servers.values().rev().filter(|server| server.is_enabled);
         let can_answer = |server: &Server| server.page.is_some() && (!server.has_ports || !server.channels.is_empty());
-        if self.pauses != 0 || self.processors[0].doing != Doing::Nothing || !enabled().all(can_answer) {
+        let is_free = self.pauses == 0 && self.processors[0].doing == Doing::Nothing;
+        if !is_free || enabled().count() == 0 || !enabled().all(can_answer) {
             return Ok(());
         }
         let (domain, (done, is_done)) = (self.domain.clone(), mpsc::channel());
