@@ -69,9 +69,9 @@ const ADDRESSES: u64 = (Gfn::MAX.get() + 1) * FRAME_SIZE as u64;
 /// unmaps a bucket at once or, if it is pinned, when its last guard is dropped. A later [`get`](MapCache::get) maps the
 /// guest's new frames.
 ///
-/// Xen does not inform a device model when frames come back. So a frame that could not be mapped is a hole only for
-/// those who do not request it: each [`get`](MapCache::get) that does maps its bucket again, once, before it fails. A
-/// bucket of which no frame could be mapped is not cached.
+/// A bucket may have holes: frames that could not be mapped. Xen does not inform a device model when a guest gets frames
+/// back, so each [`get`](MapCache::get) that needs such a frame maps its bucket again, once, before it fails. A bucket
+/// of which no frame could be mapped is not cached.
 ///
 /// # Populate-on-demand guests
 ///
