@@ -161,19 +161,20 @@ impl Request {
 
     fn complete(&mut self, device: &mut impl Registers) {
         let mut answer = None;
+        // Xen splits requests at the end of a page, so where the first value has no RAM, the others have none.
+        let mut has_ram = self.raw.data_is_ptr;
         for index in 0..u64::from(self.raw.count) {
             let at = self.nth(index);
             let size = self.size();
             if self.raw.is_read {
                 let value = device.read(at, size);
-                if self.raw.data_is_ptr {
-                    self.write_ram(index, value);
-                } else {
-                    answer = Some(value & self.mask());
-                }
+                has_ram = has_ram && self.write_ram(index, value);
+                answer = (!self.raw.data_is_ptr).then_some(value & self.mask());
             } else {
-                let value = if self.raw.data_is_ptr { self.read_ram(index) } else { self.raw.data };
-                device.write(at, size, value & self.mask());
+                let value = if has_ram { self.read_ram(index) } else { None };
+                has_ram = value.is_some();
+                let otherwise = if self.raw.data_is_ptr { u64::MAX } else { self.raw.data };
+                device.write(at, size, value.unwrap_or(otherwise) & self.mask());
             }
         }
         if let Some(reply) = self.reply.take() {
@@ -199,25 +200,26 @@ impl Request {
         u64::MAX >> (64 - 8 * self.raw.size)
     }
 
-    fn read_ram(&self, index: u64) -> u64 {
+    /// Returns a value in the guest's RAM; `None` if there is no RAM.
+    fn read_ram(&self, index: u64) -> Option<u64> {
         let address = self.step(self.raw.data, index);
         let mut bytes = [0; 8];
         let read = self.cache.get(Protection::ReadOnly, address, self.size());
         match read.and_then(|ram| ram.read_bytes(0, &mut bytes[..self.size()])) {
-            Ok(()) => u64::from_le_bytes(bytes),
+            Ok(()) => Some(u64::from_le_bytes(bytes)),
             Err(e) => {
                 log::debug!("a request reads ones: {e}");
-                u64::MAX
+                None
             }
         }
     }
 
-    fn write_ram(&self, index: u64, value: u64) {
+    /// Writes a value to the guest's RAM. Returns whether there is RAM.
+    fn write_ram(&self, index: u64, value: u64) -> bool {
         let address = self.step(self.raw.data, index);
         let ram = self.cache.get(Protection::ReadWrite, address, self.size());
-        if let Err(e) = ram.and_then(|ram| ram.write_bytes(0, &value.to_le_bytes()[..self.size()])) {
-            log::debug!("what a request reads vanishes: {e}");
-        }
+        let written = ram.and_then(|ram| ram.write_bytes(0, &value.to_le_bytes()[..self.size()]));
+        written.inspect_err(|e| log::debug!("what a request reads vanishes: {e}")).is_ok()
     }
 }
 

@@ -6,7 +6,7 @@ use xenmap::device_model::{Event, IoRange, Registers, Sbdf, Target};
 use xenmap::mock::{Dom0, MockRep, Vcpu};
 use xenmap::{Gfn, Guest, Protection};
 
-use super::{ADDRESS, AT_ONCE, Register, guest, read_port, server};
+use super::{ADDRESS, AT_ONCE, PORT, Register, guest, read_port, server};
 use crate::common::mock;
 use crate::requests::next_request;
 
@@ -109,6 +109,33 @@ fn repeated_instruction_that_nobody_serves_reads_ones_into_ram_backwards_too() {
     assert_eq!(domain.read(gfn, 0, 13), [&[0xFF; 12][..], &[0]].concat());
     vcpu.rep_port_in(0x80, MockRep { ram: 4, size: 4, count: 5, backwards: true }).unwrap();
     assert_eq!(domain.read(Gfn::new(0).unwrap(), 0, 9), [&[0xFF; 8][..], &[0]].concat());
+}
+
+#[test]
+fn many_values_for_a_hole_cost_no_more_than_two() {
+    for is_read in [true, false] {
+        let cost = |count| {
+            let host = mock(Dom0::Pv);
+            let domain = guest(&host);
+            let server = server(&host, &domain);
+            let vcpu = domain.vcpu(0);
+            let rep = MockRep { ram: 3 << 12, size: 4, count, backwards: false };
+            let accessing =
+                thread::spawn(move || if is_read { vcpu.rep_port_in(PORT, rep) } else { vcpu.rep_port_out(PORT, rep) });
+            let request = next_request(&server);
+            domain.pause(); // or it waits until the cache is invalidated
+            domain.balloon_out(domain.frames()[3]);
+            let (before, mut device) = (host.hypercalls(), Register::default());
+            request.serve(&mut device);
+            let after = host.hypercalls();
+            assert_eq!(device.0.lock().unwrap().1.len(), count as usize);
+            drop(server);
+            domain.unpause();
+            accessing.join().unwrap().unwrap();
+            (after.mmu_update - before.mmu_update, after.pte_writes - before.pte_writes)
+        };
+        assert_eq!(cost(1024), cost(2));
+    }
 }
 
 #[test]
