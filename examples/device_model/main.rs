@@ -37,10 +37,10 @@
 //! wakes the thread of its queue (`device`), which takes requests from the guest's memory (`queue`) and executes them
 //! (`disk`). Data goes between the file and the guest's memory without a copy in between (`image`).
 //!
-//! Accesses to registers do not wait for the disk, apart from a reset: it waits for the requests under way, and no others
-//! begin.
+//! Accesses to registers do not wait for the disk, except those that stop it (a reset, or the end of bus mastering): they
+//! wait for the requests under way.
 //!
-//! The guest's queues must be in RAM that it had when the program started; its buffers may be in any RAM.
+//! The guest's queues and buffers may be in any RAM, including what it gets while the program runs.
 //!
 //! A guest may write anything into registers and queues. The device then answers with an error, or asks for a reset
 //! (`DEVICE_NEEDS_RESET`), and goes on. The reason is a line on stderr, as is any warning of the library (`warnings`).

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use xenmap::device_model::{Event, EventChannels, Interrupts, IoreqServer, Sbdf, ServerId};
 use xenmap::vm_memory::CachedMemory;
-use xenmap::{CacheConfig, Domid, ForeignMemory, Guest, MapCache};
+use xenmap::{CacheConfig, Domid, ForeignMemory, Guest, MapCache, NumberRange, Pfn};
 
 use super::bus::Bus;
 use super::device::Device;
@@ -54,8 +54,7 @@ impl Model {
         let mut file = options.server.map(StateFile::open).transpose()?;
         let events = EventChannels::open(memory)?;
         let guest = Guest::open(memory, domid)?;
-        let ram = guest.ram_map()?.ranges();
-        // A restricted handle makes no hypercalls but those of a device model, so the RAM map comes before.
+        // A restricted handle makes no hypercalls but those of a device model, so the guest is opened before.
         memory.restrict(domid)?;
         events.restrict(domid)?;
 
@@ -63,8 +62,10 @@ impl Model {
         config.budget = options.cache << 20;
         let cache = Arc::new(MapCache::with_config(guest.clone(), config)?);
         let queues = (0..options.queues).map(|_| VirtQueue::new()).collect::<std::result::Result<_, _>>();
+        // Wherever the guest has RAM, now or later: the cache refuses what is none.
+        let everywhere = NumberRange::try_from(0..Pfn::MAX.get() + 1)?;
         let device = Device {
-            memory: CachedMemory::new(Arc::clone(&cache), &ram),
+            memory: CachedMemory::new(Arc::clone(&cache), &[everywhere]),
             disk: Disk::new(options.image, options.queues),
             queues: queues?,
             signals: Signals::new(Msix::new(Interrupts::new(guest), options.queues + 1)),

@@ -5,6 +5,7 @@
 mod arbitrary;
 mod busy;
 mod memory;
+mod new_ram;
 mod registers;
 mod requests;
 mod restart;
