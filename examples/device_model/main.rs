@@ -43,7 +43,8 @@
 //! The guest's queues and buffers may be in any RAM, including what it gets while the program runs.
 //!
 //! A guest may write anything into registers and queues. The device then answers with an error, or asks for a reset
-//! (`DEVICE_NEEDS_RESET`), and goes on. The reason is a line on stderr, as is any warning of the library (`warnings`).
+//! (`DEVICE_NEEDS_RESET`), and goes on. The reason is a line on stderr, as is any warning of the library (`warnings`), of
+//! which there are at most 10 per second.
 //!
 //! The simulated guest is migrated for part of the time: the program reports the frames that it writes. On Xen, nobody
 //! tells this program of a migration. A toolstack that does calls what `simulated` calls.
