@@ -13,7 +13,7 @@ use super::{FRAME, Guest, Host, Inner, pfns};
 
 /// Frames of a guest that runs a program.
 const FRAMES: usize = 64;
-/// The frame with the results of vcpu 0; the next ones are those of the others.
+/// The frame with the results of vcpu 0. Each further vcpu has the next frame.
 const RESULTS: u64 = 32;
 /// The first frame that programs may use for their data.
 pub const DATA: u64 = 40;

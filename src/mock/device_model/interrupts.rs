@@ -64,7 +64,7 @@ impl Interrupts {
 
 impl MockDomain {
     /// Waits for a message signalled interrupt, and returns its address and data; `None` if the guest is destroyed or
-    /// has crashed. Messages are kept until somebody takes them.
+    /// has crashed. Messages are kept until a call takes them.
     ///
     /// ```
     /// use xenmap::device_model::Interrupts;
