@@ -44,11 +44,11 @@ impl Request {
 }
 
 impl Bucket {
-    /// Returns whether this is the bucket of a piece, mapped with this protection and without a hole in the piece.
+    /// Returns whether this is the bucket with this number, mapped as requested and without a hole among those frames.
     #[inline]
-    pub(super) fn has(&self, protection: Protection, piece: &Piece) -> bool {
-        let is_whole = self.mapping.failed().is_empty() || self.has_no_hole(Request::new(protection, piece));
-        self.number == piece.bucket && self.is_for(protection) && is_whole
+    pub(super) fn has(&self, number: u64, request: Request) -> bool {
+        let is_whole = self.mapping.failed().is_empty() || self.has_no_hole(request);
+        self.number == number && self.is_for(request.protection) && is_whole
     }
 
     #[cold]
@@ -197,7 +197,7 @@ impl Source for GuestSource {
 
     #[inline]
     fn serves(&self, mapped: &Bucket, number: u64, request: Request) -> bool {
-        mapped.number == number && mapped.is_for(request.protection) && mapped.failed(request).is_empty()
+        mapped.has(number, request)
     }
 
     fn place(&self, mapped: &Bucket) -> (u64, usize) {

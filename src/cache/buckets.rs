@@ -37,8 +37,8 @@ pub(crate) trait Source {
     /// Returns the error for a bucket that the cache does not even try to map.
     fn cannot_map(&self, bucket: u64, why: CannotMap) -> crate::error::Error;
 
-    /// Returns whether this is the requested bucket, and has all that was requested. Otherwise it is mapped again, once
-    /// for each caller: meanwhile the guest may have got what was missing.
+    /// Returns whether this is the requested bucket, and has all that was requested. Otherwise each caller
+    /// maps it again, once, because the guest may have received the missing frames since.
     fn serves(&self, mapped: &Self::Bucket, bucket: u64, request: Self::Request) -> bool;
 
     /// Returns the bucket's number, and the address of its first byte in this process.

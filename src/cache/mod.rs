@@ -231,7 +231,8 @@ impl MapCache {
     pub fn get(&self, protection: Protection, address: u64, len: usize) -> Result<Pinned<'_>> {
         let piece = self.piece(address, len);
         if (1..=self.buckets.bucket_size() - piece.offset).contains(&len)
-            && let Some(pin) = self.buckets.find(piece.bucket, |b| b.has(protection, &piece))
+            && let Some(pin) =
+                self.buckets.find(piece.bucket, |b| b.has(piece.bucket, Request::new(protection, &piece)))
         {
             return Ok(Pinned::one(pin, protection, address, len));
         }

@@ -161,20 +161,27 @@ impl Request {
 
     fn complete(&mut self, device: &mut impl Registers) {
         let mut answer = None;
-        // Xen splits requests at the end of a page, so where the first value has no RAM, the others have none.
-        let mut has_ram = self.raw.data_is_ptr;
+        // Xen splits requests at the end of a page, so where one value has no RAM, those after it have none.
+        let mut has_ram = true;
         for index in 0..u64::from(self.raw.count) {
             let at = self.nth(index);
             let size = self.size();
             if self.raw.is_read {
                 let value = device.read(at, size);
-                has_ram = has_ram && self.write_ram(index, value);
-                answer = (!self.raw.data_is_ptr).then_some(value & self.mask());
+                if self.raw.data_is_ptr {
+                    has_ram = has_ram && self.write_ram(index, value);
+                } else {
+                    answer = Some(value & self.mask());
+                }
             } else {
-                let value = if has_ram { self.read_ram(index) } else { None };
-                has_ram = value.is_some();
-                let otherwise = if self.raw.data_is_ptr { u64::MAX } else { self.raw.data };
-                device.write(at, size, value.unwrap_or(otherwise) & self.mask());
+                let value = if self.raw.data_is_ptr {
+                    let read = if has_ram { self.read_ram(index) } else { None };
+                    has_ram = read.is_some();
+                    read.unwrap_or(u64::MAX)
+                } else {
+                    self.raw.data
+                };
+                device.write(at, size, value & self.mask());
             }
         }
         if let Some(reply) = self.reply.take() {

@@ -143,6 +143,9 @@ impl IoreqServer {
     ///
     /// # Errors
     ///
+    /// If a vcpu already waits for the new server and cannot be answered, the server stays in Xen, disabled, until the
+    /// guest is destroyed or a process adopts it.
+    ///
     /// - [`Error::DmOp`](crate::Error::DmOp) if the guest is a PV guest (EINVAL), has 8 servers already (ENOSPC), or
     ///   does not exist (ESRCH); if Xen has no device models, as on Arm (ENOSYS or EOPNOTSUPP); before Linux 4.11
     ///   (EINVAL).
@@ -240,6 +243,7 @@ impl IoreqServer {
         ring: Option<Ring>,
     ) -> Result<IoreqServer> {
         let slots = Slots::new(registration.map(REQUESTS)?);
+        let buffer_port = ring.is_some().then(|| registration.buffer_port()).transpose()?;
         if slots.port(0)? == 0 {
             // Xen writes the ports when it enables a disabled server whose page exists. Until the channels are bound,
             // nobody could answer a request, so it is disabled again.
@@ -249,20 +253,20 @@ impl IoreqServer {
         }
         let mut ports = slots.ports()?;
         let vcpus = u32::try_from(ports.len()).unwrap_or(SLOTS);
-        if ring.is_some() {
-            ports.push(registration.buffer_port()?);
-        }
+        ports.extend(buffer_port);
         let inbox = Inbox::new(slots, ring, vcpus);
         let (channels, presence) = (Vec::new(), Mutex::new(Presence::new()));
         let mut shared = Shared { cache, events, inbox, channels, presence, registration };
-        // If this fails while a vcpu waits for the server, the server stays in Xen: see `Shared::drop`.
-        for port in ports {
+        let bound = ports.into_iter().try_for_each(|port| {
             shared.channels.push(shared.events.bind(shared.registration.domid(), port)?);
-        }
-        shared.registration.enable(true)?;
+            Ok(())
+        });
+        // After an error, the drop of a new server answers a vcpu that waits for it, or leaves the server in Xen.
+        let server = IoreqServer { shared: Arc::new(shared) };
+        bound.and_then(|()| server.shared.registration.enable(true))?;
         // Xen has not announced what the guest gave back before the server was enabled.
-        shared.cache.invalidate_all();
-        Ok(IoreqServer { shared: Arc::new(shared) })
+        server.shared.cache.invalidate_all();
+        Ok(server)
     }
 
     /// Returns the server's number, which a process needs to [adopt](IoreqServer::adopt) it.

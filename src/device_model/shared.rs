@@ -127,8 +127,8 @@ impl Shared {
     }
 }
 
-/// If a server is destroyed before Xen has seen an answer, the guest reads zeros instead. If there is no answer, the
-/// vcpu never goes on.
+/// If a server is destroyed before Xen has seen an answer, the guest reads zeros instead. If a request is still
+/// unanswered, its vcpu hangs for good.
 impl Drop for Shared {
     fn drop(&mut self) {
         if !self.registration.is_kept() && !self.is_settled() {

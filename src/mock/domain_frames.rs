@@ -13,7 +13,7 @@ impl MockDomain {
     /// page.
     ///
     /// If the guest has ioreq servers that are enabled, its vcpu 0 then waits until all of them have invalidated what
-    /// they have mapped: so serve them on other threads. If it has none, or is paused, its next access does that.
+    /// they have mapped: so serve them on other threads. If no server is enabled, or the guest is paused, the guest does this at its next access.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
