@@ -23,7 +23,8 @@ pub(crate) const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 /// A virtio device: a disk with its queues.
 ///
 /// A thread that has locked a queue's ring may lock the interrupts (`signals`), but not the other way round. The thread
-/// that serves the registers locks a ring only to enable or reset the queue, so that it seldom waits for a request.
+/// that serves the registers locks a ring only to enable or reset its queue, or when bus mastering ends, so it seldom
+/// waits for a request.
 pub(crate) struct Device {
     pub(crate) memory: CachedMemory,
     pub(crate) disk: Disk,
@@ -43,6 +44,11 @@ impl Device {
     /// Returns the features that the device offers.
     pub(crate) fn offered(&self) -> u64 {
         self.disk.features() | 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    /// Returns whether the device can work with the features that the driver has accepted.
+    pub(crate) fn can_accept(&self) -> bool {
+        self.accepted.load(Ordering::SeqCst) & !self.offered() == 0 && self.has_accepted(VIRTIO_F_VERSION_1)
     }
 
     pub(crate) fn has_accepted(&self, feature: u32) -> bool {

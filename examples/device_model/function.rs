@@ -8,7 +8,7 @@ use xenmap::device_model::{IoRange, IoreqServer, Registers, Request, Sbdf, Targe
 
 use super::bus::Bus;
 use super::config_space::{ConfigSpace, Identity};
-use super::device::{DRIVER_OK, NEEDS_RESET};
+use super::device::{DRIVER_OK, FEATURES_OK, NEEDS_RESET};
 use super::state::{State, StateFile, damaged};
 use super::transport::{self, Transport};
 use super::{Result, lock, msix};
@@ -40,7 +40,7 @@ pub(crate) struct Function<'a> {
     /// What else is on the bus, if nobody else serves it.
     bus: Option<Bus>,
     file: Option<&'a Mutex<StateFile>>,
-    /// How many values the guest's request has yet to write, and whether the others may have changed the state.
+    /// How many values the guest's request has yet to write, and whether those written so far may have changed the state.
     values_left: u32,
     is_changed: bool,
 }
@@ -174,8 +174,14 @@ impl<'a> Function<'a> {
     /// Goes on from the state of another process.
     pub(crate) fn restore(&mut self, state: &State) -> Result<()> {
         let device = self.transport.device();
+        let status = state.number::<u8>("status")?.into();
+        if status & DRIVER_OK != 0 && status & FEATURES_OK == 0 {
+            return Err(damaged("status"));
+        }
         device.accepted.store(state.number("accepted")?, Ordering::SeqCst);
-        device.status.store(state.number::<u8>("status")?.into(), Ordering::SeqCst);
+        if status & FEATURES_OK != 0 && !device.can_accept() {
+            return Err(damaged("accepted"));
+        }
         device.signals.set_config_vector(state.number("vector")?);
         self.transport.restore_selects(state.get("selects")?).ok_or_else(|| damaged("selects"))?;
         let messages = state.bytes("messages", device.signals.msix().table().bytes().len())?;
@@ -195,10 +201,15 @@ impl<'a> Function<'a> {
                     device.fail(&broken);
                 }
             }
-            if device.status.load(Ordering::SeqCst) & DRIVER_OK != 0 {
-                // The last answers may not have been followed by an interrupt: one too many does no harm.
-                device.signals.queue(queue.vector());
+        }
+        // Only now, as the status lets the threads of the queues begin.
+        let is_broken = device.status.fetch_or(status, Ordering::SeqCst) & NEEDS_RESET != 0;
+        if status & DRIVER_OK != 0 {
+            if is_broken {
+                device.signals.configuration();
             }
+            // The last answers may not have been followed by an interrupt: one too many does no harm.
+            device.queues.iter().for_each(|queue| device.signals.queue(queue.vector()));
         }
         self.transport.ring_all();
         Ok(())
@@ -236,20 +247,21 @@ impl Function<'_> {
     /// Takes a value that the guest writes. Returns whether that may have changed the state.
     fn take(&mut self, at: Target, size: usize, value: u64) -> bool {
         match at {
-            Target::Pci { function, register } if function == self.at => self.write_config(register, size, value),
-            Target::Memory(address) => {
-                let Some(at) = self.offset(address, size) else { return false };
-                self.transport.write(at, size, value);
-                return !transport::is_doorbell(at); // which is frequent, and changes nothing
+            Target::Pci { function, register } if function == self.at => {
+                self.write_config(register, size, value);
+                true
             }
+            Target::Memory(address) => self.offset(address, size).is_some_and(|at| {
+                self.transport.write(at, size, value);
+                !transport::is_doorbell(at) // which is frequent, and changes nothing
+            }),
             other => {
                 if let Some(bus) = &mut self.bus {
                     bus.write(other, size, value);
                 }
-                return false; // these registers a guest only reads again while it looks for PCI
+                false // these registers a guest only reads again while it looks for PCI
             }
         }
-        true
     }
 
     /// Returns the offset in the function's memory, if it is at this address now.

@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_queue::{Queue, QueueT};
 
 use super::device::{DRIVER_OK, Device, FEATURES_OK, NEEDS_RESET};
@@ -182,10 +181,8 @@ impl<'a> Transport<'a> {
             (self.device_select, self.driver_select, self.queue_select) = (0, 0, 0);
             return;
         }
-        let is_acceptable = self.device.accepted.load(Ordering::SeqCst) & !self.device.offered() == 0
-            && self.device.has_accepted(VIRTIO_F_VERSION_1);
         let mut taken = status & !NEEDS_RESET;
-        if !is_acceptable {
+        if !self.device.can_accept() {
             taken &= !FEATURES_OK; // which the driver notices, as it reads the status again
         }
         if (self.device.status.load(Ordering::SeqCst) | taken) & FEATURES_OK == 0 {
