@@ -18,14 +18,14 @@ const AVAILABLE: u64 = (2 << 20) - 0x10;
 const USED: u64 = (3 << 20) - 0x40;
 const QUEUE_SIZE: u64 = 64;
 
-/// The memory of the only request: a header, its status, and ranges of the disk.
+/// The memory of the only request: a header, its status, and the data.
 const HEADER: u64 = 16 << 20;
 const STATUS: u64 = HEADER + 16;
-const RANGES: u64 = HEADER + 0x1000;
+const DATA: u64 = 17 << 20;
 
-/// Makes 16 MiB zero, which takes some milliseconds.
-const WRITE_ZEROES: u32 = 13;
-const RANGE_COUNT: usize = 16;
+/// Writes the data, which takes longer than to make the next request.
+const WRITE: u32 = 1;
+const DATA_LEN: u32 = 1 << 20;
 const HAS_NEXT: u16 = 1;
 const DEVICE_WRITES: u16 = 2;
 
@@ -41,10 +41,9 @@ impl<'a> Busy<'a> {
     fn start(machine: &'a Machine) -> Busy<'a> {
         Driver::start(&machine.domain, machine.content()).unwrap();
         let busy = Busy(machine);
-        busy.write(HEADER, &WRITE_ZEROES.to_le_bytes());
-        let range = [&[0; 8][..], &2048_u32.to_le_bytes(), &[0; 4]].concat(); // all of the disk
-        busy.write(RANGES, &range.repeat(RANGE_COUNT));
-        let descriptors = [(HEADER, 16, HAS_NEXT), (RANGES, 256, HAS_NEXT), (STATUS, 1, DEVICE_WRITES)];
+        busy.write(HEADER, &WRITE.to_le_bytes());
+        let descriptors = [(HEADER, 16, HAS_NEXT), (DATA, DATA_LEN, HAS_NEXT), (STATUS, 1, DEVICE_WRITES)];
+        busy.write(STATUS, &[0xEE]);
         for ((address, len, flags), index) in descriptors.into_iter().zip(0..) {
             let (len, flags, next) = (u32::to_le_bytes(len), flags.to_le_bytes(), (index + 1_u16).to_le_bytes());
             let descriptor = [&address.to_le_bytes()[..], &len, &flags, &next].concat();
@@ -104,6 +103,11 @@ fn assert_ends(test: &str, serving: impl FnOnce(&Machine)) {
     });
 
     assert!(was_over, "the program has served the guest to the end");
+    busy.refill();
+    let before = busy.answered();
+    model.device.serve(0);
+    assert_eq!(busy.answered(), before, "the program has ended, and serves no more");
+    assert_eq!(machine.domain.read(Gfn::containing(STATUS).unwrap(), 16, 1), [0], "no request has succeeded");
 }
 
 #[test]
