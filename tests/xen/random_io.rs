@@ -48,8 +48,10 @@ fn main() -> Result<()> {
         while !workers.iter().all(|worker| worker.is_finished()) {
             thread::sleep(Duration::from_secs(1));
             println!("IO {} s: {} requests", start.elapsed().as_secs(), requests.load(Ordering::Relaxed));
-            if let Some(at) = stop_at {
-                may_stop.fetch_or(says_stop(&disk, at)?, Ordering::Relaxed);
+            // An error lets all threads end, so that it is reported.
+            let has_failed = workers.iter().any(|worker| worker.is_finished());
+            if has_failed || stop_at.is_some_and(|at| says_stop(&disk, at).unwrap_or(true)) {
+                may_stop.store(true, Ordering::Relaxed);
             }
         }
         workers.into_iter().map(|worker| worker.join().map_err(|_| "a thread panicked")?).sum::<Result<f64>>()
