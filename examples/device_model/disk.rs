@@ -24,7 +24,7 @@ const MOST_PIECES: u32 = 126;
 const LONGEST_PIECE: u32 = 64 << 10;
 
 /// The most sectors that a request discards or makes zero: 64 MiB, for which ext4 needs about 0.1 s. A processor
-/// that resets the device meanwhile waits for that long.
+/// that resets the device meanwhile waits for that long. (A flush takes as long as the host needs.)
 const MOST_CLEARED: u32 = 128 << 10;
 
 /// A disk, and how much it was used.

@@ -26,9 +26,9 @@
 //! not in it: requests of a queue are answered in their order, so the number of answers in the guest's memory says where
 //! to go on. A request that was under way is served a second time.
 //!
-//! While the state is in the file, the server also stays if the program fails, or refuses the file because it is damaged
-//! or of another guest, image or mode. If the server that the file names does not exist, or there is no file, the program
-//! creates a server, for a disk that has been reset.
+//! While the state is in the file, the server also stays if the program ends with an error, or refuses the file because
+//! it is damaged or of another guest, image or mode. If the server that the file names does not exist, or there is no
+//! file, the program creates a server, for a disk that has been reset.
 //!
 //! # How it works
 //!
@@ -37,8 +37,8 @@
 //! wakes the thread of its queue (`device`), which takes requests from the guest's memory (`queue`) and executes them
 //! (`disk`). Data goes between the file and the guest's memory without a copy in between (`image`).
 //!
-//! Accesses to registers do not wait for the disk, except those that stop it (a reset, or the end of bus mastering): they
-//! wait for the requests under way.
+//! Only a reset and the end of bus mastering wait for the disk's requests under way. Until these are done, other accesses
+//! to registers, and a guest that balloons, wait as well.
 //!
 //! The guest's queues and buffers may be in any RAM, including what it gets while the program runs.
 //!

@@ -62,7 +62,7 @@ impl Model {
         config.budget = options.cache << 20;
         let cache = Arc::new(MapCache::with_config(guest.clone(), config)?);
         let queues = (0..options.queues).map(|_| VirtQueue::new()).collect::<std::result::Result<_, _>>();
-        // Wherever the guest has RAM, now or later: the cache refuses what is none.
+        // All addresses, because the guest may get RAM anywhere later. The cache refuses addresses without RAM.
         let everywhere = NumberRange::try_from(0..Pfn::MAX.get() + 1)?;
         let device = Device {
             memory: CachedMemory::new(Arc::clone(&cache), &[everywhere]),
@@ -171,7 +171,8 @@ impl Model {
     }
 }
 
-/// Ends the threads of the queues, also after an error or a panic. A guest could give them requests without end.
+/// Ends the threads of the queues, also after an error or a panic. Otherwise a guest that keeps making requests
+/// would keep them running.
 struct StopOnDrop<'a>(&'a Device);
 
 impl Drop for StopOnDrop<'_> {
