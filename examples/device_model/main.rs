@@ -36,6 +36,8 @@
 //! (`transport`, `msix`) arrives as a request, and the guest's processor waits for the answer. A notification only
 //! wakes the thread of its queue (`device`), which takes requests from the guest's memory (`queue`) and executes them
 //! (`disk`). Data goes between the file and the guest's memory without a copy in between (`image`).
+//! So the file is used through the host's page cache: with `O_DIRECT`, which cannot pin a guest's memory (EFAULT), each
+//! request would need a buffer.
 //!
 //! Only a reset and the end of bus mastering wait for the disk's requests under way. Until these are done, other accesses
 //! to registers, and a guest that balloons, wait as well.
