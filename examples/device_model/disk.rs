@@ -193,7 +193,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Returns where the data of a request is in the image, in bytes, if it is inside and not too long.
+    /// Returns the offset in the image, in bytes, of a request's data. Refuses data that is too long or not inside.
     fn place(&self, sector: u64, len: u64) -> Result<u64, Refused> {
         if !len.is_multiple_of(SECTOR) || len > u64::from(MOST_PIECES * LONGEST_PIECE) {
             return Err(format!("{len} bytes of data").into());

@@ -67,7 +67,7 @@ impl Msix {
         bits.fold(0, |value, bit| value | 1 << bit)
     }
 
-    /// Sends the message of a vector, now or as soon as it is not masked. A vector that does not exist has none.
+    /// Sends a vector's message, now or when the vector is unmasked. Does nothing if there is no such vector.
     pub(crate) fn raise(&mut self, vector: u16) {
         if let Some(pending) = self.pending.get_mut(usize::from(vector)).filter(|_| self.is_enabled) {
             *pending = true;

@@ -75,7 +75,7 @@ impl<'a> Transport<'a> {
         }
     }
 
-    /// Wakes the thread of a queue. If it is awake, it looks once more.
+    /// Wakes the thread of a queue. A thread that is awake looks for requests once more.
     fn ring(&self, queue: usize) {
         if let Some(bell) = self.bells.get(queue) {
             let _ = bell.try_send(());

@@ -1,4 +1,4 @@
-//! The requests of a server: which there are, and whose turn it is.
+//! The requests that wait for a server, and the order in which it takes them.
 
 use std::sync::PoisonError;
 
