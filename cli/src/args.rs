@@ -11,7 +11,7 @@ use crate::number::number;
 /// Inspect, search, compare and dump the RAM of Xen guests
 ///
 /// xenmap runs in dom0 as root, and does not need libxc. With --mock it runs anywhere: a file becomes the RAM of a
-/// simulated guest.
+/// simulated guest. With --dump it looks at a dump in place of a guest.
 ///
 /// Addresses are the guest's physical addresses; for a PV guest, its pseudo-physical ones. Addresses and sizes are decimal,
 /// hexadecimal (0x1000), or have a binary unit (64K, 1M, 2G, 1T).
@@ -35,7 +35,7 @@ pub(crate) struct WorkerArgs {
     pub(crate) source: Source,
 }
 
-/// The guest. `usage` checks which of these go together, since clap checks before it propagates global arguments.
+/// The guest, or the dump. `usage` checks which of these go together, since clap checks before it propagates global arguments.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Guest options")]
 pub(crate) struct Source {
@@ -58,6 +58,15 @@ pub(crate) struct Source {
     /// Set the kind of the simulated guest
     #[arg(long, global = true, value_name = "KIND", default_value = "pvh")]
     pub(crate) mock_kind: MockKind,
+    /// Use this dump in place of a guest
+    ///
+    /// It is a dump in any format that `diff` reads. Do not write to it or truncate it meanwhile: that can end the command
+    /// with SIGBUS.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) dump: Option<PathBuf>,
+    /// Treat the --dump file as raw RAM even if it looks like another format
+    #[arg(long, global = true)]
+    pub(crate) dump_raw: bool,
     /// Access the memory of a populate-on-demand guest even if that may crash the guest
     ///
     /// Until the balloon driver of such a guest has started, Xen may not have memory for all of its pages, and accessing
@@ -94,6 +103,7 @@ pub(crate) enum Command {
     ///
     /// Each line is a range of addresses of one kind: ram, page table (of a PV guest; it can only be read), paged out, broken
     /// (it cannot be read), special (it is Xen's, such as the grant table), or ballooned out (of a PV guest, without RAM).
+    /// A hole of a raw dump is RAM with zeros, or no RAM.
     Map {
         #[command(flatten)]
         search: SearchArgs,

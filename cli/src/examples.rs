@@ -12,6 +12,7 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap map --domain web", "Show where the RAM of the guest web is"),
             ("xenmap read --domain 5 0x1000 64", "Show 64 bytes of the RAM of domain 5"),
             ("xenmap dump --domain web --pause --format elf web.elf", "Dump the guest for gdb or drgn"),
+            ("xenmap read --dump web.elf 0x1000 64", "Show 64 bytes of a dump"),
             ("xenmap read --mock ram.raw 0 256", "Try it without Xen, on a file"),
         ],
         "domains" => &[
@@ -46,6 +47,7 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap search --domain web --text password=", "Find some text"),
             ("xenmap search --domain web --hex 'de ad ?? ef'", "Find four bytes, the third of which can be any"),
             ("xenmap search --domain web --text canary --max 1", "Check whether a text occurs"),
+            ("xenmap search --dump web.elf --text password=", "Search a dump"),
             (
                 "xenmap search --domain web --text hello --utf16 hello --context 32",
                 "Find a text in two encodings, and show it",
@@ -58,6 +60,7 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
                 "xenmap dump --domain 5 --pause --compress zstd - | ssh host 'cat >5.zst'",
                 "Send a compressed dump to another host",
             ),
+            ("xenmap dump --dump web.raw --format elf web.elf", "Convert a dump for gdb or drgn"),
         ],
         "diff" => &[
             ("xenmap diff before.elf after.elf", "Compare two dumps"),

@@ -7,6 +7,7 @@
 //! `examples.rs` has more examples, and the exit codes.
 
 mod args;
+mod bytes;
 mod called;
 mod canvas;
 mod chain;
@@ -14,18 +15,19 @@ mod diff;
 mod domains;
 mod dump;
 mod examples;
-mod guest_pages;
 mod hexdump;
 mod image;
 mod info;
 mod map;
 mod number;
+mod pages;
 mod palette;
 mod parts;
 mod pattern;
 mod picture;
 mod printable;
 mod progress;
+mod ram;
 mod read;
 mod search;
 mod sheet;
@@ -49,6 +51,7 @@ use clap::{ColorChoice, Parser, ValueEnum};
 use image::Making;
 use pattern::Pattern;
 use printable::printable;
+use ram::Ram;
 use search::Outcome;
 use source::Host;
 use space::Space;
@@ -95,12 +98,13 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<ExitCode> {
     let mut stdout = BufWriter::new(io::stdout().lock());
     let host = || Host::open(&args.source);
+    let ram = || source::ram(&args.source);
     let mut code = ExitCode::SUCCESS;
     match &args.command {
         Command::Domains { json } => domains::domains(&host()?.memory, *json, &mut stdout)?,
         Command::Info { json } => info::info(&host()?.guest()?, *json, &mut stdout)?,
         Command::Map { search, json } => {
-            if !map::map(&host()?.guest_to_touch()?, *search, *json, &mut stdout)? {
+            if !map::map(&ram()?, *search, *json, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
@@ -110,49 +114,48 @@ fn run(args: &Args) -> Result<ExitCode> {
             );
         }
         Command::Read { address, len, space, binary, json } => {
-            let host = host()?;
-            let guest = host.guest_to_touch()?;
-            let space = Space::new(&guest, *space)?;
+            let ram = ram()?;
+            let space = Space::new(&ram, *space)?;
             let format = read::Format::new(*binary, *json);
-            if !read::read(&guest, &space, (*address, *len), format, &mut stdout)? {
+            if !read::read(&ram, &space, (*address, *len), format, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
         Command::Translate { addresses, space, json } => {
-            let host = host()?;
-            let guest = host.guest_to_touch()?;
-            let space = Space::new(&guest, *space)?;
-            if !translate::translate(&guest, &space, addresses, *json, &mut stdout)? {
+            let ram = ram()?;
+            let space = Space::new(&ram, *space)?;
+            if !translate::translate(&ram, &space, addresses, *json, &mut stdout)? {
                 code = FAILED.into();
             }
         }
         Command::Write { address, bytes, space, yes } => {
-            let host = host()?;
-            let (guest, bytes) = (host.guest_to_touch()?, pattern::exact_bytes(bytes)?);
-            let space = Space::new(&guest, *space)?;
-            if !yes && !write::is_paused(&guest)? {
-                write::confirm(&guest)?;
+            let (ram, bytes) = (ram()?, pattern::exact_bytes(bytes)?);
+            let space = Space::new(&ram, *space)?;
+            if let Some(guest) = ram.guest().filter(|_| !yes)
+                && !write::is_paused(guest)?
+            {
+                write::confirm(guest)?;
             }
-            write::write(&guest, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
+            write::write(&ram, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
         }
         Command::Search { patterns, search, context, max, json } => {
             let patterns = Pattern::all(patterns)?;
             let format = search::Format { as_json: *json, context: *context, max: *max };
-            code = match search::search(&host()?.guest_to_touch()?, &patterns, *search, format, &mut stdout)? {
+            code = match search::search(&ram()?, &patterns, *search, format, &mut stdout)? {
                 Outcome::Found => ExitCode::SUCCESS,
                 Outcome::NotFound => NOTHING_FOUND.into(),
                 Outcome::NotSearchedEverywhere => INCOMPLETE.into(),
             };
         }
         Command::Dump(dump) => {
-            if !dump::dump(&host()?.guest_to_touch()?, dump, &args.source, &mut stdout)? {
+            if !dump::dump(&ram()?, dump, &args.source, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
         Command::Diff { old, new, raw, search, json } => {
             let same = match new {
                 Some(new) => Some(diff::dumps(old, new, *raw, *json, &mut stdout)?),
-                None => diff::dump_and_guest(old, *raw, &host()?.guest_to_touch()?, *search, *json, &mut stdout)?,
+                None => diff::dump_and_ram(old, *raw, &ram()?, *search, *json, &mut stdout)?,
             };
             code = match same {
                 Some(true) => ExitCode::SUCCESS,
@@ -162,7 +165,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         }
         Command::Picture { out, search, since, raw } => {
             let since = since.as_deref().map(|dump| (dump, Making::new(*raw, "--raw")));
-            if !picture::picture(&host()?.guest_to_touch()?, out, *search, since, &mut stdout)? {
+            if !picture::picture(&ram()?, out, *search, since, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
@@ -188,7 +191,7 @@ fn worker() -> ExitCode {
         // The first argument stands for the name of the program.
         let args = WorkerArgs::try_parse_from(env::args_os().skip(1))?;
         dump::worker::begin()?;
-        dump::worker::work(&Host::open(&args.source)?.guest()?)
+        dump::worker::work(&Ram::Guest(Host::open(&args.source)?.guest()?))
     };
     match work() {
         Ok(()) => ExitCode::SUCCESS,

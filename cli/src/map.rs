@@ -1,4 +1,4 @@
-//! `map`: shows where a guest's RAM is.
+//! `map`: shows where the RAM of a guest or a dump is.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -6,17 +6,20 @@ use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
-use xenmap::{FrameKind, Guest, NumberRange, Pfn, RamMap, Search};
+use xenmap::{Domid, FrameKind, Guest, NumberRange, Pfn, Search};
 
 use crate::args::SearchArgs;
+use crate::image::Image;
 use crate::number::size;
 use crate::palette::palette;
 use crate::printable::write_json;
 use crate::progress::Progress;
+use crate::ram::Ram;
+use crate::window::frames;
 use crate::{Result, say};
 
 #[derive(Serialize)]
-struct Extent {
+struct Line {
     #[serde(flatten)]
     range: AddressRange,
     kind: &'static str,
@@ -40,27 +43,27 @@ impl From<Range<u64>> for AddressRange {
 
 #[derive(Serialize)]
 struct Map {
-    domid: u16,
-    extents: Vec<Extent>,
+    domid: Option<u16>,
+    extents: Vec<Line>,
     /// The size of all extents of a kind.
     total_bytes: BTreeMap<&'static str, u64>,
     not_searched: Vec<AddressRange>,
 }
 
-/// Prints where the guest's RAM is. Returns whether the search for it was complete.
-pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
-    let found = scan(guest, search)?;
+/// Prints where the RAM is. Returns whether the search for it was complete.
+pub(crate) fn map(ram: &Ram, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
+    let found = scan(ram, search)?;
     let complete = found.is_complete();
     let mut map = Map {
-        domid: guest.domid().get(),
+        domid: ram.domid().map(Domid::get),
         extents: Vec::new(),
         total_bytes: BTreeMap::new(),
         not_searched: found.not_searched(),
     };
-    for extent in found.map.extents() {
-        let (range, kind) = (addresses_of(&extent.pfns), name(extent.kind));
+    for Extent { addresses, kind } in found.extents {
+        let (range, kind) = (AddressRange::from(addresses), name(kind));
         *map.total_bytes.entry(kind).or_default() += range.bytes;
-        map.extents.push(Extent { range, kind });
+        map.extents.push(Line { range, kind });
     }
     if as_json {
         write_json(out, &map)?;
@@ -69,7 +72,7 @@ pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut im
     let palette = palette();
     let (heading, address) = (palette.heading, palette.address);
     writeln!(out, "{heading}{:>14}  {:>14}  {:>14}  kind{heading:#}", "first", "last", "size")?;
-    for Extent { range: AddressRange { first, last, bytes }, kind } in map.extents {
+    for Line { range: AddressRange { first, last, bytes }, kind } in map.extents {
         let (size, style) = (size(bytes), if kind == "ram" { palette.good } else { palette.warning });
         writeln!(out, "{address}{first:>#14x}  {last:>#14x}{address:#}  {size:>14}  {style}{kind}{style:#}")?;
     }
@@ -79,9 +82,26 @@ pub(crate) fn map(guest: &Guest, search: SearchArgs, as_json: bool, out: &mut im
     Ok(complete)
 }
 
-/// The result of a search for a guest's RAM.
+/// Consecutive addresses of one kind, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) addresses: Range<u64>,
+    pub(crate) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Frame(FrameKind),
+    /// A hole of a raw dump: RAM that is all zero, or no RAM.
+    ZerosOrNone,
+}
+
+/// The result of a search for RAM.
 pub(crate) struct Found {
-    pub(crate) map: RamMap,
+    /// In ascending order.
+    pub(crate) extents: Vec<Extent>,
+    /// Frames that the guest owns and that are not in its memory map.
+    pub(crate) missing: u64,
     /// Frames that were not searched.
     not_searched: Vec<NumberRange<Pfn>>,
     /// How long the search found nothing before it ended.
@@ -89,6 +109,28 @@ pub(crate) struct Found {
 }
 
 impl Found {
+    /// Returns the frames that hold data, in ascending order. For a frame of which a dump has only a part, too.
+    pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for extent in &self.extents {
+            if let Kind::Frame(FrameKind::BalloonedOut | FrameKind::Broken) = extent.kind {
+                continue;
+            }
+            let pfns = frames(&extent.addresses);
+            match ranges.last_mut() {
+                Some(last) if last.end >= pfns.start => last.end = pfns.end,
+                _ => ranges.push(pfns),
+            }
+        }
+        ranges
+    }
+
+    /// Returns the frames of a kind.
+    pub(crate) fn of_kind(&self, kind: FrameKind) -> impl Iterator<Item = Range<u64>> {
+        let of_kind = self.extents.iter().filter(move |extent| extent.kind == Kind::Frame(kind));
+        of_kind.map(|extent| frames(&extent.addresses))
+    }
+
     /// Returns whether all frames were searched.
     pub(crate) fn is_complete(&self) -> bool {
         self.not_searched.is_empty()
@@ -100,17 +142,27 @@ impl Found {
     }
 }
 
-/// Looks for the guest's RAM as [`find`] does, and prints a message if not all frames were searched.
-pub(crate) fn scan(guest: &Guest, args: SearchArgs) -> Result<Found> {
-    let found = find(guest, args)?;
+/// Looks for the RAM as [`find`] does, and prints a message if not all frames were searched.
+pub(crate) fn scan(ram: &Ram, args: SearchArgs) -> Result<Found> {
+    let found = find(ram, args)?;
     if !found.is_complete() {
         say(&complaint(&found.not_searched, found.idle));
     }
     Ok(found)
 }
 
-/// Looks for the guest's RAM, and shows the progress. Check first that the guest can be touched.
-pub(crate) fn find(guest: &Guest, args: SearchArgs) -> Result<Found> {
+/// Looks for the RAM, and shows the progress. Check first that the guest can be touched.
+pub(crate) fn find(ram: &Ram, args: SearchArgs) -> Result<Found> {
+    match ram {
+        Ram::Guest(guest) => find_of_guest(guest, args),
+        Ram::Dump(image) => {
+            let (not_searched, idle) = (Vec::new(), Duration::ZERO);
+            Ok(Found { extents: extents_of(image), missing: 0, not_searched, idle })
+        }
+    }
+}
+
+fn find_of_guest(guest: &Guest, args: SearchArgs) -> Result<Found> {
     let mut scan = guest.scan_populating(if args.thorough { Search::EveryFrame } else { Search::UntilAllFound })?;
     let progress = Progress::new("finding", scan.owned())?;
     while scan.step()? {
@@ -121,7 +173,27 @@ pub(crate) fn find(guest: &Guest, args: SearchArgs) -> Result<Found> {
     }
     drop(progress);
     let (not_searched, idle) = (scan.not_searched(), scan.idle_time());
-    Ok(Found { map: scan.into_map(), not_searched, idle })
+    let map = scan.into_map();
+    let extent =
+        |extent: &xenmap::Extent| Extent { addresses: extent.pfns.addresses(), kind: Kind::Frame(extent.kind) };
+    let (extents, missing) = (map.iter().map(extent).collect(), map.not_found());
+    Ok(Found { extents, missing, not_searched, idle })
+}
+
+fn extents_of(image: &Image) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    let mut end = 0;
+    for addresses in image.extents() {
+        if image.hides_zeros && end < addresses.start {
+            extents.push(Extent { addresses: end..addresses.start, kind: Kind::ZerosOrNone });
+        }
+        end = addresses.end;
+        extents.push(Extent { addresses, kind: Kind::Frame(FrameKind::Ram) });
+    }
+    if end < image.end() {
+        extents.push(Extent { addresses: end..image.end(), kind: Kind::ZerosOrNone });
+    }
+    extents
 }
 
 /// Returns how long a search may find nothing before it ends.
@@ -153,14 +225,15 @@ fn addresses_of(pfns: &NumberRange<Pfn>) -> AddressRange {
     pfns.addresses().into()
 }
 
-fn name(kind: FrameKind) -> &'static str {
+fn name(kind: Kind) -> &'static str {
     match kind {
-        FrameKind::Ram => "ram",
-        FrameKind::PageTable => "page table",
-        FrameKind::PagedOut => "paged out",
-        FrameKind::Broken => "broken",
-        FrameKind::Special => "special",
-        FrameKind::BalloonedOut => "ballooned out",
-        _ => "unknown",
+        Kind::Frame(FrameKind::Ram) => "ram",
+        Kind::Frame(FrameKind::PageTable) => "page table",
+        Kind::Frame(FrameKind::PagedOut) => "paged out",
+        Kind::Frame(FrameKind::Broken) => "broken",
+        Kind::Frame(FrameKind::Special) => "special",
+        Kind::Frame(FrameKind::BalloonedOut) => "ballooned out",
+        Kind::Frame(_) => "unknown",
+        Kind::ZerosOrNone => "zeros or no ram",
     }
 }

@@ -1,14 +1,16 @@
-//! A range of a guest's memory, part by part: bytes, and the holes between them.
+//! A range of memory, part by part: bytes, and the holes between them.
 
 use std::fmt;
 use std::ops::Range;
 
-use xenmap::{Access, Error, FRAME_SIZE, ForeignMapping, FrameError, Gfn, Guest, NumberRange, PageTables, Protection};
+use xenmap::{Error, FRAME_SIZE, PageTables};
 
 use crate::Result;
+use crate::bytes::Bytes;
 use crate::number::count;
+use crate::ram::Ram;
 use crate::space::Space;
-use crate::window::MappedWindows;
+use crate::window::Piece;
 
 const FRAME: u64 = FRAME_SIZE as u64;
 /// Frames that are mapped at a time.
@@ -50,7 +52,7 @@ impl fmt::Display for Hole {
 
 /// Calls `f` with each part of a range, in ascending order. Adjacent holes are one, unless their reasons differ.
 pub(crate) fn each_part(
-    guest: &Guest,
+    ram: &Ram,
     space: &Space,
     (first, last): (u64, u64),
     f: impl FnMut(Part<'_>) -> Result<()>,
@@ -58,8 +60,8 @@ pub(crate) fn each_part(
     let len = usize::try_from(last - first)?.saturating_add(1);
     let mut parts = Parts { first, last, hole: None, buffer: vec![0; len.min(CHUNK)], f };
     match space {
-        Space::Physical => parts.read_physical(guest)?,
-        Space::Virtual(tables) => parts.read_virtual(guest, tables)?,
+        Space::Physical => parts.read_physical(ram)?,
+        Space::Virtual(tables) => parts.read_virtual(ram, tables)?,
     }
     parts.end_hole()
 }
@@ -74,66 +76,62 @@ struct Parts<F> {
 }
 
 impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
-    fn read_physical(&mut self, guest: &Guest) -> Result<()> {
-        let pfns = self.first / FRAME..self.last / FRAME + 1;
-        // The guest has never had a frame above the highest. So if the first of them is no RAM, none is.
-        let highest = guest.memory().maximum_gpfn(guest.domid()).unwrap_or(u64::MAX);
-        let end = highest.saturating_add(1).clamp(pfns.start, pfns.end);
-        self.read_frames(guest, pfns.start..end)?;
-        if end == pfns.end {
-            return Ok(());
-        }
-        let above = guest.map_partial(Protection::ReadOnly, NumberRange::try_from(end..end + 1)?)?;
-        match above.failed().first() {
-            Some(e) if e.errno == libc::EINVAL => self.add_hole(end * FRAME, self.last, e.reason()),
-            _ => self.read_frames(guest, end..pfns.end),
-        }
-    }
-
-    fn read_frames(&mut self, guest: &Guest, pfns: Range<u64>) -> Result<()> {
-        for window in MappedWindows::new(guest, pfns, WINDOW) {
-            let (pfns, mapping) = window?;
-            let base = pfns.start * FRAME;
-            let mut next = 0;
-            for run in mapping.failed().chunk_by(|a, b| a.index + 1 == b.index && a.errno == b.errno) {
-                let (start, end) = (run[0].index * FRAME_SIZE, (run[0].index + run.len()) * FRAME_SIZE);
-                self.copy(&mapping, base, next..start)?;
-                self.add_hole(base + start as u64, base + end as u64 - 1, run[0].reason())?;
-                next = end;
+    fn read_physical(&mut self, ram: &Ram) -> Result<()> {
+        let all = self.first / FRAME..self.last / FRAME + 1;
+        let (pfns, why_no_more) = ram.without_missing_end(all.clone())?;
+        for window in ram.windows(pfns.clone(), WINDOW) {
+            for (addresses, piece) in window?.pieces()? {
+                let wanted = addresses.start.max(self.first)..addresses.end.min(self.last + 1);
+                match piece {
+                    Piece::Bytes(bytes) => self.copy(bytes, addresses.start, wanted)?,
+                    Piece::Zeros => self.add_zeros(wanted)?,
+                    Piece::Hole(errno) => self.add_hole(wanted.start, wanted.end - 1, ram.reason(errno))?,
+                }
             }
-            self.copy(&mapping, base, next..mapping.frames() * FRAME_SIZE)?;
+        }
+        if pfns.end < all.end {
+            self.add_hole(pfns.end * FRAME, self.last, why_no_more)?;
         }
         Ok(())
     }
 
-    /// Copies those bytes of a mapping that are in the range. The mapping begins at the address `base`.
-    fn copy(&mut self, mapping: &ForeignMapping, base: u64, bytes: Range<usize>) -> Result<()> {
-        let start = bytes.start.max(usize::try_from(self.first.saturating_sub(base))?);
-        let end = bytes.end.min(usize::try_from(self.last - base)?.saturating_add(1));
+    /// Copies those of some bytes that are wanted. The first byte is at the address `base`.
+    fn copy(&mut self, bytes: Bytes<'_>, base: u64, wanted: Range<u64>) -> Result<()> {
+        let (start, end) = (usize::try_from(wanted.start - base)?, usize::try_from(wanted.end - base)?);
         for offset in (start..end).step_by(self.buffer.len()) {
             let len = self.buffer.len().min(end - offset);
-            mapping.view().read_bytes(offset, &mut self.buffer[..len])?;
+            bytes.read(offset, &mut self.buffer[..len])?;
             self.add_bytes(base + offset as u64, len)?;
         }
         Ok(())
     }
 
+    fn add_zeros(&mut self, mut wanted: Range<u64>) -> Result<()> {
+        while !wanted.is_empty() {
+            let len = self.buffer.len().min(usize::try_from(wanted.end - wanted.start)?);
+            self.buffer[..len].fill(0);
+            self.add_bytes(wanted.start, len)?;
+            wanted.start += len as u64;
+        }
+        Ok(())
+    }
+
     /// Reads many pages at a time, and page by page where that fails.
-    fn read_virtual(&mut self, guest: &Guest, tables: &PageTables) -> Result<()> {
+    fn read_virtual(&mut self, ram: &Ram, tables: &PageTables) -> Result<()> {
         let mut at = self.first;
         let mut by_page = false;
         loop {
             let size = if by_page { FRAME } else { CHUNK as u64 };
             let mut end = self.last.min(at | (size - 1));
             let len = usize::try_from(end - at)? + 1;
-            match guest.read_virtual(tables, at, &mut self.buffer[..len]) {
+            match ram.read_virtual(tables, at, &mut self.buffer[..len]) {
                 Ok(()) => self.add_bytes(at, len)?,
                 Err(_) if !by_page => {
                     by_page = true;
                     continue;
                 }
                 Err(Error::Translation { .. } | Error::GuestAddress { .. }) => {
-                    let (reason, last) = why_unreadable(guest, tables, at)?;
+                    let (reason, last) = why_unreadable(ram, tables, at)?;
                     end = self.last.min(last);
                     self.add_hole(at, end, reason)?;
                 }
@@ -173,21 +171,20 @@ impl<F: FnMut(Part<'_>) -> Result<()>> Parts<F> {
 }
 
 /// Returns why a virtual address cannot be read, and the last address that certainly cannot be read for the same reason.
-fn why_unreadable(guest: &Guest, tables: &PageTables, address: u64) -> Result<(String, u64)> {
-    let frame_reason = |errno| FrameError::new(0, Gfn::MAX, errno).reason();
-    let physical = match guest.translate(tables, address) {
+fn why_unreadable(ram: &Ram, tables: &PageTables, address: u64) -> Result<(String, u64)> {
+    let physical = match ram.translate(tables, address) {
         Ok(physical) => physical,
         Err(Error::Translation { last, .. }) => return Ok(("no translation".to_owned(), last)),
         Err(Error::GuestAddress { errno, .. }) => {
-            let reason = format!("no translation (page table: {})", frame_reason(errno));
+            let reason = format!("no translation (page table: {})", ram.reason(errno));
             return Ok((reason, end_of_block(address, TABLE_BITS)));
         }
         Err(e) => return Err(e.into()),
     };
-    let reason = match guest.read(physical, &mut [0]) {
+    let reason = match ram.read(physical, &mut [0]) {
         // It could not be read a moment ago.
         Ok(()) => "the guest was changing it".to_owned(),
-        Err(Error::GuestAddress { errno, .. }) => frame_reason(errno),
+        Err(Error::GuestAddress { errno, .. }) => ram.reason(errno),
         Err(e) => return Err(e.into()),
     };
     Ok((reason, end_of_block(address, PAGE_BITS)))

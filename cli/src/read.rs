@@ -1,15 +1,16 @@
-//! `read`: bytes of the guest's memory, wherever they begin and end.
+//! `read`: bytes of memory, wherever they begin and end.
 
 use std::error::Error;
 use std::io::Write;
 
 use serde::Serialize;
-use xenmap::{Gfn, Guest};
+use xenmap::Gfn;
 
 use crate::hexdump::{self, Hexdump};
 use crate::palette::palette;
 use crate::parts::{Hole, Part, each_part};
 use crate::printable::write_json;
+use crate::ram::Ram;
 use crate::space::{self, Space};
 use crate::{Result, say};
 
@@ -32,7 +33,7 @@ impl Format {
 
 /// Prints `len` bytes from an address on. Returns whether all of them could be read; it is an error if none could.
 pub(crate) fn read(
-    guest: &Guest,
+    ram: &Ram,
     space: &Space,
     (first, len): (u64, u64),
     format: Format,
@@ -44,13 +45,13 @@ pub(crate) fn read(
     }
     let range = (first, last);
     let unread = match format {
-        Format::Hexdump => print(guest, space, range, out)?,
+        Format::Hexdump => print(ram, space, range, out)?,
         Format::Binary => {
-            write_binary(guest, space, range, out)?;
+            write_binary(ram, space, range, out)?;
             0
         }
         Format::Json => {
-            let document = Document::read(guest, space, range)?;
+            let document = Document::read(ram, space, range)?;
             let unread = document.unread_bytes();
             if unread < len {
                 write_json(&mut *out, &document)?;
@@ -59,7 +60,7 @@ pub(crate) fn read(
         }
     };
     if unread == len {
-        return Err(cannot_read(guest, space, first));
+        return Err(cannot_read(ram, space, first));
     }
     if unread > 0 {
         say(&format!("{unread} of {len} bytes cannot be read"));
@@ -68,13 +69,13 @@ pub(crate) fn read(
 }
 
 /// Prints a hexdump, unless no byte can be read. Returns how many bytes cannot be read.
-fn print(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<u64> {
+fn print(ram: &Ram, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<u64> {
     let mut hexdump = Hexdump::new(palette(), None);
     let mut unread = 0;
     let mut any_read = false;
     // The holes before the first byte.
     let mut held = Vec::new();
-    each_part(guest, space, range, |part| {
+    each_part(ram, space, range, |part| {
         match &part {
             Part::Hole(hole) => {
                 unread += hole.bytes();
@@ -101,21 +102,21 @@ fn print(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) 
 }
 
 /// Writes the bytes themselves. If one cannot be read, fails before it writes anything.
-fn write_binary(guest: &Guest, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<()> {
+fn write_binary(ram: &Ram, space: &Space, range: (u64, u64), out: &mut impl Write) -> Result<()> {
     // The bytes are read twice, because there may be too many to keep.
-    each_part(guest, space, range, |part| match part {
+    each_part(ram, space, range, |part| match part {
         Part::Bytes(..) => Ok(()),
-        Part::Hole(hole) => Err(cannot_read(guest, space, hole.first)),
+        Part::Hole(hole) => Err(cannot_read(ram, space, hole.first)),
     })?;
-    each_part(guest, space, range, |part| match part {
+    each_part(ram, space, range, |part| match part {
         Part::Bytes(_, bytes) => Ok(out.write_all(bytes)?),
-        Part::Hole(hole) => Err(cannot_read(guest, space, hole.first)),
+        Part::Hole(hole) => Err(cannot_read(ram, space, hole.first)),
     })
 }
 
 /// Returns the library's error for an address that could not be read, which says more than the reason of a hole.
-fn cannot_read(guest: &Guest, space: &Space, address: u64) -> Box<dyn Error> {
-    match space.read(guest, address, &mut [0]) {
+fn cannot_read(ram: &Ram, space: &Space, address: u64) -> Box<dyn Error> {
+    match space.read(ram, address, &mut [0]) {
         Err(e) => e,
         Ok(()) => format!("cannot read at {address:#x}: the guest was changing it").into(),
     }
@@ -146,10 +147,10 @@ enum Content {
 }
 
 impl Document {
-    pub(crate) fn read(guest: &Guest, space: &Space, range: (u64, u64)) -> Result<Document> {
+    pub(crate) fn read(ram: &Ram, space: &Space, range: (u64, u64)) -> Result<Document> {
         let (address, last) = range;
         let mut document = Document { address, bytes: last - address + 1, parts: Vec::new() };
-        each_part(guest, space, range, |part| {
+        each_part(ram, space, range, |part| {
             document.add(&part);
             Ok(())
         })?;

@@ -1,11 +1,13 @@
-//! `search`: where in the guest's RAM some bytes are.
+//! `search`: where in RAM some bytes are.
 
 use std::io::Write;
+use std::ops::Range;
 
 use serde::Serialize;
-use xenmap::{Access, FRAME_SIZE, FrameKind, Guest, View};
+use xenmap::FrameKind;
 
 use crate::args::SearchArgs;
+use crate::bytes::Bytes;
 use crate::hexdump::Hexdump;
 use crate::map::scan;
 use crate::number::count;
@@ -14,9 +16,10 @@ use crate::parts::each_part;
 use crate::pattern::Pattern;
 use crate::printable::write_json;
 use crate::progress::Progress;
+use crate::ram::Ram;
 use crate::read::Document;
 use crate::space::Space;
-use crate::window::MappedWindows;
+use crate::window::{Piece, addresses, frames};
 use crate::{Result, say};
 
 /// Frames that are mapped at a time.
@@ -42,30 +45,32 @@ pub(crate) enum Outcome {
 
 /// Prints the matches of some patterns, in ascending order of their addresses.
 pub(crate) fn search<W: Write>(
-    guest: &Guest,
+    ram: &Ram,
     patterns: &[Pattern],
     args: SearchArgs,
     format: Format,
     out: &mut W,
 ) -> Result<Outcome> {
-    let found = scan(guest, args)?;
-    let map = &found.map;
-    let ranges = map.ranges();
-    let end = ranges.last().map_or(0, |pfns| pfns.addresses().end);
-    let mut output = Output { guest, format, names: patterns.len() > 1, end, palette: palette(), out, found: 0 };
-    let mut unreadable = map.count(FrameKind::Broken);
-    let progress = Progress::new("searching", ranges.iter().map(|range| range.len() as u64).sum())?;
+    let found = scan(ram, args)?;
+    let ranges = found.ranges();
+    let end = ranges.last().map_or(0, |pfns| addresses(pfns).end);
+    let mut output = Output { ram, format, names: patterns.len() > 1, end, palette: palette(), out, found: 0 };
+    let mut unreadable: u64 = found.of_kind(FrameKind::Broken).map(|pfns| pfns.end - pfns.start).sum();
+    let progress = Progress::new("searching", ranges.iter().map(|range| range.end - range.start).sum())?;
     let mut searched = 0;
     let mut matcher = Matcher::new(patterns, &progress);
-    for window in ranges.into_iter().flat_map(|pfns| MappedWindows::new(guest, pfns.numbers(), WINDOW)) {
-        let (pfns, mapping) = window?;
-        unreadable += mapping.failed().len() as u64;
-        let address = pfns.start * FRAME_SIZE as u64;
-        for part in mapping.mapped_ranges() {
-            let bytes = mapping.view().slice(part.start, part.len())?;
-            matcher.search(address + part.start as u64, bytes, &mut output)?;
+    for window in ranges.into_iter().flat_map(|pfns| ram.windows(pfns, WINDOW)) {
+        let window = window?;
+        for (addresses, piece) in window.pieces()? {
+            match piece {
+                Piece::Bytes(bytes) => matcher.search(addresses.start, bytes, &mut output)?,
+                Piece::Zeros => matcher.search_zeros(addresses, &mut output)?,
+                // A dump may lack a part of a frame.
+                Piece::Hole(_) if ram.guest().is_none() => {}
+                Piece::Hole(_) => unreadable += frames(&addresses).count() as u64,
+            }
         }
-        searched += pfns.end - pfns.start;
+        searched += window.pfns.end - window.pfns.start;
         progress.set(searched);
         if output.is_full() {
             break;
@@ -104,18 +109,35 @@ impl<'a> Matcher<'a> {
         Matcher { patterns, progress, longest, buffer: vec![0; CHUNK + longest], len: 0, end: 0 }
     }
 
+    /// Searches zeros, as far as they can be a part of a match.
+    fn search_zeros<W: Write>(&mut self, addresses: Range<u64>, output: &mut Output<'_, W>) -> Result<()> {
+        let longest = self.longest as u64;
+        let may_be_zeros = |pattern: &Pattern| pattern.matches(&vec![0; pattern.len()]).next().is_some();
+        let mut rest = addresses;
+        if rest.end - rest.start > 2 * longest && !self.patterns.iter().any(may_be_zeros) {
+            self.search(rest.start, Bytes::Dump(&vec![0; self.longest]), output)?;
+            rest.start = rest.end - longest;
+        }
+        while !rest.is_empty() && !output.is_full() {
+            let len = CHUNK.min(usize::try_from(rest.end - rest.start)?);
+            self.search(rest.start, Bytes::Dump(&vec![0; len]), output)?;
+            rest.start += len as u64;
+        }
+        Ok(())
+    }
+
     /// Searches bytes that are at `address`, except the last ones: there a match may begin that continues after them.
-    fn search<W: Write>(&mut self, address: u64, view: View<'_>, output: &mut Output<'_, W>) -> Result<()> {
+    fn search<W: Write>(&mut self, address: u64, bytes: Bytes<'_>, output: &mut Output<'_, W>) -> Result<()> {
         if address != self.end {
             self.end_run(output)?;
             self.end = address;
         }
-        for offset in (0..view.len()).step_by(CHUNK) {
+        for offset in (0..bytes.len()).step_by(CHUNK) {
             let kept = self.len.min(self.longest - 1);
             self.buffer.copy_within(self.len - kept..self.len, 0);
-            let more = CHUNK.min(view.len() - offset);
+            let more = CHUNK.min(bytes.len() - offset);
             self.len = kept + more;
-            view.read_bytes(offset, &mut self.buffer[kept..self.len])?;
+            bytes.read(offset, &mut self.buffer[kept..self.len])?;
             self.end += more as u64;
             self.print_matches(self.len.saturating_sub(self.longest - 1), output)?;
         }
@@ -160,7 +182,7 @@ impl<'a> Matcher<'a> {
 
 /// Where matches are printed.
 struct Output<'a, W> {
-    guest: &'a Guest,
+    ram: &'a Ram,
     format: Format,
     /// Whether the pattern of each match is printed.
     names: bool,
@@ -194,7 +216,7 @@ impl<W: Write> Output<'_, W> {
             .context
             .map(|bytes| (found.0.saturating_sub(bytes), found.1.saturating_add(bytes).min(self.end - 1)));
         if self.format.as_json {
-            let context = context.map(|range| Document::read(self.guest, &Space::Physical, range)).transpose()?;
+            let context = context.map(|range| Document::read(self.ram, &Space::Physical, range)).transpose()?;
             let Pattern { kind, given, .. } = pattern;
             let found = Match { address, bytes: pattern.len(), kind, pattern: given, context };
             return Ok(write_json(&mut *self.out, &found)?);
@@ -210,7 +232,7 @@ impl<W: Write> Output<'_, W> {
         writeln!(self.out)?;
         if let Some(range) = context {
             let mut hexdump = Hexdump::new(self.palette, Some(found));
-            each_part(self.guest, &Space::Physical, range, |part| Ok(hexdump.part(self.out, &part)?))?;
+            each_part(self.ram, &Space::Physical, range, |part| Ok(hexdump.part(self.out, &part)?))?;
             hexdump.end(self.out)?;
         }
         Ok(())

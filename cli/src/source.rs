@@ -1,4 +1,4 @@
-//! The host and the guest of a command, real or simulated.
+//! What a command looks at: a host and a guest, real or simulated, or a dump.
 
 use std::path::Path;
 
@@ -9,7 +9,16 @@ use crate::Result;
 use crate::args::{MockKind, Source};
 use crate::called::Called;
 use crate::chain::chain;
-use crate::image;
+use crate::image::{self, Image, Making};
+use crate::ram::Ram;
+
+/// Opens the dump or the guest whose RAM a command accesses.
+pub(crate) fn ram(source: &Source) -> Result<Ram> {
+    if let Some(dump) = &source.dump {
+        return Ok(Ram::Dump(Image::open(dump, Making::new(source.dump_raw, "--dump-raw"))?));
+    }
+    Ok(Ram::Guest(Host::open(source)?.guest_to_touch()?))
+}
 
 /// The host, and the guest if one was named.
 pub(crate) struct Host {

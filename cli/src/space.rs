@@ -4,6 +4,7 @@ use xenmap::{Gfn, Guest, PageTables, PagingMode};
 
 use crate::Result;
 use crate::args::SpaceArgs;
+use crate::ram::Ram;
 
 pub(crate) enum Space {
     Physical,
@@ -11,43 +12,50 @@ pub(crate) enum Space {
 }
 
 impl Space {
-    pub(crate) fn new(guest: &Guest, args: SpaceArgs) -> Result<Space> {
+    pub(crate) fn new(ram: &Ram, args: SpaceArgs) -> Result<Space> {
         if !args.r#virtual {
             return Ok(Space::Physical);
         }
-        let has_vcpus = || guest.memory().domain_info(guest.domid()).map(|info| info.vcpus != Some(0));
-        if args.cr3.is_none() && !has_vcpus()? {
-            return Err(format!("domain {} has no vcpus: give --cr3", guest.domid()).into());
-        }
-        let of_vcpu = guest.page_tables(args.vcpu);
-        Ok(Space::Virtual(match (args.cr3, of_vcpu) {
-            (None, of_vcpu) => of_vcpu?,
-            (Some(cr3), Ok(PageTables::X86 { mode, .. })) => PageTables::X86 { cr3, mode },
-            (Some(ttbr0), Ok(PageTables::Arm64 { ttbr1, tcr, .. })) => PageTables::Arm64 { ttbr0, ttbr1, tcr },
-            // Without TCR_EL1, nothing is known of an arm64 guest's tables. Nearly every x86 guest's have four levels.
-            (Some(_), Err(e)) if guest.memory().xen_capabilities()?.contains("aarch64") => return Err(e.into()),
-            (Some(cr3), _) => PageTables::X86 { cr3, mode: PagingMode::FourLevels },
+        Ok(Space::Virtual(match ram {
+            Ram::Guest(guest) => tables_of_guest(guest, args)?,
+            Ram::Dump(_) => ram.page_tables(args.vcpu)?,
         }))
     }
 
-    pub(crate) fn read(&self, guest: &Guest, address: u64, to: &mut [u8]) -> Result<()> {
-        match self {
-            Space::Physical => guest.read(address, to)?,
-            Space::Virtual(tables) => guest.read_virtual(tables, address, to)?,
-        }
-        Ok(())
+    pub(crate) fn read(&self, ram: &Ram, address: u64, to: &mut [u8]) -> Result<()> {
+        let read = match self {
+            Space::Physical => ram.read(address, to),
+            Space::Virtual(tables) => ram.read_virtual(tables, address, to),
+        };
+        read.map_err(|e| ram.explain(e))
     }
 
     /// Returns the physical address that an address of this space leads to.
-    pub(crate) fn translate(&self, guest: &Guest, address: u64) -> Result<u64> {
+    pub(crate) fn translate(&self, ram: &Ram, address: u64) -> Result<u64> {
         match self {
             Space::Physical => {
                 Gfn::containing(address)?;
                 Ok(address)
             }
-            Space::Virtual(tables) => Ok(guest.translate(tables, address)?),
+            Space::Virtual(tables) => ram.translate(tables, address).map_err(|e| ram.explain(e)),
         }
     }
+}
+
+fn tables_of_guest(guest: &Guest, args: SpaceArgs) -> Result<PageTables> {
+    let has_vcpus = || guest.memory().domain_info(guest.domid()).map(|info| info.vcpus != Some(0));
+    if args.cr3.is_none() && !has_vcpus()? {
+        return Err(format!("domain {} has no vcpus: give --cr3", guest.domid()).into());
+    }
+    let of_vcpu = guest.page_tables(args.vcpu);
+    Ok(match (args.cr3, of_vcpu) {
+        (None, of_vcpu) => of_vcpu?,
+        (Some(cr3), Ok(PageTables::X86 { mode, .. })) => PageTables::X86 { cr3, mode },
+        (Some(ttbr0), Ok(PageTables::Arm64 { ttbr1, tcr, .. })) => PageTables::Arm64 { ttbr0, ttbr1, tcr },
+        // Without TCR_EL1, nothing is known of an arm64 guest's tables. Nearly every x86 guest's have four levels.
+        (Some(_), Err(e)) if guest.memory().xen_capabilities()?.contains("aarch64") => return Err(e.into()),
+        (Some(cr3), _) => PageTables::X86 { cr3, mode: PagingMode::FourLevels },
+    })
 }
 
 /// Returns the address of the last of `len` bytes, the first of which is at `first`.

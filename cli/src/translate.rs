@@ -3,12 +3,13 @@
 use std::io::Write;
 
 use serde::Serialize;
-use xenmap::{Gfn, Guest, GuestKind, Pfn};
+use xenmap::{Gfn, Pfn};
 
 use crate::Result;
 use crate::chain::chain;
 use crate::palette::palette;
 use crate::printable::write_json;
+use crate::ram::Ram;
 use crate::say;
 use crate::space::Space;
 
@@ -34,13 +35,13 @@ struct Translation {
 
 /// Prints the translation of each address, or an error. Returns whether there was no error.
 pub(crate) fn translate(
-    guest: &Guest,
+    ram: &Ram,
     space: &Space,
     addresses: &[u64],
     as_json: bool,
     out: &mut impl Write,
 ) -> Result<bool> {
-    let translations: Vec<Translation> = addresses.iter().map(|&address| find(guest, space, address)).collect();
+    let translations: Vec<Translation> = addresses.iter().map(|&address| find(ram, space, address)).collect();
     let all = translations.iter().all(|translation| translation.error.is_none());
     if as_json {
         write_json(out, &Document { translations })?;
@@ -71,16 +72,16 @@ pub(crate) fn translate(
 }
 
 /// Returns the translation of an address, or an error.
-fn find(guest: &Guest, space: &Space, address: u64) -> Translation {
+fn find(ram: &Ram, space: &Space, address: u64) -> Translation {
     let mut translation = match space {
         Space::Physical => Translation { physical: Some(address), ..Translation::default() },
         Space::Virtual(_) => Translation { r#virtual: Some(address), ..Translation::default() },
     };
-    match frame_of(guest, space, address) {
+    match frame_of(ram, space, address) {
         Ok((physical, frame)) => {
             translation.physical = Some(physical);
             let number = Some(frame.get());
-            if guest.kind() == GuestKind::Pv { translation.mfn = number } else { translation.gfn = number }
+            if ram.is_pv() { translation.mfn = number } else { translation.gfn = number }
         }
         Err(e) => translation.error = Some(chain(&*e)),
     }
@@ -88,9 +89,9 @@ fn find(guest: &Guest, space: &Space, address: u64) -> Translation {
 }
 
 /// Returns the physical address of an address, and the frame that is mapped to access it.
-fn frame_of(guest: &Guest, space: &Space, address: u64) -> Result<(u64, Gfn)> {
-    let physical = space.translate(guest, address)?;
-    let gfns = guest.gfns(Pfn::containing(physical)?.range(1)?)?;
+fn frame_of(ram: &Ram, space: &Space, address: u64) -> Result<(u64, Gfn)> {
+    let physical = space.translate(ram, address)?;
+    let gfns = ram.gfns(Pfn::containing(physical)?.range(1)?.numbers())?;
     match gfns[..] {
         [Some(gfn)] => Ok((physical, gfn)),
         _ => Err(format!("physical address {physical:#x}: the guest's p2m has no machine frame for it").into()),

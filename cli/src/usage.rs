@@ -11,13 +11,19 @@ use crate::examples;
 use crate::printable::printable;
 
 /// The ids of the arguments of [`crate::args::Source`].
-const SOURCE: [&str; 5] = ["domain", "mock", "mock_raw", "mock_kind", "pod_populate"];
+const SOURCE: [&str; 7] = ["domain", "mock", "mock_raw", "mock_kind", "dump", "dump_raw", "pod_populate"];
+
+/// The ids of arguments that only have an effect on a guest.
+const FOR_A_GUEST: [&str; 6] = ["thorough", "search_limit", "pod_populate", "pause", "live", "copy_by"];
 
 /// What a command works on.
 #[derive(Clone, Copy, PartialEq)]
 enum Subject {
     Nothing,
     Host,
+    /// A guest, and no dump of one.
+    LiveGuest,
+    /// A guest, or a dump of one.
     Guest,
     /// `diff`: two dumps, or a dump and a guest.
     DumpAndGuest,
@@ -28,6 +34,7 @@ impl Subject {
         match command {
             "completions" | "help" => Subject::Nothing,
             "domains" => Subject::Host,
+            "info" | "write" => Subject::LiveGuest,
             "diff" => Subject::DumpAndGuest,
             _ => Subject::Guest,
         }
@@ -37,7 +44,8 @@ impl Subject {
     fn takes(self, argument: &str) -> bool {
         match argument {
             "mock" | "mock_raw" | "mock_kind" => self != Subject::Nothing,
-            "domain" | "pod_populate" => matches!(self, Subject::Guest | Subject::DumpAndGuest),
+            "domain" | "pod_populate" => !matches!(self, Subject::Nothing | Subject::Host),
+            "dump" | "dump_raw" => matches!(self, Subject::Guest | Subject::DumpAndGuest),
             _ => true,
         }
     }
@@ -72,16 +80,22 @@ fn with_usage(mut command: Command, subject: Subject) -> Command {
     let literal = command.get_styles().get_literal();
     let domain = format!("{literal}{name} --domain{literal:#} <DOMAIN>");
     let mock = format!("{literal}{name} --mock{literal:#} <FILE>");
+    let dump = format!("{literal}{name} --dump{literal:#} <FILE>");
+    let guests = |arguments: &str| vec![format!("{domain} {arguments}"), format!("{mock} {arguments}")];
     let lines = match subject {
         Subject::Nothing | Subject::Host => return command,
-        Subject::Guest if command.get_name() == "dump" => {
-            // A simulated guest does not run.
-            vec![format!("{domain} <--pause|--live> {arguments}"), format!("{mock} {arguments}")]
+        Subject::LiveGuest => guests(arguments),
+        Subject::Guest => {
+            // Only a guest of the host runs.
+            let is_dump = command.get_name() == "dump";
+            let domain = if is_dump { format!("{domain} <--pause|--live>") } else { domain };
+            [domain, mock, dump].map(|start| format!("{start} {arguments}")).to_vec()
         }
-        Subject::Guest => vec![format!("{domain} {arguments}"), format!("{mock} {arguments}")],
         Subject::DumpAndGuest => {
             let (two, one) = (arguments.replace("[NEW]", "<NEW>"), arguments.replace(" [NEW]", ""));
-            vec![format!("{literal}{name}{literal:#} {two}"), format!("{domain} {one}"), format!("{mock} {one}")]
+            let mut lines = guests(&one);
+            lines.insert(0, format!("{literal}{name}{literal:#} {two}"));
+            lines
         }
     };
     command.override_usage(lines.join("\n       "))
@@ -120,23 +134,39 @@ enum Problem {
 /// argument requires and excludes before it propagates global arguments.
 fn check(command: &Command, matches: &ArgMatches) -> Result<(), Problem> {
     let subject = Subject::of(command.get_name());
-    let is_given = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    // Not every command has every argument, and clap panics if asked for another one.
+    let is_given = |id| {
+        matches.try_contains_id(id).is_ok_and(|is_there| is_there)
+            && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
     if let Some(id) = SOURCE.into_iter().find(|id| is_given(id) && !subject.takes(id)) {
         return Err(Problem::NotForCommand(id));
     }
     let has_new = subject == Subject::DumpAndGuest && is_given("new");
-    let mut for_a_guest = SOURCE.into_iter().chain(["thorough", "search_limit"]);
+    let mut for_a_guest = SOURCE.into_iter().chain(FOR_A_GUEST);
     if let Some(id) = for_a_guest.find(|id| has_new && is_given(id)) {
         return Err(Problem::Conflict("new", id));
     }
-    match (is_given("domain"), is_given("mock")) {
-        (true, true) => Err(Problem::Conflict("mock", "domain")),
-        (_, false) if is_given("mock_raw") || is_given("mock_kind") => Err(Problem::Missing("mock")),
-        (false, false) if subject == Subject::Guest => Err(Problem::MissingGuest("<--domain <DOMAIN>|--mock <FILE>>")),
-        (false, false) if subject == Subject::DumpAndGuest && !has_new => {
-            Err(Problem::MissingGuest("<NEW|--domain <DOMAIN>|--mock <FILE>>"))
+    let given: Vec<&str> = ["domain", "mock", "dump"].into_iter().filter(|id| is_given(id)).collect();
+    if let [one, other, ..] = given[..] {
+        return Err(Problem::Conflict(other, one));
+    }
+    for (id, needs) in [("mock_raw", "mock"), ("mock_kind", "mock"), ("dump_raw", "dump")] {
+        if is_given(id) && !is_given(needs) {
+            return Err(Problem::Missing(needs));
         }
-        _ => Ok(()),
+    }
+    if let Some(id) = FOR_A_GUEST.into_iter().find(|id| is_given("dump") && is_given(id)) {
+        return Err(Problem::Conflict("dump", id));
+    }
+    if !given.is_empty() || has_new {
+        return Ok(());
+    }
+    match subject {
+        Subject::Nothing | Subject::Host => Ok(()),
+        Subject::LiveGuest => Err(Problem::MissingGuest("<--domain <DOMAIN>|--mock <FILE>>")),
+        Subject::Guest => Err(Problem::MissingGuest("<--domain <DOMAIN>|--mock <FILE>|--dump <FILE>>")),
+        Subject::DumpAndGuest => Err(Problem::MissingGuest("<NEW|--domain <DOMAIN>|--mock <FILE>>")),
     }
 }
 

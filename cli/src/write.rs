@@ -6,6 +6,7 @@ use xenmap::{Access, DomainState, Error, FRAME_SIZE, Guest, Pfn, Protection};
 
 use crate::Result;
 use crate::number::count;
+use crate::ram::Ram;
 use crate::space::{self, Space};
 
 const SIMULATED: &str = "nothing was written, because it would be lost: a simulated guest ends with this command, and \
@@ -13,19 +14,20 @@ const SIMULATED: &str = "nothing was written, because it would be lost: a simula
 
 /// Writes bytes. If the guest is simulated, checks everything, and then refuses.
 pub(crate) fn write(
-    guest: &Guest,
+    ram: &Ram,
     space: &Space,
     (address, bytes): (u64, &[u8]),
     simulated: bool,
     out: &mut impl Write,
 ) -> Result<()> {
+    let guest = ram.guest().ok_or("a dump cannot be changed")?;
     let last = space::last(address, bytes.len() as u64)?;
     // All pages are mapped before any is written, so that either all bytes are written or none.
     let mut pages = Vec::new();
     let mut rest = bytes;
     let mut at = address;
     while !rest.is_empty() {
-        let physical = space.translate(guest, at)?;
+        let physical = space.translate(ram, at)?;
         let (frame, offset) = (Pfn::containing(physical)?.range(1)?, usize::try_from(physical % FRAME_SIZE as u64)?);
         let mapping = guest.map(Protection::ReadWrite, frame).map_err(|e| cannot_write(e, at))?;
         let (part, more) = rest.split_at(rest.len().min(FRAME_SIZE - offset));
@@ -44,6 +46,7 @@ pub(crate) fn write(
     Ok(())
 }
 
+/// Returns whether the guest is certainly paused.
 pub(crate) fn is_paused(guest: &Guest) -> Result<bool> {
     Ok(guest.memory().domain_info(guest.domid())?.state == Some(DomainState::Paused))
 }

@@ -6,28 +6,30 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
-use xenmap::{Extent, FrameKind, Guest};
+use xenmap::FrameKind;
 
 use crate::args::{RawDumps, SearchArgs};
-use crate::guest_pages::{GuestPages, WINDOW, windows};
 use crate::image::{Frame, Image, Making, Page, Part, ZEROS};
-use crate::map::scan;
+use crate::map::{Extent, Kind, scan};
+use crate::pages::{Pages, WINDOW, windows};
 use crate::progress::Progress;
+use crate::ram::Ram;
+use crate::window::{addresses, frames};
 use crate::{Result, say};
-use report::{FRAME, Report, Verdict};
+use report::{Report, Verdict};
 
 /// One of the two things that are compared.
 enum Side<'a> {
     /// A dump, and the first frame that was not prefetched yet.
-    Dump(Image, u64),
-    /// The guest, and the frames that it has.
-    Guest(GuestPages<'a>, Vec<Range<u64>>),
+    Dump(&'a Image, u64),
+    /// A guest, and the frames that it has.
+    Guest(Pages<'a>, Vec<Range<u64>>),
 }
 
 impl Side<'_> {
     fn parts(&self) -> Vec<(Range<u64>, Part)> {
         match self {
-            Side::Dump(image, _) => image.parts().collect(),
+            Side::Dump(image, _) => image.parts(),
             Side::Guest(_, ranges) => ranges.iter().map(|pfns| (pfns.clone(), Part::Pages)).collect(),
         }
     }
@@ -83,15 +85,17 @@ pub(crate) fn dumps(
     // The options to suggest if one of them looks like something else.
     let for_old = Making::new(old_is_raw, if new_is_raw { "--raw both" } else { "--raw old" });
     let for_new = Making::new(new_is_raw, if old_is_raw { "--raw both" } else { "--raw new" });
-    let [old, new] = [Image::open(old, for_old)?, Image::open(new, for_new)?].map(|image| Side::Dump(image, 0));
+    let images = [Image::open(old, for_old)?, Image::open(new, for_new)?];
+    let [old, new] = images.each_ref().map(|image| Side::Dump(image, 0));
     compare(old, new, as_json, out)
 }
 
-/// Compares a dump and the guest and returns whether they are the same; `None` if not all of the guest was searched.
-pub(crate) fn dump_and_guest(
+/// Compares a dump with a guest or another dump and returns whether they are the same; `None` if not all of the guest
+/// was searched.
+pub(crate) fn dump_and_ram(
     old: &Path,
     raw: Option<RawDumps>,
-    guest: &Guest,
+    ram: &Ram,
     search: SearchArgs,
     as_json: bool,
     out: &mut impl Write,
@@ -100,7 +104,11 @@ pub(crate) fn dump_and_guest(
         return Err("there is only one dump: give --raw old, or another dump".into());
     }
     let old = Image::open(old, Making::new(raw.is_some(), "--raw old"))?;
-    let found = scan(guest, search)?;
+    let old = Side::Dump(&old, 0);
+    if let Ram::Dump(new) = ram {
+        return compare(old, Side::Dump(new, 0), as_json, out).map(Some);
+    }
+    let found = scan(ram, search)?;
     if !found.is_complete() {
         // RAM that was not found would be reported as missing in the guest.
         say("nothing was compared");
@@ -109,11 +117,10 @@ pub(crate) fn dump_and_guest(
         }
         return Ok(None);
     }
-    let map = found.map;
     // Broken frames are the guest's too: they are reported as unreadable.
-    let has_page = |extent: &&Extent| extent.kind != FrameKind::BalloonedOut;
-    let ranges = map.extents().iter().filter(has_page).map(|extent| extent.pfns.numbers()).collect();
-    compare(Side::Dump(old, 0), Side::Guest(GuestPages::new(guest), ranges), as_json, out).map(Some)
+    let has_page = |extent: &&Extent| extent.kind != Kind::Frame(FrameKind::BalloonedOut);
+    let ranges = found.extents.iter().filter(has_page).map(|extent| frames(&extent.addresses)).collect();
+    compare(old, Side::Guest(Pages::new(ram), ranges), as_json, out).map(Some)
 }
 
 fn compare(mut old: Side<'_>, mut new: Side<'_>, as_json: bool, out: &mut impl Write) -> Result<bool> {
@@ -197,11 +204,6 @@ fn compare_pieces(
         }
     }
     Ok(())
-}
-
-/// Returns the addresses of some frames.
-fn addresses(pfns: &Range<u64>) -> Range<u64> {
-    pfns.start * FRAME..pfns.end * FRAME
 }
 
 /// Which sides do not tell a page of zeros from a missing page.

@@ -1,15 +1,17 @@
-//! Copying frames from the guest to the output.
+//! Copying frames from a guest or a dump to the output.
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
-use xenmap::{Access, FRAME_SIZE, ForeignMapping, Guest};
+use xenmap::FRAME_SIZE;
 
 use super::layout::{FRAME, Part, check_range};
 use super::sink::Sink;
 use super::vmcoreinfo::{Candidates, Search};
 use crate::Result;
-use crate::window::MappedWindows;
+use crate::bytes::Bytes;
+use crate::ram::Ram;
+use crate::window::{Piece, Window, addresses, frames};
 
 /// Frames that are mapped at a time: 16 MiB. Larger windows are not faster, and their mappings cost page tables.
 const WINDOW: u64 = 4096;
@@ -99,60 +101,87 @@ impl Tally {
 
 /// Copies consecutive frames, a window at a time, and with `find_notes` looks for the kernel's notes.
 ///
-/// `done` gets the tally of each window and its mapping, because it may be cheaper not to unmap it.
-pub(crate) fn copy_part(
-    guest: &Guest,
+/// `done` gets the tally of each window and the window, because it may be cheaper not to unmap it.
+pub(crate) fn copy_part<'a>(
+    ram: &'a Ram,
     part: &Part,
     find_notes: bool,
     sink: &mut dyn Sink,
-    mut done: impl FnMut(Tally, ForeignMapping) -> Result<()>,
+    mut done: impl FnMut(Tally, Window<'a>) -> Result<()>,
 ) -> Result<()> {
     let mut search = find_notes.then(Search::new);
-    for window in MappedWindows::new(guest, part.pfns.clone(), WINDOW) {
-        let (pfns, mapping) = window?;
-        let offset = part.offset + (pfns.start - part.pfns.start) * FRAME;
-        let mut tally = copy_mapping(&mapping, pfns.start, offset, search.as_mut(), sink)?;
+    for window in ram.windows(part.pfns.clone(), WINDOW) {
+        let window = window?;
+        let offset = part.offset + (window.pfns.start - part.pfns.start) * FRAME;
+        let mut tally = copy_window(&window, offset, search.as_mut(), sink)?;
         if let Some(search) = &mut search {
-            search.search_across(guest, pfns.start * FRAME, &mut tally.vmcoreinfo);
+            search.search_across(ram, window.pfns.start * FRAME, &mut tally.vmcoreinfo);
         }
-        done(tally, mapping)?;
+        done(tally, window)?;
     }
     Ok(())
 }
 
-/// Copies the frames of a mapping. `first` is the first frame, and `offset` its place in the output.
-fn copy_mapping(
-    mapping: &ForeignMapping,
-    first: u64,
+/// Copies the frames of a window. `offset` is the place of the first one in the output.
+fn copy_window(
+    window: &Window<'_>,
     offset: u64,
     mut search: Option<&mut Search>,
     sink: &mut dyn Sink,
 ) -> Result<Tally> {
     let mut tally = Tally::default();
-    for error in mapping.failed() {
-        let pfn = first + error.index as u64;
-        tally.lose(Lost { pfns: pfn..pfn + 1, errno: error.errno });
-    }
-    let view = mapping.view();
-    for range in mapping.mapped_ranges() {
-        tally.copied += (range.len() / FRAME_SIZE) as u64;
-        let mut at = range.start;
-        while at < range.end {
-            if view.is_zero(at, FRAME_SIZE)? {
-                tally.zero += 1;
-                at += FRAME_SIZE;
-                continue;
+    let base = addresses(&window.pfns).start;
+    for (addresses, piece) in window.pieces()? {
+        match piece {
+            Piece::Bytes(bytes) => {
+                let at = Place { address: addresses.start, offset: offset + (addresses.start - base) };
+                copy_bytes(bytes, at, search.as_deref_mut(), sink, &mut tally)?;
             }
-            let start = at;
-            while at < range.end && (at == start || !view.is_zero(at, FRAME_SIZE)?) {
-                at += FRAME_SIZE;
-            }
-            let frames = view.slice(start, at - start)?;
-            sink.frames(offset + start as u64, frames)?;
-            if let Some(search) = &mut search {
-                search.search(frames, first * FRAME + start as u64, &mut tally.vmcoreinfo)?;
-            }
+            Piece::Zeros => tally.zero += addresses.end / FRAME - addresses.start.div_ceil(FRAME),
+            // A dump may lack a part of a frame.
+            Piece::Hole(_) if window.is_of_dump() => {}
+            Piece::Hole(errno) => tally.lose(Lost { pfns: frames(&addresses), errno }),
         }
     }
+    tally.copied = window.pfns.end - window.pfns.start - tally.lost_frames();
     Ok(tally)
+}
+
+/// The address of a byte, and its place in the output.
+struct Place {
+    address: u64,
+    offset: u64,
+}
+
+/// Copies bytes, except frames that are all zero.
+fn copy_bytes(
+    bytes: Bytes<'_>,
+    Place { address, offset }: Place,
+    mut search: Option<&mut Search>,
+    sink: &mut dyn Sink,
+    tally: &mut Tally,
+) -> Result<()> {
+    // The bytes of the frame at an offset.
+    let of_frame = |at: usize| {
+        let in_frame = usize::try_from((address + at as u64) % FRAME).unwrap_or(0);
+        (FRAME_SIZE - in_frame).min(bytes.len() - at)
+    };
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes.is_zero(at, of_frame(at))? {
+            tally.zero += u64::from(of_frame(at) == FRAME_SIZE);
+            at += of_frame(at);
+            continue;
+        }
+        let start = at;
+        while at < bytes.len() && (at == start || !bytes.is_zero(at, of_frame(at))?) {
+            at += of_frame(at);
+        }
+        let data = bytes.slice(start, at - start)?;
+        sink.ram(offset + start as u64, data)?;
+        if let Some(search) = &mut search {
+            search.search(data, address + start as u64, &mut tally.vmcoreinfo)?;
+        }
+    }
+    Ok(())
 }

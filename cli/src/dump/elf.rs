@@ -8,13 +8,13 @@ use std::ops::Range;
 
 use object::endian::{LittleEndian as LE, U16, U32, U64};
 use object::{elf, pod};
-use xenmap::Guest;
 
 use super::copy::Tally;
 use super::layout::{FRAME, Layout, in_a_row};
 use super::{report, vmcoreinfo};
 use crate::Result;
 use crate::args::Format;
+use crate::ram::Ram;
 
 /// Bytes of all notes: the kernel's, and this tool's, which fills the rest.
 const NOTES_LEN: usize = 16 << 10;
@@ -129,12 +129,12 @@ fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::
 
 /// Returns the guest's VMCOREINFO note, if it was found, followed by this tool's; and why the former may be the wrong
 /// one.
-pub(super) fn notes(guest: &Guest, tally: &Tally) -> (Vec<u8>, Option<String>) {
+pub(super) fn notes(ram: &Ram, tally: &Tally) -> (Vec<u8>, Option<String>) {
     const { assert!(vmcoreinfo::MAX_TEXT < NOTES_LEN / 2) };
-    let (of_kernel, doubt) = vmcoreinfo::choose(guest, &tally.vmcoreinfo);
+    let (of_kernel, doubt) = vmcoreinfo::choose(ram, &tally.vmcoreinfo);
     let mut notes = of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default();
     let room = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
-    let mut text = report::text(guest, tally, room).into_bytes();
+    let mut text = report::text(ram, tally, room).into_bytes();
     text.resize(room, 0);
     notes.extend(note(b"XENMAP\0", 0, &text));
     (notes, doubt)

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use xenmap::{Gfn, Guest};
+use xenmap::Gfn;
 
 use super::copy::Tally;
 use super::layout::{FRAME, Layout, Part, in_a_row};
@@ -10,22 +10,23 @@ use super::sink::Sink;
 use super::{elf, xen};
 use crate::Result;
 use crate::args::Format;
+use crate::ram::Ram;
 
 /// Bytes of the header before each extent of a `LiME` dump.
 const LIME_HEADER: u64 = 32;
 
 impl Layout {
-    /// Returns the layout of a dump of the guest's RAM, which is in these ranges. With `is_stream` the dump is written
+    /// Returns the layout of a dump of the RAM in these ranges. With `is_stream` the dump is written
     /// from the beginning to the end.
-    pub(crate) fn new(format: Format, guest: &Guest, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+    pub(crate) fn new(format: Format, ram: &Ram, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
         if ranges.last().is_some_and(|last| last.end - 1 > Gfn::MAX.get()) {
-            return Err("the guest has RAM beyond the last address".into());
+            return Err("there is RAM beyond the last address".into());
         }
         match format {
             Format::Raw => Ok(raw(ranges)),
             Format::Lime => Ok(lime(ranges)),
             Format::Elf => elf::layout(ranges, is_stream),
-            Format::Xen => xen::layout(guest, ranges),
+            Format::Xen => xen::layout(ram, ranges),
         }
     }
 
@@ -38,15 +39,15 @@ impl Layout {
     }
 
     /// Writes what depends on the copied frames; returns why the kernel's note may be the wrong one.
-    pub(crate) fn write_late(&self, guest: &Guest, tally: &Tally, sink: &mut dyn Sink) -> Result<Option<String>> {
+    pub(crate) fn write_late(&self, ram: &Ram, tally: &Tally, sink: &mut dyn Sink) -> Result<Option<String>> {
         match self.format {
             Format::Raw | Format::Lime => {}
             Format::Elf => {
-                let (notes, doubt) = elf::notes(guest, tally);
+                let (notes, doubt) = elf::notes(ram, tally);
                 sink.bytes(self.late, &notes)?;
                 return Ok(doubt);
             }
-            Format::Xen => xen::write_frame_numbers(guest, self, tally, sink)?,
+            Format::Xen => xen::write_frame_numbers(ram, self, tally, sink)?,
         }
         Ok(None)
     }

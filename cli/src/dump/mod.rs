@@ -1,4 +1,4 @@
-//! `dump`: the guest's RAM as a file or a stream.
+//! `dump`: the RAM of a guest, or of another dump, as a file or a stream.
 
 pub(crate) mod copy;
 mod elf;
@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use xenmap::{DomainState, ForeignMapping, FrameKind, Guest, HostKind, NumberRange, RamMap};
+use xenmap::{DomainState, FrameKind, HostKind};
 
 use crate::Result;
 use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
@@ -28,6 +28,8 @@ use crate::chain::chain;
 use crate::map::{self, Found};
 use crate::printable::write_json;
 use crate::progress::Progress;
+use crate::ram::Ram;
+use crate::window::Window;
 use copy::{Lost, Tally, copy_part};
 use interrupt::Interrupts;
 use layout::{FRAME, Layout, Part};
@@ -36,21 +38,24 @@ use report::Written;
 use sink::{Sink, SparseFile, Stream};
 use worker::Job;
 
-/// Writes the dump and a summary, and returns whether the dump has all of the guest's RAM.
+/// Writes the dump and a summary, and returns whether the dump has all of the RAM.
 ///
-/// `source` is what `guest` was opened by. `out` is standard output, for the summary.
-pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut impl Write) -> Result<bool> {
+/// `source` is what `ram` was opened by. `out` is standard output, for the summary.
+pub(crate) fn dump(ram: &Ram, args: &DumpArgs, source: &Source, out: &mut impl Write) -> Result<bool> {
     let start = Instant::now();
-    check_paused(guest, args, source)?;
+    check_paused(ram, args, source)?;
     let to_stdout = args.is_to_stdout();
     if to_stdout && io::stdout().is_terminal() {
         return Err("refusing to write a dump to a terminal: give a file, or redirect standard output".into());
     }
     let interrupts = Interrupts::block()?;
     let output = if to_stdout { None } else { Some(Output::create(&args.out)?) };
-    let dump = Dump { guest, args, source, output: output.as_ref() };
+    let dump = Dump { ram, args, source, output: output.as_ref() };
 
-    let mut paused = if args.pause { Some(guest.pause()?) } else { None };
+    let mut paused = match ram.guest() {
+        Some(guest) if args.pause => Some(guest.pause()?),
+        _ => None,
+    };
     let undo = || {
         drop(paused.take());
         if let Some(output) = &output {
@@ -64,7 +69,7 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut im
     }
     let complete = found.is_complete() && written.tally.lost.is_empty();
     if args.json {
-        let summary = report::json(guest, args, &found, written, start.elapsed());
+        let summary = report::json(ram, args, &found, written, start.elapsed());
         if to_stdout { write_json(LineWriter::new(io::stderr()), &summary)? } else { write_json(out, &summary)? }
     } else {
         if let Some(doubt) = &written.doubt {
@@ -77,7 +82,8 @@ pub(crate) fn dump(guest: &Guest, args: &DumpArgs, source: &Source, out: &mut im
 }
 
 /// Checks that the guest is paused, or that an option says what to do.
-fn check_paused(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<()> {
+fn check_paused(ram: &Ram, args: &DumpArgs, source: &Source) -> Result<()> {
+    let Ram::Guest(guest) = ram else { return Ok(()) };
     if args.live || args.pause || source.mock.is_some() {
         return Ok(());
     }
@@ -95,11 +101,11 @@ fn check_paused(guest: &Guest, args: &DumpArgs, source: &Source) -> Result<()> {
 
 /// Frames that this process leaves mapped in a PV dom0 until it ends (see `worker`): 1 GiB, whose page tables take 2
 /// MiB.
-const LEFT_TO_EXIT: usize = 1 << 18;
+const LEFT_TO_EXIT: u64 = 1 << 18;
 
 /// A dump that is being written.
 pub(crate) struct Dump<'a> {
-    pub(crate) guest: &'a Guest,
+    pub(crate) ram: &'a Ram,
     pub(crate) args: &'a DumpArgs,
     pub(crate) source: &'a Source,
     /// `None`: standard output.
@@ -110,27 +116,25 @@ impl Dump<'_> {
     fn write_all(&self) -> Result<(Found, Written)> {
         // With --json the summary says all this.
         let find = if self.args.json { map::find } else { map::scan };
-        let found = find(self.guest, self.args.search)?;
-        let not_found = found.map.not_found();
-        if not_found > 0 && !self.args.json {
-            crate::say(&format!("the domain owns {not_found} more frames, which are not in its memory map"));
+        let found = find(self.ram, self.args.search)?;
+        let missing = found.missing;
+        if missing > 0 && !self.args.json {
+            crate::say(&format!("the domain owns {missing} more frames, which are not in its memory map"));
         }
-        let written = self.write(&found.map)?;
+        let written = self.write(&found)?;
         Ok((found, written))
     }
 
-    /// Writes the frames of a map.
-    pub(crate) fn write(&self, map: &RamMap) -> Result<Written> {
-        let broken = map.extents().iter().filter(|extent| extent.kind == FrameKind::Broken);
-        let broken = broken.map(|extent| Lost { pfns: extent.pfns.numbers(), errno: libc::EHWPOISON });
-        let ranges: Vec<Range<u64>> = map.ranges().iter().map(NumberRange::numbers).collect();
-        self.write_frames(&ranges, Tally { lost: broken.collect(), ..Tally::default() })
+    /// Writes the frames that were found.
+    pub(crate) fn write(&self, found: &Found) -> Result<Written> {
+        let broken = found.of_kind(FrameKind::Broken).map(|pfns| Lost { pfns, errno: libc::EHWPOISON });
+        self.write_frames(&found.ranges(), Tally { lost: broken.collect(), ..Tally::default() })
     }
 
     /// Writes these frames; `lost` are other frames, which cannot be read.
     fn write_frames(&self, ranges: &[Range<u64>], lost: Tally) -> Result<Written> {
         let is_stream = self.output.is_none() || self.args.compress.is_some();
-        let layout = Layout::new(self.args.format, self.guest, ranges, is_stream)?;
+        let layout = Layout::new(self.args.format, self.ram, ranges, is_stream)?;
         let mut sink = self.sink()?;
         sink.begin(layout.len).map_err(|e| self.too_long(&layout, &e))?;
         sink.bytes(0, &layout.head)?;
@@ -139,7 +143,7 @@ impl Dump<'_> {
             return Err("not every frame was accounted for: this is a bug".into());
         }
         tally.add(lost);
-        let doubt = layout.write_late(self.guest, &tally, &mut *sink)?;
+        let doubt = layout.write_late(self.ram, &tally, &mut *sink)?;
         let bytes = sink.end(layout.len)?;
         if let Some(output) = self.output {
             output.sync()?;
@@ -206,54 +210,49 @@ impl Dump<'_> {
             let find_notes = layout.has_notes();
             let (file, name) = (output.path_to_open(), self.name());
             if way == CopyBy::Workers {
-                return worker::employ(self.source, self.guest.domid(), &Job { file, name, parts, find_notes }, copied);
+                let domid = self.ram.domid();
+                return worker::employ(self.source, domid, &Job { file, name, parts, find_notes }, copied);
             }
             let file = OpenOptions::new().write(true).open(&file)?;
-            copy_all(self.guest, &parts, find_notes, &mut SparseFile { file, name }, copied, drop)
+            copy_all(self.ram, &parts, find_notes, &mut SparseFile { file, name }, copied, drop)
         };
         Ok(parallel::copy_shares(layout, |parts| copy_share(parts).map_err(|e| chain(&*e)))?)
     }
 
     fn copy_alone(&self, layout: &Layout, sink: &mut dyn Sink, copied: impl Fn(&Tally)) -> Result<Tally> {
         let mut all = Tally::default();
-        let ends_soon = self.source.mock.is_none() && self.guest.memory().host_kind() == HostKind::Pv;
+        let is_in_pv_dom0 = self.ram.guest().is_some_and(|guest| guest.memory().host_kind() == HostKind::Pv);
+        let ends_soon = self.source.mock.is_none() && is_in_pv_dom0;
         let mut left = if ends_soon { LEFT_TO_EXIT } else { 0 };
-        let mut done_with = |mapping: ForeignMapping| {
-            if let Some(rest) = left.checked_sub(mapping.frames()) {
+        let mut done_with = |window: Window<'_>| {
+            if let Some(rest) = left.checked_sub(window.pfns.end - window.pfns.start) {
                 left = rest;
                 #[expect(clippy::mem_forget, reason = "the end of the process unmaps it at less cost than munmap")]
-                std::mem::forget(mapping);
+                std::mem::forget(window);
             }
         };
         for part in &layout.parts {
             layout.write_header(part, sink)?;
-            all.add(copy_all(
-                self.guest,
-                std::slice::from_ref(part),
-                layout.has_notes(),
-                sink,
-                &copied,
-                &mut done_with,
-            )?);
+            all.add(copy_all(self.ram, std::slice::from_ref(part), layout.has_notes(), sink, &copied, &mut done_with)?);
         }
         Ok(all)
     }
 }
 
-fn copy_all(
-    guest: &Guest,
+fn copy_all<'a>(
+    ram: &'a Ram,
     parts: &[Part],
     find_notes: bool,
     sink: &mut dyn Sink,
     copied: impl Fn(&Tally),
-    mut done_with: impl FnMut(ForeignMapping),
+    mut done_with: impl FnMut(Window<'a>),
 ) -> Result<Tally> {
     let mut all = Tally::default();
     for part in parts {
-        copy_part(guest, part, find_notes, sink, |tally, mapping| {
+        copy_part(ram, part, find_notes, sink, |tally, window| {
             copied(&tally);
             all.add(tally);
-            done_with(mapping);
+            done_with(window);
             Ok(())
         })?;
     }

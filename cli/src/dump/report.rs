@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use indicatif::BinaryBytes;
 use serde::Serialize;
-use xenmap::{FrameError, Gfn, Guest};
+use xenmap::{Domid, FrameError, Gfn};
 
 use super::copy::{Lost, Tally};
 use super::layout::FRAME;
 use crate::args::{Compression, DumpArgs, Format};
 use crate::map::{AddressRange, Found};
+use crate::ram::Ram;
 
 /// The result of writing a dump.
 #[derive(Debug)]
@@ -52,7 +53,7 @@ fn reason(lost: &Lost) -> String {
 /// The document of `dump --json`.
 #[derive(Serialize)]
 pub(crate) struct Summary {
-    domid: u16,
+    domid: Option<u16>,
     /// `None`: standard output.
     file: Option<String>,
     format: Format,
@@ -81,13 +82,13 @@ struct LostRange {
     error: String,
 }
 
-pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Written, time: Duration) -> Summary {
+pub(crate) fn json(ram: &Ram, args: &DumpArgs, found: &Found, written: Written, time: Duration) -> Summary {
     let Written { tally, bytes, doubt } = written;
     let lost_range =
         |lost: &Lost| LostRange { range: (lost.pfns.start * FRAME..lost.pfns.end * FRAME).into(), error: reason(lost) };
     let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
     Summary {
-        domid: guest.domid().get(),
+        domid: ram.domid().map(Domid::get),
         file: (!args.is_to_stdout()).then(|| args.out.display().to_string()),
         format: args.format,
         compression: args.compress,
@@ -96,7 +97,7 @@ pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Writt
         ram_bytes: tally.frames() * FRAME,
         zero_frames: tally.zero,
         lost_frames: tally.lost_frames(),
-        not_found_frames: found.map.not_found(),
+        not_found_frames: found.missing,
         written_bytes: bytes,
         seconds: f64::from(millis) / 1000.0,
         not_searched: found.not_searched(),
@@ -106,9 +107,10 @@ pub(crate) fn json(guest: &Guest, args: &DumpArgs, found: &Found, written: Writt
 }
 
 /// Returns what the file says about itself, in at most `len` bytes.
-pub(crate) fn text(guest: &Guest, tally: &Tally, len: usize) -> String {
+pub(crate) fn text(ram: &Ram, tally: &Tally, len: usize) -> String {
     const LAST_LINE: usize = 64;
-    let mut text = format!("xenmap {}: domain {}\n", env!("CARGO_PKG_VERSION"), guest.domid());
+    let of = ram.domid().map_or("a dump".to_owned(), |domid| format!("domain {domid}"));
+    let mut text = format!("xenmap {}: {of}\n", env!("CARGO_PKG_VERSION"));
     // Writing to a string does not fail.
     let _ = writeln!(text, "{} frames, {} of them lost", tally.frames(), tally.lost_frames());
     for (i, lost) in tally.lost.iter().enumerate() {

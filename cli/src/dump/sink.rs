@@ -5,10 +5,10 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use xenmap::{Access, View};
 use zstd::stream::write::Encoder;
 
 use crate::Result;
+use crate::bytes::Bytes;
 use crate::chain::chain;
 
 /// Takes the bytes of a dump. Bytes that it does not get are zero.
@@ -19,8 +19,8 @@ pub(crate) trait Sink {
     /// Takes bytes from this process's memory.
     fn bytes(&mut self, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Takes mapped frames of the guest.
-    fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()>;
+    /// Takes bytes of what is dumped.
+    fn ram(&mut self, offset: u64, bytes: Bytes<'_>) -> Result<()>;
 
     /// Ends the dump, which has `len` bytes, and returns how many were written.
     fn end(&mut self, len: u64) -> Result<u64>;
@@ -42,9 +42,9 @@ impl Sink for SparseFile {
         Ok(self.file.write_all_at(bytes, offset).map_err(|e| cannot_write(&self.name, &e))?)
     }
 
-    fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()> {
+    fn ram(&mut self, offset: u64, bytes: Bytes<'_>) -> Result<()> {
         self.file.seek(SeekFrom::Start(offset)).map_err(|e| cannot_write(&self.name, &e))?;
-        Ok(frames.write_to(0, frames.len(), &self.file).map_err(|e| cannot_write(&self.name, &e))?)
+        Ok(bytes.write_to(&self.file).map_err(|e| cannot_write(&self.name, &*e))?)
     }
 
     fn end(&mut self, len: u64) -> Result<u64> {
@@ -141,19 +141,19 @@ impl Sink for Stream {
         self.write(bytes)
     }
 
-    fn frames(&mut self, offset: u64, frames: View<'_>) -> Result<()> {
+    fn ram(&mut self, offset: u64, bytes: Bytes<'_>) -> Result<()> {
         self.skip_to(offset)?;
         if let Writer::Plain(counted) = &mut self.to {
-            frames.write_to(0, frames.len(), &counted.file).map_err(|e| cannot_write(&self.name, &e))?;
-            counted.bytes += frames.len() as u64;
-            self.position += frames.len() as u64;
+            bytes.write_to(&counted.file).map_err(|e| cannot_write(&self.name, &*e))?;
+            counted.bytes += bytes.len() as u64;
+            self.position += bytes.len() as u64;
             return Ok(());
         }
         // zstd needs memory that nobody else writes to.
         let mut copy = vec![0; ZEROS.len()];
-        for start in (0..frames.len()).step_by(copy.len()) {
-            let part = (frames.len() - start).min(copy.len());
-            frames.read_bytes(start, &mut copy[..part])?;
+        for start in (0..bytes.len()).step_by(copy.len()) {
+            let part = (bytes.len() - start).min(copy.len());
+            bytes.read(start, &mut copy[..part])?;
             self.write(&copy[..part])?;
         }
         Ok(())

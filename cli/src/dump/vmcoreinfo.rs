@@ -13,7 +13,11 @@ use std::collections::HashSet;
 
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
-use xenmap::{Access, FRAME_SIZE, Guest, PageTables, View};
+use xenmap::{FRAME_SIZE, PageTables};
+
+use crate::Result;
+use crate::bytes::Bytes;
+use crate::ram::Ram;
 
 /// Header and name: three words, "VMCOREINFO" with its NUL, and a byte of padding.
 const HEADER: usize = 24;
@@ -72,12 +76,12 @@ impl Search {
     }
 
     /// Searches the memory at an address.
-    pub(crate) fn search(&mut self, view: View<'_>, address: u64, found: &mut Candidates) -> xenmap::Result<()> {
-        for start in (0..view.len()).step_by(CHUNK) {
+    pub(crate) fn search(&mut self, bytes: Bytes<'_>, address: u64, found: &mut Candidates) -> Result<()> {
+        for start in (0..bytes.len()).step_by(CHUNK) {
             // A note may begin in the chunk and continue after it.
-            let len = (view.len() - start).min(CHUNK + START - 1);
+            let len = (bytes.len() - start).min(CHUNK + START - 1);
             self.buffer.resize(len, 0);
-            view.read_bytes(start, &mut self.buffer)?;
+            bytes.read(start, &mut self.buffer)?;
             for at in self.notes() {
                 found.push(address + (start + at) as u64);
             }
@@ -86,11 +90,11 @@ impl Search {
     }
 
     /// Searches for a note that begins before an address, in another mapping, and continues at it.
-    pub(crate) fn search_across(&mut self, guest: &Guest, address: u64, found: &mut Candidates) {
+    pub(crate) fn search_across(&mut self, ram: &Ram, address: u64, found: &mut Candidates) {
         let Some(start) = address.checked_sub(START as u64 - 1) else { return };
         self.buffer.resize(2 * (START - 1), 0);
         // Memory that cannot be read holds no note.
-        if guest.read(start, &mut self.buffer).is_ok() {
+        if ram.read(start, &mut self.buffer).is_ok() {
             for at in self.notes() {
                 found.push(start + at as u64);
             }
@@ -139,14 +143,14 @@ struct Note {
 }
 
 /// Returns the text of the running kernel's note, if there is one; and a warning if it may be another kernel's.
-pub(crate) fn choose(guest: &Guest, candidates: &Candidates) -> (Option<Vec<u8>>, Option<String>) {
-    let tables = if candidates.addresses.is_empty() { None } else { guest.page_tables(0).ok() };
+pub(crate) fn choose(ram: &Ram, candidates: &Candidates) -> (Option<Vec<u8>>, Option<String>) {
+    let tables = if candidates.addresses.is_empty() { None } else { ram.page_tables(0).ok() };
     let mut texts = HashSet::new();
     let mut notes = Vec::new();
     for &address in &candidates.addresses {
         // Copies of a note count once.
-        if let Some(text) = read(guest, address).filter(|text| texts.insert(text.clone())) {
-            let standing = standing(guest, tables.as_ref(), &text);
+        if let Some(text) = read(ram, address).filter(|text| texts.insert(text.clone())) {
+            let standing = standing(ram, tables.as_ref(), &text);
             notes.push(Note { address, text, standing });
         }
     }
@@ -189,11 +193,11 @@ fn doubt(notes: &[Note], best: &Note, more: u64) -> String {
 }
 
 /// Returns the text of a note; `None` if it has changed since, or is not whole.
-fn read(guest: &Guest, address: u64) -> Option<Vec<u8>> {
+fn read(ram: &Ram, address: u64) -> Option<Vec<u8>> {
     let mut start = [0; START];
-    guest.read(address, &mut start).ok()?;
+    ram.read(address, &mut start).ok()?;
     let mut note = vec![0; HEADER + text_len(&start)?];
-    guest.read(address, &mut note).ok()?;
+    ram.read(address, &mut note).ok()?;
     // A running guest may have changed it in between.
     let is_the_same = text_len(&note)? + HEADER == note.len();
     let text = note.split_off(HEADER);
@@ -218,7 +222,7 @@ fn number(text: &[u8], key: &str) -> Option<u64> {
     }
 }
 
-fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing {
+fn standing(ram: &Ram, tables: Option<&PageTables>, text: &[u8]) -> Standing {
     // Where an x86-64 kernel maps its image (`__START_KERNEL_map`).
     const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
     let symbol = value(text, "SYMBOL(init_uts_ns)").and_then(|value| u64::from_str_radix(value, 16).ok());
@@ -231,7 +235,7 @@ fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing
             symbol.checked_add(offset).is_some_and(|name| read(name, &mut names)) && is_release(&names, release)
         })
     };
-    if tables.is_some_and(|tables| is_it(&|at, to| guest.read_virtual(tables, at, to).is_ok())) {
+    if tables.is_some_and(|tables| is_it(&|at, to| ram.read_virtual(tables, at, to).is_ok())) {
         return Standing::OfTheRunningKernel;
     }
     let (phys_base, voffset) = (number(text, "NUMBER(phys_base)"), number(text, "NUMBER(kimage_voffset)"));
@@ -239,11 +243,11 @@ fn standing(guest: &Guest, tables: Option<&PageTables>, text: &[u8]) -> Standing
         Some(voffset) => at.wrapping_sub(voffset),
         None => at.wrapping_sub(X86_IMAGE).wrapping_add(phys_base.unwrap_or(0)),
     };
-    if is_it(&|at, to| guest.read(physical(at), to).is_ok()) {
+    if is_it(&|at, to| ram.read(physical(at), to).is_ok()) {
         return Standing::OfAKernel;
     }
     let has_base = voffset.is_some() || phys_base.is_some();
-    let is_there = guest.read(physical(symbol), &mut [0; UTS_NAMES]).is_ok();
+    let is_there = ram.read(physical(symbol), &mut [0; UTS_NAMES]).is_ok();
     if has_base && is_there { Standing::Refuted } else { Standing::Unproven }
 }
 

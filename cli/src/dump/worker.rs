@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use xenmap::{Domid, Guest, HostKind};
+use xenmap::{Domid, HostKind};
 
 use super::copy::{Tally, copy_part};
 use super::interrupt;
@@ -25,6 +25,7 @@ use super::layout::Part;
 use super::sink::SparseFile;
 use crate::Result;
 use crate::args::Source;
+use crate::ram::Ram;
 
 /// Bytes that are read of a worker's stderr.
 const MAX_COMPLAINT: u64 = 4096;
@@ -58,20 +59,20 @@ pub(crate) fn begin() -> Result<()> {
 }
 
 /// Does the job of `xenmap worker`. Returns only on failure.
-pub(crate) fn work(guest: &Guest) -> Result<()> {
+pub(crate) fn work(ram: &Ram) -> Result<()> {
     let job: Job = serde_json::from_reader(io::stdin().lock()).map_err(|e| format!("not a worker's job: {e}"))?;
     let file = OpenOptions::new().write(true).open(&job.file);
     let file = file.map_err(|e| format!("cannot write {}: {e}", job.name))?;
     let mut sink = SparseFile { file, name: job.name };
     let mut out = io::stdout().lock();
-    let keeps = guest.memory().host_kind() == HostKind::Pv;
+    let keeps = ram.guest().is_some_and(|guest| guest.memory().host_kind() == HostKind::Pv);
     let mut kept = Vec::new();
     for part in &job.parts {
-        copy_part(guest, part, job.find_notes, &mut sink, |tally, mapping| {
+        copy_part(ram, part, job.find_notes, &mut sink, |tally, window| {
             // In a PV dom0 the end of the process unmaps at less cost. In others it does not, and a mapping may take
             // memory of this domain.
             if keeps {
-                kept.push(mapping);
+                kept.push(window);
             }
             send(&mut out, &Report::Copied(tally))
         })?;
@@ -90,7 +91,7 @@ fn send(out: &mut impl Write, report: &Report) -> Result<()> {
 }
 
 /// Runs a worker for a job, and calls `copied` as it makes progress.
-pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
+pub(crate) fn employ(source: &Source, domid: Option<Domid>, job: &Job, copied: impl FnMut(&Tally)) -> Result<Tally> {
     let mut command = Command::new("/proc/self/exe");
     command.arg("worker");
     if let Some(file) = &source.mock {
@@ -106,6 +107,7 @@ pub(crate) fn employ(source: &Source, domid: Domid, job: &Job, copied: impl FnMu
         }
     } else {
         // By its number: another domain may get its name meanwhile.
+        let domid = domid.ok_or("workers copy guests only, not dumps")?;
         command.args(["--domain", &domid.to_string()]);
     }
     employ_as(command, job, copied)

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use object::{elf, pod};
-use xenmap::{FRAME_SIZE, ForeignMemory, Guest, GuestKind};
+use xenmap::{FRAME_SIZE, ForeignMemory, Guest};
 
 use super::copy::Tally;
 use super::elf::{HEADER, SECTION, file_header, note, section_header};
@@ -14,6 +14,7 @@ use super::layout::{FRAME, Layout, in_a_row};
 use super::sink::Sink;
 use crate::Result;
 use crate::args::Format;
+use crate::ram::Ram;
 
 // xen/include/public/elfnote.h; the contents of the notes and their magic numbers are in tools/libs/ctrl/xc_core.h.
 const NOTE_NONE: u32 = 0x200_0000;
@@ -29,10 +30,10 @@ const INVALID: u64 = u64::MAX;
 /// The number of frame numbers that are written at a time.
 const CHUNK: u64 = 4096;
 
-pub(super) fn layout(guest: &Guest, ranges: &[Range<u64>]) -> Result<Layout> {
+pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>]) -> Result<Layout> {
     let frames: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-    let notes = notes(guest, frames)?;
-    let (table, entry) = if guest.kind() == GuestKind::Pv { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
+    let notes = notes(ram, frames)?;
+    let (table, entry) = if ram.is_pv() { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
     // Must be in the order of the sections: volatility3 takes the n-th name for that of the n-th section.
     let names = ["", ".shstrtab", ".note.Xen", ".xen_prstatus", ".xen_pages", table];
     let names_start = HEADER + names.len() as u64 * SECTION;
@@ -65,32 +66,37 @@ pub(super) fn layout(guest: &Guest, ranges: &[Range<u64>]) -> Result<Layout> {
     Ok(Layout { format: Format::Xen, head, parts, late: pages_end, len: table_end })
 }
 
-fn notes(guest: &Guest, frames: u64) -> Result<Vec<u8>> {
-    let magic = if guest.kind() == GuestKind::Pv { MAGIC_PV } else { MAGIC_HVM };
+fn notes(ram: &Ram, frames: u64) -> Result<Vec<u8>> {
+    let magic = if ram.is_pv() { MAGIC_PV } else { MAGIC_HVM };
     let vcpus = 0;
     let header: Vec<u8> = [magic, vcpus, frames, FRAME].iter().flat_map(|word| word.to_le_bytes()).collect();
     Ok([
         note(b"Xen\0", NOTE_NONE, b""),
         note(b"Xen\0", NOTE_HEADER, &header),
-        note(b"Xen\0", NOTE_XEN_VERSION, &version(guest.memory())?),
+        note(b"Xen\0", NOTE_XEN_VERSION, &version(ram)?),
         note(b"Xen\0", NOTE_FORMAT_VERSION, &1_u64.to_le_bytes()),
     ]
     .concat())
 }
 
-/// Returns a `struct xen_dumpcore_elfnote_xen_version_desc`; its fields about the build of Xen are empty.
-fn version(memory: &ForeignMemory) -> Result<Vec<u8>> {
-    let version = memory.xen_version()?;
-    let mut note = [version.major.into(), version.minor.into()].map(u64::to_le_bytes).concat();
+/// Returns a `struct xen_dumpcore_elfnote_xen_version_desc`; its fields about the build of Xen are empty, and for a dump all are.
+fn version(ram: &Ram) -> Result<Vec<u8>> {
+    let memory = ram.guest().map(Guest::memory);
+    let (major, minor, extra) = match memory.map(ForeignMemory::xen_version).transpose()? {
+        Some(version) => (version.major, version.minor, version.extra),
+        None => Default::default(),
+    };
+    let capabilities = memory.map(ForeignMemory::xen_capabilities).transpose()?.unwrap_or_default();
+    let mut note = [major.into(), minor.into()].map(u64::to_le_bytes).concat();
     // A string and its NUL in a field of `len` bytes.
     let mut field = |text: &str, len: usize| {
         let end = note.len() + len;
         note.extend(text.bytes().take(len - 1));
         note.resize(end, 0);
     };
-    field(&version.extra, 16);
+    field(&extra, 16);
     field("", 64 + 16 + 32 + 32); // compile_info
-    field(&memory.xen_capabilities()?, 1024);
+    field(&capabilities, 1024);
     field("", 64); // changeset
     field("", 8); // platform_parameters.virt_start
     note.extend_from_slice(&(FRAME_SIZE as u64).to_le_bytes());
@@ -98,7 +104,7 @@ fn version(memory: &ForeignMemory) -> Result<Vec<u8>> {
 }
 
 /// Writes the frame number of each page, and for a PV guest also the machine frame number.
-pub(super) fn write_frame_numbers(guest: &Guest, layout: &Layout, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
+pub(super) fn write_frame_numbers(ram: &Ram, layout: &Layout, tally: &Tally, sink: &mut dyn Sink) -> Result<()> {
     let mut offset = layout.late;
     for part in &layout.parts {
         let mut first = part.pfns.start;
@@ -106,8 +112,8 @@ pub(super) fn write_frame_numbers(guest: &Guest, layout: &Layout, tally: &Tally,
             let pfns = first..part.pfns.end.min(first + CHUNK);
             let mut table = Vec::new();
             let entry = |pfn: u64| if tally.is_lost(pfn) { INVALID } else { pfn };
-            if guest.kind() == GuestKind::Pv {
-                for (pfn, gfn) in pfns.clone().zip(guest.gfns(pfns.clone().try_into()?)?) {
+            if ram.is_pv() {
+                for (pfn, gfn) in pfns.clone().zip(ram.gfns(pfns.clone())?) {
                     let pfn = entry(pfn);
                     let mfn = gfn.filter(|_| pfn != INVALID).map_or(INVALID, xenmap::Gfn::get);
                     table.extend([pfn, mfn].map(u64::to_le_bytes).concat());

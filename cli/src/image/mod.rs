@@ -12,12 +12,12 @@ mod runs;
 mod zst;
 
 use std::fs::File;
-use std::iter::once;
+use std::iter::{from_fn, once};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use xenmap::FRAME_SIZE;
+use xenmap::{FRAME_SIZE, Gfn};
 
 use crate::Result;
 use contents::Contents;
@@ -31,25 +31,18 @@ const FRAME: u64 = FRAME_SIZE as u64;
 pub(crate) struct Image {
     file: Contents,
     /// In ascending order, without overlap.
-    frames: Vec<Frames>,
-    /// The pieces of frames that are not whole in one run, in ascending order, without overlap.
-    pieces: Vec<Run>,
+    runs: Vec<Run>,
     /// Whether a missing page may be a page of zeros.
     pub(crate) hides_zeros: bool,
 }
 
-/// Consecutive frames, at least one, and where their bytes are.
-struct Frames {
-    pfns: Range<u64>,
-    place: Place,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In the file, from this offset on.
-    File(u64),
+/// What a dump has at some addresses.
+#[derive(Clone, Copy)]
+pub(crate) enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// Zeros that are not in the file.
     Zeros,
-    Pieces,
+    Missing,
 }
 
 /// The form in which a dump has some frames.
@@ -86,10 +79,10 @@ impl Making {
 
 impl Image {
     pub(crate) fn open(path: &Path, making: Making) -> Result<Image> {
-        Image::read(path, making).map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
+        Image::open_as(path, making).map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
     }
 
-    fn read(path: &Path, making: Making) -> Result<Image> {
+    fn open_as(path: &Path, making: Making) -> Result<Image> {
         let file = open_file(path)?;
         if file.metadata()?.len() == 0 {
             return Err("it is empty".into());
@@ -127,60 +120,120 @@ impl Image {
 
     fn new(claims: Vec<Run>, file: Contents, hides_zeros: bool) -> Result<Image> {
         let runs = runs::in_order(claims, &file)?;
-        let (frames, pieces) = by_frame(&runs);
-        Ok(Image { file, frames, pieces, hides_zeros })
+        Ok(Image { file, runs, hides_zeros })
     }
 
     /// Returns the frames that the dump has, in ascending order.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = (Range<u64>, Part)> {
-        self.frames.iter().map(|frames| {
-            let part = match frames.place {
-                Place::File(_) => Part::Pages,
-                Place::Zeros => Part::Zeros,
-                Place::Pieces => Part::Pieces,
+    pub(crate) fn parts(&self) -> Vec<(Range<u64>, Part)> {
+        by_frame(&self.runs)
+    }
+
+    /// Returns where the dump has RAM, in ascending order: addresses that do not touch each other.
+    pub(crate) fn extents(&self) -> Vec<Range<u64>> {
+        let mut extents: Vec<Range<u64>> = Vec::new();
+        for Run { addresses, .. } in &self.runs {
+            match extents.last_mut() {
+                Some(last) if last.end == addresses.start => last.end = addresses.end,
+                _ => extents.push(addresses.clone()),
+            }
+        }
+        extents
+    }
+
+    /// Returns the address after the last one that the dump has or may have hidden as zeros.
+    pub(crate) fn end(&self) -> u64 {
+        let end_of_runs = self.runs.last().map_or(0, |run| run.addresses.end);
+        let end_of_hidden = self.file.len().min((Gfn::MAX.get() + 1) * FRAME);
+        if self.hides_zeros { end_of_runs.max(end_of_hidden) } else { end_of_runs }
+    }
+
+    /// Returns what the dump has at some addresses, in ascending order. Nothing is left out.
+    pub(crate) fn contents(&self, addresses: Range<u64>) -> impl Iterator<Item = (Range<u64>, Content<'_>)> {
+        let mut runs = self.runs_in(addresses.clone()).peekable();
+        let mut rest = addresses;
+        let end_of_hidden = if self.hides_zeros { self.end() } else { 0 };
+        from_fn(move || {
+            if rest.is_empty() {
+                return None;
+            }
+            let content = if let Some(run) = runs.next_if(|run| run.addresses.start == rest.start) {
+                (run.addresses.clone(), self.content(&run))
+            } else {
+                let end = runs.peek().map_or(rest.end, |run| run.addresses.start);
+                if rest.start < end_of_hidden {
+                    (rest.start..end.min(end_of_hidden), Content::Zeros)
+                } else {
+                    (rest.start..end, Content::Missing)
+                }
             };
-            (frames.pfns.clone(), part)
+            rest.start = content.0.end;
+            Some(content)
         })
+    }
+
+    /// Copies bytes from an address on. Fails with the first address that is missing.
+    pub(crate) fn read(&self, address: u64, to: &mut [u8]) -> std::result::Result<(), u64> {
+        let mut rest = to;
+        // The last address is far above any frame's.
+        for (addresses, content) in self.contents(address..address.saturating_add(rest.len() as u64)) {
+            let len = usize::try_from(addresses.end - addresses.start).map_err(|_| addresses.start)?;
+            let (part, more) = rest.split_at_mut(len);
+            match content {
+                Content::Bytes(bytes) => part.copy_from_slice(bytes),
+                Content::Zeros => part.fill(0),
+                Content::Missing => return Err(addresses.start),
+            }
+            rest = more;
+        }
+        if rest.is_empty() { Ok(()) } else { Err(u64::MAX) }
+    }
+
+    /// Returns the runs at some addresses, cut to these.
+    fn runs_in(&self, addresses: Range<u64>) -> impl Iterator<Item = Run> {
+        let first = self.runs.partition_point(|run| run.addresses.end <= addresses.start);
+        let meets = self.runs[first..].iter().take_while(move |run| run.addresses.start < addresses.end);
+        meets.map(move |run| run.part(run.addresses.start.max(addresses.start)..run.addresses.end.min(addresses.end)))
+    }
+
+    fn content(&self, run: &Run) -> Content<'_> {
+        match run.source {
+            Source::File(offset) => {
+                let bytes = self.file.get(offset, run.addresses.end - run.addresses.start);
+                bytes.map_or(Content::Missing, Content::Bytes)
+            }
+            Source::Zeros => Content::Zeros,
+        }
     }
 
     /// Returns the page of a frame, if the dump has it and not in pieces.
     pub(crate) fn page(&self, pfn: u64) -> Option<&Page> {
-        let after = self.frames.partition_point(|frames| frames.pfns.end <= pfn);
-        let frames = self.frames.get(after).filter(|frames| frames.pfns.contains(&pfn))?;
-        match frames.place {
-            Place::File(offset) => self.file.get(offset + (pfn - frames.pfns.start) * FRAME, FRAME)?.first_chunk(),
-            Place::Zeros => Some(&ZEROS),
-            Place::Pieces => None,
+        let addresses = pfn * FRAME..(pfn + 1) * FRAME;
+        let run = self.runs_in(addresses.clone()).next().filter(|run| run.addresses == addresses)?;
+        match self.content(&run) {
+            Content::Bytes(bytes) => bytes.first_chunk(),
+            Content::Zeros => Some(&ZEROS),
+            Content::Missing => None,
         }
     }
 
     /// Begins to read frames that will be needed soon.
     pub(crate) fn prefetch(&self, pfns: Range<u64>) {
-        let first = self.frames.partition_point(|frames| frames.pfns.end <= pfns.start);
-        for frames in self.frames[first..].iter().take_while(|frames| frames.pfns.start < pfns.end) {
-            if let Place::File(offset) = frames.place {
-                let bytes = [frames.pfns.start.max(pfns.start), frames.pfns.end.min(pfns.end)]
-                    .map(|pfn| offset + (pfn - frames.pfns.start) * FRAME);
-                self.file.prefetch(bytes[0]..bytes[1]);
+        for run in self.runs_in(pfns.start * FRAME..pfns.end * FRAME) {
+            if let Source::File(offset) = run.source {
+                self.file.prefetch(offset..offset + (run.addresses.end - run.addresses.start));
             }
         }
     }
 
     /// Returns what the dump has of a frame.
     pub(crate) fn frame(&self, pfn: u64) -> Frame {
-        if let Some(page) = self.page(pfn) {
-            return Frame::whole(page);
-        }
         let mut frame = Frame::nothing();
         let addresses = pfn * FRAME..(pfn + 1) * FRAME;
-        let first = self.pieces.partition_point(|piece| piece.addresses.end <= addresses.start);
-        let pieces = self.pieces[first..].iter().take_while(|piece| piece.addresses.start < addresses.end);
-        for piece in pieces {
-            let [start, end] = [piece.addresses.start, piece.addresses.end]
+        for run in self.runs_in(addresses.clone()) {
+            let [start, end] = [run.addresses.start, run.addresses.end]
                 .map(|address| usize::try_from(address - addresses.start).unwrap_or(FRAME_SIZE));
-            if let Source::File(offset) = piece.source {
-                let bytes = self.file.get(offset, piece.addresses.end - piece.addresses.start);
-                frame.page[start..end].copy_from_slice(bytes.unwrap_or(&ZEROS[start..end]));
+            if let Content::Bytes(bytes) = self.content(&run) {
+                frame.page[start..end].copy_from_slice(bytes);
             }
             frame.add(start..end);
         }
@@ -230,35 +283,34 @@ impl Frame {
     }
 }
 
-/// Returns the frames of some runs, and the pieces of those that are not whole in one run.
-fn by_frame(runs: &[Run]) -> (Vec<Frames>, Vec<Run>) {
-    let (mut frames, mut pieces): (Vec<Frames>, Vec<Run>) = (Vec::new(), Vec::new());
-    let mut add_piece = |frames: &mut Vec<Frames>, piece: Run| {
-        let pfn = piece.addresses.start / FRAME;
-        if frames.last().is_none_or(|last| last.pfns.end <= pfn) {
-            frames.push(Frames { pfns: pfn..pfn + 1, place: Place::Pieces });
+/// Returns the frames of some runs, and how the runs have them.
+fn by_frame(runs: &[Run]) -> Vec<(Range<u64>, Part)> {
+    let mut frames: Vec<(Range<u64>, Part)> = Vec::new();
+    let add_piece = |frames: &mut Vec<(Range<u64>, Part)>, start: u64| {
+        let pfn = start / FRAME;
+        if frames.last().is_none_or(|(last, _)| last.end <= pfn) {
+            frames.push((pfn..pfn + 1, Part::Pieces));
         }
-        pieces.push(piece);
     };
     for run in runs {
         let Range { start, end } = run.addresses;
         let first_whole = start.next_multiple_of(FRAME).min(end);
         let end_of_whole = (end - end % FRAME).max(first_whole);
         if start < first_whole {
-            add_piece(&mut frames, run.part(start..first_whole));
+            add_piece(&mut frames, start);
         }
         if first_whole < end_of_whole {
-            let place = match run.part(first_whole..end_of_whole).source {
-                Source::File(offset) => Place::File(offset),
-                Source::Zeros => Place::Zeros,
+            let part = match run.source {
+                Source::File(_) => Part::Pages,
+                Source::Zeros => Part::Zeros,
             };
-            frames.push(Frames { pfns: first_whole / FRAME..end_of_whole / FRAME, place });
+            frames.push((first_whole / FRAME..end_of_whole / FRAME, part));
         }
         if end_of_whole < end {
-            add_piece(&mut frames, run.part(end_of_whole..end));
+            add_piece(&mut frames, end_of_whole);
         }
     }
-    (frames, pieces)
+    frames
 }
 
 /// The apparent kind of a file, judging by how it begins.

@@ -5,6 +5,8 @@
 
 #[path = "../../src/args.rs"]
 mod args;
+#[path = "../../src/bytes.rs"]
+mod bytes;
 #[path = "../../src/called.rs"]
 mod called;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -22,8 +24,6 @@ mod domains;
 mod dump;
 #[path = "../../src/examples.rs"]
 mod examples;
-#[path = "../../src/guest_pages.rs"]
-mod guest_pages;
 #[path = "../../src/hexdump.rs"]
 mod hexdump;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -35,6 +35,8 @@ mod info;
 mod map;
 #[path = "../../src/number.rs"]
 mod number;
+#[path = "../../src/pages.rs"]
+mod pages;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/palette.rs"]
 mod palette;
@@ -47,6 +49,9 @@ mod printable;
 #[path = "../../src/progress.rs"]
 mod progress;
 #[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/ram.rs"]
+mod ram;
+#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/read.rs"]
 mod read;
 #[path = "../../src/search.rs"]
@@ -57,6 +62,7 @@ mod sheet;
 mod space;
 #[path = "../../src/usage.rs"]
 mod usage;
+#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/window.rs"]
 mod window;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -78,6 +84,7 @@ mod cases {
     mod dump_length;
     mod dump_notes;
     mod dump_parts;
+    mod dump_source;
     mod dump_workers;
     mod dump_xen;
     mod foreign;

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_xenmap_global_optspecs
-    string join \n color= domain= mock= mock-raw mock-kind= pod-populate h/help V/version
+    string join \n color= domain= mock= mock-raw mock-kind= dump= dump-raw pod-populate h/help V/version
 end
 
 function __fish_xenmap_needs_command
@@ -31,7 +31,9 @@ complete -c xenmap -n "__fish_xenmap_needs_command" -l domain -d 'Use this domai
 complete -c xenmap -n "__fish_xenmap_needs_command" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_needs_command" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_needs_command" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_needs_command" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_needs_command" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_needs_command" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_needs_command" -s V -l version -d 'Print version'
@@ -54,8 +56,10 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l domain -d 'Use
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand domains" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l color -d 'When to use colors' -r -f -a "auto\t''
@@ -65,8 +69,10 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l domain -d 'Use th
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
@@ -77,9 +83,11 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l domain -d 'Use thi
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l vcpu -d 'Use the page tables of this vcpu' -r
@@ -91,10 +99,12 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l domain -d 'Use th
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l binary -d 'Write the bytes themselves, to a file or a pipe'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l vcpu -d 'Use the page tables of this vcpu' -r
@@ -106,9 +116,11 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l domain -d 'U
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l text -d 'The bytes as text' -r
@@ -123,9 +135,11 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l domain -d 'Use t
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l yes -d 'Write without asking, even if the guest is running'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l text -d 'Search for this text; can be repeated' -r
@@ -141,9 +155,11 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l domain -d 'Use 
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l json -d 'Print a JSON object for each match, one per line'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand search" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l format -d 'Choose the file format' -r -f -a "raw\t'Sparse file with each page at the offset that is its address; missing pages look like zeros'
@@ -162,11 +178,13 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l domain -d 'Use th
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l live -d 'Let the guest run: its pages are copied at different moments'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pause -d 'Pause the guest until the dump is written'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l json -d 'Print the summary as a JSON object; on stderr if the dump goes to standard output'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l raw -d 'Treat a dump as raw even if it looks like another format' -r -f -a "old\t''
@@ -180,9 +198,11 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l domain -d 'Use th
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l json -d 'Print a JSON object'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand diff" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
@@ -194,9 +214,11 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l domain -d 'Use
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l raw -d 'Treat the dump as raw even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand picture" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l color -d 'When to use colors' -r -f -a "auto\t''
@@ -206,7 +228,9 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l domain -d 
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock -d 'Simulate a guest with this file as its RAM; Xen is not needed' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-kind -d 'Set the kind of the simulated guest' -r -f -a "pv\t''
 pvh\t''"
+complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
+complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand help; and not __fish_seen_subcommand_from domains info map read translate write search dump diff picture completions help" -f -a "domains" -d 'List the domains of the host'

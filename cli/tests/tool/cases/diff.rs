@@ -13,6 +13,7 @@ use crate::args::SearchArgs;
 use crate::diff;
 use crate::dumps::*;
 use crate::harness::*;
+use crate::ram::Ram;
 
 /// Makes a folder with a dump of frames 2, 3 (both data) and 40 (zeros) in each format.
 fn folder_with_dumps(test: &str) -> PathBuf {
@@ -295,12 +296,12 @@ fn pages_that_cannot_be_read_are_in_the_document() {
     let domain = host.create_domain(GuestKind::Hvm, 8);
     domain.break_frame(Gfn::new(5).unwrap());
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     let old = folder.join("old");
     fs::write(&old, lime(&(0..8).map(|pfn| (pfn, page(0))).collect())).unwrap();
 
     let mut out = Vec::new();
-    let error = diff::dump_and_guest(&old, None, &guest, SearchArgs::default(), true, &mut out).unwrap_err();
+    let error = diff::dump_and_ram(&old, None, &ram, SearchArgs::default(), true, &mut out).unwrap_err();
 
     assert_eq!(error.to_string(), "1 page of the guest cannot be read and was not compared");
     let document: Value = serde_json::from_slice(&out).unwrap();

@@ -13,6 +13,7 @@ use crate::cases::dump_parts::dump_to;
 use crate::dump::{Dump, report};
 use crate::harness::*;
 use crate::map;
+use crate::ram::Ram;
 
 /// Three frames with data and two of zeros.
 fn some_ram(folder: &Path) {
@@ -137,16 +138,16 @@ fn document_lists_lost_frames_by_address() {
     let host = MockHost::new();
     let domain = host.create_domain(GuestKind::Hvm, 100);
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
-    let found = map::find(&guest, SearchArgs::default()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
+    let found = map::find(&ram, SearchArgs::default()).unwrap();
     for pfn in [20, 21, 50] {
         domain.balloon_out(Gfn::new(pfn).unwrap());
     }
     let (source, args, output) = dump_to(&folder("dump-json-lost").join("out"), "");
-    let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-    let written = dump.write(&found.map).unwrap();
+    let dump = Dump { ram: &ram, args: &args, source: &source, output: Some(&output) };
+    let written = dump.write(&found).unwrap();
 
-    let summary = report::json(&guest, &args, &found, written, Duration::from_millis(1500));
+    let summary = report::json(&ram, &args, &found, written, Duration::from_millis(1500));
 
     let summary = serde_json::to_value(summary).unwrap();
     let expected = json!([

@@ -12,7 +12,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use xenmap::mock::{Dom0, Fault, HostConfig, MockHost, Vcpu};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
-use crate::args::{self, Args, Format};
+use crate::args::{self, Args, Format, SearchArgs};
 use crate::dump::copy::{Lost, Tally};
 use crate::dump::layout::{Layout, Part};
 use crate::dump::output::Output;
@@ -20,7 +20,8 @@ use crate::dump::vmcoreinfo::{self, Candidates};
 use crate::dump::worker::{Job, employ_as};
 use crate::dump::{Dump, report};
 use crate::harness::folder;
-use crate::window;
+use crate::ram::Ram;
+use crate::{map, window};
 
 /// Dumps a guest of 100 frames, each filled with its number plus 1. The guest loses some of them between the search for
 /// its RAM and the copying.
@@ -36,18 +37,18 @@ fn dump_and_break(test: &str, args: &str, lost: &[u64], broken: &[u64]) -> (Tall
         domain.write(gfn, 0, &[number; FRAME_SIZE]);
     }
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     for &pfn in broken {
         domain.break_frame(Gfn::new(pfn).unwrap());
     }
-    let map = guest.ram_map().unwrap();
+    let found = map::find(&ram, SearchArgs::default()).unwrap();
     for &pfn in lost {
         domain.balloon_out(Gfn::new(pfn).unwrap());
     }
     let out = folder(test).join("out");
     let (source, args, output) = dump_to(&out, args);
-    let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-    let written = dump.write(&map).unwrap();
+    let dump = Dump { ram: &ram, args: &args, source: &source, output: Some(&output) };
+    let written = dump.write(&found).unwrap();
     output.finish().unwrap();
     (written.tally, fs::read(out).unwrap())
 }
@@ -125,7 +126,7 @@ fn all_lost_ranges_are_listed_and_in_the_file_as_many_as_fit() {
     let host = MockHost::new();
     let memory = host.open().unwrap();
     let domid = host.create_domain(GuestKind::Hvm, 1).domid();
-    let text = report::text(&Guest::open(&memory, domid).unwrap(), &tally, 4000);
+    let text = report::text(&Ram::Guest(Guest::open(&memory, domid).unwrap()), &tally, 4000);
     assert!(text.len() <= 4000 && text.ends_with(" more ranges of frames\n"), "{text}");
 }
 
@@ -134,10 +135,10 @@ fn elf_header_of_more_extents_than_it_can_count() {
     let host = MockHost::new();
     let memory = host.open().unwrap();
     let domid = host.create_domain(GuestKind::Hvm, 1).domid();
-    let guest = Guest::open(&memory, domid).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domid).unwrap());
     for (extents, counted) in [(0xFFFD, 0xFFFE), (0xFFFE, 0xFFFF), (0x1_0000, 0xFFFF)] {
         let ranges: Vec<_> = (0..extents).map(|i| 2 * i..2 * i + 1).collect();
-        let layout = Layout::new(Format::Elf, &guest, &ranges, false).unwrap();
+        let layout = Layout::new(Format::Elf, &ram, &ranges, false).unwrap();
         let header = FileHeader64::<LE>::parse(&*layout.head).unwrap();
         assert_eq!(header.e_phnum.get(LE), counted);
         let segments = header.program_headers(LE, &*layout.head).unwrap();
@@ -164,13 +165,13 @@ fn last_possible_frame_is_dumped() {
     domain.populate(&[Gfn::MAX]);
     domain.write(Gfn::MAX, 0, &[7; FRAME_SIZE]);
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
-    let map = guest.ram_map().unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
+    let found = map::find(&ram, SearchArgs::default()).unwrap();
     for (format, place) in [("elf", 20 << 10), ("lime", 32), ("xen", 4096)] {
         let out = folder("last-frame").join(format);
         let (source, args, output) = dump_to(&out, &format!("--format {format}"));
-        let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        assert_eq!(dump.write(&map).unwrap().tally.copied, 1, "{format}");
+        let dump = Dump { ram: &ram, args: &args, source: &source, output: Some(&output) };
+        assert_eq!(dump.write(&found).unwrap().tally.copied, 1, "{format}");
         output.finish().unwrap();
         assert!(fs::read(out).unwrap()[place..].starts_with(&[7; FRAME_SIZE]), "{format}");
     }
@@ -183,13 +184,13 @@ fn dump_that_fails_half_way_leaves_no_file() {
         let domain = host.create_domain(GuestKind::Hvm, 10_000);
         domain.frames().iter().for_each(|&gfn| domain.write(gfn, 0, b"data"));
         let memory = host.open().unwrap();
-        let guest = Guest::open(&memory, domain.domid()).unwrap();
-        let map = guest.ram_map().unwrap();
+        let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
+        let found = map::find(&ram, SearchArgs::default()).unwrap();
         let folder = folder("half");
         let (source, args, output) = dump_to(&folder.join("out"), &format!("--copy-by {way}"));
         host.inject(Fault::MapBatch(libc::EFAULT));
-        let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        dump.write(&map).unwrap_err();
+        let dump = Dump { ram: &ram, args: &args, source: &source, output: Some(&output) };
+        dump.write(&found).unwrap_err();
         drop(output);
         assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "{way}");
     }
@@ -219,10 +220,10 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
     domain.write(gfn(20), 0, &kernel_note("5.10.0", 0xFFFF_FFFF_8000_8000));
     domain.write(gfn(21), 0, &kernel_note("6.1.0", 0xFFFF_FFFF_8000_9000));
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     let candidates = Candidates { addresses: vec![20 << 12, 21 << 12], more: 0 };
     let chosen = || {
-        let (note, doubt) = vmcoreinfo::choose(&guest, &candidates);
+        let (note, doubt) = vmcoreinfo::choose(&ram, &candidates);
         (String::from_utf8(note.unwrap()).unwrap().lines().next().unwrap().to_owned(), doubt.unwrap_or_default())
     };
 
@@ -267,11 +268,11 @@ fn little_memory_for_mappings_is_enough() {
             domain.write(gfn, 0, &content(gfn.get()));
         }
         let memory = host.open().unwrap();
-        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
         let out = folder("little-memory").join("out");
         let (source, args, output) = dump_to(&out, "");
-        let dump = Dump { guest: &guest, args: &args, source: &source, output: Some(&output) };
-        let tally = dump.write(&guest.ram_map().unwrap()).unwrap().tally;
+        let dump = Dump { ram: &ram, args: &args, source: &source, output: Some(&output) };
+        let tally = dump.write(&map::find(&ram, SearchArgs::default()).unwrap()).unwrap().tally;
         output.finish().unwrap();
         assert_eq!((tally.copied, tally.lost_frames()), (5000, 0), "{free} frames");
         let file = fs::read(out).unwrap();

@@ -7,6 +7,7 @@ use crate::args::{PatternArgs, SearchArgs};
 use crate::canvas::{Canvas, Shade};
 use crate::harness::*;
 use crate::pattern::Pattern;
+use crate::ram::Ram;
 use crate::sheet::Sheet;
 use crate::{map, said, search};
 
@@ -83,17 +84,17 @@ fn last_frame_is_mapped_and_searched() {
     let host = MockHost::new();
     let domain = guest_at_the_top(&host, b"canary");
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     let args = SearchArgs::default();
 
     let mut out = Vec::new();
-    map::map(&guest, args, true, &mut out).unwrap();
+    map::map(&ram, args, true, &mut out).unwrap();
     let shown: serde_json::Value = serde_json::from_slice(&out).unwrap();
     assert_eq!(shown["extents"][0]["last"], (1_u64 << 52) - 1);
 
     let patterns = Pattern::all(&PatternArgs { text: vec!["canary".to_owned()], ..PatternArgs::default() }).unwrap();
     let mut out = Vec::new();
-    let outcome = search::search(&guest, &patterns, args, search::Format::default(), &mut out).unwrap();
+    let outcome = search::search(&ram, &patterns, args, search::Format::default(), &mut out).unwrap();
     assert!(matches!(outcome, search::Outcome::Found));
     assert_eq!(text(&out), "0xffffffffffffa\n");
     assert_eq!(said(), [""; 0]);

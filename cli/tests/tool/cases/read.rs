@@ -9,6 +9,7 @@ use xenmap::mock::MockHost;
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind, PageTables, PagingMode};
 
 use crate::harness::*;
+use crate::ram::Ram;
 use crate::read;
 use crate::read::Format;
 use crate::said;
@@ -226,7 +227,7 @@ fn huge_hole_is_skipped_whatever_the_page_tables() {
     let host = MockHost::new();
     let domain = host.create_domain(GuestKind::Hvm, 8);
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     let write = |frame: u64, entry: usize, value: u64| {
         domain.write(Gfn::new(frame).unwrap(), entry * 8, &value.to_le_bytes());
     };
@@ -241,7 +242,7 @@ fn huge_hole_is_skipped_whatever_the_page_tables() {
     let arm64 = PageTables::Arm64 { ttbr0: 0x6000, ttbr1: 0x2000, tcr: 0x8019_0019 };
     for tables in [five_levels, four_levels, arm64] {
         let mut out = Vec::new();
-        let complete = read::read(&guest, &Space::Virtual(tables), (1, u64::MAX), Format::Hexdump, &mut out).unwrap();
+        let complete = read::read(&ram, &Space::Virtual(tables), (1, u64::MAX), Format::Hexdump, &mut out).unwrap();
         let shown: Vec<&str> = text(&out).lines().collect();
         assert_eq!(shown[0], "00000001  -- 18446744073709547519 bytes cannot be read: no translation", "{tables:?}");
         assert!(shown[1].starts_with("fffffffffffff000  "), "{tables:?}: {}", shown[1]);
@@ -347,7 +348,8 @@ fn frame_that_is_paged_out_is_a_hole_of_its_own() {
     let memory = host.open().unwrap().with_paged_out_timeout(Duration::ZERO);
     let guest = Guest::open(&memory, domain.domid()).unwrap();
     let mut out = Vec::new();
-    let complete = read::read(&guest, &Space::Physical, (0xFFF, 0x2002), Format::Hexdump, &mut out).unwrap();
+    let complete =
+        read::read(&Ram::Guest(guest), &Space::Physical, (0xFFF, 0x2002), Format::Hexdump, &mut out).unwrap();
     let expected = "\
 00000fff  00                                                |.|
 00001000  -- 4096 bytes cannot be read: paged out, and not back in time

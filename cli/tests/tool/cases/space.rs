@@ -5,6 +5,7 @@ use xenmap::{Guest, GuestKind, PageTables, PagingMode};
 
 use crate::args::SpaceArgs;
 use crate::harness::{CANARY, folder, ram, refusal, run_in};
+use crate::ram::Ram;
 use crate::space::Space;
 
 /// The tables for a given base, or the error, on a host whose guest has this vcpu, or none.
@@ -17,9 +18,9 @@ fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
         domain.set_vcpu(0, vcpu);
     }
     let memory = host.open().unwrap();
-    let guest = Guest::open(&memory, domain.domid()).unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     let args = SpaceArgs { r#virtual: true, vcpu: u32::from(vcpu.is_none()) * 99, cr3: Some(0x5000) };
-    match Space::new(&guest, args).map_err(|e| e.to_string())? {
+    match Space::new(&ram, args).map_err(|e| e.to_string())? {
         Space::Virtual(tables) => Ok(tables),
         Space::Physical => panic!("it is a virtual space"),
     }

@@ -1,0 +1,124 @@
+//! The RAM that a command looks at: a guest's, or a dump's.
+
+use std::ops::Range;
+
+use xenmap::{Domid, Error, FrameError, Gfn, Guest, GuestKind, NumberRange, PageTables, Protection};
+
+use crate::Result;
+use crate::image::Image;
+use crate::window::{MappedWindows, Window, windows_of_dump};
+
+pub(crate) enum Ram {
+    Guest(Guest),
+    Dump(Image),
+}
+
+impl Ram {
+    /// Returns the guest; `None` if it is a dump.
+    pub(crate) fn guest(&self) -> Option<&Guest> {
+        match self {
+            Ram::Guest(guest) => Some(guest),
+            Ram::Dump(_) => None,
+        }
+    }
+
+    pub(crate) fn domid(&self) -> Option<Domid> {
+        self.guest().map(Guest::domid)
+    }
+
+    pub(crate) fn is_pv(&self) -> bool {
+        self.guest().is_some_and(|guest| guest.kind() == GuestKind::Pv)
+    }
+
+    /// Returns frames in windows of at most `size`. Zeros or missing frames of a dump are one window, of any size.
+    pub(crate) fn windows(&self, pfns: Range<u64>, size: u64) -> Box<dyn Iterator<Item = Result<Window<'_>>> + '_> {
+        match self {
+            Ram::Guest(guest) => {
+                let windows = MappedWindows::new(guest, pfns, size);
+                Box::new(windows.map(|window| Ok(window.map(|(pfns, mapping)| Window::mapped(pfns, mapping))?)))
+            }
+            Ram::Dump(image) => Box::new(windows_of_dump(image, pfns, size).map(Ok)),
+        }
+    }
+
+    /// Returns some frames without those at the end that certainly cannot be read, and the reason why these cannot.
+    pub(crate) fn without_missing_end(&self, pfns: Range<u64>) -> Result<(Range<u64>, String)> {
+        let Ram::Guest(guest) = self else { return Ok((pfns, String::new())) };
+        // The guest has never had a frame above the highest. So if the first of them is no RAM, none is.
+        let highest = guest.memory().maximum_gpfn(guest.domid()).unwrap_or(u64::MAX);
+        let end = highest.saturating_add(1).clamp(pfns.start, pfns.end);
+        if end == pfns.end {
+            return Ok((pfns, String::new()));
+        }
+        let above = guest.map_partial(Protection::ReadOnly, NumberRange::try_from(end..end + 1)?)?;
+        Ok(match above.failed().first() {
+            Some(e) if e.errno == libc::EINVAL => (pfns.start..end, e.reason()),
+            _ => (pfns, String::new()),
+        })
+    }
+
+    /// Returns why bytes cannot be read, given the errno of a window's hole.
+    pub(crate) fn reason(&self, errno: i32) -> String {
+        match self {
+            // The library describes an errno as the error of a frame.
+            Ram::Guest(_) => FrameError::new(0, Gfn::MAX, errno).reason(),
+            Ram::Dump(_) => "not in the dump".to_owned(),
+        }
+    }
+
+    /// Copies bytes from a physical address on. [`Ram::explain`] an error.
+    pub(crate) fn read(&self, address: u64, to: &mut [u8]) -> xenmap::Result<()> {
+        match self {
+            Ram::Guest(guest) => guest.read(address, to),
+            Ram::Dump(image) => image.read(address, to).map_err(not_in_dump),
+        }
+    }
+
+    /// Copies bytes from a virtual address on. [`Ram::explain`] an error.
+    pub(crate) fn read_virtual(&self, tables: &PageTables, address: u64, to: &mut [u8]) -> xenmap::Result<()> {
+        match self {
+            Ram::Guest(guest) => guest.read_virtual(tables, address, to),
+            Ram::Dump(_) => Err(not_in_dump(address)),
+        }
+    }
+
+    /// Returns the physical address that a virtual address leads to. [`Ram::explain`] an error.
+    pub(crate) fn translate(&self, tables: &PageTables, address: u64) -> xenmap::Result<u64> {
+        match self {
+            Ram::Guest(guest) => guest.translate(tables, address),
+            Ram::Dump(_) => Err(not_in_dump(address)),
+        }
+    }
+
+    /// Returns the error to show for one that an access returned.
+    pub(crate) fn explain(&self, error: Error) -> Box<dyn std::error::Error> {
+        match (self, &error) {
+            (Ram::Dump(_), Error::GuestAddress { address, .. }) => {
+                format!("cannot read at {address:#x}: not in the dump").into()
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// Returns the page tables that a vcpu is using.
+    pub(crate) fn page_tables(&self, vcpu: u32) -> Result<PageTables> {
+        match self {
+            Ram::Guest(guest) => Ok(guest.page_tables(vcpu)?),
+            Ram::Dump(_) => Err("virtual addresses of a dump cannot be read".into()),
+        }
+    }
+
+    /// Returns the frames that are mapped to access some frames, in a PV guest machine frames.
+    pub(crate) fn gfns(&self, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
+        match self {
+            Ram::Guest(guest) => Ok(guest.gfns(NumberRange::try_from(pfns)?)?),
+            Ram::Dump(_) => Ok(pfns.map(|pfn| Gfn::new(pfn).ok()).collect()),
+        }
+    }
+}
+
+/// Returns the error for a physical address that a dump lacks. It is one of the library, as those of translation are, and
+/// names a domain that no dump has.
+fn not_in_dump(address: u64) -> Error {
+    Error::GuestAddress { domid: Domid::XEN, address, errno: libc::ENXIO }
+}
