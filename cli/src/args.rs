@@ -198,9 +198,9 @@ pub(crate) enum Command {
     ///
     /// Do not write to a dump or truncate it while it is being compared: that can end the command with SIGBUS.
     Diff {
-        /// A dump: raw, ELF core, LiME, or made by `xl dump-core`; zstd-compressed or not
+        /// A dump: raw, ELF core, LiME, kdump, of AVML, or of `xl dump-core`; zstd-compressed or not
         ///
-        /// A compressed dump is first decompressed to an unnamed file in the directory TMPDIR, by default /var/tmp.
+        /// A compressed dump is first unpacked to an unnamed file in the directory TMPDIR, by default /var/tmp.
         old: PathBuf,
         /// Another dump; without it, OLD is compared with the guest
         new: Option<PathBuf>,
@@ -270,7 +270,8 @@ pub(crate) struct SpaceArgs {
     /// Use this page-table base instead of the vcpu's (CR3; on Arm TTBR0)
     ///
     /// For a PV guest it is a machine address. The format of the tables is the vcpu's; if that cannot be read, x86 tables are
-    /// assumed to have four levels.
+    /// assumed to have four levels. A dump may lack the registers of vcpus; the default is then the tables of the Linux
+    /// kernel whose note (VMCOREINFO) is in the dump.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
 }

@@ -35,6 +35,7 @@ mod source;
 mod space;
 mod translate;
 mod usage;
+mod vmcoreinfo;
 mod window;
 mod write;
 

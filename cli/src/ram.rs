@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use xenmap::{Domid, Error, FrameError, Gfn, Guest, GuestKind, NumberRange, PageTables, Protection};
+use xenmap::{Domid, Error, FRAME_SIZE, FrameError, Gfn, Guest, GuestKind, NumberRange, PageTables, Protection};
 
 use crate::Result;
 use crate::image::Image;
@@ -27,7 +27,10 @@ impl Ram {
     }
 
     pub(crate) fn is_pv(&self) -> bool {
-        self.guest().is_some_and(|guest| guest.kind() == GuestKind::Pv)
+        match self {
+            Ram::Guest(guest) => guest.kind() == GuestKind::Pv,
+            Ram::Dump(image) => image.has_machine_frames(),
+        }
     }
 
     /// Returns frames in windows of at most `size`. Zeros or missing frames of a dump are one window, of any size.
@@ -78,7 +81,7 @@ impl Ram {
     pub(crate) fn read_virtual(&self, tables: &PageTables, address: u64, to: &mut [u8]) -> xenmap::Result<()> {
         match self {
             Ram::Guest(guest) => guest.read_virtual(tables, address, to),
-            Ram::Dump(_) => Err(not_in_dump(address)),
+            Ram::Dump(image) => read_virtual_in_dump(image, tables, address, to),
         }
     }
 
@@ -86,7 +89,7 @@ impl Ram {
     pub(crate) fn translate(&self, tables: &PageTables, address: u64) -> xenmap::Result<u64> {
         match self {
             Ram::Guest(guest) => guest.translate(tables, address),
-            Ram::Dump(_) => Err(not_in_dump(address)),
+            Ram::Dump(image) => Ok(translate_in_dump(image, tables, address)?.start),
         }
     }
 
@@ -104,7 +107,12 @@ impl Ram {
     pub(crate) fn page_tables(&self, vcpu: u32) -> Result<PageTables> {
         match self {
             Ram::Guest(guest) => Ok(guest.page_tables(vcpu)?),
-            Ram::Dump(_) => Err("virtual addresses of a dump cannot be read".into()),
+            Ram::Dump(Image { machine, .. }) => {
+                let registers = usize::try_from(vcpu).ok().and_then(|vcpu| *machine.vcpus.get(vcpu)?);
+                let registers = registers.ok_or_else(|| format!("the dump lacks the registers of vcpu {vcpu}"))?;
+                let tables = registers.page_tables(machine.architecture);
+                Ok(tables.ok_or("it uses 32-bit paging without PAE, which is not supported")?)
+            }
         }
     }
 
@@ -112,7 +120,13 @@ impl Ram {
     pub(crate) fn gfns(&self, pfns: Range<u64>) -> Result<Vec<Option<Gfn>>> {
         match self {
             Ram::Guest(guest) => Ok(guest.gfns(NumberRange::try_from(pfns)?)?),
-            Ram::Dump(_) => Ok(pfns.map(|pfn| Gfn::new(pfn).ok()).collect()),
+            Ram::Dump(image) => {
+                let gfn = |number: u64| Gfn::new(number).ok();
+                Ok(match image.machine_frames(pfns.clone()) {
+                    Some(frames) => frames.into_iter().map(|mfn| mfn.and_then(gfn)).collect(),
+                    None => pfns.map(gfn).collect(),
+                })
+            }
         }
     }
 }
@@ -121,4 +135,28 @@ impl Ram {
 /// names a domain that no dump has.
 fn not_in_dump(address: u64) -> Error {
     Error::GuestAddress { domid: Domid::XEN, address, errno: libc::ENXIO }
+}
+
+/// Returns the physical addresses from that of a virtual address to the end of its page.
+fn translate_in_dump(image: &Image, tables: &PageTables, address: u64) -> xenmap::Result<Range<u64>> {
+    let found = tables.translate_with(address, |at| {
+        let mut entry = [0; 8];
+        image.address(at).and_then(|at| image.read(at, &mut entry)).map_err(not_in_dump)?;
+        Ok::<u64, Error>(u64::from_le_bytes(entry))
+    })?;
+    let first = image.address(found.physical).map_err(not_in_dump)?;
+    // A PV guest's frames that follow each other in the machine may be anywhere.
+    let page = if image.has_machine_frames() { FRAME_SIZE as u64 } else { found.page_size };
+    Ok(first..(first | (page - 1)) + 1)
+}
+
+fn read_virtual_in_dump(image: &Image, tables: &PageTables, address: u64, to: &mut [u8]) -> xenmap::Result<()> {
+    let mut done = 0;
+    while done < to.len() {
+        let page = translate_in_dump(image, tables, address.wrapping_add(done as u64))?;
+        let len = usize::try_from(page.end - page.start).map_or(to.len() - done, |page| page.min(to.len() - done));
+        image.read(page.start, &mut to[done..done + len]).map_err(not_in_dump)?;
+        done += len;
+    }
+    Ok(())
 }

@@ -2,9 +2,10 @@
 
 use xenmap::{Gfn, Guest, PageTables, PagingMode};
 
-use crate::Result;
 use crate::args::SpaceArgs;
+use crate::image::{Architecture, Image};
 use crate::ram::Ram;
+use crate::{Result, say, vmcoreinfo};
 
 pub(crate) enum Space {
     Physical,
@@ -18,7 +19,7 @@ impl Space {
         }
         Ok(Space::Virtual(match ram {
             Ram::Guest(guest) => tables_of_guest(guest, args)?,
-            Ram::Dump(_) => ram.page_tables(args.vcpu)?,
+            Ram::Dump(image) => tables_of_dump(ram, image, args)?,
         }))
     }
 
@@ -56,6 +57,56 @@ fn tables_of_guest(guest: &Guest, args: SpaceArgs) -> Result<PageTables> {
         (Some(_), Err(e)) if guest.memory().xen_capabilities()?.contains("aarch64") => return Err(e.into()),
         (Some(cr3), _) => PageTables::X86 { cr3, mode: PagingMode::FourLevels },
     })
+}
+
+fn tables_of_dump(ram: &Ram, image: &Image, args: SpaceArgs) -> Result<PageTables> {
+    let machine = &image.machine;
+    let of_vcpu = ram.page_tables(args.vcpu);
+    match (args.cr3, of_vcpu) {
+        (None, Ok(tables)) => Ok(tables),
+        (Some(cr3), Ok(PageTables::X86 { mode, .. })) => Ok(PageTables::X86 { cr3, mode }),
+        (Some(cr3), _) if machine.architecture == Some(Architecture::X86) => {
+            Ok(PageTables::X86 { cr3, mode: PagingMode::Pae })
+        }
+        // Nearly every x86 guest's tables have four levels.
+        (Some(cr3), _) if machine.architecture != Some(Architecture::Arm64) => {
+            Ok(PageTables::X86 { cr3, mode: PagingMode::FourLevels })
+        }
+        // A vcpu that does not exist.
+        (None, Err(e)) if args.vcpu > 0 => Err(e),
+        (ttbr0, _) => match (tables_of_kernel(ram, image)?, ttbr0) {
+            (PageTables::Arm64 { ttbr1, tcr, .. }, Some(ttbr0)) => {
+                // Programs usually have as many addresses as the kernel, and pages of the same size.
+                let [size, granule] = [tcr >> 16 & 0x3F, tcr >> 30 & 3];
+                let granule: u64 = match granule {
+                    0b01 => 0b10,
+                    0b11 => 0b01,
+                    _ => 0b00,
+                };
+                let tcr = tcr & !(1 << 7) | granule << 14 | size;
+                Ok(PageTables::Arm64 { ttbr0, ttbr1, tcr })
+            }
+            (tables, _) => Ok(tables),
+        },
+    }
+}
+
+/// Returns the tables of the kernel that a dump's VMCOREINFO note describes.
+fn tables_of_kernel(ram: &Ram, image: &Image) -> Result<PageTables> {
+    const NEITHER: &str = "the dump has neither a vcpu's page tables nor a Linux kernel's note (VMCOREINFO) that leads to \
+                           them: give --cr3";
+    if image.has_machine_frames() {
+        return Err("the dump of a PV guest lacks the registers of its vcpus: give --cr3".into());
+    }
+    let mut text = image.machine.vmcoreinfo.clone();
+    if text.is_none() {
+        let (found, doubt) = vmcoreinfo::find(ram)?;
+        text = found;
+        if let Some(doubt) = doubt {
+            say(&doubt);
+        }
+    }
+    Ok(text.as_deref().and_then(vmcoreinfo::page_tables).ok_or(NEITHER)?)
 }
 
 /// Returns the address of the last of `len` bytes, the first of which is at `first`.

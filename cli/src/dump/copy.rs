@@ -7,10 +7,10 @@ use xenmap::FRAME_SIZE;
 
 use super::layout::{FRAME, Part, check_range};
 use super::sink::Sink;
-use super::vmcoreinfo::{Candidates, Search};
 use crate::Result;
 use crate::bytes::Bytes;
 use crate::ram::Ram;
+use crate::vmcoreinfo::{Candidates, Search};
 use crate::window::{Piece, Window, addresses, frames};
 
 /// Frames that are mapped at a time: 16 MiB. Larger windows are not faster, and their mappings cost page tables.

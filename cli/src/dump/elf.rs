@@ -11,10 +11,10 @@ use object::{elf, pod};
 
 use super::copy::Tally;
 use super::layout::{FRAME, Layout, in_a_row};
-use super::{report, vmcoreinfo};
-use crate::Result;
+use super::report;
 use crate::args::Format;
 use crate::ram::Ram;
+use crate::{Result, vmcoreinfo};
 
 /// Bytes of all notes: the kernel's, and this tool's, which fills the rest.
 const NOTES_LEN: usize = 16 << 10;

@@ -9,7 +9,6 @@ pub(crate) mod output;
 mod parallel;
 pub(crate) mod report;
 mod sink;
-pub(crate) mod vmcoreinfo;
 pub(crate) mod worker;
 mod xen;
 

@@ -2,6 +2,7 @@
 
 use std::iter::once;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use object::elf::{ET_CORE, FileHeader32, FileHeader64, NT_PRPSINFO, PT_LOAD, PT_NOTE, SHN_UNDEF};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, SectionHeader};
@@ -9,6 +10,7 @@ use object::{Endian, Endianness};
 
 use super::FRAME;
 use super::contents::Contents;
+use super::machine::{self, Architecture, Machine, P2m};
 use super::runs::{Run, Source};
 use crate::Result;
 
@@ -17,7 +19,8 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 /// Marks an unused entry of xl's table of frames (libxc's `XC_CORE_INVALID_PFN`).
 const NO_FRAME: u64 = u64::MAX;
 
-pub(super) fn runs(file: &Contents) -> Result<Vec<Run>> {
+/// Returns what a core claims to have of RAM, and what it says of the machine.
+pub(super) fn read(file: &Contents) -> Result<(Vec<Run>, Machine)> {
     match file.bytes().get(4) {
         Some(1) => core::<FileHeader32<Endianness>>(file),
         Some(2) => core::<FileHeader64<Endianness>>(file),
@@ -29,28 +32,31 @@ fn broken(error: object::Error) -> String {
     format!("it is a broken elf file: {error}")
 }
 
-fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<Vec<Run>> {
+fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<(Vec<Run>, Machine)> {
     let header = Elf::parse(file.bytes()).map_err(broken)?;
     let endian = header.endian().map_err(broken)?;
     if header.e_type(endian) != ET_CORE {
         return Err("it is an elf file, but not a core".into());
     }
+    let mut machine = Machine { architecture: Architecture::of_elf(header.e_machine(endian)), ..Machine::default() };
     let sections = Sections::new(header, endian, file)?;
     if let Some(pages) = sections.find(".xen_pages")? {
-        return xen(&sections, pages, file);
+        let runs = xen(&sections, pages, file, &mut machine)?;
+        return Ok((runs, machine));
     }
-    let runs = segments(header, endian, file)?;
+    let runs = segments(header, endian, file, &mut machine)?;
     if runs.is_empty() {
         // xl writes the names of its sections last.
         return Err("it is a core without memory; if it comes from xl dump-core, it is cut off".into());
     }
-    Ok(runs)
+    Ok((runs, machine))
 }
 
 fn segments<Elf: FileHeader<Endian = Endianness>>(
     header: &Elf,
     endian: Endianness,
     file: &Contents,
+    machine: &mut Machine,
 ) -> Result<Vec<Run>> {
     let headers = header.program_headers(endian, file.bytes()).map_err(broken)?;
     let table_start: u64 = header.e_phoff(endian).into();
@@ -71,7 +77,9 @@ fn segments<Elf: FileHeader<Endian = Endianness>>(
             }
         }
     }
-    origin.check::<Elf>(endian, file)?;
+    let notes = origin.notes.clone().map(|place| machine::notes(file, place)).unwrap_or_default();
+    origin.check::<Elf>(endian, notes)?;
+    machine::add_notes::<Elf>(machine, notes, endian);
     Ok(runs)
 }
 
@@ -113,32 +121,28 @@ impl Origin {
         Ok(())
     }
 
-    fn check<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> Result<()> {
+    fn check<Elf: FileHeader>(&self, endian: Elf::Endian, notes: &[u8]) -> Result<()> {
         if self.has_physical || self.first_virtual.is_none() {
             return Ok(());
         }
-        if self.has_other_virtual || self.has_note_of_process::<Elf>(endian, file) {
+        if self.has_other_virtual || has_note_of_process::<Elf>(endian, notes) {
             return Err("it is the core of a process, not of a machine".into());
         }
         Ok(())
     }
+}
 
-    /// Returns whether there is a note that only cores of processes have. `NT_PRSTATUS` is not one: QEMU and the kernel
-    /// write it for a machine, too.
-    fn has_note_of_process<Elf: FileHeader>(&self, endian: Elf::Endian, file: &Contents) -> bool {
-        // Only up to a hole, which would be endless notes, and at most 1 MiB, because the note is among the first.
-        let data = self.notes.clone().and_then(|notes| file.data_in(notes.clone()).find(|d| d.start == notes.start));
-        let bytes =
-            data.and_then(|data| file.get(data.start, (data.end - data.start).min(1 << 20))).unwrap_or_default();
-        let Ok(mut notes) = NoteIterator::<Elf>::new(endian, Elf::Word::default(), bytes) else { return false };
-        // Notes after a broken one are not read.
-        while let Ok(Some(note)) = notes.next() {
-            if note.n_type(endian) == NT_PRPSINFO && [&b"CORE"[..], b"FreeBSD"].contains(&note.name()) {
-                return true;
-            }
+/// Returns whether there is a note that only cores of processes have. `NT_PRSTATUS` is not one: QEMU and the kernel
+/// write it for a machine, too.
+fn has_note_of_process<Elf: FileHeader>(endian: Elf::Endian, notes: &[u8]) -> bool {
+    let Ok(mut notes) = NoteIterator::<Elf>::new(endian, Elf::Word::default(), notes) else { return false };
+    // Notes after a broken one are not read.
+    while let Ok(Some(note)) = notes.next() {
+        if note.n_type(endian) == NT_PRPSINFO && [&b"CORE"[..], b"FreeBSD"].contains(&note.name()) {
+            return true;
         }
-        false
     }
+    false
 }
 
 /// Returns the bytes of a segment that are in the file, and the zeros after them.
@@ -202,6 +206,7 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
     sections: &Sections<'_, Elf>,
     pages: Range<u64>,
     file: &Contents,
+    machine: &mut Machine,
 ) -> Result<Vec<Run>> {
     let table = |name: &str, words_each: u64| -> Result<Option<&[[u8; 8]]>> {
         let Some(section) = sections.find(name)? else { return Ok(None) };
@@ -234,6 +239,14 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
             Some(last) if last.is_continued_by(&run) => last.addresses.end = run.addresses.end,
             _ => runs.push(run),
         }
+    }
+    if words_each == 2 {
+        let table = sections.find(".xen_p2m")?.unwrap_or_default();
+        machine.p2m = Some(P2m { table, endian: sections.endian, by_machine_frame: OnceLock::new() });
+    }
+    if machine.architecture == Some(Architecture::X86_64) {
+        let section = sections.find(".xen_prstatus").ok().flatten();
+        machine.vcpus = section.map(|place| machine::registers_of_xen(machine::notes(file, place))).unwrap_or_default();
     }
     Ok(runs)
 }

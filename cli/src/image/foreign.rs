@@ -75,9 +75,7 @@ pub(crate) static KINDS: &[Kind] = &[
     kind(b"age-encryption.org/", "encrypted with age", DECRYPT),
     kind(b"-----BEGIN ", "encrypted or signed text", DECRYPT),
     // Dumps of kernels.
-    kind(b"KDUMP   ", "a kdump-compressed dump of makedumpfile or QEMU", DUMP_AS_ELF),
     kind(b"DISKDUMP", "a diskdump", DUMP_AS_ELF),
-    kind(b"makedumpfile\0", "a flattened dump of makedumpfile", "rearrange it first (makedumpfile -R)"),
     kind(b"sadump\0\0", "a dump of sadump", DUMP_AS_ELF),
     kind(b"\xED\x23\x8F\x61\x73\x01\x19\xA8", "a dump of lkcd", DUMP_AS_ELF),
     kind(b"\xCD\x23\x8F\x61\x73\x01\x19\xA8", "a dump of lkcd", DUMP_AS_ELF),
@@ -97,7 +95,6 @@ pub(crate) static KINDS: &[Kind] = &[
     kind(b"\xFE\xED\xFA\xCE", "a Mach-O file", "read it with lldb, or dump the guest as an elf core"),
     kind(b"\xFE\xED\xFA\xCF", "a Mach-O file", "read it with lldb, or dump the guest as an elf core"),
     // Images of memory.
-    kind(b"AVML", "a compressed dump of avml", "convert it first (avml-convert)"),
     kind(b"HPAK", "a dump of fdpro", "extract the RAM first"),
     kind(b"EVF\x09\x0D\x0A\xFF\0", "an image of EnCase or ewfacquire", "export it as raw first (ewfexport)"),
     kind(b"LVF\x09\x0D\x0A\xFF\0", "an image of EnCase or ewfacquire", "export it as raw first (ewfexport)"),
@@ -112,7 +109,11 @@ pub(crate) static KINDS: &[Kind] = &[
     kind(b"\xED\xEB\x0F\xF0", "a core of an old xm dump-core", "read it with crash, or dump the guest again"),
     kind(b"\xEE\xEB\x0F\xF0", "a core of an old xm dump-core", "read it with crash, or dump the guest again"),
     kind(b"QEVM", "a guest saved by QEMU", RESTORE),
-    kind(b"LibvirtQemudSave", "a guest saved by libvirt", RESTORE),
+    kind(
+        b"LibvirtQemudSave",
+        "a guest saved by libvirt",
+        "restore the guest, and dump its memory (virsh dump --memory-only)",
+    ),
     kind(b"LibvirtQemudPart", "a guest that libvirt has not saved completely", RESTORE),
     kind(b"\x7FVirtualBox SavedState V", "a guest saved by VirtualBox", RESTORE),
     kind(b"\xD0\xBE\xD0\xBE", "a guest saved by VMware", VMWARE),

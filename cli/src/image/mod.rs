@@ -3,12 +3,17 @@
 //! A dump may come from anywhere, so nothing that it says about itself is believed without a check. A dump must not
 //! change while it is read: it is mapped, and truncating it causes a SIGBUS.
 
+mod avml;
 mod contents;
 mod elf;
+mod flattened;
 pub(crate) mod foreign;
+mod kdump;
 mod lime;
+mod machine;
 mod raw;
 mod runs;
+mod unpacked;
 mod zst;
 
 use std::fs::File;
@@ -21,6 +26,7 @@ use xenmap::{FRAME_SIZE, Gfn};
 
 use crate::Result;
 use contents::Contents;
+pub(crate) use machine::{Architecture, Machine};
 use runs::{Run, Source};
 
 pub(crate) type Page = [u8; FRAME_SIZE];
@@ -34,6 +40,7 @@ pub(crate) struct Image {
     runs: Vec<Run>,
     /// Whether a missing page may be a page of zeros.
     pub(crate) hides_zeros: bool,
+    pub(crate) machine: Machine,
 }
 
 /// What a dump has at some addresses.
@@ -90,7 +97,7 @@ impl Image {
         let Making::Detected(option) = making else {
             let file = Contents::new(&file)?;
             let runs = raw::runs(&file).map_err(|e| format!("it is {e}"))?;
-            return Image::new(runs, file, true);
+            return Image::raw(runs, file);
         };
         match Look::of(&file)? {
             Look::Zstd => {
@@ -107,20 +114,42 @@ impl Image {
         let look = Look::of(file)?;
         let file = Contents::new(file)?;
         match look {
-            Look::Elf => Image::new(elf::runs(&file)?, file, false),
-            Look::Lime => Image::new(lime::runs(&file)?, file, false),
+            Look::Flattened => {
+                let file = flattened::rearrange(&file)?;
+                match Look::of(&file)? {
+                    Look::Flattened => Err("it is flattened twice".into()),
+                    _ => Image::detect(&file, for_raw).map_err(|e| format!("once rearranged, {e}").into()),
+                }
+            }
+            Look::Kdump => {
+                let (unpacked, runs, machine) = kdump::unpack(&file)?;
+                Image::new(runs, Contents::new(&unpacked)?, machine)
+            }
+            Look::Avml => {
+                let (unpacked, runs) = avml::unpack(&file)?;
+                Image::new(runs, Contents::new(&unpacked)?, Machine::default())
+            }
+            Look::Elf => {
+                let (runs, machine) = elf::read(&file)?;
+                Image::new(runs, file, machine)
+            }
+            Look::Lime => Image::new(lime::runs(&file)?, file, Machine::default()),
             Look::Zstd => Err("it is still compressed with zstd: decompress it first (zstd -d)".into()),
             Look::Foreign(foreign) => Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into()),
             Look::Raw => {
                 let runs = raw::runs(&file).map_err(|e| format!("it is of no known kind, and {e}"))?;
-                Image::new(runs, file, true)
+                Image::raw(runs, file)
             }
         }
     }
 
-    fn new(claims: Vec<Run>, file: Contents, hides_zeros: bool) -> Result<Image> {
+    fn new(claims: Vec<Run>, file: Contents, machine: Machine) -> Result<Image> {
         let runs = runs::in_order(claims, &file)?;
-        Ok(Image { file, runs, hides_zeros })
+        Ok(Image { file, runs, hides_zeros: false, machine })
+    }
+
+    fn raw(claims: Vec<Run>, file: Contents) -> Result<Image> {
+        Ok(Image { hides_zeros: true, ..Image::new(claims, file, Machine::default())? })
     }
 
     /// Returns the frames that the dump has, in ascending order.
@@ -186,6 +215,25 @@ impl Image {
             rest = more;
         }
         if rest.is_empty() { Ok(()) } else { Err(u64::MAX) }
+    }
+
+    /// Returns whether it is the dump of a PV guest that has the guest's machine frames.
+    pub(crate) fn has_machine_frames(&self) -> bool {
+        self.machine.p2m.is_some()
+    }
+
+    /// Returns the machine frames of some frames of a PV guest.
+    pub(crate) fn machine_frames(&self, pfns: Range<u64>) -> Option<Vec<Option<u64>>> {
+        Some(self.machine.p2m.as_ref()?.machine_frames(pfns, &self.file))
+    }
+
+    /// Returns the address in the dump for one in page tables: for a PV guest, that is a machine address. Fails with
+    /// the address if its frame is missing.
+    pub(crate) fn address(&self, in_tables: u64) -> std::result::Result<u64, u64> {
+        match &self.machine.p2m {
+            Some(p2m) => machine::pseudo_physical(p2m, in_tables, &self.file).ok_or(in_tables),
+            None => Ok(in_tables),
+        }
     }
 
     /// Returns the runs at some addresses, cut to these.
@@ -317,6 +365,9 @@ fn by_frame(runs: &[Run]) -> Vec<(Range<u64>, Part)> {
 enum Look {
     Elf,
     Lime,
+    Avml,
+    Kdump,
+    Flattened,
     Zstd,
     /// Something else: what it is, and what to do.
     Foreign(String),
@@ -331,6 +382,12 @@ impl Look {
             Look::Elf
         } else if head.starts_with(&lime::MAGIC) {
             Look::Lime
+        } else if head.starts_with(&avml::MAGIC) {
+            Look::Avml
+        } else if head.starts_with(&kdump::MAGIC) {
+            Look::Kdump
+        } else if head.starts_with(&flattened::MAGIC) {
+            Look::Flattened
         } else if zst::is_compressed(&head) {
             Look::Zstd
         } else {
@@ -353,6 +410,9 @@ pub(crate) fn check_raw(file: &File) -> Result<()> {
     let what = match Look::of(file)? {
         Look::Elf => "it is an elf file".to_owned(),
         Look::Lime => "it is a lime dump".to_owned(),
+        Look::Avml => "it is a compressed dump of avml".to_owned(),
+        Look::Kdump => "it is a kdump-compressed dump".to_owned(),
+        Look::Flattened => "it is a flattened dump of makedumpfile or QEMU".to_owned(),
         Look::Zstd => "it is compressed with zstd: decompress it first (zstd -d)".to_owned(),
         Look::Foreign(foreign) => foreign,
         Look::Raw => return Ok(()),

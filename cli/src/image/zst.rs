@@ -1,16 +1,14 @@
 //! Decompressing dumps that are compressed with zstd, into a file without a name.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 
-use xenmap::FRAME_SIZE;
 use zstd::stream::read::Decoder;
 use zstd::zstd_safe;
 
+use super::FRAME;
 use super::contents::Contents;
-use super::{FRAME, ZEROS};
+use super::unpacked::Unpacked;
 use crate::Result;
 use crate::progress::Progress;
 
@@ -33,12 +31,10 @@ pub(super) fn is_compressed(head: &[u8]) -> bool {
 
 /// Decompresses a file into another one, which disappears when it is closed.
 pub(super) fn decompress(file: &File) -> Result<File> {
-    let folder = temporary_folder();
-    let to = nameless_file(&folder).map_err(|e| cannot_write(&folder, &e))?;
+    let mut to = Unpacked::create()?;
     let progress = Progress::new("decompressing", file.metadata()?.len() / FRAME)?;
     let mut decoder = Decoder::new(file)?;
     let mut chunk = Vec::new();
-    let mut len = 0;
     loop {
         chunk.clear();
         let read = decoder.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
@@ -48,22 +44,14 @@ pub(super) fn decompress(file: &File) -> Result<File> {
         if chunk.is_empty() {
             break;
         }
-        write_sparse(&to, len, &chunk).map_err(|e| cannot_write(&folder, &e))?;
-        len += chunk.len() as u64;
+        to.append(&chunk)?;
         let mut from: &File = decoder.get_ref().get_ref();
         progress.set(from.stream_position()? / FRAME);
     }
-    if len == 0 {
+    if to.len == 0 {
         return Err("it is compressed with zstd, and there is nothing in it".into());
     }
-    to.set_len(len).map_err(|e| cannot_write(&folder, &e))?;
-    Ok(to)
-}
-
-/// Returns a folder with room for a guest's RAM: `/tmp`, the usual default, may be in memory.
-fn temporary_folder() -> PathBuf {
-    let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
-    chosen.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+    to.finish()
 }
 
 /// Says why a compressed file cannot be decompressed.
@@ -93,40 +81,4 @@ fn end_before_others(file: &File) -> Result<Option<u64>> {
     // A frame that is cut off may be shorter than its magic number.
     let may_be_frame = is_compressed(rest) || MAGIC.starts_with(rest);
     Ok((is_any && !may_be_frame).then(|| file.len() - rest.len() as u64))
-}
-
-/// Writes the pages that are not zero, and leaves holes for the others.
-fn write_sparse(to: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    let is_zero = |page: &[u8]| *page == ZEROS[..page.len()];
-    let (mut start, mut end) = (0, 0);
-    for page in bytes.chunks(FRAME_SIZE) {
-        let next = end + page.len();
-        if is_zero(page) {
-            to.write_all_at(&bytes[start..end], offset + start as u64)?;
-            start = next;
-        }
-        end = next;
-    }
-    to.write_all_at(&bytes[start..end], offset + start as u64)
-}
-
-/// Creates a file without a name in a folder. Nobody else can open it.
-fn nameless_file(folder: &Path) -> io::Result<File> {
-    // A guest's RAM is full of secrets: nobody else may read it.
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    if let Ok(file) = options.clone().custom_flags(libc::O_TMPFILE).open(folder) {
-        return Ok(file);
-    }
-    let path = folder.join(format!("xenmap.{}.tmp", std::process::id()));
-    let file = options.create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
-}
-
-fn cannot_write(folder: &Path, error: &io::Error) -> String {
-    format!(
-        "cannot decompress it into {}: {error}; set TMPDIR to a folder with room for it, or use zstd -d",
-        folder.display()
-    )
 }

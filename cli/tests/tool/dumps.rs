@@ -17,6 +17,9 @@ pub(crate) const FORMATS: [(&str, Format); 5] =
 
 const FRAME: u64 = FRAME_SIZE as u64;
 const ELF_HEADER: u64 = 64;
+const PROGRAM_HEADER: u64 = 56;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
 
 pub(crate) fn page(byte: u8) -> Page {
     [byte; FRAME_SIZE]
@@ -47,17 +50,17 @@ pub(crate) fn lime_of_parts<T: AsRef<[u8]>>(parts: &[(u64, T)]) -> Vec<u8> {
 }
 
 pub(crate) fn elf(pages: &Pages) -> Vec<u8> {
+    core_of(&loads(pages).collect::<Vec<_>>(), &pages.values().flatten().copied().collect::<Vec<u8>>())
+}
+
+/// Returns the segments of pages that follow each other in the body.
+fn loads(pages: &Pages) -> impl Iterator<Item = (u32, Segment)> {
     let mut offset = 0;
-    let segments: Vec<Segment> = runs(pages)
-        .into_iter()
-        .map(|pfns| {
-            let len = (pfns.end - pfns.start) * FRAME;
-            let segment = Segment::whole(offset, pfns.start * FRAME, len);
-            offset += len;
-            segment
-        })
-        .collect();
-    elf_of_segments(&segments, &pages.values().flatten().copied().collect::<Vec<u8>>())
+    runs(pages).into_iter().map(move |pfns| {
+        let len = (pfns.end - pfns.start) * FRAME;
+        offset += len;
+        (PT_LOAD, Segment::whole(offset - len, pfns.start * FRAME, len))
+    })
 }
 
 /// The fields of a program header: an offset in the body, a physical address, sizes in the file and in memory.
@@ -76,15 +79,37 @@ impl Segment {
     }
 }
 
-/// Returns a core: header, program headers, body, with nothing between them.
+/// Returns a core of some pages that has notes after them.
+pub(crate) fn elf_with_notes(pages: &Pages, notes: &[u8]) -> Vec<u8> {
+    let body: Vec<u8> = pages.values().flatten().copied().chain(notes.iter().copied()).collect();
+    let notes = Segment::whole((pages.len() * FRAME_SIZE) as u64, 0, notes.len() as u64);
+    core_of(&[(PT_NOTE, notes)].into_iter().chain(loads(pages)).collect::<Vec<_>>(), &body)
+}
+
+/// Returns a note, with a name that ends with a NUL.
+pub(crate) fn note(name: &[u8], kind: u32, content: &[u8]) -> Vec<u8> {
+    let len = |bytes: &[u8]| u32::try_from(bytes.len()).unwrap();
+    let mut note = [len(name), len(content), kind].map(u32::to_le_bytes).concat();
+    for bytes in [name, content] {
+        note.extend(bytes);
+        note.resize(note.len().next_multiple_of(4), 0);
+    }
+    note
+}
+
+/// Returns a core of memory: header, program headers, body, with nothing between them.
 pub(crate) fn elf_of_segments(segments: &[Segment], body: &[u8]) -> Vec<u8> {
-    const PROGRAM_HEADER: u64 = 56;
+    core_of(&segments.iter().map(|segment| (PT_LOAD, *segment)).collect::<Vec<_>>(), body)
+}
+
+/// Returns a core of segments of these types.
+fn core_of(segments: &[(u32, Segment)], body: &[u8]) -> Vec<u8> {
     let count = segments.len() as u64;
     let body_at = ELF_HEADER + count * PROGRAM_HEADER;
     let mut dump = elf_header(ELF_HEADER, count, 0, 0);
-    for segment in segments {
-        // PT_LOAD, readable; offset, virtual and physical address, sizes in the file and in memory, alignment.
-        dump.extend([1, 4].map(u32::to_le_bytes).concat());
+    for (kind, segment) in segments {
+        // Readable; offset, virtual and physical address, sizes in the file and in memory, alignment.
+        dump.extend([*kind, 4].map(u32::to_le_bytes).concat());
         dump.extend(words(&[body_at + segment.offset, 0, segment.address, segment.in_file, segment.in_memory, FRAME]));
     }
     dump.extend(body);
@@ -102,27 +127,35 @@ pub(crate) fn xen_p2m(pages: &Pages) -> Vec<u8> {
     xen(pages, ".xen_p2m", &words(&table), 16)
 }
 
-/// Returns a core: header, section headers, pages, table, names.
+/// Returns a core with pages and a table of their frames.
 pub(crate) fn xen(pages: &Pages, table_name: &str, table: &[u8], entry: u64) -> Vec<u8> {
+    xen_with(pages, &[(table_name, table, entry)])
+}
+
+/// Returns a core: header, section headers, pages, other sections (name, content, size of an entry), names.
+pub(crate) fn xen_with(pages: &Pages, others: &[(&str, &[u8], u64)]) -> Vec<u8> {
     const SECTION_HEADER: u64 = 64;
-    let names = format!("\0.shstrtab\0.xen_pages\0{table_name}\0");
-    let pages_at = ELF_HEADER + 4 * SECTION_HEADER;
+    let pages_at = ELF_HEADER + (3 + others.len() as u64) * SECTION_HEADER;
     let pages_len = pages.len() as u64 * FRAME;
-    let table_at = pages_at + pages_len;
-    let names_at = table_at + table.len() as u64;
-    let mut dump = elf_header(0, 0, ELF_HEADER, 4);
-    // Name and type; flags, address, offset, size; link and info; alignment, entry size.
-    for (name, kind, offset, len, entry) in [
-        (0, 0, 0, 0, 0),
-        (1, 3, names_at, names.len() as u64, 0),
-        (11, 1, pages_at, pages_len, FRAME),
-        (22, 1, table_at, table.len() as u64, entry),
-    ] {
+    let mut names = String::from("\0.shstrtab\0.xen_pages\0");
+    // Name and type; offset, size, size of an entry.
+    let mut sections = vec![(11, 1, pages_at, pages_len, FRAME)];
+    let mut at = pages_at + pages_len;
+    for (name, content, entry) in others {
+        sections.push((u32::try_from(names.len()).unwrap(), 1, at, content.len() as u64, *entry));
+        names += name;
+        names += "\0";
+        at += content.len() as u64;
+    }
+    sections.splice(0..0, [(0, 0, 0, 0, 0), (1, 3, at, names.len() as u64, 0)]);
+    let mut dump = elf_header(0, 0, ELF_HEADER, sections.len() as u64);
+    for (name, kind, offset, len, entry) in sections {
         dump.extend([name, kind].map(u32::to_le_bytes).concat());
+        // Flags, address, offset, size; link and info; alignment, size of an entry.
         dump.extend(words(&[0, 0, offset, len, 0, 0, entry]));
     }
     dump.extend(pages.values().flatten());
-    dump.extend(table);
+    dump.extend(others.iter().flat_map(|(_, content, _)| *content));
     dump.extend(names.as_bytes());
     dump
 }
@@ -151,6 +184,6 @@ fn runs(pages: &Pages) -> Vec<Range<u64>> {
     runs
 }
 
-fn words(words: &[u64]) -> Vec<u8> {
+pub(crate) fn words(words: &[u64]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }

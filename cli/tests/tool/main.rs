@@ -62,6 +62,8 @@ mod sheet;
 mod space;
 #[path = "../../src/usage.rs"]
 mod usage;
+#[path = "../../src/vmcoreinfo.rs"]
+mod vmcoreinfo;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/window.rs"]
 mod window;
@@ -71,6 +73,7 @@ mod write;
 
 mod dumps;
 mod harness;
+mod packed;
 
 /// The tests, by part of the tool.
 mod cases {
@@ -85,6 +88,7 @@ mod cases {
     mod dump_notes;
     mod dump_parts;
     mod dump_source;
+    mod dump_virtual;
     mod dump_workers;
     mod dump_xen;
     mod foreign;
@@ -92,6 +96,7 @@ mod cases {
     mod last_address;
     mod names;
     mod number;
+    mod packed;
     mod picture;
     mod read;
     mod search;

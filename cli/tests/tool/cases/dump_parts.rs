@@ -16,11 +16,11 @@ use crate::args::{self, Args, Format, SearchArgs};
 use crate::dump::copy::{Lost, Tally};
 use crate::dump::layout::{Layout, Part};
 use crate::dump::output::Output;
-use crate::dump::vmcoreinfo::{self, Candidates};
 use crate::dump::worker::{Job, employ_as};
 use crate::dump::{Dump, report};
 use crate::harness::folder;
 use crate::ram::Ram;
+use crate::vmcoreinfo::{self, Candidates};
 use crate::{map, window};
 
 /// Dumps a guest of 100 frames, each filled with its number plus 1. The guest loses some of them between the search for

@@ -108,7 +108,7 @@ fn compressed_file_that_does_not_hold_a_dump_is_refused() {
     let mut damaged = zst_with_checksum(&lime(&[(0, *pattern(FRAME_SIZE).first_chunk().unwrap())].into()));
     let middle = damaged.len() / 2;
     damaged[middle] ^= 0xFF;
-    let kdump = [b"KDUMP   ".to_vec(), vec![0; 4088]].concat();
+    let kdump = [b"DISKDUMP".to_vec(), vec![0; 4088]].concat();
     for (content, expected) in [
         (good[..good.len() - 1].to_vec(), "it is compressed with zstd, and cut off"),
         (b"\x28\xb5\x2f\xfd".to_vec(), "it is compressed with zstd, and cut off"),
@@ -118,7 +118,7 @@ fn compressed_file_that_does_not_hold_a_dump_is_refused() {
         (zst(b""), "it is compressed with zstd, and there is nothing in it"),
         (skippable(b"nothing"), "it is compressed with zstd, and there is nothing in it"),
         (zst(&good), "once decompressed, it is still compressed with zstd: decompress it first (zstd -d)"),
-        (zst(&kdump), "once decompressed, it is a kdump-compressed dump"),
+        (zst(&kdump), "once decompressed, it is a diskdump"),
         (zst(b"some text"), "once decompressed, it is of no known kind, and not raw RAM: its length"),
     ] {
         let line = refused(&folder, &content);
@@ -174,7 +174,7 @@ fn folder_without_room_for_what_is_decompressed_is_named() {
     fs::write(folder.join("zst"), zst(&lime(&[(0, *pattern(FRAME_SIZE).first_chunk().unwrap())].into()))).unwrap();
     let output = tool().current_dir(&folder).env("TMPDIR", "nowhere").args(["diff", "zst", "zst"]).output().unwrap();
     let expected = "cannot use zst as a dump: cannot decompress it into nowhere: No such file or directory (os error 2); \
-                    set TMPDIR to a folder with room for it, or use zstd -d";
+                    set TMPDIR to a folder with room for it, or decompress it first";
     assert_eq!(refusal(&output), expected);
 
     // Files may have 1 or 2 KiB, depending on the shell. /tmp may be in memory, which is scarce in dom0.

@@ -13,11 +13,14 @@ use std::collections::HashSet;
 
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
-use xenmap::{FRAME_SIZE, PageTables};
+use xenmap::{FRAME_SIZE, PageTables, PagingMode};
 
-use crate::Result;
+use crate::args::SearchArgs;
 use crate::bytes::Bytes;
+use crate::progress::Progress;
 use crate::ram::Ram;
+use crate::window::{Piece, addresses};
+use crate::{Result, map};
 
 /// Header and name: three words, "VMCOREINFO" with its NUL, and a byte of padding.
 const HEADER: usize = 24;
@@ -28,7 +31,7 @@ const TEXT_START: &[u8] = b"OSRELEASE=";
 const START: usize = HEADER + TEXT_START.len();
 
 /// The length of the longest text.
-pub(super) const MAX_TEXT: usize = FRAME_SIZE;
+pub(crate) const MAX_TEXT: usize = FRAME_SIZE;
 
 /// The number of notes to look at, those with the lowest addresses: a guest may have any number of them.
 const MAX_CANDIDATES: usize = 4096;
@@ -222,11 +225,62 @@ fn number(text: &[u8], key: &str) -> Option<u64> {
     }
 }
 
+/// Returns the address of a symbol.
+fn symbol(text: &[u8], name: &str) -> Option<u64> {
+    u64::from_str_radix(value(text, &format!("SYMBOL({name})"))?, 16).ok()
+}
+
+/// Where an x86-64 kernel maps its image (`__START_KERNEL_map`).
+const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
+
+/// Returns the page tables of the kernel that a note describes, if it is one of x86-64 or arm64.
+pub(crate) fn page_tables(text: &[u8]) -> Option<PageTables> {
+    let symbol = |name| symbol(text, name);
+    if let Some(voffset) = number(text, "NUMBER(kimage_voffset)") {
+        let size = number(text, "NUMBER(TCR_EL1_T1SZ)").or(Some(64 - number(text, "NUMBER(VA_BITS)")?.min(64)))?;
+        // TG1, the size of pages (Arm's Architecture Reference Manual for A-profile, `TCR_EL1`).
+        let granule: u64 = match number(text, "PAGESIZE")? {
+            0x4000 => 0b01,
+            0x1_0000 => 0b11,
+            _ => 0b10,
+        };
+        // EPD0: there are no tables of a program.
+        let tcr = granule << 30 | (size & 0x3F) << 16 | 1 << 7;
+        let ttbr1 = symbol("swapper_pg_dir")?.wrapping_sub(voffset);
+        return Some(PageTables::Arm64 { ttbr0: 0, ttbr1, tcr });
+    }
+    // It has the second name since Linux 4.13, and the first one before.
+    let top = ["init_level4_pgt", "init_top_pgt", "swapper_pg_dir"].into_iter().find_map(symbol)?;
+    let cr3 = top.checked_sub(X86_IMAGE)?.wrapping_add(number(text, "NUMBER(phys_base)").unwrap_or(0));
+    let has_five_levels = number(text, "NUMBER(pgtable_l5_enabled)") == Some(1);
+    Some(PageTables::X86 { cr3, mode: if has_five_levels { PagingMode::FiveLevels } else { PagingMode::FourLevels } })
+}
+
+/// Looks for the note of a kernel in RAM; returns its text, and a warning if it may be another kernel's.
+pub(crate) fn find(ram: &Ram) -> Result<(Option<Vec<u8>>, Option<String>)> {
+    /// Frames that are searched at a time.
+    const WINDOW: u64 = 4096;
+    let ranges: Vec<_> = map::find(ram, SearchArgs::default())?.ranges();
+    let progress = Progress::new("searching for the kernel", ranges.iter().map(|pfns| pfns.end - pfns.start).sum())?;
+    let (mut search, mut candidates, mut searched) = (Search::new(), Candidates::default(), 0);
+    for window in ranges.into_iter().flat_map(|pfns| ram.windows(pfns, WINDOW)) {
+        let window = window?;
+        search.search_across(ram, addresses(&window.pfns).start, &mut candidates);
+        for (addresses, piece) in window.pieces()? {
+            if let Piece::Bytes(bytes) = piece {
+                search.search(bytes, addresses.start, &mut candidates)?;
+            }
+        }
+        searched += window.pfns.end - window.pfns.start;
+        progress.set(searched);
+    }
+    Ok(choose(ram, &candidates))
+}
+
 fn standing(ram: &Ram, tables: Option<&PageTables>, text: &[u8]) -> Standing {
-    // Where an x86-64 kernel maps its image (`__START_KERNEL_map`).
-    const X86_IMAGE: u64 = 0xFFFF_FFFF_8000_0000;
-    let symbol = value(text, "SYMBOL(init_uts_ns)").and_then(|value| u64::from_str_radix(value, 16).ok());
-    let (Some(symbol), Some(release)) = (symbol, value(text, "OSRELEASE")) else { return Standing::Vague };
+    let (Some(symbol), Some(release)) = (symbol(text, "init_uts_ns"), value(text, "OSRELEASE")) else {
+        return Standing::Vague;
+    };
     let is_it = |read: &dyn Fn(u64, &mut [u8]) -> bool| {
         // Up to Linux 5.10 a counter of 4 bytes comes first, and the note does not say so.
         let places = number(text, "OFFSET(uts_namespace.name)").map_or([4, 0], |offset| [offset; 2]);

@@ -1,0 +1,176 @@
+//! Dumps in formats that are unpacked before they are read: avml's, kdump-compressed, flattened.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use xenmap::FRAME_SIZE;
+
+use crate::dumps::*;
+use crate::harness::*;
+use crate::image::{Image, Making};
+use crate::packed::*;
+
+fn some_pages() -> Pages {
+    let mut pages: Pages = [0, 1, 7, 9, 300].into_iter().zip((1..).map(page)).collect();
+    pages.insert(8, page(0));
+    pages.insert(10, page(0));
+    pages.insert(20, pattern(FRAME_SIZE).try_into().unwrap());
+    pages
+}
+
+/// Returns each packed form of some pages, with its name.
+fn forms(pages: &Pages) -> Vec<(String, Vec<u8>)> {
+    let mut forms = vec![("avml".to_owned(), avml(pages))];
+    for (name, method) in METHODS {
+        let dump = kdump(pages, method, &Kdump::default());
+        forms.push((format!("flattened-{name}"), flattened(&dump)));
+        forms.push((format!("kdump-{name}"), dump));
+    }
+    forms
+}
+
+fn assert_same(folder: &Path, name: &str) {
+    let output = run_in(folder, &format!("diff elf {name}"));
+    let expected = "8 the same, 0 different, 0 only in OLD, 0 only in NEW\n";
+    assert_eq!((text(&output.stdout), text(&output.stderr)), (expected, ""), "{name}");
+}
+
+#[test]
+fn packed_dumps_have_the_pages_that_were_packed() {
+    let folder = folder("packed");
+    fs::write(folder.join("elf"), elf(&some_pages())).unwrap();
+    for (name, dump) in forms(&some_pages()) {
+        fs::write(folder.join(&name), &dump).unwrap();
+        assert_same(&folder, &name);
+        fs::write(folder.join("zst"), zstd::encode_all(&dump[..], 0).unwrap()).unwrap();
+        assert_same(&folder, "zst");
+        let read = run_in(&folder, &format!("read --dump {name} 0x7ffe 4 --binary"));
+        assert_eq!(read.stdout, [3, 3, 0, 0], "{name}");
+    }
+    // An elf core can be flattened as well.
+    fs::write(folder.join("flat"), flattened(&elf(&some_pages()))).unwrap();
+    assert_same(&folder, "flat");
+}
+
+#[test]
+fn kdump_of_larger_pages_is_read() {
+    let folder = folder("packed-64k");
+    let (_, zlib) = METHODS[1];
+    let mut dump = kdump(&Pages::new(), zlib, &Kdump::default());
+    dump.truncate(4096);
+    // Block size 64 KiB: header, sub-header, two bitmaps, each in a block of its own.
+    dump[428..432].copy_from_slice(&0x1_0000_u32.to_le_bytes());
+    dump.resize(4 << 16, 0);
+    // The second page of 64 KiB.
+    dump[3 << 16] = 2;
+    let page = pattern(1 << 16);
+    let bytes = zlib.1(&page);
+    dump.extend(words(&[dump.len() as u64 + 24, bytes.len() as u64 | 1 << 32, 0]));
+    dump.extend(bytes);
+    fs::write(folder.join("dump"), dump).unwrap();
+    assert_eq!(run_in(&folder, "read --dump dump 64K 64K --binary").stdout, page);
+    assert_eq!(refusal(&run_in(&folder, "read --dump dump 0 1")), "cannot read at 0x0: not in the dump");
+}
+
+/// Writes a file and returns why it cannot be used.
+fn why_refused(folder: &Path, file: &[u8]) -> String {
+    fs::write(folder.join("file"), file).unwrap();
+    refusal(&run_in(folder, "map --dump file")).strip_prefix("cannot use file as a dump: ").unwrap().to_owned()
+}
+
+#[test]
+fn damaged_packed_dumps_are_refused_with_the_reason() {
+    let folder = folder("packed-damaged");
+    let pages: Pages = [(5, pattern(FRAME_SIZE).try_into().unwrap())].into();
+    for (name, file) in forms(&pages) {
+        // The last 16 bytes of a flattened dump mark its end.
+        let reason = why_refused(&folder, &file[..file.len() - 17]);
+        assert!(reason.contains("cut off"), "{name}: {reason}");
+    }
+    let patched = |at: usize, bytes: &[u8], mut file: Vec<u8>| {
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    let [none, zlib] = [0, 1].map(|i| kdump(&pages, METHODS[i].1, &Kdump::default()));
+    let avml_len = avml(&pages).len();
+    for (file, expected) in [
+        (patched(428, &[0, 1, 0, 0], none.clone()), "it is a kdump of a machine that is not 64-bit and little-endian"),
+        (patched(4096 + 12, &[1], none.clone()), "it is one of several parts of a dump: join them first"),
+        (patched(436, &[0xFF; 4], none.clone()), "it is cut off"),
+        (patched(4 * 4096, &[0xFF; 8], none.clone()), "the page at 0x5000: it is cut off"),
+        (patched(4 * 4096 + 9, &[8], none.clone()), "the page at 0x5000: it is damaged: it has 2048 bytes"),
+        (patched(4 * 4096 + 12, &[3], none.clone()), "the page at 0x5000: it is compressed in an unknown way"),
+        (patched(4 * 4096 + 12, &[1], none), "the page at 0x5000: it is damaged: "),
+        (patched(4 * 4096 + 8, &[9], zlib), "the page at 0x5000: it is damaged: "),
+        (patched(4, &[3], avml(&pages)), "there is no avml header, version 2, at byte 0"),
+        (patched(16, &[0, 0], avml(&pages)), "a part of it ends before it begins"),
+        (patched(avml_len - 8, &[0], avml(&pages)), "it is damaged: the part before byte"),
+        (patched(60, &[0xAA], avml(&pages)), "it cannot be decompressed: "),
+        (patched(31, &[2], flattened(b"file")), "it is a flattened dump of an unknown version"),
+        (patched(4096, &[0x7F; 16], flattened(b"file")), "it is damaged: a piece of it is past the end of any file"),
+        (flattened(&flattened(b"file")), "it is flattened twice"),
+        (flattened(b"file"), "once rearranged, it is of no known kind, and not raw RAM"),
+    ] {
+        let reason = why_refused(&folder, &file);
+        assert!(reason.starts_with(expected), "{expected}: {reason}");
+    }
+}
+
+#[test]
+fn packed_dump_is_not_a_guests_ram() {
+    let folder = folder("packed-mock");
+    for (name, what) in [("avml", "a compressed dump of avml"), ("kdump-zlib", "a kdump-compressed dump")] {
+        let (_, dump) = forms(&some_pages()).into_iter().find(|(form, _)| form == name).unwrap();
+        fs::write(folder.join("file"), dump).unwrap();
+        let line = refusal(&run_in(&folder, "--mock file info")).to_owned();
+        assert!(line.starts_with(&format!("cannot use file: it is {what}; --mock takes raw RAM")), "{line}");
+    }
+}
+
+/// Opens a file as a dump, which must not take long or panic, and reads all of it.
+fn open(folder: &PathBuf, file: &[u8]) {
+    fs::create_dir_all(folder).unwrap();
+    let path = folder.join("file");
+    fs::write(&path, file).unwrap();
+    if let Ok(image) = Image::open(&path, Making::new(false, "--raw")) {
+        let len: u64 = image.extents().iter().map(|extent| extent.end - extent.start).sum();
+        assert!(len <= 1000 * file.len() as u64, "{len}");
+        for extent in image.extents() {
+            image.contents(extent).for_each(drop);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn changed_bytes_do_not_crash_it(form in 0..11_usize, changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let (_, mut file) = forms(&some_pages()).swap_remove(form);
+        for (index, byte) in changes {
+            let at = index.index(file.len());
+            file[at] = byte;
+        }
+        open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-changed"), &file);
+    }
+
+    #[test]
+    fn changed_headers_do_not_crash_it(form in 0..11_usize, changes in vec((0..128_usize, any::<u32>()), 1..8)) {
+        let (_, mut file) = forms(&some_pages()).swap_remove(form);
+        // The words of headers and descriptors.
+        let starts = [0, 0x1A0, 0x1000, 0x1000 + 0x1A0, 0x2000, 0x3000, 0x4000];
+        for (word, value) in changes {
+            let at = starts[word % starts.len()] + word / starts.len() * 4;
+            if let Some(bytes) = file.get_mut(at..at + 4) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+        open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-headers"), &file);
+    }
+
+    #[test]
+    fn cut_files_do_not_crash_it(form in 0..11_usize, end in any::<prop::sample::Index>()) {
+        let (_, file) = forms(&some_pages()).swap_remove(form);
+        open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-cut"), &file[..end.index(file.len())]);
+    }
+}
