@@ -29,6 +29,7 @@ mod printable;
 mod progress;
 mod ram;
 mod read;
+mod registers;
 mod search;
 mod sheet;
 mod source;

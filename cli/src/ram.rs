@@ -6,6 +6,7 @@ use xenmap::{Domid, Error, FRAME_SIZE, FrameError, Gfn, Guest, GuestKind, Number
 
 use crate::Result;
 use crate::image::Image;
+use crate::registers::Registers;
 use crate::window::{MappedWindows, Window, windows_of_dump};
 
 pub(crate) enum Ram {
@@ -108,11 +109,26 @@ impl Ram {
         match self {
             Ram::Guest(guest) => Ok(guest.page_tables(vcpu)?),
             Ram::Dump(Image { machine, .. }) => {
-                let registers = usize::try_from(vcpu).ok().and_then(|vcpu| *machine.vcpus.get(vcpu)?);
-                let registers = registers.ok_or_else(|| format!("the dump lacks the registers of vcpu {vcpu}"))?;
-                let tables = registers.page_tables(machine.architecture);
-                Ok(tables.ok_or("it uses 32-bit paging without PAE, which is not supported")?)
+                let registers = usize::try_from(vcpu).ok().and_then(|vcpu| machine.vcpus.get(vcpu));
+                let tables = registers.and_then(Registers::page_tables);
+                Ok(tables.ok_or_else(|| format!("the dump lacks the control registers of vcpu {vcpu}"))?)
             }
+        }
+    }
+
+    /// Returns the registers of each vcpu that has been started, as far as they are known.
+    pub(crate) fn registers(&self) -> Vec<Registers> {
+        match self {
+            Ram::Guest(_) => Vec::new(),
+            Ram::Dump(image) => image.machine.vcpus.clone(),
+        }
+    }
+
+    /// Returns the text of the kernel's note, if a dump has it besides RAM.
+    pub(crate) fn vmcoreinfo(&self) -> Option<&[u8]> {
+        match self {
+            Ram::Guest(_) => None,
+            Ram::Dump(image) => image.machine.vmcoreinfo.as_deref(),
         }
     }
 

@@ -8,16 +8,23 @@ use std::ops::Range;
 
 use object::endian::{LittleEndian as LE, U16, U32, U64};
 use object::{elf, pod};
+use xenmap::FRAME_SIZE;
 
 use super::copy::Tally;
 use super::layout::{FRAME, Layout, in_a_row};
 use super::report;
 use crate::args::Format;
 use crate::ram::Ram;
+use crate::registers::Registers;
 use crate::{Result, vmcoreinfo};
 
-/// Bytes of all notes: the kernel's, and this tool's, which fills the rest.
+/// Bytes of the kernel's note and this tool's, which fills the rest.
 const NOTES_LEN: usize = 16 << 10;
+
+/// Bytes of a note's header and a short name.
+const NOTE_HEADER: usize = 20;
+/// Bytes of the notes of a vcpu.
+const VCPU_NOTES: usize = 2 * NOTE_HEADER + Registers::PRSTATUS + Registers::QEMU;
 
 /// With this many program headers or more, a section header has their number.
 const MANY: usize = elf::PN_XNUM as usize;
@@ -30,12 +37,12 @@ const SEGMENT: u64 = size_of::<elf::ProgramHeader64<LE>>() as u64;
 /// The machine of the guest.
 const MACHINE: elf::Machine = if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
 
-pub(super) fn layout(ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+pub(super) fn layout(vcpus: Vec<Registers>, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
     let count = ranges.len() + 1;
     let sections = u16::from(count >= MANY);
     let sections_end = HEADER + u64::from(sections) * SECTION;
     let head_end = sections_end + count as u64 * SEGMENT;
-    let notes_len = NOTES_LEN as u64;
+    let notes_len = (NOTES_LEN + vcpus.len() * VCPU_NOTES).next_multiple_of(FRAME_SIZE) as u64;
 
     let frames_start = if is_stream { head_end } else { head_end + notes_len }.next_multiple_of(FRAME);
     let (parts, frames_end) = in_a_row(ranges, frames_start, 0);
@@ -60,7 +67,7 @@ pub(super) fn layout(ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
         let (address, len) = (part.pfns.start * FRAME, part.frames() * FRAME);
         head.extend_from_slice(pod::bytes_of(&segment(elf::PT_LOAD, part.offset, address, len)));
     }
-    Ok(Layout { format: Format::Elf, head, parts, late, len })
+    Ok(Layout { format: Format::Elf, head, parts, late, vcpus, len })
 }
 
 /// Returns the header of a core with this number of sections, whose headers follow; section `names` has their names.
@@ -127,14 +134,26 @@ fn segment(kind: elf::ProgramType, offset: u64, address: u64, len: u64) -> elf::
     }
 }
 
-/// Returns the guest's VMCOREINFO note, if it was found, followed by this tool's; and why the former may be the wrong
-/// one.
-pub(super) fn notes(ram: &Ram, tally: &Tally) -> (Vec<u8>, Option<String>) {
+/// Returns the notes of vcpus, the kernel's VMCOREINFO note, if it was found, and this tool's; and why the kernel's may be
+/// the wrong one.
+pub(super) fn notes(ram: &Ram, vcpus: &[Registers], tally: &Tally) -> (Vec<u8>, Option<String>) {
     const { assert!(vmcoreinfo::MAX_TEXT < NOTES_LEN / 2) };
-    let (of_kernel, doubt) = vmcoreinfo::choose(ram, &tally.vmcoreinfo);
-    let mut notes = of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default();
-    let room = NOTES_LEN - notes.len() - note(b"XENMAP\0", 0, b"").len();
-    let mut text = report::text(ram, tally, room).into_bytes();
+    let len = (NOTES_LEN + vcpus.len() * VCPU_NOTES).next_multiple_of(FRAME_SIZE);
+    let (of_kernel, doubt) = match ram.vmcoreinfo().filter(|text| text.len() <= vmcoreinfo::MAX_TEXT) {
+        Some(text) => (Some(text.to_vec()), None),
+        None => vmcoreinfo::choose(ram, &tally.vmcoreinfo),
+    };
+    let mut notes = Vec::with_capacity(len);
+    for (vcpu, registers) in (0..).zip(vcpus) {
+        notes.extend(note(b"CORE\0", elf::NT_PRSTATUS.0, &registers.to_prstatus(vcpu)));
+    }
+    // Debuggers know the control registers from these.
+    for registers in vcpus.iter().filter(|registers| registers.page_tables().is_some()) {
+        notes.extend(note(b"QEMU\0", 0, &registers.to_qemu()));
+    }
+    notes.extend(of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default());
+    let room = len - notes.len() - note(b"XENMAP\0", 0, b"").len();
+    let mut text = report::text(ram, tally, room.min(NOTES_LEN)).into_bytes();
     text.resize(room, 0);
     notes.extend(note(b"XENMAP\0", 0, &text));
     (notes, doubt)

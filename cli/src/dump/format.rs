@@ -25,7 +25,7 @@ impl Layout {
         match format {
             Format::Raw => Ok(raw(ranges)),
             Format::Lime => Ok(lime(ranges)),
-            Format::Elf => elf::layout(ranges, is_stream),
+            Format::Elf => elf::layout(ram.registers(), ranges, is_stream),
             Format::Xen => xen::layout(ram, ranges),
         }
     }
@@ -43,7 +43,7 @@ impl Layout {
         match self.format {
             Format::Raw | Format::Lime => {}
             Format::Elf => {
-                let (notes, doubt) = elf::notes(ram, tally);
+                let (notes, doubt) = elf::notes(ram, &self.vcpus, tally);
                 sink.bytes(self.late, &notes)?;
                 return Ok(doubt);
             }
@@ -57,12 +57,13 @@ impl Layout {
 fn raw(ranges: &[Range<u64>]) -> Layout {
     let part = |pfns: &Range<u64>| Part { pfns: pfns.clone(), offset: pfns.start * FRAME };
     let len = ranges.last().map_or(0, |last| last.end * FRAME);
-    Layout { format: Format::Raw, head: Vec::new(), parts: ranges.iter().map(part).collect(), late: len, len }
+    let parts = ranges.iter().map(part).collect();
+    Layout { format: Format::Raw, head: Vec::new(), parts, late: len, vcpus: Vec::new(), len }
 }
 
 fn lime(ranges: &[Range<u64>]) -> Layout {
     let (parts, len) = in_a_row(ranges, 0, LIME_HEADER);
-    Layout { format: Format::Lime, head: Vec::new(), parts, late: len, len }
+    Layout { format: Format::Lime, head: Vec::new(), parts, late: len, vcpus: Vec::new(), len }
 }
 
 /// Returns the header of `lime.h`: magic number, version, first and last address, and 8 reserved bytes.

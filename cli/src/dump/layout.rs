@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use xenmap::{FRAME_SIZE, Gfn};
 
 use crate::args::Format;
+use crate::registers::Registers;
 
 pub(crate) const FRAME: u64 = FRAME_SIZE as u64;
 
@@ -19,6 +20,8 @@ pub(crate) struct Layout {
     pub(crate) parts: Vec<Part>,
     /// The place of what is written after the frames.
     pub(crate) late: u64,
+    /// The registers of vcpus, for a format that has them.
+    pub(crate) vcpus: Vec<Registers>,
     /// The size of the file.
     pub(crate) len: u64,
 }

@@ -1,7 +1,6 @@
 //! The format of `xl dump-core`: an ELF file with sections (Xen's docs/misc/dump-core-format.txt).
 //!
-//! The registers of vcpus and the shared-info page are not read: `.xen_prstatus` is empty, for no vcpus, and there is no
-//! `.xen_shared_info`.
+//! The shared-info page is not read: there is no `.xen_shared_info`.
 
 use std::ops::Range;
 
@@ -15,6 +14,7 @@ use super::sink::Sink;
 use crate::Result;
 use crate::args::Format;
 use crate::ram::Ram;
+use crate::registers::Registers;
 
 // xen/include/public/elfnote.h; the contents of the notes and their magic numbers are in tools/libs/ctrl/xc_core.h.
 const NOTE_NONE: u32 = 0x200_0000;
@@ -32,7 +32,8 @@ const CHUNK: u64 = 4096;
 
 pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>]) -> Result<Layout> {
     let frames: u64 = ranges.iter().map(|range| range.end - range.start).sum();
-    let notes = notes(ram, frames)?;
+    let contexts: Vec<u8> = ram.registers().iter().flat_map(Registers::to_xen).collect();
+    let notes = notes(ram, frames, contexts.len() / Registers::XEN)?;
     let (table, entry) = if ram.is_pv() { (".xen_p2m", 16) } else { (".xen_pfn", 8) };
     // Must be in the order of the sections: volatility3 takes the n-th name for that of the n-th section.
     let names = ["", ".shstrtab", ".note.Xen", ".xen_prstatus", ".xen_pages", table];
@@ -40,7 +41,8 @@ pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>]) -> Result<Layout> {
     let names_end = names_start + names.map(|name| name.len() as u64 + 1).iter().sum::<u64>();
     let notes_start = names_end.next_multiple_of(8);
     let notes_end = notes_start + notes.len() as u64;
-    let pages_start = notes_end.next_multiple_of(FRAME);
+    let contexts_end = notes_end + contexts.len() as u64;
+    let pages_start = contexts_end.next_multiple_of(FRAME);
     let (parts, pages_end) = in_a_row(ranges, pages_start, 0);
     let table_end = pages_end + frames * entry;
 
@@ -48,7 +50,7 @@ pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>]) -> Result<Layout> {
         (elf::SHT_NULL, 0..0, 0),
         (elf::SHT_STRTAB, names_start..names_end, 0),
         (elf::SHT_NOTE, notes_start..notes_end, 0),
-        (elf::SHT_PROGBITS, notes_end..notes_end, 0),
+        (elf::SHT_PROGBITS, notes_end..contexts_end, Registers::XEN as u64),
         (elf::SHT_PROGBITS, pages_start..pages_end, FRAME),
         (elf::SHT_PROGBITS, pages_end..table_end, entry),
     ];
@@ -63,13 +65,13 @@ pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>]) -> Result<Layout> {
     head.extend_from_slice(&table_of_names);
     head.resize(head.len().next_multiple_of(8), 0);
     head.extend_from_slice(&notes);
-    Ok(Layout { format: Format::Xen, head, parts, late: pages_end, len: table_end })
+    head.extend_from_slice(&contexts);
+    Ok(Layout { format: Format::Xen, head, parts, late: pages_end, vcpus: Vec::new(), len: table_end })
 }
 
-fn notes(ram: &Ram, frames: u64) -> Result<Vec<u8>> {
+fn notes(ram: &Ram, frames: u64, vcpus: usize) -> Result<Vec<u8>> {
     let magic = if ram.is_pv() { MAGIC_PV } else { MAGIC_HVM };
-    let vcpus = 0;
-    let header: Vec<u8> = [magic, vcpus, frames, FRAME].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let header: Vec<u8> = [magic, vcpus as u64, frames, FRAME].iter().flat_map(|word| word.to_le_bytes()).collect();
     Ok([
         note(b"Xen\0", NOTE_NONE, b""),
         note(b"Xen\0", NOTE_HEADER, &header),

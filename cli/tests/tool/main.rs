@@ -54,6 +54,8 @@ mod ram;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/read.rs"]
 mod read;
+#[path = "../../src/registers.rs"]
+mod registers;
 #[path = "../../src/search.rs"]
 mod search;
 #[path = "../../src/sheet.rs"]
@@ -99,6 +101,7 @@ mod cases {
     mod packed;
     mod picture;
     mod read;
+    mod registers;
     mod search;
     mod share;
     mod space;

@@ -243,7 +243,7 @@ fn note_is_that_of_the_kernel_that_vcpu_0_runs_on() {
 fn shares_have_all_parts_in_pieces_of_at_most_that_size() {
     let part = |pfns: std::ops::Range<u64>, offset: u64| Part { pfns, offset };
     let parts = vec![part(0..3, 100), part(10..25, 20_000), part(30..31, 90_000), part(40..41, 99_000)];
-    let layout = Layout { format: Format::Raw, head: Vec::new(), parts, late: 0, len: 0 };
+    let layout = Layout { format: Format::Raw, head: Vec::new(), parts, late: 0, vcpus: Vec::new(), len: 0 };
     let shares: Vec<Vec<Part>> = layout.shares(8).collect();
     let expected = [
         vec![part(0..3, 100)],

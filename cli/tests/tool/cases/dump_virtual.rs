@@ -86,7 +86,7 @@ fn registers_of_qemus_notes_lead_to_the_tables() {
         let line = refusal(&run_in(&folder, "read --dump dump --virtual 0 1")).to_owned();
         assert_eq!(line, "cannot read at 0x5000: not in the dump");
         let line = refusal(&run_in(&folder, "read --dump dump --virtual 0 1 --vcpu 2")).to_owned();
-        assert_eq!(line, "the dump lacks the registers of vcpu 2");
+        assert_eq!(line, "the dump lacks the control registers of vcpu 2");
     }
 }
 
