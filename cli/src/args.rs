@@ -91,9 +91,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Show information about a guest and its host
+    /// Show information about a guest and its host, or about a dump
     ///
-    /// A dash stands for a value that is not known.
+    /// A dash stands for a value that is not known. The RAM of a dump is not searched for information.
     Info {
         /// Print a JSON object
         #[arg(long)]

@@ -23,6 +23,7 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap info --domain 5", "Show what is known about domain 5"),
             ("xenmap info --domain name:17", "Show what is known about the domain that is called 17"),
             ("xenmap info --domain web --json | jq .pages", "Print how many pages it owns"),
+            ("xenmap info --dump web.elf", "Show what a dump says about itself"),
         ],
         "map" => &[
             ("xenmap map --domain web", "Show where the guest's RAM is"),

@@ -1,4 +1,4 @@
-//! `info`: shows what Xen reports about a guest and its host.
+//! `info`: shows what Xen reports about a guest and its host, or what a dump says.
 
 use std::io::Write;
 
@@ -7,8 +7,11 @@ use xenmap::{Guest, HostKind};
 
 use crate::Result;
 use crate::domains::{Domain, mib, or_dash};
+use crate::image::{Architecture, Image};
 use crate::palette::palette;
 use crate::printable::{printable, write_json};
+use crate::vmcoreinfo;
+use crate::window::frames;
 
 #[derive(Serialize)]
 struct Info {
@@ -69,6 +72,52 @@ pub(crate) fn info(guest: &Guest, as_json: bool, out: &mut impl Write) -> Result
         ("xen capabilities", printable(&info.xen_capabilities)),
         ("host kind", info.host_kind.to_owned()),
         ("toolstack interface", toolstack),
+    ] {
+        writeln!(out, "{style}{:21}{style:#}{value}", format!("{name}:"))?;
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct DumpInfo {
+    format: &'static str,
+    /// Pages of RAM of which the dump has at least a part.
+    pages: u64,
+    highest_frame: Option<u64>,
+    architecture: Option<&'static str>,
+    /// Vcpus whose registers are in the dump.
+    vcpus: usize,
+    /// The release of the Linux kernel whose note is in the dump.
+    kernel: Option<String>,
+}
+
+/// Prints what a dump says about itself; its RAM is not searched.
+pub(crate) fn dump_info(image: &Image, as_json: bool, out: &mut impl Write) -> Result<()> {
+    let pages = image.parts().iter().map(|(pfns, _)| pfns.end - pfns.start).sum();
+    let release = image.machine.vmcoreinfo.as_deref().and_then(vmcoreinfo::release);
+    let info = DumpInfo {
+        format: image.format,
+        pages,
+        highest_frame: image.extents().last().map(|last| frames(last).end - 1),
+        architecture: image.machine.architecture.map(|architecture| match architecture {
+            Architecture::X86 => "x86",
+            Architecture::X86_64 => "x86_64",
+            Architecture::Arm64 => "arm64",
+        }),
+        vcpus: image.machine.vcpus.len(),
+        kernel: release.map(str::to_owned),
+    };
+    if as_json {
+        return Ok(write_json(out, &info)?);
+    }
+    let style = palette().name;
+    for (name, value) in [
+        ("format", info.format.to_owned()),
+        ("pages", format!("{pages} ({} MiB)", mib(pages))),
+        ("highest frame", or_dash(info.highest_frame.map(|frame| format!("{frame:#x}")))),
+        ("architecture", or_dash(info.architecture)),
+        ("vcpus", info.vcpus.to_string()),
+        ("kernel", or_dash(info.kernel.as_deref().map(printable))),
     ] {
         writeln!(out, "{style}{:21}{style:#}{value}", format!("{name}:"))?;
     }

@@ -104,7 +104,10 @@ fn run(args: &Args) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     match &args.command {
         Command::Domains { json } => domains::domains(&host()?.memory, *json, &mut stdout)?,
-        Command::Info { json } => info::info(&host()?.guest()?, *json, &mut stdout)?,
+        Command::Info { json } => match source::dump(&args.source)? {
+            Some(image) => info::dump_info(&image, *json, &mut stdout)?,
+            None => info::info(&host()?.guest()?, *json, &mut stdout)?,
+        },
         Command::Map { search, json } => {
             if !map::map(&ram()?, *search, *json, &mut stdout)? {
                 code = INCOMPLETE.into();

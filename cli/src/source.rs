@@ -1,6 +1,6 @@
 //! What a command looks at: a host and a guest, real or simulated, or a dump.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xenmap::mock::MockHost;
 use xenmap::{Domid, Error, ForeignMemory, Guest};
@@ -14,10 +14,16 @@ use crate::ram::Ram;
 
 /// Opens the dump or the guest whose RAM a command accesses.
 pub(crate) fn ram(source: &Source) -> Result<Ram> {
-    if let Some(dump) = &source.dump {
-        return Ok(Ram::Dump(Image::open(dump, Making::new(source.dump_raw, "--dump-raw"))?));
+    match dump(source)? {
+        Some(image) => Ok(Ram::Dump(image)),
+        None => Ok(Ram::Guest(Host::open(source)?.guest_to_touch()?)),
     }
-    Ok(Ram::Guest(Host::open(source)?.guest_to_touch()?))
+}
+
+/// Opens the dump, if the command looks at one.
+pub(crate) fn dump(source: &Source) -> Result<Option<Image>> {
+    let open = |dump: &PathBuf| Image::open(dump, Making::new(source.dump_raw, "--dump-raw"));
+    source.dump.as_ref().map(open).transpose()
 }
 
 /// The host, and the guest if one was named.

@@ -34,7 +34,7 @@ impl Subject {
         match command {
             "completions" | "help" => Subject::Nothing,
             "domains" => Subject::Host,
-            "info" | "write" => Subject::LiveGuest,
+            "write" => Subject::LiveGuest,
             "diff" => Subject::DumpAndGuest,
             _ => Subject::Guest,
         }

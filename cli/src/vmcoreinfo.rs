@@ -225,6 +225,11 @@ fn number(text: &[u8], key: &str) -> Option<u64> {
     }
 }
 
+/// Returns the release of the kernel that a note describes.
+pub(crate) fn release(text: &[u8]) -> Option<&str> {
+    value(text, "OSRELEASE")
+}
+
 /// Returns the address of a symbol.
 fn symbol(text: &[u8], name: &str) -> Option<u64> {
     u64::from_str_radix(value(text, &format!("SYMBOL({name})"))?, 16).ok()

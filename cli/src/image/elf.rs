@@ -19,8 +19,10 @@ pub(super) const MAGIC: [u8; 4] = *b"\x7fELF";
 /// Marks an unused entry of xl's table of frames (libxc's `XC_CORE_INVALID_PFN`).
 const NO_FRAME: u64 = u64::MAX;
 
-/// Returns what a core claims to have of RAM, and what it says of the machine.
-pub(super) fn read(file: &Contents) -> Result<(Vec<Run>, Machine)> {
+/// What a core is, what it claims to have of RAM, and what it says of the machine.
+type Core = (&'static str, Vec<Run>, Machine);
+
+pub(super) fn read(file: &Contents) -> Result<Core> {
     match file.bytes().get(4) {
         Some(1) => core::<FileHeader32<Endianness>>(file),
         Some(2) => core::<FileHeader64<Endianness>>(file),
@@ -32,7 +34,7 @@ fn broken(error: object::Error) -> String {
     format!("it is a broken elf file: {error}")
 }
 
-fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<(Vec<Run>, Machine)> {
+fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<Core> {
     let header = Elf::parse(file.bytes()).map_err(broken)?;
     let endian = header.endian().map_err(broken)?;
     if header.e_type(endian) != ET_CORE {
@@ -42,14 +44,14 @@ fn core<Elf: FileHeader<Endian = Endianness>>(file: &Contents) -> Result<(Vec<Ru
     let sections = Sections::new(header, endian, file)?;
     if let Some(pages) = sections.find(".xen_pages")? {
         let runs = xen(&sections, pages, file, &mut machine)?;
-        return Ok((runs, machine));
+        return Ok(("xen", runs, machine));
     }
     let runs = segments(header, endian, file, &mut machine)?;
     if runs.is_empty() {
         // xl writes the names of its sections last.
         return Err("it is a core without memory; if it comes from xl dump-core, it is cut off".into());
     }
-    Ok((runs, machine))
+    Ok(("elf", runs, machine))
 }
 
 fn segments<Elf: FileHeader<Endian = Endianness>>(

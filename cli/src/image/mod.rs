@@ -35,6 +35,8 @@ pub(crate) const ZEROS: Page = [0; FRAME_SIZE];
 const FRAME: u64 = FRAME_SIZE as u64;
 
 pub(crate) struct Image {
+    /// The name of its format.
+    pub(crate) format: &'static str,
     file: Contents,
     /// In ascending order, without overlap.
     runs: Vec<Run>,
@@ -123,17 +125,17 @@ impl Image {
             }
             Look::Kdump => {
                 let (unpacked, runs, machine) = kdump::unpack(&file)?;
-                Image::new(runs, Contents::new(&unpacked)?, machine)
+                Image::new("kdump", runs, Contents::new(&unpacked)?, machine)
             }
             Look::Avml => {
                 let (unpacked, runs) = avml::unpack(&file)?;
-                Image::new(runs, Contents::new(&unpacked)?, Machine::default())
+                Image::new("avml", runs, Contents::new(&unpacked)?, Machine::default())
             }
             Look::Elf => {
-                let (runs, machine) = elf::read(&file)?;
-                Image::new(runs, file, machine)
+                let (format, runs, machine) = elf::read(&file)?;
+                Image::new(format, runs, file, machine)
             }
-            Look::Lime => Image::new(lime::runs(&file)?, file, Machine::default()),
+            Look::Lime => Image::new("lime", lime::runs(&file)?, file, Machine::default()),
             Look::Zstd => Err("it is still compressed with zstd: decompress it first (zstd -d)".into()),
             Look::Foreign(foreign) => Err(format!("{foreign}; if it is raw RAM all the same, {for_raw}").into()),
             Look::Raw => {
@@ -143,13 +145,13 @@ impl Image {
         }
     }
 
-    fn new(claims: Vec<Run>, file: Contents, machine: Machine) -> Result<Image> {
+    fn new(format: &'static str, claims: Vec<Run>, file: Contents, machine: Machine) -> Result<Image> {
         let runs = runs::in_order(claims, &file)?;
-        Ok(Image { file, runs, hides_zeros: false, machine })
+        Ok(Image { format, file, runs, hides_zeros: false, machine })
     }
 
     fn raw(claims: Vec<Run>, file: Contents) -> Result<Image> {
-        Ok(Image { hides_zeros: true, ..Image::new(claims, file, Machine::default())? })
+        Ok(Image { hides_zeros: true, ..Image::new("raw", claims, file, Machine::default())? })
     }
 
     /// Returns the frames that the dump has, in ascending order.

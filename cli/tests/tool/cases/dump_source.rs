@@ -264,3 +264,29 @@ fn segment_of_endless_zeros_costs_nothing() {
     let legend = stdout(&folder, "picture --dump dump picture --since dump");
     assert!(legend.contains("  zeros\n") && !legend.contains("orange"), "{legend}");
 }
+
+#[test]
+fn info_shows_what_a_dump_says_about_itself() {
+    let folder = folder_with_dumps("source-info");
+    let notes = [note(b"CORE\0", 1, &[0; 336]), note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1.0\x1b[31m\n")].concat();
+    fs::write(folder.join("core"), elf_with_notes(&some_pages(), &notes)).unwrap();
+    let expected = "\
+format:              elf
+pages:               5 (0.0 MiB)
+highest frame:       0x12c
+architecture:        x86_64
+vcpus:               1
+kernel:              6.1.0\\u{1b}[31m
+";
+    assert_eq!(stdout(&folder, "info --dump core"), expected);
+    let json = json(&run_in(&folder, "info --dump lime --json"));
+    let expected = serde_json::json!({
+        "format": "lime", "pages": 5, "highest_frame": 300, "architecture": null, "vcpus": 0, "kernel": null,
+    });
+    assert_eq!(json, expected);
+    for (name, format) in [("raw", "raw"), ("elf", "elf"), ("zst", "elf"), ("xen-pfn", "xen"), ("xen-p2m", "xen")] {
+        assert!(
+            stdout(&folder, &format!("info --dump {name}")).starts_with(&format!("format:              {format}\n"))
+        );
+    }
+}
