@@ -7,6 +7,7 @@ use clap_complete::Shell;
 use serde::Serialize;
 
 use crate::number::number;
+use crate::symbols::{Address, address};
 
 /// Inspect, search, compare and dump the RAM of Xen guests
 ///
@@ -116,9 +117,9 @@ pub(crate) enum Command {
     /// A range that cannot be read takes one line: its first address, two dashes, its size and the reason. If no byte at
     /// all can be read, that is an error.
     Read {
-        /// Address of the first byte: 4096, 0x1000, 4K ...
-        #[arg(value_parser = number)]
-        address: u64,
+        /// Address of the first byte: 4096, 0x1000, 4K ...; with --symbols also a symbol, or symbol+0x10
+        #[arg(value_parser = address)]
+        address: Address,
         /// Number of bytes: 64, 0x40, 1M ...
         #[arg(value_parser = number)]
         len: u64,
@@ -141,9 +142,9 @@ pub(crate) enum Command {
     /// For a PV guest, the frame is a machine frame (mfn); for other guests, it is one of the guest's own (gfn). An error
     /// is printed for each address without a translation. Whether there is RAM at an address is not checked.
     Translate {
-        /// Addresses: 4096, 0x1000, 4K ...
-        #[arg(value_parser = number, required = true, value_name = "ADDRESS")]
-        addresses: Vec<u64>,
+        /// Addresses: 4096, 0x1000, 4K ...; with --symbols also symbols, or symbol+0x10
+        #[arg(value_parser = address, required = true, value_name = "ADDRESS")]
+        addresses: Vec<Address>,
         #[command(flatten)]
         space: SpaceArgs,
         /// Print a JSON object
@@ -155,9 +156,9 @@ pub(crate) enum Command {
     /// Asks before it writes to a guest that is not paused. A simulated guest cannot be changed: it ends with the command,
     /// so the change would be lost.
     Write {
-        /// Address of the first byte: 4096, 0x1000, 4K ...
-        #[arg(value_parser = number)]
-        address: u64,
+        /// Address of the first byte: 4096, 0x1000, 4K ...; with --symbols also a symbol, or symbol+0x10
+        #[arg(value_parser = address)]
+        address: Address,
         #[command(flatten)]
         bytes: BytesArgs,
         #[command(flatten)]
@@ -259,7 +260,7 @@ pub(crate) struct SearchArgs {
 }
 
 /// The address space of an address.
-#[derive(Clone, Copy, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct SpaceArgs {
     /// Treat the address as virtual, and translate it with a vcpu's page tables
     #[arg(long)]
@@ -274,6 +275,12 @@ pub(crate) struct SpaceArgs {
     /// kernel whose note (VMCOREINFO) is in the dump.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
+    /// Take symbols of a Linux kernel as addresses, by this file: System.map, /proc/kallsyms, or an ISF of volatility3
+    ///
+    /// The kernel may have been moved since (KASLR). How far is known from its VMCOREINFO note, which is searched for in the
+    /// RAM unless the dump has it.
+    #[arg(long, value_name = "FILE", requires = "virtual")]
+    pub(crate) symbols: Option<PathBuf>,
 }
 
 /// Bytes to write, given in one of these forms.

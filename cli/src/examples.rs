@@ -33,6 +33,10 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
         "read" => &[
             ("xenmap read --domain 5 0x1000 64", "Show 64 bytes at a physical address"),
             ("xenmap read --domain 5 --virtual 0xffffffff82000000 64", "Show bytes at a virtual address"),
+            (
+                "xenmap read --dump web.elf --virtual --symbols System.map linux_banner 64",
+                "Show the text that a kernel's symbol names, in a dump",
+            ),
             ("xenmap read --domain 5 --binary 1M 64K >bytes", "Copy 64 KiB to a file"),
             ("xenmap read --domain 5 --json 1M 64K | jq '.parts[].hex'", "Print 64 KiB as digits"),
         ],

@@ -34,6 +34,7 @@ mod search;
 mod sheet;
 mod source;
 mod space;
+mod symbols;
 mod translate;
 mod usage;
 mod vmcoreinfo;
@@ -45,9 +46,10 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
+use std::slice;
 
 use anstyle::Style;
-use args::{Args, Command, WorkerArgs};
+use args::{Args, Command, SpaceArgs, WorkerArgs};
 use chain::chain;
 use clap::{ColorChoice, Parser, ValueEnum};
 use image::Making;
@@ -57,6 +59,8 @@ use ram::Ram;
 use search::Outcome;
 use source::Host;
 use space::Space;
+use symbols::Address;
+use vmcoreinfo::Kernel;
 
 /// The result of anything that can fail: the error becomes one line on stderr.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -120,28 +124,28 @@ fn run(args: &Args) -> Result<ExitCode> {
         }
         Command::Read { address, len, space, binary, json } => {
             let ram = ram()?;
-            let space = Space::new(&ram, *space)?;
+            let (space, addresses) = place(&ram, slice::from_ref(address), space)?;
             let format = read::Format::new(*binary, *json);
-            if !read::read(&ram, &space, (*address, *len), format, &mut stdout)? {
+            if !read::read(&ram, &space, (addresses[0], *len), format, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
         Command::Translate { addresses, space, json } => {
             let ram = ram()?;
-            let space = Space::new(&ram, *space)?;
-            if !translate::translate(&ram, &space, addresses, *json, &mut stdout)? {
+            let (space, addresses) = place(&ram, addresses, space)?;
+            if !translate::translate(&ram, &space, &addresses, *json, &mut stdout)? {
                 code = FAILED.into();
             }
         }
         Command::Write { address, bytes, space, yes } => {
             let (ram, bytes) = (ram()?, pattern::exact_bytes(bytes)?);
-            let space = Space::new(&ram, *space)?;
+            let (space, addresses) = place(&ram, slice::from_ref(address), space)?;
             if let Some(guest) = ram.guest().filter(|_| !yes)
                 && !write::is_paused(guest)?
             {
                 write::confirm(guest)?;
             }
-            write::write(&ram, &space, (*address, &bytes), args.source.mock.is_some(), &mut stdout)?;
+            write::write(&ram, &space, (addresses[0], &bytes), args.source.mock.is_some(), &mut stdout)?;
         }
         Command::Search { patterns, search, context, max, json } => {
             let patterns = Pattern::all(patterns)?;
@@ -186,6 +190,13 @@ fn run(args: &Args) -> Result<ExitCode> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
         _ => Ok(code),
     }
+}
+
+/// Returns the space of some addresses, and their numbers.
+fn place(ram: &Ram, addresses: &[Address], args: &SpaceArgs) -> Result<(Space, Vec<u64>)> {
+    let kernel = Kernel::new(ram);
+    let addresses = symbols::resolve(addresses, args.symbols.as_deref(), &kernel)?;
+    Ok((Space::new(ram, args, &kernel)?, addresses))
 }
 
 /// Runs as a process that `dump --copy-by workers` has started.

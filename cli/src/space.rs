@@ -2,10 +2,11 @@
 
 use xenmap::{Gfn, Guest, PageTables, PagingMode};
 
+use crate::Result;
 use crate::args::SpaceArgs;
 use crate::image::{Architecture, Image};
 use crate::ram::Ram;
-use crate::{Result, say, vmcoreinfo};
+use crate::vmcoreinfo::{self, Kernel};
 
 pub(crate) enum Space {
     Physical,
@@ -13,13 +14,13 @@ pub(crate) enum Space {
 }
 
 impl Space {
-    pub(crate) fn new(ram: &Ram, args: SpaceArgs) -> Result<Space> {
+    pub(crate) fn new(ram: &Ram, args: &SpaceArgs, kernel: &Kernel<'_>) -> Result<Space> {
         if !args.r#virtual {
             return Ok(Space::Physical);
         }
         Ok(Space::Virtual(match ram {
             Ram::Guest(guest) => tables_of_guest(guest, args)?,
-            Ram::Dump(image) => tables_of_dump(ram, image, args)?,
+            Ram::Dump(image) => tables_of_dump(ram, image, args, kernel)?,
         }))
     }
 
@@ -43,7 +44,7 @@ impl Space {
     }
 }
 
-fn tables_of_guest(guest: &Guest, args: SpaceArgs) -> Result<PageTables> {
+fn tables_of_guest(guest: &Guest, args: &SpaceArgs) -> Result<PageTables> {
     let has_vcpus = || guest.memory().domain_info(guest.domid()).map(|info| info.vcpus != Some(0));
     if args.cr3.is_none() && !has_vcpus()? {
         return Err(format!("domain {} has no vcpus: give --cr3", guest.domid()).into());
@@ -59,7 +60,7 @@ fn tables_of_guest(guest: &Guest, args: SpaceArgs) -> Result<PageTables> {
     })
 }
 
-fn tables_of_dump(ram: &Ram, image: &Image, args: SpaceArgs) -> Result<PageTables> {
+fn tables_of_dump(ram: &Ram, image: &Image, args: &SpaceArgs, kernel: &Kernel<'_>) -> Result<PageTables> {
     let machine = &image.machine;
     let of_vcpu = ram.page_tables(args.vcpu);
     match (args.cr3, of_vcpu) {
@@ -74,7 +75,7 @@ fn tables_of_dump(ram: &Ram, image: &Image, args: SpaceArgs) -> Result<PageTable
         }
         // A vcpu that does not exist.
         (None, Err(e)) if args.vcpu > 0 => Err(e),
-        (ttbr0, _) => match (tables_of_kernel(ram, image)?, ttbr0) {
+        (ttbr0, _) => match (tables_of_kernel(image, kernel)?, ttbr0) {
             (PageTables::Arm64 { ttbr1, tcr, .. }, Some(ttbr0)) => {
                 // Programs usually have as many addresses as the kernel, and pages of the same size.
                 let [size, granule] = [tcr >> 16 & 0x3F, tcr >> 30 & 3];
@@ -92,21 +93,13 @@ fn tables_of_dump(ram: &Ram, image: &Image, args: SpaceArgs) -> Result<PageTable
 }
 
 /// Returns the tables of the kernel that a dump's VMCOREINFO note describes.
-fn tables_of_kernel(ram: &Ram, image: &Image) -> Result<PageTables> {
+fn tables_of_kernel(image: &Image, kernel: &Kernel<'_>) -> Result<PageTables> {
     const NEITHER: &str = "the dump has neither a vcpu's page tables nor a Linux kernel's note (VMCOREINFO) that leads to \
                            them: give --cr3";
     if image.has_machine_frames() {
         return Err("the dump of a PV guest lacks the registers of its vcpus: give --cr3".into());
     }
-    let mut text = image.machine.vmcoreinfo.clone();
-    if text.is_none() {
-        let (found, doubt) = vmcoreinfo::find(ram)?;
-        text = found;
-        if let Some(doubt) = doubt {
-            say(&doubt);
-        }
-    }
-    Ok(text.as_deref().and_then(vmcoreinfo::page_tables).ok_or(NEITHER)?)
+    Ok(kernel.note()?.and_then(vmcoreinfo::page_tables).ok_or(NEITHER)?)
 }
 
 /// Returns the address of the last of `len` bytes, the first of which is at `first`.

@@ -9,6 +9,7 @@
 //! be of a kernel in memory if the structure that it points to has the same release (`init_uts_ns.name.release`), and
 //! of the running kernel if the page tables of vcpu 0 lead to that structure, too.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 
 use memchr::memmem::Finder;
@@ -20,7 +21,7 @@ use crate::bytes::Bytes;
 use crate::progress::Progress;
 use crate::ram::Ram;
 use crate::window::{Piece, addresses};
-use crate::{Result, map};
+use crate::{Result, map, say};
 
 /// Header and name: three words, "VMCOREINFO" with its NUL, and a byte of padding.
 const HEADER: usize = 24;
@@ -225,6 +226,44 @@ fn number(text: &[u8], key: &str) -> Option<u64> {
     }
 }
 
+/// The running kernel's note, which is looked for once, and only if it is needed.
+pub(crate) struct Kernel<'a> {
+    ram: &'a Ram,
+    note: OnceCell<Option<Vec<u8>>>,
+}
+
+impl<'a> Kernel<'a> {
+    pub(crate) fn new(ram: &'a Ram) -> Kernel<'a> {
+        Kernel { ram, note: OnceCell::new() }
+    }
+
+    /// Returns the text of the note: the one that a dump has besides RAM, or else the one in RAM.
+    pub(crate) fn note(&self) -> Result<Option<&[u8]>> {
+        if self.note.get().is_none() {
+            let mut note = self.ram.vmcoreinfo().map(<[u8]>::to_vec);
+            if note.is_none() {
+                let (found, doubt) = find(self.ram)?;
+                note = found;
+                if let Some(doubt) = doubt {
+                    say(&doubt);
+                }
+            }
+            // It was not set a moment ago.
+            let _ = self.note.set(note);
+        }
+        Ok(self.note.get().and_then(Option::as_deref))
+    }
+}
+
+/// Returns the symbols of a kernel that a note lists, and their addresses.
+pub(crate) fn symbols(text: &[u8]) -> impl Iterator<Item = (&str, u64)> {
+    let lines = std::str::from_utf8(text).unwrap_or_default().lines();
+    lines.filter_map(|line| {
+        let (name, address) = line.strip_prefix("SYMBOL(")?.split_once(")=")?;
+        Some((name, u64::from_str_radix(address, 16).ok()?))
+    })
+}
+
 /// Returns the release of the kernel that a note describes.
 pub(crate) fn release(text: &[u8]) -> Option<&str> {
     value(text, "OSRELEASE")
@@ -262,7 +301,7 @@ pub(crate) fn page_tables(text: &[u8]) -> Option<PageTables> {
 }
 
 /// Looks for the note of a kernel in RAM; returns its text, and a warning if it may be another kernel's.
-pub(crate) fn find(ram: &Ram) -> Result<(Option<Vec<u8>>, Option<String>)> {
+fn find(ram: &Ram) -> Result<(Option<Vec<u8>>, Option<String>)> {
     /// Frames that are searched at a time.
     const WINDOW: u64 = 4096;
     let ranges: Vec<_> = map::find(ram, SearchArgs::default())?.ranges();

@@ -29,6 +29,7 @@ mod hexdump;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/image/mod.rs"]
 mod image;
+#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/info.rs"]
 mod info;
 #[path = "../../src/map.rs"]
@@ -62,6 +63,9 @@ mod search;
 mod sheet;
 #[path = "../../src/space.rs"]
 mod space;
+#[expect(dead_code, reason = "parts of it are used")]
+#[path = "../../src/symbols.rs"]
+mod symbols;
 #[path = "../../src/usage.rs"]
 mod usage;
 #[path = "../../src/vmcoreinfo.rs"]
@@ -105,6 +109,7 @@ mod cases {
     mod search;
     mod share;
     mod space;
+    mod symbols;
     mod translate;
     mod usage;
     mod worker;

@@ -92,6 +92,7 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l pod-populate -d 'A
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l vcpu -d 'Use the page tables of this vcpu' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l cr3 -l ttbr0 -d 'Use this page-table base instead of the vcpu\'s (CR3; on Arm TTBR0)' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l symbols -d 'Take symbols of a Linux kernel as addresses, by this file: System.map, /proc/kallsyms, or an ISF of volatility3' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l color -d 'When to use colors' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -109,6 +110,7 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand read" -l pod-populate -d '
 complete -c xenmap -n "__fish_xenmap_using_subcommand read" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l vcpu -d 'Use the page tables of this vcpu' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l cr3 -l ttbr0 -d 'Use this page-table base instead of the vcpu\'s (CR3; on Arm TTBR0)' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l symbols -d 'Take symbols of a Linux kernel as addresses, by this file: System.map, /proc/kallsyms, or an ISF of volatility3' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand translate" -l color -d 'When to use colors' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -128,6 +130,7 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l hex -d 'The byte
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l utf16 -d 'The bytes as text in UTF-16 (little-endian), as Windows has it' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l vcpu -d 'Use the page tables of this vcpu' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l cr3 -l ttbr0 -d 'Use this page-table base instead of the vcpu\'s (CR3; on Arm TTBR0)' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l symbols -d 'Take symbols of a Linux kernel as addresses, by this file: System.map, /proc/kallsyms, or an ISF of volatility3' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand write" -l color -d 'When to use colors' -r -f -a "auto\t''
 always\t''
 never\t''"

@@ -165,7 +165,7 @@ fn usage_errors_are_those_of_clap() {
         ("--mock ram look", "unrecognized subcommand 'look'"),
         ("--mock ram rea", "tip: a similar subcommand exists: 'read'"),
         ("--mock ram read", "required arguments were not provided:\n  <ADDRESS>\n  <LEN>"),
-        ("--mock ram read here 1", "invalid value 'here' for '<ADDRESS>'"),
+        ("--mock ram read 4here 1", "invalid value '4here' for '<ADDRESS>'"),
         ("--mock ram read 0x 1", "invalid value '0x' for '<ADDRESS>'"),
         ("--mock ram read 0 18446744073709551616", "too large"),
         ("--mock ram read 0 1 --vcpu 1", "required arguments were not provided:\n  --virtual"),

@@ -7,6 +7,7 @@ use crate::args::SpaceArgs;
 use crate::harness::{CANARY, folder, ram, refusal, run_in};
 use crate::ram::Ram;
 use crate::space::Space;
+use crate::vmcoreinfo::Kernel;
 
 /// The tables for a given base, or the error, on a host whose guest has this vcpu, or none.
 fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
@@ -19,8 +20,9 @@ fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
     }
     let memory = host.open().unwrap();
     let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
-    let args = SpaceArgs { r#virtual: true, vcpu: u32::from(vcpu.is_none()) * 99, cr3: Some(0x5000) };
-    match Space::new(&ram, args).map_err(|e| e.to_string())? {
+    let vcpu = u32::from(vcpu.is_none()) * 99;
+    let args = SpaceArgs { r#virtual: true, vcpu, cr3: Some(0x5000), symbols: None };
+    match Space::new(&ram, &args, &Kernel::new(&ram)).map_err(|e| e.to_string())? {
         Space::Virtual(tables) => Ok(tables),
         Space::Physical => panic!("it is a virtual space"),
     }

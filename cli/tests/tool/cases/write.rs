@@ -7,13 +7,15 @@ use crate::args::{BytesArgs, SpaceArgs};
 use crate::pattern::exact_bytes;
 use crate::ram::Ram;
 use crate::space::Space;
+use crate::vmcoreinfo::Kernel;
 use crate::write;
 
 /// Writes as the command does, and returns what it prints or its error.
 fn write(host: &MockHost, domain: &MockDomain, cr3: Option<u64>, place: (u64, &[u8])) -> Result<String, String> {
     let memory = host.open().unwrap();
     let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
-    let space = Space::new(&ram, SpaceArgs { r#virtual: cr3.is_some(), vcpu: 0, cr3 }).unwrap();
+    let args = SpaceArgs { r#virtual: cr3.is_some(), cr3, ..SpaceArgs::default() };
+    let space = Space::new(&ram, &args, &Kernel::new(&ram)).unwrap();
     let mut out = Vec::new();
     write::write(&ram, &space, place, false, &mut out).map_err(|e| e.to_string())?;
     Ok(String::from_utf8(out).unwrap())
