@@ -24,6 +24,7 @@
 //! | open the device, map frames, list domains | [`ForeignMemory`] |
 //! | read and write mapped frames | [`ForeignMapping`], its [`View`], and the methods of [`Access`] |
 //! | address a guest's memory as the guest does | [`Guest`]; [`PageTables`] for virtual addresses |
+//! | walk page tables that you read yourself, from a dump for example | [`PageTables::translate_with`] and [`extents_with`](PageTables::extents_with) |
 //! | find a guest's RAM | [`Guest::ram_map`] and its [`RamMap`], or [`RamScan`] step by step |
 //! | pause a guest while you read it | [`Guest::pause`] and its guard [`Paused`] |
 //! | keep memory mapped for a device model | [`MapCache`], which returns [`Pinned`] memory |
@@ -126,7 +127,10 @@ pub mod vm_memory;
 
 pub use cache::{CacheConfig, CacheStatistics, MapCache, Pinned};
 pub use error::{Error, FrameError, FrameErrors, Result};
-pub use guest::{Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap, RamScan, Search};
+pub use guest::{
+    AccessRights, Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap, RamScan, Search, Translation,
+    VirtualExtent, VirtualExtents,
+};
 pub use handle::{
     DomainInfo, DomainState, ForeignMemory, HypercallBuffer, PopulateOnDemand, Resource, ResourceMapping, XenVersion,
 };

@@ -20,7 +20,7 @@ mod route;
 
 use std::sync::{Arc, OnceLock};
 
-pub use page_tables::{PageTables, PagingMode};
+pub use page_tables::{AccessRights, PageTables, PagingMode, Translation, VirtualExtent, VirtualExtents};
 pub use pause::Paused;
 pub use ram_map::{Extent, FrameKind, RamMap, Search};
 pub use scan::RamScan;

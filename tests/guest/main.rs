@@ -5,6 +5,7 @@ mod common;
 
 mod domains;
 mod p2m;
+mod page_tables;
 mod populate_on_demand;
 mod ram_map;
 mod ram_map_arm64;

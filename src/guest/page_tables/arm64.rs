@@ -1,7 +1,6 @@
 //! Translation tables of arm64 (Arm's Architecture Reference Manual for A-profile, chapter D8).
 
-use std::ops::Range;
-
+use super::walk::{self, Entry, Half, Limits, low_bits};
 use super::{ENTRY_BYTES, NO_SUCH_PAGE};
 use crate::error::{Error, Result};
 
@@ -9,6 +8,19 @@ use crate::error::{Error, Result};
 /// a large page.
 const VALID: u64 = 1;
 const TABLE: u64 = 1 << 1;
+
+/// Bits of a descriptor that maps a page.
+const AP_EL0: u64 = 1 << 6;
+const AP_READ_ONLY: u64 = 1 << 7;
+const DBM: u64 = 1 << 51;
+const PXN: u64 = 1 << 53;
+const UXN: u64 = 1 << 54;
+
+/// Bits of a descriptor that refers to a table.
+const PXN_TABLE: u64 = 1 << 59;
+const UXN_TABLE: u64 = 1 << 60;
+const AP_TABLE_NO_EL0: u64 = 1 << 61;
+const AP_TABLE_READ_ONLY: u64 = 1 << 62;
 
 /// Bits of `TCR_EL1`.
 const EPD0: u32 = 7;
@@ -19,6 +31,9 @@ const TG1: u32 = 30;
 const IPS: u32 = 32;
 const TBI0: u32 = 37;
 const TBI1: u32 = 38;
+const HD: u32 = 40;
+const HPD0: u32 = 41;
+const HPD1: u32 = 42;
 const DS: u32 = 59;
 /// The value of the field IPS for physical addresses of 52 bits.
 const IPS_52_BITS: u64 = 6;
@@ -32,81 +47,85 @@ const NOT_VALID: [&str; 5] = [
     "its entry in the table of level -1 is not valid",
 ];
 
-/// The half of the address space that an address is in. Each half has its own tables.
-struct Half {
-    ttbr: u64,
-    /// Address bits within a page of the smallest size (the granule): 12, 14 or 16 for 4, 16 or 64 KiB.
+/// What determines the meaning of the entries in one half's tables.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Format {
     page_bits: u32,
-    /// Address bits that are translated.
-    address_bits: u32,
     /// Whether the tables hold physical addresses of 52 bits instead of 48.
     wide: bool,
+    /// Whether entries that refer to tables limit the rights of the pages below.
+    is_hierarchical: bool,
+    /// Whether the processor makes a page writable at the first write, if its entry says so (DBM).
+    tracks_dirty: bool,
 }
 
-impl Half {
-    /// Returns the half that an address is in, or why the address is invalid.
-    fn of(ttbr0: u64, ttbr1: u64, tcr: u64, address: u64) -> std::result::Result<Half, &'static str> {
-        let field = |shift: u32, bits: u32| tcr >> shift & ((1 << bits) - 1);
-        let upper = address >> 55 & 1 == 1;
-        let (ttbr, size, disabled, ignores_top_byte) = if upper {
-            (ttbr1, field(T1SZ, 6), field(EPD1, 1), field(TBI1, 1))
-        } else {
-            (ttbr0, field(0, 6), field(EPD0, 1), field(TBI0, 1))
-        };
-        if disabled == 1 {
-            return Err("translation of its half of the addresses is turned off (EPD in TCR_EL1)");
-        }
-        let page_bits = match (upper, field(if upper { TG1 } else { TG0 }, 2)) {
-            (false, 0) | (true, 2) => 12,
-            (false, 2) | (true, 1) => 14,
-            (false, 1) | (true, 3) => 16,
-            _ => return Err("the page size of its half (TG in TCR_EL1) does not exist"),
-        };
-        let wide = if page_bits == 16 { field(IPS, 3) == IPS_52_BITS } else { field(DS, 1) == 1 };
-        let most_bits = if wide || page_bits == 16 { 52 } else { 48 };
-        // `size` has 6 bits.
-        let address_bits = 64 - u32::try_from(size).unwrap_or_default();
-        if address_bits <= page_bits || address_bits > most_bits {
-            return Err("the size of its half (T0SZ or T1SZ in TCR_EL1) is out of range");
-        }
-        // All bits above the translated ones repeat bit 55, except for the top byte if it holds a tag.
-        let tag_bits = if ignores_top_byte == 1 { 8 } else { 0 };
-        let untagged = (address << tag_bits).cast_signed() >> tag_bits;
-        if !matches!(untagged >> address_bits, 0 | -1) {
-            return Err("it is in neither half of the addresses (T0SZ and T1SZ in TCR_EL1)");
-        }
-        Ok(Half { ttbr, page_bits, address_bits, wide })
-    }
+/// Returns the half of the address space that an address is in.
+pub(super) fn half_of([ttbr0, ttbr1, tcr]: [u64; 3], address: u64) -> Result<Half> {
+    let outside = |reason| Error::Translation { address, last: last_outside(tcr, address), reason };
+    find_half([ttbr0, ttbr1, tcr], address).map_err(outside)
+}
 
-    /// Address bits that index a table. The top table may have fewer.
-    fn index_bits(&self) -> u32 {
-        self.page_bits - ENTRY_BYTES.trailing_zeros()
+/// Returns the half that an address is in, or why the address is invalid.
+fn find_half([ttbr0, ttbr1, tcr]: [u64; 3], address: u64) -> std::result::Result<Half, &'static str> {
+    let field = |shift: u32, bits: u32| tcr >> shift & ((1 << bits) - 1);
+    let upper = address >> 55 & 1 == 1;
+    let (ttbr, size, disabled, ignores_top_byte) = if upper {
+        (ttbr1, field(T1SZ, 6), field(EPD1, 1), field(TBI1, 1))
+    } else {
+        (ttbr0, field(0, 6), field(EPD0, 1), field(TBI0, 1))
+    };
+    if disabled == 1 {
+        return Err("translation of its half of the addresses is turned off (EPD in TCR_EL1)");
     }
-
-    fn levels(&self) -> u32 {
-        (self.address_bits - self.page_bits).div_ceil(self.index_bits())
+    // A page of the smallest size (the granule) has 4, 16 or 64 KiB.
+    let page_bits = match (upper, field(if upper { TG1 } else { TG0 }, 2)) {
+        (false, 0) | (true, 2) => 12,
+        (false, 2) | (true, 1) => 14,
+        (false, 1) | (true, 3) => 16,
+        _ => return Err("the page size of its half (TG in TCR_EL1) does not exist"),
+    };
+    let wide = if page_bits == 16 { field(IPS, 3) == IPS_52_BITS } else { field(DS, 1) == 1 };
+    let most_bits = if wide || page_bits == 16 { 52 } else { 48 };
+    // `size` has 6 bits.
+    let address_bits = 64 - u32::try_from(size).unwrap_or_default();
+    if address_bits <= page_bits || address_bits > most_bits {
+        return Err("the size of its half (T0SZ or T1SZ in TCR_EL1) is out of range");
     }
+    // All bits above the translated ones repeat bit 55, except for the top byte if it holds a tag.
+    let tag_bits = if ignores_top_byte == 1 { 8 } else { 0 };
+    let untagged = (address << tag_bits).cast_signed() >> tag_bits;
+    if !matches!(untagged >> address_bits, 0 | -1) {
+        return Err("it is in neither half of the addresses (T0SZ and T1SZ in TCR_EL1)");
+    }
+    let is_hierarchical = field(if upper { HPD1 } else { HPD0 }, 1) == 0;
+    let (first, last) = if upper { (!low_bits(address_bits), u64::MAX) } else { (0, low_bits(address_bits)) };
+    let format = Format { page_bits, wide, is_hierarchical, tracks_dirty: field(HD, 1) == 1 };
+    let index_bits = page_bits - ENTRY_BYTES.trailing_zeros();
+    let levels = (address_bits - page_bits).div_ceil(index_bits);
+    let top = format.top_table(ttbr, address_bits - page_bits - index_bits * (levels - 1));
+    Ok(Half { first, last, top, levels, address_bits, page_bits, format: walk::Format::Arm64(format) })
+}
 
+impl Format {
     /// Returns the highest level whose entries can map pages. The lowest level is 1.
-    fn highest_page(&self) -> u32 {
+    fn highest_page(self) -> u32 {
         let highest = if self.page_bits == 12 { 3 } else { 2 };
         if self.wide { highest + 1 } else { highest }
     }
 
     /// Returns the address of the top table, which is aligned to the table's size.
-    fn top_table(&self) -> u64 {
-        let entries = 1 << (self.address_bits - self.page_bits - self.index_bits() * (self.levels() - 1));
-        let size: u64 = ENTRY_BYTES * entries;
+    fn top_table(self, ttbr: u64, index_bits: u32) -> u64 {
+        let size = ENTRY_BYTES << index_bits;
         if self.wide {
             // The address is a multiple of 64; bits 2 to 5 of the register hold bits 48 to 51 of the address.
-            (self.ttbr & low_bits(48) | (self.ttbr >> 2 & 0xF) << 48) & !(size.max(64) - 1)
+            (ttbr & low_bits(48) | (ttbr >> 2 & 0xF) << 48) & !(size.max(64) - 1)
         } else {
-            self.ttbr & low_bits(48) & !(size - 1)
+            ttbr & low_bits(48) & !(size - 1)
         }
     }
 
     /// Returns the address of the table or page that an entry holds.
-    fn address_in(&self, entry: u64) -> u64 {
+    fn address_in(self, entry: u64) -> u64 {
         let page = !low_bits(self.page_bits);
         match (self.page_bits, self.wide) {
             (16, true) => entry & low_bits(48) & page | (entry >> 12 & 0xF) << 48,
@@ -114,13 +133,39 @@ impl Half {
             (_, false) => entry & low_bits(48) & page,
         }
     }
+
+    /// Decodes an entry of a table of a level, counted from the bottom, from 1.
+    pub(super) fn decode(self, level: u32, entry: u64) -> Entry {
+        let is_table = entry & TABLE != 0;
+        // At the lowest level, the form of a large page is not valid.
+        if entry & VALID == 0 || level == 1 && !is_table {
+            return Entry::None(NOT_VALID[level as usize - 1]);
+        }
+        let address = self.address_in(entry);
+        let has = |bit: u64| entry & bit != 0;
+        if level > 1 && is_table {
+            let limits = Limits {
+                writable: !has(AP_TABLE_READ_ONLY),
+                user: !has(AP_TABLE_NO_EL0),
+                user_executable: !has(UXN_TABLE),
+                kernel_executable: !has(PXN_TABLE),
+            };
+            return Entry::Table(address, if self.is_hierarchical { limits } else { Limits::NONE });
+        }
+        if level > self.highest_page() {
+            return Entry::None(NO_SUCH_PAGE);
+        }
+        let limits = Limits {
+            writable: !has(AP_READ_ONLY) || self.tracks_dirty && has(DBM),
+            user: has(AP_EL0),
+            user_executable: !has(UXN),
+            kernel_executable: !has(PXN),
+        };
+        Entry::Page(address, limits)
+    }
 }
 
-fn low_bits(count: u32) -> u64 {
-    (1 << count) - 1
-}
-
-/// Returns the last of the addresses from `address` on that [`Half::of`] certainly rejects, for the same reason as
+/// Returns the last of the addresses from `address` on that [`find_half`] certainly rejects, for the same reason as
 /// `address` itself.
 fn last_outside(tcr: u64, address: u64) -> u64 {
     let end = address | low_bits(55);
@@ -131,38 +176,4 @@ fn last_outside(tcr: u64, address: u64) -> u64 {
     let bits = u32::try_from(64 - (tcr >> T1SZ & 0x3F)).unwrap_or(55).min(55);
     let translated = end - low_bits(bits);
     if address < translated { translated - 1 } else { end }
-}
-
-/// Walks the translation tables from the top down; see [`PageTables::walk`](super::PageTables::walk).
-pub(super) fn walk(
-    [ttbr0, ttbr1, tcr]: [u64; 3],
-    address: u64,
-    read_entry: impl Fn(u64) -> Result<u64>,
-) -> Result<Range<u64>> {
-    let outside = |reason| Error::Translation { address, last: last_outside(tcr, address), reason };
-    let half = Half::of(ttbr0, ttbr1, tcr, address).map_err(outside)?;
-    let translated = address & low_bits(half.address_bits);
-    let mut level = half.levels();
-    let mut table = half.top_table();
-    // This ends even if the guest's tables form a cycle, because each step goes one level down.
-    loop {
-        let covered_bits = half.page_bits + half.index_bits() * (level - 1);
-        let index = translated >> covered_bits & low_bits(half.index_bits());
-        let entry = read_entry(table + index * ENTRY_BYTES)?;
-        let error = |reason| Error::Translation { address, last: address | low_bits(covered_bits), reason };
-        let is_table = entry & TABLE != 0;
-        // At the lowest level, the form of a large page is not valid.
-        if entry & VALID == 0 || level == 1 && !is_table {
-            return Err(error(NOT_VALID[level as usize - 1]));
-        }
-        if level == 1 || !is_table {
-            if level > half.highest_page() {
-                return Err(error(NO_SUCH_PAGE));
-            }
-            let page = half.address_in(entry) & !low_bits(covered_bits);
-            return Ok(page + (address & low_bits(covered_bits))..page + (1 << covered_bits));
-        }
-        table = half.address_in(entry);
-        level -= 1;
-    }
 }

@@ -1,6 +1,8 @@
 //! Translating a guest's virtual addresses to its physical ones.
 
 mod arm64;
+mod extents;
+mod walk;
 mod x86;
 
 use std::ops::Range;
@@ -10,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
 use crate::mapping::Access;
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, Protection};
+pub use extents::{VirtualExtent, VirtualExtents};
 pub use x86::PagingMode;
 
 const FRAME: u64 = FRAME_SIZE as u64;
@@ -63,15 +66,33 @@ pub enum PageTables {
     },
 }
 
-impl PageTables {
-    /// Walks the tables from the top down. Returns the addresses from the translated one to the end of its page:
-    /// guest-physical addresses or, for a PV guest, machine addresses.
-    fn walk(&self, address: u64, read_entry: impl Fn(u64) -> Result<u64>) -> Result<Range<u64>> {
-        match *self {
-            PageTables::X86 { cr3, mode } => x86::walk(cr3, mode, address, read_entry),
-            PageTables::Arm64 { ttbr0, ttbr1, tcr } => arm64::walk([ttbr0, ttbr1, tcr], address, read_entry),
-        }
-    }
+/// Where a virtual address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Translation {
+    /// The physical address, in bytes. For a PV guest, [`PageTables::translate_with`] returns a machine address; all
+    /// else returns a pseudo-physical one.
+    pub physical: u64,
+    /// The size in bytes of the page that the address is in.
+    pub page_size: u64,
+    /// What the guest may do with the page.
+    pub rights: AccessRights,
+}
+
+/// What a guest may do with a page, by all entries that lead to it. Every page can be read.
+///
+/// Other limits are not considered: control registers (such as SMEP and SMAP on x86, WXN and PAN on Arm), protection
+/// keys and, on Arm, permission indirection (`FEAT_S1PIE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct AccessRights {
+    /// Whether the page can be written: by the kernel and, if `user` is set, by programs.
+    pub writable: bool,
+    /// Whether programs can access the page. In a 64-bit PV guest, that includes the kernel's pages, because the kernel
+    /// runs in user mode there.
+    pub user: bool,
+    /// Whether anyone, the kernel or programs, can execute code in the page.
+    pub executable: bool,
 }
 
 impl Guest {
@@ -169,9 +190,9 @@ impl Guest {
 
     /// Returns the guest-physical addresses from that of a virtual address to the end of its page.
     fn rest_of_page(&self, tables: &PageTables, address: u64) -> Result<Range<u64>> {
-        let found = tables.walk(address, |entry| read_entry(&self.memory, self.domid, entry))?;
+        let found = tables.translate_with(address, |entry| read_entry(&self.memory, self.domid, entry))?;
         if self.kind != GuestKind::Pv {
-            return Ok(found);
+            return Ok(found.physical..(found.physical | (found.page_size - 1)) + 1);
         }
         // These are machine addresses: even within a large page, the next frame's pfn may be any.
         let foreign = Error::Translation {
@@ -179,8 +200,8 @@ impl Guest {
             last: address | (FRAME - 1),
             reason: "it leads to a frame that is not the guest's own, by its p2m",
         };
-        let first = self.pfn_of(Gfn::containing(found.start)?)?.ok_or(foreign)?.address();
-        Ok(first + found.start % FRAME..first + FRAME)
+        let first = self.pfn_of(Gfn::containing(found.physical)?)?.ok_or(foreign)?.address();
+        Ok(first + found.physical % FRAME..first + FRAME)
     }
 }
 

@@ -1,19 +1,21 @@
 //! Page tables of x86.
 
-use std::ops::{Range, RangeInclusive};
-
-use super::{ENTRY_BYTES, FRAME, NO_SUCH_PAGE};
+use super::NO_SUCH_PAGE;
+use super::walk::{Entry, Format, Half, Limits, low_bits};
 use crate::error::{Error, Result};
 
 /// Bits of a page-table entry (Intel's manual, volume 3, "Paging"; AMD's, volume 2, "Page Translation and Protection").
 const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
 const PAGE_SIZE: u64 = 1 << 7;
+const NO_EXECUTE: u64 = 1 << 63;
 /// The bits of an entry, or of CR3, that hold the address of a table or page.
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 /// The same for CR3 with PAE, where the top table has only 4 entries.
 const PAE_ADDRESS: u64 = 0x000F_FFFF_FFFF_FFE0;
 
-const ENTRIES: u64 = 512;
+const PAGE_BITS: u32 = 12;
 
 const NOT_PRESENT: [&str; 5] = [
     "its entry in the page table (level 1) is not present",
@@ -44,6 +46,14 @@ impl PagingMode {
         }
     }
 
+    fn address_bits(self) -> u32 {
+        match self {
+            PagingMode::Pae => 32,
+            PagingMode::FourLevels => 48,
+            PagingMode::FiveLevels => 57,
+        }
+    }
+
     /// Returns the highest level whose entries can map pages: of 2 MiB or of 1 GiB.
     fn highest_page(self) -> u32 {
         match self {
@@ -51,50 +61,53 @@ impl PagingMode {
             PagingMode::FourLevels | PagingMode::FiveLevels => 3,
         }
     }
-
-    /// Returns the invalid addresses. In a valid 64-bit address, all upper bits repeat the highest translated bit.
-    fn invalid_addresses(self) -> RangeInclusive<u64> {
-        match self {
-            PagingMode::Pae => 1 << 32..=u64::MAX,
-            PagingMode::FourLevels => 1 << 47..=(u64::MAX << 47) - 1,
-            PagingMode::FiveLevels => 1 << 56..=(u64::MAX << 56) - 1,
-        }
-    }
 }
 
-/// Walks the page tables from the top down; see [`PageTables::walk`](super::PageTables::walk).
-pub(super) fn walk(
-    cr3: u64,
-    mode: PagingMode,
-    address: u64,
-    read_entry: impl Fn(u64) -> Result<u64>,
-) -> Result<Range<u64>> {
-    let invalid = mode.invalid_addresses();
-    if invalid.contains(&address) {
-        let reason = match mode {
-            PagingMode::Pae => "it has more than 32 bits",
-            PagingMode::FourLevels | PagingMode::FiveLevels => "it is not canonical",
-        };
-        return Err(Error::Translation { address, last: *invalid.end(), reason });
-    }
-    let mut level = mode.levels();
-    let mut table = cr3 & if mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
-    // This ends even if the guest's tables form a cycle, because each step goes one level down.
-    loop {
-        let covered = FRAME * ENTRIES.pow(level - 1);
-        let entry = read_entry(table + address / covered % ENTRIES * ENTRY_BYTES)?;
-        let error = |reason| Error::Translation { address, last: address | (covered - 1), reason };
-        if entry & PRESENT == 0 {
-            return Err(error(NOT_PRESENT[level as usize - 1]));
+/// Returns the half of the address space that an address is in. Both halves have the same tables.
+pub(super) fn half_of(cr3: u64, mode: PagingMode, address: u64) -> Result<Half> {
+    let bits = mode.address_bits();
+    let invalid = |last, reason| Err(Error::Translation { address, last, reason });
+    let (first, last) = if mode == PagingMode::Pae {
+        if address >> bits != 0 {
+            return invalid(u64::MAX, "it has more than 32 bits");
         }
-        if level == 1 || entry & PAGE_SIZE != 0 {
-            if level > mode.highest_page() {
-                return Err(error(NO_SUCH_PAGE));
-            }
-            let page = (entry & ADDRESS) / covered * covered;
-            return Ok(page + address % covered..page + covered);
+        (0, low_bits(bits))
+    } else {
+        // In a valid 64-bit address, all upper bits repeat the highest translated bit.
+        let low_last = low_bits(bits - 1);
+        if address <= low_last {
+            (0, low_last)
+        } else if address < !low_last {
+            return invalid(!low_last - 1, "it is not canonical");
+        } else {
+            (!low_last, u64::MAX)
         }
-        table = entry & ADDRESS;
-        level -= 1;
+    };
+    let top = cr3 & if mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
+    let format = Format::X86(mode);
+    Ok(Half { first, last, top, levels: mode.levels(), address_bits: bits, page_bits: PAGE_BITS, format })
+}
+
+/// Decodes an entry of a table of a level.
+pub(super) fn decode(mode: PagingMode, level: u32, entry: u64) -> Entry {
+    if entry & PRESENT == 0 {
+        return Entry::None(NOT_PRESENT[level as usize - 1]);
     }
+    let is_page = level == 1 || entry & PAGE_SIZE != 0;
+    if is_page && level > mode.highest_page() {
+        return Entry::None(NO_SUCH_PAGE);
+    }
+    let limits = if mode == PagingMode::Pae && level == mode.levels() {
+        Limits::NONE // these entries have no such bits
+    } else {
+        let executable = entry & NO_EXECUTE == 0;
+        Limits {
+            writable: entry & WRITABLE != 0,
+            user: entry & USER != 0,
+            user_executable: executable,
+            kernel_executable: executable,
+        }
+    };
+    let address = entry & ADDRESS;
+    if is_page { Entry::Page(address, limits) } else { Entry::Table(address, limits) }
 }
