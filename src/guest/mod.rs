@@ -20,6 +20,8 @@ mod route;
 
 use std::sync::{Arc, OnceLock};
 
+pub(crate) use m2p::MachineFrames;
+pub(crate) use page_tables::inclusive;
 pub use page_tables::{AccessRights, PageTables, PagingMode, Translation, VirtualExtent, VirtualExtents};
 pub use pause::Paused;
 pub use ram_map::{Extent, FrameKind, RamMap, Search};

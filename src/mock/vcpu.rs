@@ -38,6 +38,7 @@ impl MockDomain {
     pub fn set_pfn(&self, gfn: Gfn, pfn: u64) {
         let page = self.page(gfn);
         self.with(|pages, _| pages[page].pfn = Some(pfn));
+        self.host.update_machine_to_phys(&self.host.lock());
     }
 }
 
