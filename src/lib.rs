@@ -131,7 +131,7 @@ pub use cache::{CacheConfig, CacheStatistics, MapCache, Pinned};
 pub use error::{Error, FrameError, FrameErrors, Result};
 pub use guest::{
     AccessRights, Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap, RamScan, Search, Translation,
-    VirtualExtent, VirtualExtents,
+    VcpuRegisters, VirtualExtent, VirtualExtents,
 };
 pub use handle::{
     DomainInfo, DomainState, ForeignMemory, HypercallBuffer, PopulateOnDemand, Resource, ResourceMapping, XenVersion,
