@@ -110,6 +110,7 @@
 compile_error!("xenmap is for 64-bit Linux: the privcmd device has no 32-bit interface on a 64-bit kernel");
 
 mod abi;
+mod address_space;
 mod backend;
 mod cache;
 pub mod device_model;
@@ -125,11 +126,12 @@ mod types;
 #[cfg(feature = "vm-memory")]
 pub mod vm_memory;
 
+pub use address_space::AddressSpace;
 pub use cache::{CacheConfig, CacheStatistics, MapCache, Pinned};
 pub use error::{Error, FrameError, FrameErrors, Result};
 pub use guest::{
     AccessRights, Extent, FrameKind, Guest, PageTables, PagingMode, Paused, RamMap, RamScan, Search, Translation,
-    VirtualExtent, VirtualExtents,
+    VcpuRegisters, VirtualExtent, VirtualExtents,
 };
 pub use handle::{
     DomainInfo, DomainState, ForeignMemory, HypercallBuffer, PopulateOnDemand, Resource, ResourceMapping, XenVersion,

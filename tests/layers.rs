@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The library's modules, the lowest layer first. CONTRIBUTING.md describes them.
-const LAYERS: [&str; 12] = [
+const LAYERS: [&str; 13] = [
     "abi",
     "types",
     "error",
@@ -17,6 +17,7 @@ const LAYERS: [&str; 12] = [
     "raw",
     "guest",
     "cache",
+    "address_space",
     "device_model",
     "vm_memory",
     "mock",

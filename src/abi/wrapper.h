@@ -60,8 +60,13 @@ enum offset {
 	SHARED_INFO_32_P2M_GENERATION = offsetof(struct shared_info_x86_32, arch.p2m_generation),
 	VCPU_CONTEXT_64_BYTES = sizeof(struct vcpu_guest_context_x86_64),
 	VCPU_CONTEXT_64_CR3 = offsetof(struct vcpu_guest_context_x86_64, ctrlreg[3]),
+	VCPU_CONTEXT_64_RIP = offsetof(struct vcpu_guest_context_x86_64, user_regs.rip),
+	VCPU_CONTEXT_64_SYSCALL = offsetof(struct vcpu_guest_context_x86_64, syscall_callback_eip),
+	VCPU_CONTEXT_64_GS_BASE_KERNEL = offsetof(struct vcpu_guest_context_x86_64, gs_base_kernel),
 	VCPU_CONTEXT_32_CR3 = offsetof(struct vcpu_guest_context_x86_32, ctrlreg[3]),
+	VCPU_CONTEXT_32_EIP = offsetof(struct vcpu_guest_context_x86_32, user_regs.eip),
 	VCPU_CONTEXT_ARM64_BYTES = sizeof(struct vcpu_guest_context_arm64),
+	VCPU_CONTEXT_ARM64_PC = offsetof(struct vcpu_guest_context_arm64, user_regs.pc64),
 	VCPU_CONTEXT_ARM64_CPSR = offsetof(struct vcpu_guest_context_arm64, user_regs.cpsr),
 	VCPU_CONTEXT_ARM64_SCTLR = offsetof(struct vcpu_guest_context_arm64, sctlr),
 	VCPU_CONTEXT_ARM64_TTBCR = offsetof(struct vcpu_guest_context_arm64, ttbcr),
@@ -81,6 +86,12 @@ enum offset {
 	HVM_CPU_CR3 = offsetof(struct hvm_hw_cpu, cr3),
 	HVM_CPU_CR4 = offsetof(struct hvm_hw_cpu, cr4),
 	HVM_CPU_EFER = offsetof(struct hvm_hw_cpu, msr_efer),
+	HVM_CPU_RIP = offsetof(struct hvm_hw_cpu, rip),
+	HVM_CPU_SS_RIGHTS = offsetof(struct hvm_hw_cpu, ss_arbytes),
+	HVM_CPU_GS_BASE = offsetof(struct hvm_hw_cpu, gs_base),
+	HVM_CPU_SHADOW_GS = offsetof(struct hvm_hw_cpu, shadow_gs),
+	HVM_CPU_LSTAR = offsetof(struct hvm_hw_cpu, msr_lstar),
+	HVM_CPU_IDT_BASE = offsetof(struct hvm_hw_cpu, idtr_base),
 };
 
 enum hvm_record {

@@ -10,7 +10,7 @@ use crate::mapping::{Access, ForeignMapping};
 use crate::types::{Domid, FRAME_SIZE, Gfn, GuestKind, InvalidNumber, NumberRange, Pfn, Protection};
 
 /// Frames mapped at a time to read or write a range.
-const WINDOW: u64 = 1024;
+pub(super) const WINDOW: u64 = 1024;
 
 impl Guest {
     /// Opens the guest with this domain number, and asks Xen for its kind. The guest keeps a clone of the handle.

@@ -1,21 +1,103 @@
 //! From a PV guest's machine frames to its pfns.
 
-use super::Guest;
-use crate::error::Result;
-use crate::types::{Gfn, Pfn};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
-impl Guest {
-    /// Returns the pfn of a PV guest's machine frame; `None` if it has none, or the guest's p2m has another frame
-    /// there.
-    ///
-    /// Costs two hypercalls, a mapping, and a p2m lookup.
-    pub(super) fn pfn_of(&self, mfn: Gfn) -> Result<Option<Pfn>> {
-        let Some(pfn) = self.memory.machine_to_phys(mfn)?.and_then(|pfn| Pfn::new(pfn).ok()) else {
+use super::{Guest, Translation};
+use crate::error::{Error, Result};
+use crate::handle::MachineToPhys;
+use crate::types::{FRAME_SIZE, Gfn, GuestKind, NumberRange, Pfn};
+
+const FRAME: u64 = FRAME_SIZE as u64;
+
+/// The entries that are looked up in a guest's p2m at a time, and how many of these parts are remembered: those of 128
+/// MiB of a guest's memory.
+const PART: u64 = 512;
+const MAX_PARTS: usize = 64;
+
+/// Looks up frames of a PV guest, and remembers what the guest's p2m says, until it is dropped or told to forget.
+#[derive(Debug, Default)]
+pub(crate) struct MachineFrames {
+    m2p: MachineToPhys,
+    p2m: BTreeMap<u64, Vec<Option<Gfn>>>,
+}
+
+impl MachineFrames {
+    /// Returns the pfn of a machine frame; `None` if it has none, or the guest's p2m has another frame there.
+    pub(crate) fn pfn_of(&mut self, guest: &Guest, mfn: Gfn) -> Result<Option<Pfn>> {
+        let Some(pfn) = self.m2p.get(guest.memory(), mfn)?.and_then(|pfn| Pfn::new(pfn).ok()) else {
             return Ok(None);
         };
         // The domain that owns the frame can set its m2p entry to anything.
-        let own = self.gfns(pfn.range(1)?)?.first() == Some(&Some(mfn));
-        Ok(own.then_some(pfn))
+        Ok((self.gfn_of(guest, pfn)? == Some(mfn)).then_some(pfn))
+    }
+
+    /// Turns the machine address, to which a virtual address leads, into a guest-physical one.
+    pub(crate) fn physical_of(&mut self, guest: &Guest, address: u64, found: Translation) -> Result<Translation> {
+        let foreign = Error::Translation {
+            address,
+            last: address | (FRAME - 1),
+            reason: "it leads to a frame that is not the guest's own, by its p2m",
+        };
+        let pfn = self.pfn_of(guest, Gfn::containing(found.physical)?)?.ok_or(foreign)?;
+        // Even in a large page, the next frame's pfn may be any.
+        Ok(Translation { physical: pfn.address() + found.physical % FRAME, page_size: FRAME, ..found })
+    }
+
+    /// Returns the machine frame of a pfn, by the guest's p2m.
+    pub(crate) fn gfn_of(&mut self, guest: &Guest, pfn: Pfn) -> Result<Option<Gfn>> {
+        let (part, index) = (pfn.get() / PART, (pfn.get() % PART) as usize);
+        if !self.p2m.contains_key(&part) && self.p2m.len() == MAX_PARTS {
+            self.p2m.clear();
+        }
+        let gfns = match self.p2m.entry(part) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let pfns = NumberRange::try_from(part * PART..part * PART + PART)?;
+                place.insert(guest.gfns(pfns)?)
+            }
+        };
+        Ok(gfns.get(index).copied().flatten())
+    }
+
+    /// Forgets what the guest's p2m said.
+    pub(crate) fn forget(&mut self) {
+        self.p2m.clear();
+    }
+}
+
+impl Guest {
+    /// Returns the pfn of a PV guest's machine frame, as its page tables name it; `None` if it has none, or the guest's
+    /// p2m has another frame there. The inverse of [`gfns`](Guest::gfns). For any other kind of guest, it is the same
+    /// number.
+    ///
+    /// For a PV guest, this maps a frame of Xen's table of machine frames, and two that have the guest's p2m.
+    ///
+    /// ```
+    /// use xenmap::mock::{MockHost, PvKernel};
+    /// use xenmap::{Gfn, Guest, GuestKind, Pfn};
+    ///
+    /// let host = MockHost::new();
+    /// let domain = host.create_domain(GuestKind::Pv, 64);
+    /// domain.start_kernel(&PvKernel::default());
+    /// let memory = host.open()?;
+    /// let guest = Guest::open(&memory, domain.domid())?;
+    ///
+    /// let pfn = Pfn::new(19)?;
+    /// let mfn = guest.gfns(pfn.range(1)?)?[0].expect("the guest has this frame");
+    /// assert_eq!(guest.pfn_of(mfn)?, Some(pfn));
+    /// assert_eq!(guest.pfn_of(Gfn::new(1)?)?, None);
+    /// # Ok::<(), xenmap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`gfns`](Guest::gfns); [`Error::Hypercall`] if Xen does not say where its table is.
+    pub fn pfn_of(&self, mfn: Gfn) -> Result<Option<Pfn>> {
+        if self.kind != GuestKind::Pv {
+            return Ok(Some(Pfn::new(mfn.get())?));
+        }
+        MachineFrames::default().pfn_of(self, mfn)
     }
 }
 
@@ -24,6 +106,7 @@ impl Guest {
 mod tests {
     use crate::error::Error;
     use crate::guest::{Guest, PageTables, PagingMode};
+    use crate::handle::MachineToPhys;
     use crate::mock::{Dom0, HostConfig, MockDomain, MockHost};
     use crate::types::{Gfn, GuestKind};
 
@@ -112,12 +195,16 @@ mod tests {
         for (pfn, gfn) in picked.into_iter().enumerate() {
             domain.set_pfn(gfn, pfn as u64);
         }
-        let pfns = picked.map(|gfn| memory.machine_to_phys(gfn).unwrap());
+        let pfns = picked.map(|gfn| MachineToPhys::default().get(&memory, gfn).unwrap());
         assert_eq!(pfns, [0, 1, 2, 3, 4].map(Some));
-        assert_eq!(memory.machine_to_phys(frames[1]).unwrap(), Some(u64::MAX), "not set yet");
-        assert_eq!(memory.machine_to_phys(Gfn::new(0).unwrap()).unwrap(), Some(0x5555_5555_5555_5555), "no RAM");
+        assert_eq!(MachineToPhys::default().get(&memory, frames[1]).unwrap(), Some(u64::MAX), "not set yet");
+        assert_eq!(
+            MachineToPhys::default().get(&memory, Gfn::new(0).unwrap()).unwrap(),
+            Some(0x5555_5555_5555_5555),
+            "no RAM"
+        );
         let last = Gfn::new(memory.maximum_ram_page().unwrap()).unwrap();
-        assert_eq!(memory.machine_to_phys(last).unwrap(), Some(u64::MAX), "Xen's own");
+        assert_eq!(MachineToPhys::default().get(&memory, last).unwrap(), Some(u64::MAX), "Xen's own");
     }
 
     #[test]
@@ -127,16 +214,16 @@ mod tests {
         let domain = host.create_domain(GuestKind::Pv, 2);
         let frame = domain.frames()[1];
         domain.set_pfn(frame, 1);
-        assert_eq!(memory.machine_to_phys(frame).unwrap(), Some(1));
+        assert_eq!(MachineToPhys::default().get(&memory, frame).unwrap(), Some(1));
         domain.balloon_out(frame);
         assert_eq!(host.references(domain.domid()), 0, "counting references frees the frame");
-        assert_eq!(memory.machine_to_phys(frame).unwrap(), Some(u64::MAX));
+        assert_eq!(MachineToPhys::default().get(&memory, frame).unwrap(), Some(u64::MAX));
     }
 
     #[test]
     fn arm_has_no_m2p() {
         let host = host(Dom0::Arm);
-        let error = host.open().unwrap().machine_to_phys(Gfn::new(0x1_0000).unwrap()).unwrap_err();
+        let error = MachineToPhys::default().get(&host.open().unwrap(), Gfn::new(0x1_0000).unwrap()).unwrap_err();
         assert_eq!(error.errno(), libc::ENOSYS);
     }
 }

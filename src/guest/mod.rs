@@ -8,6 +8,8 @@ mod scan;
 
 mod vcpu;
 
+mod registers;
+
 mod page_tables;
 
 mod pause;
@@ -20,9 +22,12 @@ mod route;
 
 use std::sync::{Arc, OnceLock};
 
+pub(crate) use m2p::MachineFrames;
+pub(crate) use page_tables::inclusive;
 pub use page_tables::{AccessRights, PageTables, PagingMode, Translation, VirtualExtent, VirtualExtents};
 pub use pause::Paused;
 pub use ram_map::{Extent, FrameKind, RamMap, Search};
+pub use registers::VcpuRegisters;
 pub use scan::RamScan;
 
 use crate::handle::ForeignMemory;

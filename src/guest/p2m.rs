@@ -20,7 +20,7 @@ use crate::abi;
 use crate::error::{Error, Result};
 use crate::handle::ForeignMemory;
 use crate::handle::domctl::{u32_at, u64_at};
-use crate::mapping::{Access, ForeignMapping};
+use crate::mapping::{Access, ForeignMapping, View};
 use crate::types::{Domid, FRAME_SIZE, Gfn, NumberRange, Pfn, Protection};
 
 /// How often to look up the p2m while the guest changes it, and the time between two attempts.
@@ -94,15 +94,18 @@ impl Width {
     }
 
     /// Reads the word at an offset.
-    fn value(self, bytes: &[u8], offset: usize) -> u64 {
+    fn read(self, memory: &View<'_>, offset: usize) -> Result<u64> {
         match self {
-            Width::Bits32 => u32_at(bytes, offset).into(),
-            Width::Bits64 => u64_at(bytes, offset),
+            Width::Bits32 => memory.read::<u32>(offset).map(u64::from),
+            Width::Bits64 => memory.read(offset),
         }
     }
 
     fn values(self, bytes: &[u8]) -> impl Iterator<Item = u64> {
-        (0..bytes.len()).step_by(self.entry_bytes()).map(move |offset| self.value(bytes, offset))
+        bytes.chunks_exact(self.entry_bytes()).map(move |word| match self {
+            Width::Bits32 => u32_at(word, 0).into(),
+            Width::Bits64 => u64_at(word, 0),
+        })
     }
 
     /// Returns the machine frame of an entry. An entry without a frame of the guest's own has all bits set, or one of
@@ -114,7 +117,8 @@ impl Width {
 }
 
 impl Anchor {
-    fn new(width: Width, page: &[u8; FRAME_SIZE]) -> Anchor {
+    /// Reads what the guest publishes, from the page that it shares with Xen.
+    fn read(width: Width, page: &View<'_>) -> Result<Anchor> {
         let offsets = match width {
             Width::Bits32 => [
                 abi::SHARED_INFO_32_MAX_PFN,
@@ -131,8 +135,12 @@ impl Anchor {
                 abi::SHARED_INFO_64_P2M_GENERATION,
             ],
         };
-        let [max_pfn, list, cr3, vaddr, generation] = offsets.map(|offset| width.value(page, offset as usize));
-        Anchor { max_pfn, list, cr3, vaddr, generation }
+        let mut words = [0; 5];
+        for (word, offset) in words.iter_mut().zip(offsets) {
+            *word = width.read(page, offset as usize)?;
+        }
+        let [max_pfn, list, cr3, vaddr, generation] = words;
+        Ok(Anchor { max_pfn, list, cr3, vaddr, generation })
     }
 
     /// Returns the linear table, if the guest has one, even while the guest changes it.
@@ -284,25 +292,28 @@ impl P2m {
         let mapping = self.map(memory, &mapped)?;
 
         let mut gfns = Vec::new();
+        let mut page = [0; FRAME_SIZE];
         let mut next_mapped = 1;
-        for frame in &frames {
+        for (frame, start) in frames.iter().zip((first_entry..).step_by(FRAME_SIZE / self.width.entry_bytes())) {
+            let wanted = pfns.start.max(start)..pfns.end.min(start + entries);
+            let count = usize::try_from(wanted.end - wanted.start).unwrap_or_default();
             if frame.is_none() {
-                gfns.extend((0..entries).map(|_| None));
+                gfns.extend((0..count).map(|_| None));
                 continue;
             }
-            let page = read_page(&mapping, next_mapped)?;
-            gfns.extend(self.width.values(&page).map(|entry| self.width.machine_frame(entry)));
+            let bytes = &mut page[..count * self.width.entry_bytes()];
+            let skipped = usize::try_from(wanted.start - start).unwrap_or_default() * self.width.entry_bytes();
+            mapping.view().read_bytes(next_mapped * FRAME_SIZE + skipped, bytes)?;
+            gfns.extend(self.width.values(bytes).map(|entry| self.width.machine_frame(entry)));
             next_mapped += 1;
         }
         // Read last: if the generation still matches, nothing that was read before has changed.
-        let anchor = Anchor::new(self.width, &read_page(&mapping, 0)?);
-        for (gfn, pfn) in gfns.iter_mut().zip(first_entry..) {
+        let anchor = Anchor::read(self.width, &mapping.view())?;
+        for (gfn, pfn) in gfns.iter_mut().zip(pfns.start..) {
             if pfn >= anchor.max_pfn {
                 *gfn = None;
             }
         }
-        gfns.truncate(usize::try_from(pfns.end - first_entry).unwrap_or(usize::MAX));
-        gfns.drain(..usize::try_from(pfns.start - first_entry).unwrap_or(usize::MAX));
         Ok(anchor.has(self.width, part.root).then_some(gfns))
     }
 
@@ -322,22 +333,26 @@ impl P2m {
                     Width::Bits32 => &[9, 0],
                     Width::Bits64 => &[18, 9, 0],
                 };
-                let mut table = self.read_frame(memory, cr3)?;
+                let mut table = cr3;
                 for shift in shifts {
-                    let Some(next) = next_table(&table, number >> shift) else { return Ok(vec![None; 512]) };
-                    table = self.read_frame(memory, next)?;
+                    let mapping = self.map(memory, &[table])?;
+                    let entry = mapping.view().read((number >> shift & (PTES - 1)) as usize * 8)?;
+                    let Some(next) = next_table(entry) else { return Ok(vec![None; 512]) };
+                    table = next;
                 }
-                Ok((0..PTES).map(|index| next_table(&table, index)).collect())
+                Ok(Width::Bits64.values(&self.read_frame(memory, table)?).map(next_table).collect())
             }
         }
     }
 
     fn anchor(&self, memory: &ForeignMemory) -> Result<Anchor> {
-        Ok(Anchor::new(self.width, &self.read_frame(memory, self.shared_info)?))
+        Anchor::read(self.width, &self.map(memory, &[self.shared_info])?.view())
     }
 
     fn read_frame(&self, memory: &ForeignMemory, frame: Gfn) -> Result<[u8; FRAME_SIZE]> {
-        read_page(&self.map(memory, &[frame])?, 0)
+        let mut page = [0; FRAME_SIZE];
+        self.map(memory, &[frame])?.view().read_bytes(0, &mut page)?;
+        Ok(page)
     }
 
     /// Maps frames read-only, since page tables cannot be mapped writable.
@@ -356,16 +371,8 @@ impl P2m {
     }
 }
 
-fn read_page(mapping: &ForeignMapping, index: usize) -> Result<[u8; FRAME_SIZE]> {
-    let mut page = [0; FRAME_SIZE];
-    mapping.view().read_bytes(index * FRAME_SIZE, &mut page)?;
-    Ok(page)
-}
-
 /// Returns the frame that an entry of a page table refers to. PV guests have no large pages.
-fn next_table(table: &[u8; FRAME_SIZE], number: u64) -> Option<Gfn> {
+fn next_table(entry: u64) -> Option<Gfn> {
     const PRESENT: u64 = 1;
-    // Below 512.
-    let pte = u64_at(table, (number % PTES) as usize * 8);
-    if pte & PRESENT == 0 { None } else { Gfn::new(pte >> 12 & Gfn::MAX.get()).ok() }
+    if entry & PRESENT == 0 { None } else { Gfn::new(entry >> 12 & Gfn::MAX.get()).ok() }
 }

@@ -70,7 +70,7 @@ impl Guest {
                 page_tables_of(cr0, cr3, cr4, efer)
             }
             Architecture::Arm64 => {
-                let context = self.vcpu_context(vcpu, abi::VCPU_CONTEXT_ARM64_BYTES as usize)?;
+                let context = self.arm64_context(vcpu)?;
                 let is_old = self.memory.domctl_version().is_some_and(|version| version < ARM_REGISTERS_WIDENED);
                 let moved = if is_old { 8 } else { 0 };
                 let register = |offset: u32| u64_at(context.bytes(), offset as usize - moved);
@@ -84,7 +84,7 @@ impl Guest {
     }
 
     /// Reads a vcpu's registers as Xen would save them (struct `hvm_hw_cpu` of xen/include/public/arch-x86/hvm/save.h).
-    fn hvm_cpu_record(&self, vcpu: u32) -> Result<HypercallBuffer> {
+    pub(super) fn hvm_cpu_record(&self, vcpu: u32) -> Result<HypercallBuffer> {
         // A later Xen's record may be longer, and Xen returns nothing if the record does not fit.
         let record = self.memory.hypercall_buffer(2 * abi::HVM_CPU_BYTES as usize)?;
         let mut arguments = [0; ARGUMENTS];
@@ -100,8 +100,7 @@ impl Guest {
     }
 
     fn pv_page_tables(&self, vcpu: u32) -> Result<PageTables> {
-        // A 32-bit guest's context is smaller.
-        let context = self.vcpu_context(vcpu, abi::VCPU_CONTEXT_64_BYTES as usize)?;
+        let context = self.pv_context(vcpu)?;
         Ok(if address_size(&self.memory, self.domid)? == 32 {
             let cr3 = compat_cr3(u32_at(context.bytes(), abi::VCPU_CONTEXT_32_CR3 as usize));
             PageTables::X86 { cr3, mode: PagingMode::Pae }
@@ -109,6 +108,16 @@ impl Guest {
             let cr3 = u64_at(context.bytes(), abi::VCPU_CONTEXT_64_CR3 as usize);
             PageTables::X86 { cr3, mode: PagingMode::FourLevels }
         })
+    }
+
+    /// Reads the registers of a PV guest's vcpu. A 32-bit guest's structure is smaller.
+    pub(super) fn pv_context(&self, vcpu: u32) -> Result<HypercallBuffer> {
+        self.vcpu_context(vcpu, abi::VCPU_CONTEXT_64_BYTES as usize)
+    }
+
+    /// Reads the registers of an arm64 guest's vcpu.
+    pub(super) fn arm64_context(&self, vcpu: u32) -> Result<HypercallBuffer> {
+        self.vcpu_context(vcpu, abi::VCPU_CONTEXT_ARM64_BYTES as usize)
     }
 
     /// Reads a vcpu's registers as the toolstack sets them: struct `vcpu_guest_context` of

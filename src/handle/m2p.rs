@@ -2,13 +2,16 @@
 
 #![expect(unsafe_code, reason = "asks Xen where its table is")]
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::mem::offset_of;
+use std::sync::PoisonError;
 
 use super::ForeignMemory;
 use super::domctl::u64_at;
 use crate::abi::{self, MachphysMfnList};
 use crate::error::Result;
-use crate::mapping::Access;
+use crate::mapping::{Access, ForeignMapping};
 use crate::types::{Domid, FRAME_SIZE, Gfn, Protection};
 
 const ENTRY_BYTES: usize = size_of::<u64>();
@@ -16,28 +19,68 @@ const ENTRY_BYTES: usize = size_of::<u64>();
 const EXTENT_ENTRIES: u64 = (2 << 20) / ENTRY_BYTES as u64;
 const FRAME_ENTRIES: u64 = (FRAME_SIZE / ENTRY_BYTES) as u64;
 
-impl ForeignMemory {
+/// How many of the table's frames a [`MachineToPhys`] keeps mapped: the entries of 128 MiB of machine memory.
+const MAX_FRAMES: usize = 64;
+
+/// Where the table is. This does not change, except that Xen may add memory, and so entries.
+#[derive(Debug, Default)]
+pub(super) struct Extents {
+    /// The last machine frame that has an entry.
+    last: u64,
+    /// The first frame of each extent; `None` in a gap.
+    first_frames: Vec<Option<u64>>,
+}
+
+/// Reads the table, and keeps the frames that it has read mapped. What the entries say is read anew each time.
+#[derive(Debug, Default)]
+pub(crate) struct MachineToPhys {
+    frames: BTreeMap<Gfn, ForeignMapping>,
+}
+
+impl MachineToPhys {
     /// Returns the table's entry for a machine frame; `None` in a gap of the table or past its end.
-    pub(crate) fn machine_to_phys(&self, mfn: Gfn) -> Result<Option<u64>> {
-        // The frame number may be any, so check that the table reaches that far.
-        if mfn.get() > self.maximum_ram_page()? {
-            return Ok(None);
+    pub(crate) fn get(&mut self, memory: &ForeignMemory, mfn: Gfn) -> Result<Option<u64>> {
+        let Some(frame) = memory.machine_to_phys_frame(mfn)? else { return Ok(None) };
+        if !self.frames.contains_key(&frame) && self.frames.len() == MAX_FRAMES {
+            self.frames.clear();
         }
-        let Some(extent) = self.machine_to_phys_extent(mfn.get() / EXTENT_ENTRIES)? else { return Ok(None) };
-        let frame = Gfn::new(extent + mfn.get() % EXTENT_ENTRIES / FRAME_ENTRIES)?;
-        let mapping = self.map_foreign_batch(Domid::XEN, Protection::ReadOnly, &[frame])?;
+        let mapping = match self.frames.entry(frame) {
+            Entry::Occupied(mapped) => mapped.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(memory.map_foreign_batch(Domid::XEN, Protection::ReadOnly, &[frame])?)
+            }
+        };
         let entry = (mfn.get() % FRAME_ENTRIES) as usize;
         mapping.view().read(entry * ENTRY_BYTES).map(Some)
     }
+}
 
-    /// Returns the first frame of an extent. Xen can only list all extents from the first up to this one
-    /// (`XENMEM_machphys_mfn_list`).
-    fn machine_to_phys_extent(&self, index: u64) -> Result<Option<u64>> {
-        let Ok(index) = u32::try_from(index) else { return Ok(None) };
-        let list = self.hypercall_buffer(ENTRY_BYTES * (index as usize + 1))?;
+impl ForeignMemory {
+    /// Returns the frame of the table that has a machine frame's entry.
+    fn machine_to_phys_frame(&self, mfn: Gfn) -> Result<Option<Gfn>> {
+        let mut extents = self.shared.machine_to_phys.lock().unwrap_or_else(PoisonError::into_inner);
+        // The frame number may be any, so check that the table reaches that far.
+        if mfn.get() > extents.last || extents.first_frames.is_empty() {
+            let last = self.maximum_ram_page()?;
+            if last > extents.last {
+                *extents = Extents { last, first_frames: self.machine_to_phys_extents(last / EXTENT_ENTRIES + 1)? };
+            }
+            if mfn.get() > last {
+                return Ok(None);
+            }
+        }
+        let index = usize::try_from(mfn.get() / EXTENT_ENTRIES).unwrap_or(usize::MAX);
+        let Some(&Some(first)) = extents.first_frames.get(index) else { return Ok(None) };
+        Ok(Some(Gfn::new(first + mfn.get() % EXTENT_ENTRIES / FRAME_ENTRIES)?))
+    }
+
+    /// Returns the first frame of each of the first extents (`XENMEM_machphys_mfn_list`).
+    fn machine_to_phys_extents(&self, count: u64) -> Result<Vec<Option<u64>>> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let list = self.hypercall_buffer(ENTRY_BYTES * count as usize)?;
         let mut buffer = self.hypercall_buffer(size_of::<MachphysMfnList>())?;
         let (max, start) = (offset_of!(MachphysMfnList, max_extents), offset_of!(MachphysMfnList, extent_start));
-        buffer.bytes_mut()[max..max + 4].copy_from_slice(&(index + 1).to_ne_bytes());
+        buffer.bytes_mut()[max..max + 4].copy_from_slice(&count.to_ne_bytes());
         buffer.bytes_mut()[start..start + 8].copy_from_slice(&list.address().to_ne_bytes());
         let arg = [u64::from(abi::XENMEM_MACHPHYS_MFN_LIST), buffer.address(), 0, 0, 0];
         // SAFETY: it reads and writes the structure, and writes at most `max_extents` words, for which the list is
@@ -45,8 +88,13 @@ impl ForeignMemory {
         unsafe { self.hypercall("XENMEM_machphys_mfn_list", abi::HYPERVISOR_MEMORY_OP.into(), arg) }?;
         // An entry that Xen has not written is 0. In a gap Xen repeats the extent before it (x86_64/mm.c, up to Xen
         // 4.22), although its header says 0.
-        let extent = |index: usize| u64_at(list.bytes(), ENTRY_BYTES * index);
-        let (before, found) = (index.checked_sub(1).map(|before| extent(before as usize)), extent(index as usize));
-        Ok(Some(found).filter(|&found| found != 0 && before != Some(found)))
+        let mut before = 0;
+        let extents = list.bytes().chunks_exact(ENTRY_BYTES).take(count as usize).map(|word| {
+            let found = u64_at(word, 0);
+            let is_gap = found == 0 || found == before;
+            before = found;
+            (!is_gap).then_some(found)
+        });
+        Ok(extents.collect())
     }
 }

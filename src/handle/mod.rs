@@ -21,7 +21,7 @@ pub(crate) mod domctl;
 mod m2p;
 mod populated;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use domains::{DomainInfo, DomainState};
@@ -31,6 +31,7 @@ pub use resource::{Resource, ResourceMapping};
 
 pub(crate) use batch::check_frames;
 pub(crate) use dm_op::{DmOpName, MAX_EXTENTS};
+pub(crate) use m2p::MachineToPhys;
 
 use crate::backend::Backend;
 use crate::types::HostKind;
@@ -71,6 +72,7 @@ struct Shared {
     /// The versions of the toolstack's interfaces.
     domctl_version: Version,
     sysctl_version: Version,
+    machine_to_phys: Mutex<m2p::Extents>,
 }
 
 impl ForeignMemory {

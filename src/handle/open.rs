@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "takes a file descriptor that the caller says is the device's")]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::domctl::Version;
@@ -57,6 +57,7 @@ impl ForeignMemory {
             backend: Box::new(backend),
             domctl_version: Version::new(),
             sysctl_version: Version::new(),
+            machine_to_phys: Mutex::default(),
         };
         let mut memory = ForeignMemory { shared: Arc::new(shared), paged_out_timeout: PAGED_OUT_TIMEOUT };
         if memory.host_kind() == HostKind::Unknown

@@ -34,7 +34,7 @@ impl Host {
         let mut list: [u8; size_of::<MachphysMfnList>()] = unsafe { copy_from(state, arg) }?;
         let max = crate::handle::domctl::u32_at(&list, offset_of!(MachphysMfnList, max_extents));
         let array = crate::handle::domctl::u64_at(&list, offset_of!(MachphysMfnList, extent_start));
-        self.write_machine_to_phys(state);
+        self.create_machine_to_phys(state);
         let mut written: u32 = 0;
         for &page in state.m2p.iter().take(max as usize) {
             let mfn = machine_frame(page).get().to_ne_bytes();
@@ -48,16 +48,17 @@ impl Host {
         Ok(0)
     }
 
-    /// Updates the table. It is created when it is first asked for, and has entries for its own frames.
-    fn write_machine_to_phys(&self, state: &mut State) {
-        let write = |page: usize, offset: usize, entries: &[u8]| {
-            let written = self.ram.write(page * FRAME_SIZE + offset, entries);
-            written.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
-        };
+    /// Creates the table, or the rest of it, with entries for its own frames.
+    fn create_machine_to_phys(&self, state: &mut State) {
         while state.m2p.len() as u64 * EXTENT_ENTRIES < FIRST_MFN + state.pages.len() as u64 {
             let first = self.grow(state, State::add_m2p_extent);
-            write(first, 0, &NEVER_SET.to_ne_bytes().repeat(EXTENT_FRAMES * FRAME_SIZE / 8));
+            self.write_extent(first, 0, &NEVER_SET.to_ne_bytes().repeat(EXTENT_FRAMES * FRAME_SIZE / 8));
         }
+        self.update_machine_to_phys(state);
+    }
+
+    /// Writes the entries of all pages, as far as the table was created.
+    pub(super) fn update_machine_to_phys(&self, state: &State) {
         for (&table, covered) in state.m2p.iter().zip((0..).step_by(EXTENT_FRAMES * FRAME_SIZE / 8)) {
             // The pages whose entries are in this extent.
             let page = |mfn: u64| usize::try_from(mfn.saturating_sub(FIRST_MFN)).unwrap_or(usize::MAX);
@@ -66,8 +67,13 @@ impl Host {
             let pfn = |page: &Page| page.owner.and(page.pfn).unwrap_or(INVALID);
             let entries = state.pages[pages].iter().flat_map(|page| pfn(page).to_ne_bytes());
             let offset = (machine_frame(first).get() % EXTENT_ENTRIES) as usize * 8;
-            write(table, offset, &entries.collect::<Vec<u8>>());
+            self.write_extent(table, offset, &entries.collect::<Vec<u8>>());
         }
+    }
+
+    fn write_extent(&self, page: usize, offset: usize, entries: &[u8]) {
+        let written = self.ram.write(page * FRAME_SIZE + offset, entries);
+        written.unwrap_or_else(|e| panic!("the mock cannot write its memory: {e}"));
     }
 }
 

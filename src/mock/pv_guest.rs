@@ -145,6 +145,7 @@ impl MockDomain {
                 }
             }
         });
+        self.host.update_machine_to_phys(&self.host.lock());
         Tables { guest: self, kernel, max_pfn: first + count, free: frames.into_iter() }.set_up(&p2m);
     }
 

@@ -241,13 +241,18 @@ impl Host {
         if !self.is_in_creator() {
             return references;
         }
+        let mut freed = false;
         for (number, page) in state.pages.iter_mut().enumerate() {
             if page.owner.is_some() && !page.allocated && references.of(number) == 0 {
                 page.owner = None;
+                freed = true;
                 if let Err(e) = self.ram.scrub(number) {
                     panic!("the mock cannot scrub a free frame: {e}");
                 }
             }
+        }
+        if freed {
+            self.update_machine_to_phys(state);
         }
         let owners: std::collections::BTreeSet<u16> = state.pages.iter().filter_map(|page| page.owner).collect();
         state.domains.retain(|domid, domain| !domain.dying || owners.contains(domid));

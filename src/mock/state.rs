@@ -79,6 +79,18 @@ pub struct Vcpu {
     pub cr4: u64,
     /// The MSR EFER: bit 10 (LMA) is set in 64-bit mode.
     pub efer: u64,
+    /// The address of the next instruction: RIP or, on arm64, PC.
+    pub pc: u64,
+    /// Whether the processor runs a program, and not the kernel. (On arm64, `cpsr` says this.)
+    pub in_program: bool,
+    /// The GS base that is in use.
+    pub gs_base: u64,
+    /// The GS base that SWAPGS exchanges it with.
+    pub shadow_gs_base: u64,
+    /// The MSR LSTAR, where SYSCALL enters the kernel; in a PV guest, the callback in its place.
+    pub lstar: u64,
+    /// The address of the interrupt descriptor table.
+    pub idt_base: u64,
     /// `SPSR_EL2` of arm64, the processor's state: bit 4 is set if it ran 32-bit code.
     pub cpsr: u64,
     /// `SCTLR_EL1` of arm64: bit 0 (M) is set if paging is on.

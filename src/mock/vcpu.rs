@@ -38,6 +38,7 @@ impl MockDomain {
     pub fn set_pfn(&self, gfn: Gfn, pfn: u64) {
         let page = self.page(gfn);
         self.with(|pages, _| pages[page].pfn = Some(pfn));
+        self.host.update_machine_to_phys(&self.host.lock());
     }
 }
 
@@ -50,8 +51,17 @@ impl Domain {
             (abi::HVM_CPU_CR3, vcpu.cr3),
             (abi::HVM_CPU_CR4, vcpu.cr4),
             (abi::HVM_CPU_EFER, vcpu.efer),
+            (abi::HVM_CPU_RIP, vcpu.pc),
+            (abi::HVM_CPU_GS_BASE, vcpu.gs_base),
+            (abi::HVM_CPU_SHADOW_GS, vcpu.shadow_gs_base),
+            (abi::HVM_CPU_LSTAR, vcpu.lstar),
+            (abi::HVM_CPU_IDT_BASE, vcpu.idt_base),
         ];
-        Ok(structure_of(abi::HVM_CPU_BYTES, &registers))
+        let mut record = structure_of(abi::HVM_CPU_BYTES, &registers);
+        // A present, writable data segment of this privilege level.
+        let rights: u32 = if vcpu.in_program { 0xF3 } else { 0x93 };
+        record[abi::HVM_CPU_SS_RIGHTS as usize..][..4].copy_from_slice(&rights.to_ne_bytes());
+        Ok(record)
     }
 
     /// Builds what `XEN_DOMCTL_getvcpucontext` returns on arm64 (struct `vcpu_guest_context`). Before Xen 4.16 two of
@@ -59,6 +69,7 @@ impl Domain {
     pub(super) fn arm64_vcpu_context(&self, vcpu: u32, xen: (u16, u16)) -> Result<Vec<u8>, i32> {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         let registers = [
+            (abi::VCPU_CONTEXT_ARM64_PC, vcpu.pc),
             (abi::VCPU_CONTEXT_ARM64_CPSR, vcpu.cpsr),
             (abi::VCPU_CONTEXT_ARM64_SCTLR, vcpu.sctlr),
             (abi::VCPU_CONTEXT_ARM64_TTBCR, vcpu.tcr),
@@ -80,14 +91,19 @@ impl Domain {
         let vcpu = self.vcpus.get(vcpu as usize).ok_or(libc::EINVAL)?;
         if self.address_size == 32 {
             // The frame number is rotated, so that 32 bits of it fit.
-            let pfn = u32::try_from(vcpu.cr3 >> 12).map_err(|_| libc::EINVAL)?;
+            let [pfn, pc] = [vcpu.cr3 >> 12, vcpu.pc].map(|register| u32::try_from(register).map_err(|_| libc::EINVAL));
             let mut context = vec![0; abi::VCPU_CONTEXT_32_CR3 as usize];
-            context.extend(pfn.rotate_left(12).to_ne_bytes());
+            context[abi::VCPU_CONTEXT_32_EIP as usize..][..4].copy_from_slice(&pc?.to_ne_bytes());
+            context.extend(pfn?.rotate_left(12).to_ne_bytes());
             return Ok(context);
         }
-        let mut context = vec![0; abi::VCPU_CONTEXT_64_BYTES as usize];
-        context[abi::VCPU_CONTEXT_64_CR3 as usize..][..8].copy_from_slice(&vcpu.cr3.to_ne_bytes());
-        Ok(context)
+        let registers = [
+            (abi::VCPU_CONTEXT_64_CR3, vcpu.cr3),
+            (abi::VCPU_CONTEXT_64_RIP, vcpu.pc),
+            (abi::VCPU_CONTEXT_64_SYSCALL, vcpu.lstar),
+            (abi::VCPU_CONTEXT_64_GS_BASE_KERNEL, if vcpu.in_program { vcpu.shadow_gs_base } else { vcpu.gs_base }),
+        ];
+        Ok(structure_of(abi::VCPU_CONTEXT_64_BYTES, &registers))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Finding the page tables of a guest's vcpus.
 
 use crate::common::{mock, mock_with, on_each_host};
-use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, Vcpu};
+use xenmap::mock::{Dom0, HostConfig, MockDomain, MockHost, PvKernel, Vcpu};
 use xenmap::{Gfn, Guest, GuestKind, PageTables, PagingMode};
 
 #[test]
@@ -119,4 +119,48 @@ fn arm64_guest_memory_is_read_at_its_virtual_addresses() {
     assert_eq!(&text, b"canary");
     assert_eq!(guest.translate(&tables, 0xFFFF_FFF0_01FF_FFFF).unwrap(), 0x4000_7FFF);
     assert!(guest.translate(&tables, 0xFFFF_FFF0_0200_0000).is_err());
+}
+
+#[test]
+fn registers_of_a_vcpu_are_those_of_its_kernel() {
+    let registers = |dom0, kind, in_program| {
+        let host = mock(dom0);
+        let domain = host.create_domain(kind, 64);
+        if kind == GuestKind::Pv {
+            domain.start_kernel(&PvKernel::default());
+        }
+        let mut vcpu = Vcpu::default();
+        (vcpu.pc, vcpu.lstar, vcpu.idt_base) = (0x8100_0010, 0x8180_0000, 0xF000);
+        (vcpu.gs_base, vcpu.shadow_gs_base) = if in_program { (0x5000, 0x8880_0000) } else { (0x8880_0000, 0x5000) };
+        vcpu.in_program = in_program;
+        domain.set_vcpu(1, vcpu);
+        let guest = Guest::open(&host.open().unwrap(), domain.domid()).unwrap();
+        assert!(guest.registers(2).is_err());
+        let found = guest.registers(1).unwrap();
+        assert_eq!(found.instruction_pointer, 0x8100_0010);
+        [found.kernel_gs_base, found.lstar, found.idt_base]
+    };
+    for in_program in [false, true] {
+        for dom0 in [Dom0::Pv, Dom0::Pvh] {
+            let hvm = [Some(0x8880_0000), Some(0x8180_0000), Some(0xF000)];
+            assert_eq!(registers(dom0, GuestKind::Hvm, in_program), hvm);
+            assert_eq!(registers(dom0, GuestKind::Pv, in_program), [hvm[0], hvm[1], None]);
+        }
+        assert_eq!(registers(Dom0::Arm, GuestKind::Pvh, in_program), [None; 3]);
+    }
+}
+
+#[test]
+fn registers_of_a_32_bit_pv_guest_are_its_instruction_pointer_alone() {
+    let host = mock(Dom0::Pv);
+    let domain = host.create_domain(GuestKind::Pv, 64);
+    let mut kernel = PvKernel::default();
+    kernel.is_64_bit = false;
+    domain.start_kernel(&kernel);
+    let mut vcpu = Vcpu::default();
+    (vcpu.pc, vcpu.lstar) = (0xC100_0010, 0xC180_0000);
+    domain.set_vcpu(0, vcpu);
+    let found = Guest::open(&host.open().unwrap(), domain.domid()).unwrap().registers(0).unwrap();
+    assert_eq!(found.instruction_pointer, 0xC100_0010);
+    assert_eq!([found.kernel_gs_base, found.lstar, found.idt_base], [None; 3]);
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 
 use super::walk::{Entry, Half, Limits, low_bits};
 use super::{AccessRights, ENTRY_BYTES, PageTables};
@@ -33,7 +33,7 @@ pub struct VirtualExtent {
 
 impl VirtualExtent {
     /// Appends another extent, if it continues this one.
-    fn append(&mut self, next: &VirtualExtent) -> bool {
+    pub(crate) fn append(&mut self, next: &VirtualExtent) -> bool {
         let end = VirtualExtent {
             address: self.address.wrapping_add(self.len),
             physical: self.physical.wrapping_add(self.len),
@@ -128,17 +128,7 @@ impl PageTables {
     where
         F: FnMut(u64, &mut [u64]) -> Result<(), E>,
     {
-        let first = match addresses.start_bound() {
-            Bound::Included(&first) => Some(first),
-            Bound::Excluded(&before) => before.checked_add(1),
-            Bound::Unbounded => Some(0),
-        };
-        let last = match addresses.end_bound() {
-            Bound::Included(&last) => Some(last),
-            Bound::Excluded(&end) => end.checked_sub(1),
-            Bound::Unbounded => Some(u64::MAX),
-        };
-        let (first, last) = first.zip(last).unwrap_or((1, 0));
+        let (first, last) = inclusive(&addresses).map_or((1, 0), RangeInclusive::into_inner);
         let halves = [u64::MAX, 0].into_iter().filter_map(|address| self.half_of(address).ok());
         let halves = halves.filter(|half| first <= last && half.first <= last && first <= half.last).collect();
         VirtualExtents {
@@ -288,4 +278,19 @@ impl<F, E> fmt::Debug for VirtualExtents<F, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VirtualExtents").field("first", &self.first).field("last", &self.last).finish_non_exhaustive()
     }
+}
+
+/// Returns a range by its first and last address; `None` if it is empty.
+pub(crate) fn inclusive(addresses: &impl RangeBounds<u64>) -> Option<RangeInclusive<u64>> {
+    let first = match addresses.start_bound() {
+        Bound::Included(&first) => first,
+        Bound::Excluded(&before) => before.checked_add(1)?,
+        Bound::Unbounded => 0,
+    };
+    let last = match addresses.end_bound() {
+        Bound::Included(&last) => last,
+        Bound::Excluded(&end) => end.checked_sub(1)?,
+        Bound::Unbounded => u64::MAX,
+    };
+    (first <= last).then_some(first..=last)
 }
