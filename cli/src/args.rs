@@ -354,7 +354,7 @@ pub(crate) enum Format {
     Elf,
     /// LiME, for volatility3
     Lime,
-    /// The format of `xl dump-core`, without the registers of vcpus
+    /// The format of `xl dump-core`
     Xen,
 }
 

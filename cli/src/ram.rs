@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use xenmap::{Domid, Error, FRAME_SIZE, FrameError, Gfn, Guest, GuestKind, NumberRange, PageTables, Protection};
+use xenmap::{
+    Domid, Error, FRAME_SIZE, FrameError, Gfn, Guest, GuestKind, NumberRange, PageTables, PagingMode, Protection,
+};
 
 use crate::Result;
 use crate::image::Image;
@@ -110,16 +112,17 @@ impl Ram {
             Ram::Guest(guest) => Ok(guest.page_tables(vcpu)?),
             Ram::Dump(Image { machine, .. }) => {
                 let registers = usize::try_from(vcpu).ok().and_then(|vcpu| machine.vcpus.get(vcpu));
-                let tables = registers.and_then(Registers::page_tables);
+                let of = if self.is_pv() { Registers::page_tables_of_pv } else { Registers::page_tables };
+                let tables = registers.and_then(of);
                 Ok(tables.ok_or_else(|| format!("the dump lacks the control registers of vcpu {vcpu}"))?)
             }
         }
     }
 
-    /// Returns the registers of each vcpu that has been started, as far as they are known.
+    /// Returns the registers of each vcpu that has been started, if they are those of x86-64 and Xen or the dump has them.
     pub(crate) fn registers(&self) -> Vec<Registers> {
         match self {
-            Ram::Guest(_) => Vec::new(),
+            Ram::Guest(guest) => registers_of_guest(guest),
             Ram::Dump(image) => image.machine.vcpus.clone(),
         }
     }
@@ -145,6 +148,25 @@ impl Ram {
             }
         }
     }
+}
+
+/// Returns the registers of a guest's vcpus; none if Xen does not report them, or in another form.
+fn registers_of_guest(guest: &Guest) -> Vec<Registers> {
+    // Numbers of vcpus may have gaps, and Xen counts those that are online.
+    const MAX_NUMBER: u32 = 4096;
+    let is_x86 = guest.memory().xen_capabilities().is_ok_and(|capabilities| capabilities.contains("x86"));
+    let info = guest.memory().domain_info(guest.domid());
+    let online = info.ok().and_then(|info| info.vcpus).filter(|_| is_x86).unwrap_or(0);
+    let registers = |vcpu: u32| {
+        let context = guest.raw_registers(vcpu).ok()?;
+        // A 32-bit PV guest's are in another form.
+        let is_32_bit_pv = guest.kind() == GuestKind::Pv
+            && matches!(guest.page_tables(vcpu), Ok(PageTables::X86 { mode: PagingMode::Pae, .. }));
+        let registers = Registers::from_xen(&context).filter(|_| !is_32_bit_pv)?;
+        let idt_base = guest.registers(vcpu).ok().and_then(|registers| registers.idt_base).unwrap_or(0);
+        Some(Registers { idt_base, ..registers })
+    };
+    (0..MAX_NUMBER).filter_map(registers).take(usize::try_from(online).unwrap_or(0)).collect()
 }
 
 /// Returns the error for a physical address that a dump lacks. It is one of the library, as those of translation are, and

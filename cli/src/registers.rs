@@ -24,6 +24,8 @@ pub(crate) struct Registers {
     pub(crate) idt_base: u64,
     /// CR0 to CR4.
     pub(crate) control: [u64; 5],
+    /// Whether a PV guest's kernel runs, whose privilege level is that of a program.
+    pub(crate) in_pv_kernel: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +64,9 @@ impl Registers {
     const XEN_REGISTERS: usize = 520;
     const XEN_CONTROL: usize = 4984;
     const XEN_BASES: usize = 5144;
+    const XEN_FLAGS: usize = 512;
+    /// `VGCF_in_kernel`.
+    const XEN_IN_KERNEL: u64 = 1 << 2;
 
     /// Returns the page tables that the vcpu uses; `None` if they are not known or not supported.
     pub(crate) fn page_tables(&self) -> Option<PageTables> {
@@ -69,6 +74,17 @@ impl Registers {
         let has_five_levels = cr4 & CR4_LA57 != 0;
         let mode = if has_five_levels { PagingMode::FiveLevels } else { PagingMode::FourLevels };
         (cr0 & CR0_PG != 0 && cr4 & CR4_PAE != 0).then_some(PageTables::X86 { cr3, mode })
+    }
+
+    /// Returns the page tables that the vcpu of a 64-bit PV guest uses; `None` if they are not known. Xen does not report
+    /// all bits of such a vcpu's CR0 and CR4.
+    pub(crate) fn page_tables_of_pv(&self) -> Option<PageTables> {
+        let cr3 = self.control[3];
+        (cr3 != 0).then_some(PageTables::X86 { cr3, mode: PagingMode::FourLevels })
+    }
+
+    fn is_in_kernel(&self) -> bool {
+        self.in_pv_kernel || self.selectors.privilege_level() == 0
     }
 
     /// Reads the content of a note `NT_PRSTATUS`.
@@ -114,6 +130,7 @@ impl Registers {
             gdt_base: base(8),
             idt_base: base(9),
             control: *words[49..].first_chunk()?,
+            in_pv_kernel: false,
         })
     }
 
@@ -153,11 +170,11 @@ impl Registers {
         let [fs_base, kernel_gs_base, user_gs_base] = words(context, Registers::XEN_BASES)?;
         let [cs, ds, es, fs, gs, ss] = [cs, ds, es, fs, gs, ss].map(|word| word & 0xFFFF);
         let selectors = Selectors { cs, ds, es, fs, gs, ss };
-        let [gs_base, other_gs_base] = if selectors.privilege_level() == 0 {
-            [kernel_gs_base, user_gs_base]
-        } else {
-            [user_gs_base, kernel_gs_base]
-        };
+        let [flags] = words(context, Registers::XEN_FLAGS)?;
+        let is_in_ring_0 = selectors.privilege_level() == 0;
+        let in_pv_kernel = !is_in_ring_0 && flags & Registers::XEN_IN_KERNEL != 0;
+        let [gs_base, other_gs_base] =
+            if is_in_ring_0 || in_pv_kernel { [kernel_gs_base, user_gs_base] } else { [user_gs_base, kernel_gs_base] };
         Some(Registers {
             general: *words_at_registers.first_chunk()?,
             rip,
@@ -168,6 +185,7 @@ impl Registers {
             gs_base,
             other_gs_base,
             control: words(context, Registers::XEN_CONTROL)?,
+            in_pv_kernel,
             ..Registers::default()
         })
     }
@@ -175,7 +193,7 @@ impl Registers {
     /// Returns Xen's context of a vcpu.
     pub(crate) fn to_xen(&self) -> Vec<u8> {
         let Selectors { cs, ds, es, fs, gs, ss } = self.selectors;
-        let bases = if self.selectors.privilege_level() == 0 {
+        let bases = if self.is_in_kernel() {
             [self.fs_base, self.gs_base, self.other_gs_base]
         } else {
             [self.fs_base, self.other_gs_base, self.gs_base]
@@ -183,6 +201,8 @@ impl Registers {
         let others = [0, self.rip, cs, self.rflags, self.rsp, ss, es, ds, fs, gs];
         let mut context = vec![0; Registers::XEN];
         write(&mut context, Registers::XEN_REGISTERS, self.general.iter().chain(&others));
+        let flags = if self.in_pv_kernel { Registers::XEN_IN_KERNEL } else { 0 };
+        write(&mut context, Registers::XEN_FLAGS, &[flags]);
         write(&mut context, Registers::XEN_CONTROL, &self.control);
         write(&mut context, Registers::XEN_BASES, &bases);
         context

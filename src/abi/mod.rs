@@ -78,7 +78,10 @@ pub(crate) use bindings::{
 };
 
 #[cfg(feature = "mock")]
-pub(crate) use bindings::{XEN_DMOP_nr_vcpus as XEN_DMOP_NR_VCPUS, xen_dm_op_nr_vcpus as NrVcpus};
+pub(crate) use bindings::{
+    VCPU_CONTEXT_64_CR0, VCPU_CONTEXT_64_CR4, VCPU_CONTEXT_64_CS, VCPU_CONTEXT_64_FLAGS, VCPU_CONTEXT_64_GS_BASE_USER,
+    VCPU_CONTEXT_64_R15, VCPU_CONTEXT_64_RSP, XEN_DMOP_nr_vcpus as XEN_DMOP_NR_VCPUS, xen_dm_op_nr_vcpus as NrVcpus,
+};
 
 /// Bytes of `xen_extraversion_t` (xen/include/public/version.h).
 pub(crate) const EXTRAVERSION_BYTES: usize = 16;

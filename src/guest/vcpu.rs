@@ -100,7 +100,7 @@ impl Guest {
     }
 
     fn pv_page_tables(&self, vcpu: u32) -> Result<PageTables> {
-        let context = self.pv_context(vcpu)?;
+        let context = self.x86_context(vcpu)?;
         Ok(if address_size(&self.memory, self.domid)? == 32 {
             let cr3 = compat_cr3(u32_at(context.bytes(), abi::VCPU_CONTEXT_32_CR3 as usize));
             PageTables::X86 { cr3, mode: PagingMode::Pae }
@@ -110,8 +110,8 @@ impl Guest {
         })
     }
 
-    /// Reads the registers of a PV guest's vcpu. A 32-bit guest's structure is smaller.
-    pub(super) fn pv_context(&self, vcpu: u32) -> Result<HypercallBuffer> {
+    /// Reads the registers of an x86 guest's vcpu. A 32-bit PV guest's structure is smaller.
+    pub(super) fn x86_context(&self, vcpu: u32) -> Result<HypercallBuffer> {
         self.vcpu_context(vcpu, abi::VCPU_CONTEXT_64_BYTES as usize)
     }
 

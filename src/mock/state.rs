@@ -81,6 +81,10 @@ pub struct Vcpu {
     pub efer: u64,
     /// The address of the next instruction: RIP or, on arm64, PC.
     pub pc: u64,
+    /// The general-purpose registers of x86: R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI and RDI.
+    pub general: [u64; 15],
+    /// The stack pointer of x86: RSP.
+    pub sp: u64,
     /// Whether the processor runs a program, and not the kernel. (On arm64, `cpsr` says this.)
     pub in_program: bool,
     /// The GS base that is in use.

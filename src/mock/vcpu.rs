@@ -6,6 +6,9 @@ use super::state::{Domain, Vcpu};
 use crate::abi;
 use crate::types::{Gfn, GuestKind};
 
+/// The flag of a vcpu whose PV guest runs its kernel (xen/include/public/arch-x86/xen.h).
+const VGCF_IN_KERNEL: u64 = 1 << 2;
+
 impl MockDomain {
     /// Sets the registers of the virtual processor with this number. Adds it if the guest does not have it yet, and also
     /// those with lower numbers, with their paging off. Add them before a device model serves the guest.
@@ -97,13 +100,33 @@ impl Domain {
             context.extend(pfn?.rotate_left(12).to_ne_bytes());
             return Ok(context);
         }
+        let is_pv = self.kind == GuestKind::Pv;
+        // The kernel of a PV guest runs in ring 3.
+        let (selector, is_kernel_of_pv) = match (vcpu.in_program, is_pv) {
+            (true, _) => (0x33, false),
+            (false, true) => (0xE033, true),
+            (false, false) => (0x10, false),
+        };
+        let [kernel_gs_base, user_gs_base] =
+            if vcpu.in_program { [vcpu.shadow_gs_base, vcpu.gs_base] } else { [vcpu.gs_base, vcpu.shadow_gs_base] };
         let registers = [
-            (abi::VCPU_CONTEXT_64_CR3, vcpu.cr3),
+            (abi::VCPU_CONTEXT_64_FLAGS, if is_kernel_of_pv { VGCF_IN_KERNEL } else { 0 }),
             (abi::VCPU_CONTEXT_64_RIP, vcpu.pc),
+            (abi::VCPU_CONTEXT_64_CS, selector),
+            (abi::VCPU_CONTEXT_64_RSP, vcpu.sp),
+            // Xen keeps only the task-switched flag of a PV guest's CR0.
+            (abi::VCPU_CONTEXT_64_CR0, if is_pv { 0 } else { vcpu.cr0 }),
+            (abi::VCPU_CONTEXT_64_CR3, vcpu.cr3),
+            (abi::VCPU_CONTEXT_64_CR4, vcpu.cr4),
             (abi::VCPU_CONTEXT_64_SYSCALL, vcpu.lstar),
-            (abi::VCPU_CONTEXT_64_GS_BASE_KERNEL, if vcpu.in_program { vcpu.shadow_gs_base } else { vcpu.gs_base }),
+            (abi::VCPU_CONTEXT_64_GS_BASE_KERNEL, kernel_gs_base),
+            (abi::VCPU_CONTEXT_64_GS_BASE_USER, user_gs_base),
         ];
-        Ok(structure_of(abi::VCPU_CONTEXT_64_BYTES, &registers))
+        let mut context = structure_of(abi::VCPU_CONTEXT_64_BYTES, &registers);
+        let general = vcpu.general.iter().flat_map(|register| register.to_ne_bytes());
+        let places = context.iter_mut().skip(abi::VCPU_CONTEXT_64_R15 as usize);
+        places.zip(general).for_each(|(place, byte)| *place = byte);
+        Ok(context)
     }
 }
 

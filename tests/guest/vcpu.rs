@@ -48,6 +48,21 @@ fn page_tables_of_a_vcpu_are_found() {
 }
 
 #[test]
+fn raw_registers_of_a_vcpu_are_those_of_xens_structure() {
+    let host = mock(Dom0::Pv);
+    let memory = host.open().unwrap();
+    let mut vcpu = x86(1 << 31, 0x1000, 1 << 5, 0xD01);
+    vcpu.general = std::array::from_fn(|i| 1 << i);
+    (vcpu.pc, vcpu.sp) = (0x1234, 0x5678);
+    let domain = guest_with_vcpu(&host, vcpu);
+    let context = Guest::open(&memory, domain.domid()).unwrap().raw_registers(1).unwrap();
+    let word = |at: usize| u64::from_ne_bytes(context[at..at + 8].try_into().unwrap());
+    assert_eq!(context.len(), 5168);
+    // R15, RDI, RIP, RSP, CR0, CR3.
+    assert_eq!([520, 632, 648, 672, 4984, 5008].map(word), [1, 1 << 14, 0x1234, 0x5678, 1 << 31, 0x1000]);
+}
+
+#[test]
 fn vcpu_without_paging_is_an_error() {
     let host = mock(Dom0::Pvh);
     let memory = host.open().unwrap();

@@ -147,8 +147,8 @@ pub(super) fn notes(ram: &Ram, vcpus: &[Registers], tally: &Tally) -> (Vec<u8>, 
     for (vcpu, registers) in (0..).zip(vcpus) {
         notes.extend(note(b"CORE\0", elf::NT_PRSTATUS.0, &registers.to_prstatus(vcpu)));
     }
-    // Debuggers know the control registers from these.
-    for registers in vcpus.iter().filter(|registers| registers.page_tables().is_some()) {
+    // Debuggers know the control registers from these. The machine addresses of a PV guest's tables lead nowhere.
+    for registers in vcpus.iter().filter(|registers| !ram.is_pv() && registers.page_tables().is_some()) {
         notes.extend(note(b"QEMU\0", 0, &registers.to_qemu()));
     }
     notes.extend(of_kernel.map(|text| note(b"VMCOREINFO\0", 0, &text)).unwrap_or_default());

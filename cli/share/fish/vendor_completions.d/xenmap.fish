@@ -168,7 +168,7 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand search" -s h -l help -d 'P
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l format -d 'Choose the file format' -r -f -a "raw\t'Sparse file with each page at the offset that is its address; missing pages look like zeros'
 elf\t'ELF core, for gdb, drgn and volatility3'
 lime\t'LiME, for volatility3'
-xen\t'The format of `xl dump-core`, without the registers of vcpus'"
+xen\t'The format of `xl dump-core`'"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l compress -d 'Compress the dump' -r -f -a "zstd\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand dump" -l copy-by -d 'Choose how to copy to an uncompressed file [default: single]' -r -f -a "single\t'In one thread'

@@ -5,12 +5,19 @@ use std::path::Path;
 
 use object::LittleEndian as LE;
 use object::elf::{FileHeader64, PT_NOTE};
-use object::read::elf::{FileHeader, ProgramHeader};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 use proptest::array::{uniform5, uniform15};
 use proptest::prelude::*;
+use xenmap::mock::{MockHost, PvKernel, Vcpu};
+use xenmap::{Guest, GuestKind, PageTables, PagingMode};
 
+use crate::args::SearchArgs;
+use crate::cases::dump_parts::dump_to;
+use crate::dump::Dump;
 use crate::dumps::*;
 use crate::harness::*;
+use crate::map;
+use crate::ram::Ram;
 use crate::registers::{Registers, Selectors};
 
 /// Returns registers that are all different.
@@ -25,7 +32,21 @@ fn some_registers(first: u64) -> Registers {
         std::array::from_fn(|_| more());
     let selectors = Selectors { cs: 0x10, ds: 1, es: 2, fs: 3, gs: 4, ss: 0x18 };
     let control = [1 << 31 | 1, 0, cr2, cr3, 1 << 5];
-    Registers { general, rip, rflags, rsp, selectors, fs_base, gs_base, other_gs_base, gdt_base, idt_base, control }
+    let in_pv_kernel = false;
+    Registers {
+        general,
+        rip,
+        rflags,
+        rsp,
+        selectors,
+        fs_base,
+        gs_base,
+        other_gs_base,
+        gdt_base,
+        idt_base,
+        control,
+        in_pv_kernel,
+    }
 }
 
 /// Returns the contents of the notes of an ELF core that have a name.
@@ -107,8 +128,90 @@ fn registers() -> impl Strategy<Value = Registers> {
         let [cs, ds, es, fs, gs, ss] = selectors.map(u64::from);
         let [fs_base, gs_base, other_gs_base, gdt_base, idt_base] = bases;
         let selectors = Selectors { cs, ds, es, fs, gs, ss };
-        Registers { general, rip, rflags, rsp, selectors, fs_base, gs_base, other_gs_base, gdt_base, idt_base, control }
+        let in_pv_kernel = false;
+        Registers {
+            general,
+            rip,
+            rflags,
+            rsp,
+            selectors,
+            fs_base,
+            gs_base,
+            other_gs_base,
+            gdt_base,
+            idt_base,
+            control,
+            in_pv_kernel,
+        }
     })
+}
+
+/// Dumps a guest with two vcpus, one in the kernel and one in a program.
+fn dump_of_guest(kind: GuestKind, format: &str) -> (Vec<u8>, [Vcpu; 2]) {
+    let host = MockHost::new();
+    let domain = host.create_domain(kind, 16);
+    if kind == GuestKind::Pv {
+        domain.start_kernel(&PvKernel::default());
+    }
+    let vcpus = [false, true].map(|in_program| {
+        let mut vcpu = Vcpu::default();
+        (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer) = (1 << 31 | 1, 0x1000, 1 << 5, 0xD01);
+        vcpu.general = std::array::from_fn(|i| 0x100 + i as u64);
+        (vcpu.pc, vcpu.sp, vcpu.gs_base, vcpu.shadow_gs_base, vcpu.idt_base) = (1, 2, 3, 4, 5);
+        vcpu.in_program = in_program;
+        vcpu
+    });
+    (0..).zip(vcpus).for_each(|(number, vcpu)| domain.set_vcpu(number, vcpu));
+    let memory = host.open().unwrap();
+    let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
+    let found = map::find(&ram, SearchArgs::default()).unwrap();
+    let out = folder(&format!("registers-guest-{kind:?}-{format}")).join("out");
+    let (source, args, output) = dump_to(&out, &format!("--format {format}"));
+    Dump { ram: &ram, args: &args, source: &source, output: Some(&output) }.write(&found).unwrap();
+    output.finish().unwrap();
+    (fs::read(out).unwrap(), vcpus)
+}
+
+#[test]
+fn dump_of_a_guest_has_the_registers_of_its_vcpus() {
+    let (core, vcpus) = dump_of_guest(GuestKind::Pvh, "elf");
+    assert_eq!(notes(&core, b"CORE").len(), 2);
+    for (note, vcpu) in notes(&core, b"CORE").iter().zip(vcpus) {
+        let registers = Registers::from_prstatus(note).unwrap();
+        assert_eq!((registers.general, registers.rip, registers.rsp), (vcpu.general, vcpu.pc, vcpu.sp));
+        assert_eq!(registers.gs_base, vcpu.gs_base);
+    }
+    let of_qemu: Vec<_> = notes(&core, b"QEMU").iter().map(|note| Registers::from_qemu(note).unwrap()).collect();
+    assert_eq!(of_qemu.len(), 2);
+    for registers in of_qemu {
+        assert_eq!(registers.page_tables(), Some(PageTables::X86 { cr3: 0x1000, mode: PagingMode::FourLevels }));
+        assert_eq!([registers.gs_base, registers.other_gs_base, registers.idt_base], [3, 4, 5]);
+    }
+}
+
+#[test]
+fn dump_of_a_pv_guest_has_no_machine_addresses_where_nothing_resolves_them() {
+    let (core, _) = dump_of_guest(GuestKind::Pv, "elf");
+    assert_eq!([notes(&core, b"CORE").len(), notes(&core, b"QEMU").len()], [2, 0]);
+    let registers = Registers::from_prstatus(&notes(&core, b"CORE")[0]).unwrap();
+    assert_eq!((registers.rip, registers.gs_base), (1, 3), "the kernel's");
+}
+
+#[test]
+fn core_of_xl_has_the_contexts_of_vcpus_and_their_number() {
+    for kind in [GuestKind::Pvh, GuestKind::Pv] {
+        let (core, vcpus) = dump_of_guest(kind, "xen");
+        let header = FileHeader64::<LE>::parse(&*core).unwrap();
+        let sections = header.sections(LE, &*core).unwrap();
+        let section = sections.section_by_name(LE, b".xen_prstatus").unwrap().1;
+        let contexts = section.data(LE, &*core).unwrap();
+        assert_eq!(contexts.len(), 2 * Registers::XEN, "{kind:?}");
+        for (context, vcpu) in contexts.chunks(Registers::XEN).zip(vcpus) {
+            let registers = Registers::from_xen(context).unwrap();
+            assert_eq!((registers.general, registers.rip, registers.gs_base), (vcpu.general, 1, 3), "{kind:?}");
+            assert_eq!(registers.in_pv_kernel, kind == GuestKind::Pv && !vcpu.in_program, "{kind:?}");
+        }
+    }
 }
 
 proptest! {
