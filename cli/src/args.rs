@@ -105,10 +105,15 @@ pub(crate) enum Command {
     /// Each line is a range of addresses of one kind: ram, page table (of a PV guest; it can only be read), paged out, broken
     /// (it cannot be read), special (it is Xen's, such as the grant table), or ballooned out (of a PV guest, without RAM).
     /// A hole of a raw dump is RAM with zeros, or no RAM.
+    ///
+    /// With --virtual, it shows what page tables map: ranges of virtual addresses, the physical address that each leads to,
+    /// the size of its pages, and the rights: r (read), w (write), x (execute), u (programs have these rights, too).
     Map {
         #[command(flatten)]
         search: SearchArgs,
-        /// Print a JSON object
+        #[command(flatten)]
+        space: SpaceArgs,
+        /// Print a JSON object; with --virtual, one for each range
         #[arg(long)]
         json: bool,
     },
@@ -125,6 +130,8 @@ pub(crate) enum Command {
         len: u64,
         #[command(flatten)]
         space: SpaceArgs,
+        #[command(flatten)]
+        symbols: SymbolArgs,
         /// Write the bytes themselves, to a file or a pipe
         ///
         /// If any of them cannot be read, nothing is written, and that is an error.
@@ -147,6 +154,8 @@ pub(crate) enum Command {
         addresses: Vec<Address>,
         #[command(flatten)]
         space: SpaceArgs,
+        #[command(flatten)]
+        symbols: SymbolArgs,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
@@ -163,6 +172,8 @@ pub(crate) enum Command {
         bytes: BytesArgs,
         #[command(flatten)]
         space: SpaceArgs,
+        #[command(flatten)]
+        symbols: SymbolArgs,
         /// Write without asking, even if the guest is running
         #[arg(long)]
         yes: bool,
@@ -260,7 +271,7 @@ pub(crate) struct SearchArgs {
 }
 
 /// The address space of an address.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct SpaceArgs {
     /// Treat the address as virtual, and translate it with a vcpu's page tables
     #[arg(long)]
@@ -275,6 +286,11 @@ pub(crate) struct SpaceArgs {
     /// kernel whose note (VMCOREINFO) is in the dump.
     #[arg(long, visible_alias = "ttbr0", value_name = "ADDRESS", requires = "virtual", value_parser = number)]
     pub(crate) cr3: Option<u64>,
+}
+
+/// What names an address, besides numbers.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SymbolArgs {
     /// Take symbols of a Linux kernel as addresses, by this file: System.map, /proc/kallsyms, or an ISF of volatility3
     ///
     /// The kernel may have been moved since (KASLR). How far is known from its VMCOREINFO note, which is searched for in the

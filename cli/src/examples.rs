@@ -29,6 +29,7 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap map --domain web", "Show where the guest's RAM is"),
             ("xenmap map --domain web --thorough --search-limit 600", "Try all frames, with a time limit"),
             ("xenmap map --domain web --json | jq '.extents[].first'", "Print where each extent begins"),
+            ("xenmap map --domain web --virtual", "Show what the page tables of vcpu 0 map"),
         ],
         "read" => &[
             ("xenmap read --domain 5 0x1000 64", "Show 64 bytes at a physical address"),
@@ -94,9 +95,12 @@ pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str
             ("3", "incomplete: some memory could not be read, or --search-limit ended the search for RAM"),
             ("128+N", "dump was interrupted by signal N"),
         ],
-        "map" | "picture" => {
-            &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")]
-        }
+        "map" => &[
+            ("0", "success"),
+            ("2", "error"),
+            ("3", "incomplete: --search-limit ended the search for RAM, or a page table could not be read"),
+        ],
+        "picture" => &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")],
         "read" => &[("0", "success"), ("2", "error, or no byte could be read"), ("3", "some bytes could not be read")],
         "search" => &[
             ("0", "found"),

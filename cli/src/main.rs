@@ -37,6 +37,7 @@ mod space;
 mod symbols;
 mod translate;
 mod usage;
+mod virtual_map;
 mod vmcoreinfo;
 mod window;
 mod write;
@@ -49,7 +50,7 @@ use std::process::ExitCode;
 use std::slice;
 
 use anstyle::Style;
-use args::{Args, Command, SpaceArgs, WorkerArgs};
+use args::{Args, Command, SpaceArgs, SymbolArgs, WorkerArgs};
 use chain::chain;
 use clap::{ColorChoice, Parser, ValueEnum};
 use image::Making;
@@ -112,8 +113,13 @@ fn run(args: &Args) -> Result<ExitCode> {
             Some(image) => info::dump_info(&image, *json, &mut stdout)?,
             None => info::info(&host()?.guest()?, *json, &mut stdout)?,
         },
-        Command::Map { search, json } => {
-            if !map::map(&ram()?, *search, *json, &mut stdout)? {
+        Command::Map { search, space, json } => {
+            let ram = ram()?;
+            let complete = match Space::new(&ram, space, &Kernel::new(&ram))? {
+                Space::Physical => map::map(&ram, *search, *json, &mut stdout)?,
+                Space::Virtual(tables) => virtual_map::virtual_map(&ram, &tables, *json, &mut stdout)?,
+            };
+            if !complete {
                 code = INCOMPLETE.into();
             }
         }
@@ -122,24 +128,24 @@ fn run(args: &Args) -> Result<ExitCode> {
                 "refusing to write raw bytes to a terminal: redirect standard output, or leave out --binary".into()
             );
         }
-        Command::Read { address, len, space, binary, json } => {
+        Command::Read { address, len, space, symbols, binary, json } => {
             let ram = ram()?;
-            let (space, addresses) = place(&ram, slice::from_ref(address), space)?;
+            let (space, addresses) = place(&ram, slice::from_ref(address), space, symbols)?;
             let format = read::Format::new(*binary, *json);
             if !read::read(&ram, &space, (addresses[0], *len), format, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }
-        Command::Translate { addresses, space, json } => {
+        Command::Translate { addresses, space, symbols, json } => {
             let ram = ram()?;
-            let (space, addresses) = place(&ram, addresses, space)?;
+            let (space, addresses) = place(&ram, addresses, space, symbols)?;
             if !translate::translate(&ram, &space, &addresses, *json, &mut stdout)? {
                 code = FAILED.into();
             }
         }
-        Command::Write { address, bytes, space, yes } => {
+        Command::Write { address, bytes, space, symbols, yes } => {
             let (ram, bytes) = (ram()?, pattern::exact_bytes(bytes)?);
-            let (space, addresses) = place(&ram, slice::from_ref(address), space)?;
+            let (space, addresses) = place(&ram, slice::from_ref(address), space, symbols)?;
             if let Some(guest) = ram.guest().filter(|_| !yes)
                 && !write::is_paused(guest)?
             {
@@ -193,10 +199,15 @@ fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Returns the space of some addresses, and their numbers.
-fn place(ram: &Ram, addresses: &[Address], args: &SpaceArgs) -> Result<(Space, Vec<u64>)> {
+fn place(
+    ram: &Ram,
+    addresses: &[Address],
+    space: &SpaceArgs,
+    SymbolArgs { symbols }: &SymbolArgs,
+) -> Result<(Space, Vec<u64>)> {
     let kernel = Kernel::new(ram);
-    let addresses = symbols::resolve(addresses, args.symbols.as_deref(), &kernel)?;
-    Ok((Space::new(ram, args, &kernel)?, addresses))
+    let addresses = symbols::resolve(addresses, symbols.as_deref(), &kernel)?;
+    Ok((Space::new(ram, space, &kernel)?, addresses))
 }
 
 /// Runs as a process that `dump --copy-by workers` has started.

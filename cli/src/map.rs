@@ -28,9 +28,9 @@ struct Line {
 /// The addresses of a range's first and last byte, and how many it has.
 #[derive(Serialize)]
 pub(crate) struct AddressRange {
-    first: u64,
-    last: u64,
-    bytes: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) bytes: u64,
 }
 
 impl From<Range<u64>> for AddressRange {

@@ -171,7 +171,7 @@ fn registers_of_guest(guest: &Guest) -> Vec<Registers> {
 
 /// Returns the error for a physical address that a dump lacks. It is one of the library, as those of translation are, and
 /// names a domain that no dump has.
-fn not_in_dump(address: u64) -> Error {
+pub(crate) fn not_in_dump(address: u64) -> Error {
     Error::GuestAddress { domid: Domid::XEN, address, errno: libc::ENXIO }
 }
 

@@ -159,6 +159,9 @@ fn check(command: &Command, matches: &ArgMatches) -> Result<(), Problem> {
     if let Some(id) = FOR_A_GUEST.into_iter().find(|id| is_given("dump") && is_given(id)) {
         return Err(Problem::Conflict("dump", id));
     }
+    if let Some(id) = ["thorough", "search_limit"].into_iter().find(|id| is_given("virtual") && is_given(id)) {
+        return Err(Problem::Conflict("virtual", id));
+    }
     if !given.is_empty() || has_new {
         return Ok(());
     }

@@ -112,6 +112,7 @@ mod cases {
     mod symbols;
     mod translate;
     mod usage;
+    mod virtual_map;
     mod worker;
     mod write;
     mod zst;

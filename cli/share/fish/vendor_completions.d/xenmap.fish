@@ -76,6 +76,8 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l dump-raw -d 'Trea
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'
 complete -c xenmap -n "__fish_xenmap_using_subcommand info" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l search-limit -d 'Stop looking for RAM after this many seconds without finding any; 0 means never [default: 60, or 0 with --thorough]' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l vcpu -d 'Use the page tables of this vcpu' -r
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l cr3 -l ttbr0 -d 'Use this page-table base instead of the vcpu\'s (CR3; on Arm TTBR0)' -r
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l color -d 'When to use colors' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -85,7 +87,8 @@ complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-kind -d 'Set 
 pvh\t''"
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l dump -d 'Use this dump in place of a guest' -r -F
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l thorough -d 'Try every frame number; slow, but finds all memory that Xen lends to the guest'
-complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l json -d 'Print a JSON object'
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l virtual -d 'Treat the address as virtual, and translate it with a vcpu\'s page tables'
+complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l json -d 'Print a JSON object; with --virtual, one for each range'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l mock-raw -d 'Treat the --mock file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l dump-raw -d 'Treat the --dump file as raw RAM even if it looks like another format'
 complete -c xenmap -n "__fish_xenmap_using_subcommand map" -l pod-populate -d 'Access the memory of a populate-on-demand guest even if that may crash the guest'

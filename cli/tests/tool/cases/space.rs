@@ -21,7 +21,7 @@ fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {
     let memory = host.open().unwrap();
     let ram = Ram::Guest(Guest::open(&memory, domain.domid()).unwrap());
     let vcpu = u32::from(vcpu.is_none()) * 99;
-    let args = SpaceArgs { r#virtual: true, vcpu, cr3: Some(0x5000), symbols: None };
+    let args = SpaceArgs { r#virtual: true, vcpu, cr3: Some(0x5000) };
     match Space::new(&ram, &args, &Kernel::new(&ram)).map_err(|e| e.to_string())? {
         Space::Virtual(tables) => Ok(tables),
         Space::Physical => panic!("it is a virtual space"),
