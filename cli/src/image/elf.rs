@@ -2,7 +2,6 @@
 
 use std::iter::once;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use object::elf::{ET_CORE, FileHeader32, FileHeader64, NT_PRPSINFO, PT_LOAD, PT_NOTE, SHN_UNDEF};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader, SectionHeader};
@@ -244,7 +243,7 @@ fn xen<Elf: FileHeader<Endian = Endianness>>(
     }
     if words_each == 2 {
         let table = sections.find(".xen_p2m")?.unwrap_or_default();
-        machine.p2m = Some(P2m { table, endian: sections.endian, by_machine_frame: OnceLock::new() });
+        machine.p2m = Some(P2m::new(table, sections.endian));
     }
     if machine.architecture == Some(Architecture::X86_64) {
         let section = sections.find(".xen_prstatus").ok().flatten();

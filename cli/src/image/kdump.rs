@@ -3,6 +3,7 @@
 //! (makedumpfile's IMPLEMENTATION and `diskdump_mod.h`).
 
 use std::fs::File;
+use std::ops::Range;
 
 use flate2::{Decompress, FlushDecompress, Status};
 use xenmap::Gfn;
@@ -43,12 +44,13 @@ struct Header {
 pub(super) fn unpack(file: &Contents) -> Result<(File, Vec<Run>, Machine)> {
     let Header { block_size, bitmap, descriptors, machine } = Header::read(file)?;
     let mut to = Unpacked::create()?;
-    let progress = Progress::new("decompressing", file.len() / FRAME)?;
+    let frames_each = block_size / FRAME;
+    let progress = Progress::new("decompressing", set_bits(file, bitmap..descriptors).count() as u64 * frames_each)?;
     let mut runs: Vec<Run> = Vec::new();
     let mut decoder = PageDecoder::new(usize::try_from(block_size)?)?;
     let mut at = descriptors;
     for number in set_bits(file, bitmap..descriptors) {
-        if number > Gfn::MAX.get() / (block_size / FRAME) {
+        if number > Gfn::MAX.get() / frames_each {
             return Err("it has a frame past the last possible one".into());
         }
         let address = number * block_size;
@@ -61,7 +63,7 @@ pub(super) fn unpack(file: &Contents) -> Result<(File, Vec<Run>, Machine)> {
             (_, run) => runs.extend(run),
         }
         at += DESCRIPTOR;
-        progress.set(at / FRAME);
+        progress.set(to.len / FRAME);
     }
     Ok((to.finish()?, runs, machine))
 }
@@ -124,7 +126,7 @@ impl Header {
 }
 
 /// Returns the numbers of the bits that are set in a part of a file. Holes of the file are skipped.
-fn set_bits(file: &Contents, bitmap: std::ops::Range<u64>) -> impl Iterator<Item = u64> {
+fn set_bits(file: &Contents, bitmap: Range<u64>) -> impl Iterator<Item = u64> {
     let start = bitmap.start;
     file.data_in(bitmap).flat_map(move |data| {
         let bytes = file.get(data.start, data.end - data.start).unwrap_or_default();

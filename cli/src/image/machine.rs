@@ -3,12 +3,13 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use super::FRAME;
-use super::contents::Contents;
-use crate::registers::Registers;
 use object::elf::{FileHeader64, Machine as ElfMachine, NT_PRSTATUS};
 use object::read::elf::{FileHeader, NoteIterator};
 use object::{Endian, Endianness, elf};
+
+use super::FRAME;
+use super::contents::Contents;
+use crate::registers::Registers;
 
 /// The most bytes of notes that are read: enough for thousands of vcpus.
 const MAX_NOTES: u64 = 16 << 20;
@@ -45,33 +46,31 @@ impl Architecture {
 
 /// A PV guest's table of frames in a core of xl: pairs of a pfn and a machine frame.
 pub(super) struct P2m {
-    pub(super) table: Range<u64>,
-    pub(super) endian: Endianness,
-    /// Pairs of a machine frame and a pfn, in ascending order.
-    pub(super) by_machine_frame: OnceLock<Vec<(u64, u64)>>,
+    table: Range<u64>,
+    endian: Endianness,
+    by_mfn: OnceLock<Pairs>,
+    by_pfn: OnceLock<Pairs>,
 }
 
+/// Pairs of a frame number and the one that it leads to, in ascending order.
+type Pairs = Vec<(u64, u64)>;
+
 impl P2m {
+    /// `table` is the place of the table in the file.
+    pub(super) fn new(table: Range<u64>, endian: Endianness) -> P2m {
+        P2m { table, endian, by_mfn: OnceLock::new(), by_pfn: OnceLock::new() }
+    }
+
     /// Returns the pfn of a machine frame.
-    pub(super) fn pfn(&self, mfn: u64, file: &Contents) -> Option<u64> {
-        let pairs = self.by_machine_frame.get_or_init(|| {
-            let mut pairs: Vec<(u64, u64)> = self.pairs(file).map(|(pfn, mfn)| (mfn, pfn)).collect();
-            pairs.sort_unstable();
-            pairs
-        });
-        let index = pairs.binary_search_by_key(&mfn, |(mfn, _)| *mfn).ok()?;
-        pairs.get(index).map(|(_, pfn)| *pfn)
+    fn pfn(&self, mfn: u64, file: &Contents) -> Option<u64> {
+        let pairs = self.by_mfn.get_or_init(|| sorted(self.pairs(file).map(|(pfn, mfn)| (mfn, pfn)).collect()));
+        find(pairs, mfn)
     }
 
     /// Returns the machine frames of some frames.
     pub(super) fn machine_frames(&self, pfns: Range<u64>, file: &Contents) -> Vec<Option<u64>> {
-        let mut frames = vec![None; usize::try_from(pfns.end - pfns.start).unwrap_or(0)];
-        for (pfn, mfn) in self.pairs(file).filter(|(pfn, _)| pfns.contains(pfn)) {
-            if let Some(frame) = usize::try_from(pfn - pfns.start).ok().and_then(|index| frames.get_mut(index)) {
-                *frame = Some(mfn);
-            }
-        }
-        frames
+        let pairs = self.by_pfn.get_or_init(|| sorted(self.pairs(file).collect()));
+        pfns.map(|pfn| find(pairs, pfn)).collect()
     }
 
     fn pairs<'a>(&self, file: &'a Contents) -> impl Iterator<Item = (u64, u64)> + use<'a> {
@@ -81,6 +80,16 @@ impl P2m {
         let (pairs, _) = words.as_chunks::<2>();
         pairs.iter().map(move |[pfn, mfn]| (endian.read_u64(*pfn), endian.read_u64(*mfn)))
     }
+}
+
+fn sorted(mut pairs: Pairs) -> Pairs {
+    pairs.sort_unstable();
+    pairs
+}
+
+fn find(pairs: &Pairs, frame: u64) -> Option<u64> {
+    let index = pairs.binary_search_by_key(&frame, |(frame, _)| *frame).ok()?;
+    pairs.get(index).map(|(_, other)| *other)
 }
 
 /// Returns the notes at a place in a file, only up to a hole of the file, which would be endless notes.
@@ -104,7 +113,7 @@ pub(super) fn add_notes<Elf: FileHeader>(machine: &mut Machine, notes: &[u8], en
     if machine.architecture == Some(Architecture::X86_64) {
         // Those of QEMU have control registers.
         let vcpus = if of_qemu.len() < of_status.len() { of_status } else { of_qemu };
-        machine.vcpus = vcpus.into_iter().map(Option::unwrap_or_default).collect();
+        machine.vcpus = vcpus.into_iter().flatten().collect();
     }
 }
 

@@ -184,8 +184,13 @@ fn note_of_an_arm64_kernel_leads_to_the_tables() {
          NUMBER(kimage_voffset)={voffset:#x}\nNUMBER(TCR_EL1_T1SZ)=0x19\n",
         voffset + frame(2)
     );
-    let core = elf_with_notes(&pages, &note(b"VMCOREINFO\0", 0, text.as_bytes()));
+    let mut core = elf_with_notes(&pages, &note(b"VMCOREINFO\0", 0, text.as_bytes()));
     assert_canary(&folder_with("virtual-arm64", &core), "");
+    // The same tables as those of a program. The machine of the core is arm64's.
+    core[18] = 183;
+    let folder = folder_with("virtual-arm64-program", &core);
+    let output = run_in(&folder, "read --dump dump --virtual --ttbr0 0x2000 0x7f80009000 6 --binary");
+    assert_eq!((crate::harness::text(&output.stdout), crate::harness::text(&output.stderr)), ("canary", ""));
 }
 
 #[test]
