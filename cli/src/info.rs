@@ -8,9 +8,9 @@ use xenmap::{Guest, HostKind};
 use crate::Result;
 use crate::domains::{Domain, mib, or_dash};
 use crate::image::{Architecture, Image};
+use crate::kernel;
 use crate::palette::palette;
 use crate::printable::{printable, write_json};
-use crate::vmcoreinfo;
 use crate::window::frames;
 
 #[derive(Serialize)]
@@ -94,7 +94,7 @@ struct DumpInfo {
 /// Prints what a dump says about itself; its RAM is not searched.
 pub(crate) fn dump_info(image: &Image, as_json: bool, out: &mut impl Write) -> Result<()> {
     let pages = image.parts().iter().map(|(pfns, _)| pfns.end - pfns.start).sum();
-    let release = image.machine.vmcoreinfo.as_deref().and_then(vmcoreinfo::release);
+    let release = image.machine.vmcoreinfo.as_deref().and_then(kernel::release);
     let info = DumpInfo {
         format: image.format,
         pages,

@@ -18,6 +18,7 @@ mod examples;
 mod hexdump;
 mod image;
 mod info;
+mod kernel;
 mod map;
 mod number;
 mod pages;
@@ -54,6 +55,7 @@ use args::{Args, Command, SpaceArgs, SymbolArgs, WorkerArgs};
 use chain::chain;
 use clap::{ColorChoice, Parser, ValueEnum};
 use image::Making;
+use kernel::Kernel;
 use pattern::Pattern;
 use printable::printable;
 use ram::Ram;
@@ -61,7 +63,6 @@ use search::Outcome;
 use source::Host;
 use space::Space;
 use symbols::Address;
-use vmcoreinfo::Kernel;
 
 /// The result of anything that can fail: the error becomes one line on stderr.
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

@@ -5,8 +5,8 @@ use xenmap::{Gfn, Guest, PageTables, PagingMode};
 use crate::Result;
 use crate::args::SpaceArgs;
 use crate::image::{Architecture, Image};
+use crate::kernel::{self, Kernel};
 use crate::ram::Ram;
-use crate::vmcoreinfo::{self, Kernel};
 
 pub(crate) enum Space {
     Physical,
@@ -99,7 +99,7 @@ fn tables_of_kernel(image: &Image, kernel: &Kernel<'_>) -> Result<PageTables> {
     if image.has_machine_frames() {
         return Err("the dump of a PV guest lacks the registers of its vcpus: give --cr3".into());
     }
-    Ok(kernel.note()?.and_then(vmcoreinfo::page_tables).ok_or(NEITHER)?)
+    Ok(kernel.note()?.and_then(kernel::page_tables).ok_or(NEITHER)?)
 }
 
 /// Returns the address of the last of `len` bytes, the first of which is at `first`.

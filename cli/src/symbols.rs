@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 use crate::Result;
 use crate::image::{foreign, open_file};
+use crate::kernel::{self, Kernel};
 use crate::number::number;
-use crate::vmcoreinfo::{self, Kernel};
 
 /// The largest file that is read.
 const MAX_BYTES: u64 = 1 << 30;
@@ -86,7 +86,7 @@ impl Symbols {
         let note = kernel.note()?.ok_or(
             "there is no VMCOREINFO note of a Linux kernel, which says where the kernel's symbols are: give addresses",
         )?;
-        let known: HashMap<&str, u64> = vmcoreinfo::symbols(note).collect();
+        let known: HashMap<&str, u64> = kernel::symbols(note).collect();
         let wanted: Vec<&str> = known.keys().copied().chain(given).collect();
         let listed = list(path, &wanted).map_err(|e| format!("cannot use {file} as a list of symbols: {e}"))?;
         let distance = |(name, address): (&&str, &u64)| {

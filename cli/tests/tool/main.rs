@@ -32,6 +32,8 @@ mod image;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/info.rs"]
 mod info;
+#[path = "../../src/kernel.rs"]
+mod kernel;
 #[path = "../../src/map.rs"]
 mod map;
 #[path = "../../src/number.rs"]
@@ -49,7 +51,6 @@ mod pattern;
 mod printable;
 #[path = "../../src/progress.rs"]
 mod progress;
-#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/ram.rs"]
 mod ram;
 #[expect(dead_code, reason = "parts of it are used")]
@@ -63,7 +64,6 @@ mod search;
 mod sheet;
 #[path = "../../src/space.rs"]
 mod space;
-#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/symbols.rs"]
 mod symbols;
 #[path = "../../src/usage.rs"]

@@ -10,7 +10,10 @@ use xenmap::FRAME_SIZE;
 use crate::dumps::*;
 use crate::harness::*;
 use crate::image::{Image, Making};
+use crate::kernel;
 use crate::packed::*;
+use crate::ram::Ram;
+use crate::registers::Registers;
 
 fn some_pages() -> Pages {
     let mut pages: Pages = [0, 1, 7, 9, 300].into_iter().zip((1..).map(page)).collect();
@@ -135,18 +138,49 @@ fn open(folder: &PathBuf, file: &[u8]) {
     let path = folder.join("file");
     fs::write(&path, file).unwrap();
     if let Ok(image) = Image::open(&path, Making::new(false, "--raw")) {
+        let _ = image.machine_frames(0..16);
         let len: u64 = image.extents().iter().map(|extent| extent.end - extent.start).sum();
         assert!(len <= 1000 * file.len() as u64, "{len}");
         for extent in image.extents() {
             image.contents(extent).for_each(drop);
         }
+        let ram = Ram::Dump(image);
+        let tables = [ram.page_tables(0).ok(), ram.vmcoreinfo().and_then(kernel::page_tables)];
+        for tables in tables.into_iter().flatten() {
+            let _ = ram.translate(&tables, 0xFFFF_FFFF_8000_0000);
+        }
     }
+}
+
+/// Returns dumps whose parsers are tried with changed bytes: the packed ones, and those with registers and other notes.
+fn hostile_forms() -> Vec<Vec<u8>> {
+    let registers = Registers { control: [1 << 31, 0, 0, 0x7000, 1 << 5], ..Registers::default() };
+    let text = b"OSRELEASE=6.1.0\nSYMBOL(init_top_pgt)=ffffffff80007000\nNUMBER(phys_base)=0\n";
+    let notes = [
+        note(b"CORE\0", 1, &registers.to_prstatus(0)),
+        note(b"QEMU\0", 0, &registers.to_qemu()),
+        note(b"VMCOREINFO\0", 0, text),
+    ];
+    let pages = some_pages();
+    let p2m: Vec<u64> = pages.keys().flat_map(|pfn| [*pfn, 0x1000 + pfn]).collect();
+    let others = [
+        elf_with_notes(&pages, &notes.concat()),
+        kdump(&pages, METHODS[1].1, &Kdump { notes: &notes.concat(), vmcoreinfo: text }),
+        xen_with(&pages, &[(".xen_p2m", &words(&p2m), 16), (".xen_prstatus", &registers.to_xen(), 5168)]),
+    ];
+    forms(&pages).into_iter().map(|(_, file)| file).chain(others).collect()
+}
+const HOSTILE_FORMS: usize = 14;
+
+#[test]
+fn all_hostile_forms_are_tried() {
+    assert_eq!(hostile_forms().len(), HOSTILE_FORMS);
 }
 
 proptest! {
     #[test]
-    fn changed_bytes_do_not_crash_it(form in 0..11_usize, changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
-        let (_, mut file) = forms(&some_pages()).swap_remove(form);
+    fn changed_bytes_do_not_crash_it(form in 0..HOSTILE_FORMS, changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut file = hostile_forms().swap_remove(form);
         for (index, byte) in changes {
             let at = index.index(file.len());
             file[at] = byte;
@@ -155,8 +189,8 @@ proptest! {
     }
 
     #[test]
-    fn changed_headers_do_not_crash_it(form in 0..11_usize, changes in vec((0..128_usize, any::<u32>()), 1..8)) {
-        let (_, mut file) = forms(&some_pages()).swap_remove(form);
+    fn changed_headers_do_not_crash_it(form in 0..HOSTILE_FORMS, changes in vec((0..128_usize, any::<u32>()), 1..8)) {
+        let mut file = hostile_forms().swap_remove(form);
         // The words of headers and descriptors.
         let starts = [0, 0x1A0, 0x1000, 0x1000 + 0x1A0, 0x2000, 0x3000, 0x4000];
         for (word, value) in changes {
@@ -169,8 +203,8 @@ proptest! {
     }
 
     #[test]
-    fn cut_files_do_not_crash_it(form in 0..11_usize, end in any::<prop::sample::Index>()) {
-        let (_, file) = forms(&some_pages()).swap_remove(form);
+    fn cut_files_do_not_crash_it(form in 0..HOSTILE_FORMS, end in any::<prop::sample::Index>()) {
+        let file = hostile_forms().swap_remove(form);
         open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-cut"), &file[..end.index(file.len())]);
     }
 }

@@ -5,9 +5,9 @@ use xenmap::{Guest, GuestKind, PageTables, PagingMode};
 
 use crate::args::SpaceArgs;
 use crate::harness::{CANARY, folder, ram, refusal, run_in};
+use crate::kernel::Kernel;
 use crate::ram::Ram;
 use crate::space::Space;
-use crate::vmcoreinfo::Kernel;
 
 /// The tables for a given base, or the error, on a host whose guest has this vcpu, or none.
 fn tables(dom0: Dom0, vcpu: Option<Vcpu>) -> Result<PageTables, String> {

@@ -3,9 +3,15 @@
 use std::fs;
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use crate::dumps::*;
 use crate::harness::*;
-use crate::symbols::{Address, address};
+use crate::image::{Image, Making};
+use crate::kernel::Kernel;
+use crate::ram::Ram;
+use crate::symbols::{Address, address, resolve};
 
 /// Where the kernel is by the files; it was moved by 0x200000.
 const BASE: u64 = 0xFFFF_FFFF_8100_0000;
@@ -125,5 +131,18 @@ fn address_is_a_number_or_a_symbol() {
     assert_eq!(address("_text.part.0+4K"), symbol("_text.part.0", 4096));
     for wrong in ["", "+4", "1x", "a b", "a+b", "a+", "ä"] {
         assert!(address(wrong).unwrap_err().starts_with("not a number"), "{wrong}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_file_of_symbols_is_read_or_refused(words in vec("[0-9a-fA-F]{0,20}|[A-Za-z_]{1,8}|[ \n\t{}:,\"]|\\PC", 0..40)) {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/symbols-any");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("file"), words.join(" ")).unwrap();
+        fs::write(folder.join("core"), elf_with_notes(&[(0, page(0))].into(), &note(b"VMCOREINFO\0", 0, b"SYMBOL(a)=1\n"))).unwrap();
+        let ram = Ram::Dump(Image::open(&folder.join("core"), Making::new(false, "")).unwrap());
+        let address = [address("a").unwrap()];
+        let _ = resolve(&address, Some(&folder.join("file")), &Kernel::new(&ram));
     }
 }

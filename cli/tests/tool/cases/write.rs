@@ -4,10 +4,10 @@ use xenmap::mock::{MockDomain, MockHost};
 use xenmap::{FRAME_SIZE, Gfn, Guest, GuestKind};
 
 use crate::args::{BytesArgs, SpaceArgs};
+use crate::kernel::Kernel;
 use crate::pattern::exact_bytes;
 use crate::ram::Ram;
 use crate::space::Space;
-use crate::vmcoreinfo::Kernel;
 use crate::write;
 
 /// Writes as the command does, and returns what it prints or its error.
