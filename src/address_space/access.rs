@@ -283,7 +283,8 @@ impl AddressSpace {
     }
 
     /// Calls `f` with `len` bytes, which are in one page.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "costs less if the view stays in registers")]
     fn in_page<R>(
         &self,
         protection: Protection,
@@ -292,7 +293,7 @@ impl AddressSpace {
         mut f: impl FnMut(&View<'_>) -> Result<R>,
     ) -> Result<R> {
         if let Some(known) = self.tlb.find(address)
-            && let Some(done) = self.cache.with_mapped(protection, known & ADDRESS, len, &mut f)
+            && let Some(done) = self.cache.with_mapped(protection, known & ADDRESS, len, |view| f(view))
         {
             return done;
         }

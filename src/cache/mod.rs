@@ -282,8 +282,8 @@ impl MapCache {
         pinned.ok_or(Error::Empty)
     }
 
-    /// Calls `f` with `len` bytes at a guest-physical address, if they are mapped as requested and lie in one bucket. It
-    /// costs less than a guard.
+    /// Calls `f` with `len` bytes at a guest-physical address, if they are mapped as requested and lie in one bucket
+    /// without holes. It costs less than a guard.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "as for `get`")]
     pub(crate) fn with_mapped<R>(
@@ -299,7 +299,7 @@ impl MapCache {
         }
         let request = Request::new(protection, &piece);
         let pin = self.buckets.find(piece.bucket, |bucket| bucket.has(piece.bucket, request))?;
-        let view = pin.bucket().view(protection, piece.offset, len).ok()?;
+        let view = pin.bucket().view_if_whole(protection, piece.offset, len)?;
         Some(f(&view))
     }
 

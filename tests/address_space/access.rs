@@ -193,6 +193,29 @@ fn memory_that_does_not_exist_is_an_error_with_its_physical_address() {
 }
 
 #[test]
+fn frames_next_to_a_hole_are_accessible() {
+    on_each_host(|host| {
+        let tables = Tables::four_levels(host);
+        tables.number_frames();
+        tables.guest.balloon_out(tables.gfns[4]);
+        tables.map(0x1000, 4);
+        tables.map(0x2000, 5);
+        let memory = host.open();
+        let space = tables.open(&memory);
+        for word in 7..9_u64 {
+            assert!(space.read::<u64>(0x1000).is_err());
+            space.write(0x2008, word).unwrap();
+            assert_eq!(space.read::<u64>(0x2008).unwrap(), word);
+            assert_eq!(tables.read(5, 8, 8), word.to_ne_bytes());
+        }
+        // The same through a page of 2 MiB.
+        tables.set(0x40_0000, 2, LARGE | ALL);
+        assert_eq!(space.read::<u64>(0x40_6000).unwrap(), 6);
+        assert!(space.read::<u64>(0x40_4000).is_err());
+    });
+}
+
+#[test]
 fn range_past_the_last_address_is_an_error() {
     on_each_host(|host| {
         let tables = Tables::four_levels(host);
