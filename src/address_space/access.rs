@@ -10,11 +10,6 @@ use crate::types::{FRAME_SIZE, Gfn, Pfn, Protection};
 
 use Protection::{ReadOnly, ReadWrite};
 
-/// # Errors
-///
-/// All methods that read or write have the errors of [`translate`](AddressSpace::translate) and of
-/// [`MapCache::get`](crate::MapCache::get), for the first address that fails. They do not check everything before they
-/// begin: after an error, the pages before that address have been read or written.
 impl AddressSpace {
     /// Reads an integer in native byte order, by a single access if its address is a multiple of its size.
     ///

@@ -74,10 +74,18 @@ const FRAME: u64 = FRAME_SIZE as u64;
 /// The tables of a 64-bit PV guest also map Xen's own memory, from `0xFFFF_8000_0000_0000` to `0xFFFF_87FF_FFFF_FFFF`. It
 /// is not the guest's, and cannot be read.
 ///
-/// # Addresses and rights
+/// # What is remembered
 ///
-/// Access rights are ignored: this also writes where the guest itself could not. [`translate`](AddressSpace::translate)
-/// reports them.
+/// Translations of up to 128 MiB in small pages and 2 GiB in large ones (from 2 MiB), if they are not too scattered.
+/// They take up to 1 MiB of memory. Other addresses are translated anew, through page tables that stay mapped.
+///
+/// # Errors
+///
+/// Access rights are ignored: this also writes where the guest itself could not.
+/// [`translate`](AddressSpace::translate) reports them.
+///
+/// All methods that read or write have the errors of [`translate`](AddressSpace::translate) and of [`MapCache::get`],
+/// for the first address that fails. After an error, the pages before that address have been read or written.
 pub struct AddressSpace {
     tables: PageTables,
     cache: Arc<MapCache>,
@@ -87,8 +95,8 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Creates an address space with a map cache of its own, of the sizes in [`CacheConfig::for_small_reads`]. Maps
-    /// nothing yet.
+    /// Creates an address space with a map cache of its own, of the sizes in
+    /// [`CacheConfig::for_small_reads`](crate::CacheConfig::for_small_reads). Maps nothing yet.
     ///
     /// For address spaces of one guest that share a cache, use [`with_cache`](AddressSpace::with_cache).
     #[must_use]
