@@ -3,8 +3,7 @@
 use super::{ADDRESS, AddressSpace, FRAME, lock};
 use crate::cache::Pinned;
 use crate::error::{Error, Result};
-use crate::guest::PageTables;
-use crate::guest::PagingMode;
+use crate::guest::{PageTables, PagingMode};
 use crate::mapping::{Access, ForeignMapping, View, Word};
 use crate::types::{FRAME_SIZE, Gfn, Pfn, Protection};
 
@@ -22,6 +21,7 @@ impl AddressSpace {
         if is_in_page(address, size) {
             return self.in_page(ReadOnly, address, size, |view| view.read(0));
         }
+        // Xen runs on little-endian processors only.
         let mut bytes = [0; 8];
         self.read_bytes(address, &mut bytes[..size])?;
         Ok(T::from_bits(u64::from_le_bytes(bytes)))

@@ -57,7 +57,7 @@ pub struct VirtualExtents<F, E> {
     half: Option<Half>,
     /// The tables that lead to the next entry, the top one first.
     path: Vec<Table>,
-    /// Tables that map nothing, by address and, in the low bits, level.
+    /// Tables of this half that map nothing, by address and, in the low bits, level.
     empty: HashSet<u64>,
     /// An extent that the next page may continue.
     extent: Option<VirtualExtent>,
@@ -172,6 +172,7 @@ where
     fn step(&mut self) -> Option<Result<Option<VirtualExtent>, E>> {
         let (Some(half), Some(table)) = (self.half, self.path.last_mut()) else {
             let half = self.halves.pop()?;
+            self.empty.clear(); // the halves of arm64 may have different formats
             let start = half.first & !low_bits(half.address_bits);
             self.path.push(self.table(&half, half.top, half.levels, start, Limits::NONE));
             self.half = Some(half);
