@@ -233,8 +233,8 @@ impl AddressSpace {
     /// Maps the pages of a range one after the other, as the guest sees them, wherever they are in physical memory: as
     /// one contiguous mapping, outside of the cache.
     ///
-    /// The mapping consists of whole frames: `address` is at the offset `address % FRAME_SIZE`. It keeps showing the same
-    /// frames, whatever the guest does to its page tables.
+    /// The mapping consists of whole frames: `address` is at the offset `address % FRAME_SIZE`. It keeps showing the
+    /// same frames, whatever the guest does to its page tables.
     ///
     /// ```
     /// use xenmap::mock::MockHost;

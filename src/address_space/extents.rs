@@ -14,11 +14,11 @@ impl AddressSpace {
     /// Iterates over all virtual addresses of a range that are mapped, in ascending order; see
     /// [`PageTables::extents_with`](crate::PageTables::extents_with), also for what a hostile guest can do.
     ///
-    /// This reads the tables as they are now, without remembered translations. The guest may change them meanwhile. If a
-    /// table cannot be read, the iterator returns the error, and goes on after it.
+    /// This reads the tables as they are now, without remembered translations. The guest may change them meanwhile. If
+    /// a table cannot be read, the iterator returns the error, and goes on after it.
     ///
-    /// For a PV guest, the physical addresses are pseudo-physical. A page that is not the guest's own is an error. What Xen
-    /// has in the tables of a 64-bit guest is left out.
+    /// For a PV guest, the physical addresses are pseudo-physical. A page that is not the guest's own is an error. What
+    /// Xen has in the tables of a 64-bit guest is left out.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
