@@ -24,7 +24,10 @@
 //! | open the device, map frames, list domains | [`ForeignMemory`] |
 //! | read and write mapped frames | [`ForeignMapping`], its [`View`], and the methods of [`Access`] |
 //! | address a guest's memory as the guest does | [`Guest`]; [`PageTables`] for virtual addresses |
+//! | read many small things at virtual addresses | [`AddressSpace`] |
+//! | find all that a guest has mapped | [`AddressSpace::extents`] and its [`VirtualExtent`]s |
 //! | walk page tables that you read yourself, from a dump for example | [`PageTables::translate_with`] and [`extents_with`](PageTables::extents_with) |
+//! | find a guest's kernel | [`Guest::registers`] and [`Guest::page_tables`] |
 //! | find a guest's RAM | [`Guest::ram_map`] and its [`RamMap`], or [`RamScan`] step by step |
 //! | pause a guest while you read it | [`Guest::pause`] and its guard [`Paused`] |
 //! | keep memory mapped for a device model | [`MapCache`], which returns [`Pinned`] memory |

@@ -3,18 +3,12 @@
 use super::{ADDRESS, AddressSpace, FRAME, lock};
 use crate::cache::Pinned;
 use crate::error::{Error, Result};
-use crate::guest::PageTables;
-use crate::guest::PagingMode;
+use crate::guest::{PageTables, PagingMode};
 use crate::mapping::{Access, ForeignMapping, View, Word};
 use crate::types::{FRAME_SIZE, Gfn, Pfn, Protection};
 
 use Protection::{ReadOnly, ReadWrite};
 
-/// # Errors
-///
-/// All methods that read or write have the errors of [`translate`](AddressSpace::translate) and of
-/// [`MapCache::get`](crate::MapCache::get), for the first address that fails. They do not check everything before they
-/// begin: after an error, the pages before that address have been read or written.
 impl AddressSpace {
     /// Reads an integer in native byte order, by a single access if its address is a multiple of its size.
     ///
@@ -27,6 +21,7 @@ impl AddressSpace {
         if is_in_page(address, size) {
             return self.in_page(ReadOnly, address, size, |view| view.read(0));
         }
+        // Xen runs on little-endian processors only.
         let mut bytes = [0; 8];
         self.read_bytes(address, &mut bytes[..size])?;
         Ok(T::from_bits(u64::from_le_bytes(bytes)))
@@ -152,7 +147,7 @@ impl AddressSpace {
     /// Follows a chain of pointers: adds each offset to the address of before, and reads the pointer there. Returns the
     /// last pointer; for no offsets, the address itself.
     ///
-    /// A pointer has 8 bytes; with [`PagingMode::Pae`], 4.
+    /// A pointer has 8 bytes or, with [`PagingMode::Pae`] and [`PagingMode::TwoLevels`], 4.
     ///
     /// ```
     /// # use xenmap::mock::MockHost;
@@ -175,7 +170,7 @@ impl AddressSpace {
     ///
     /// Those of [all methods](AddressSpace#errors).
     pub fn follow(&self, address: u64, offsets: &[u64]) -> Result<u64> {
-        let is_32_bit = matches!(self.tables, PageTables::X86 { mode: PagingMode::Pae, .. });
+        let is_32_bit = matches!(self.tables, PageTables::X86 { mode: PagingMode::Pae | PagingMode::TwoLevels, .. });
         offsets.iter().try_fold(address, |pointer, &offset| {
             let at = pointer.wrapping_add(offset);
             if is_32_bit { self.read::<u32>(at & u64::from(u32::MAX)).map(u64::from) } else { self.read(at) }
@@ -198,6 +193,20 @@ impl AddressSpace {
         let mut bytes = vec![0; size];
         self.read_bytes(address, &mut bytes)?;
         T::read_from_bytes(&bytes).map_err(|_| Error::OutOfBounds { offset: 0, len: size, size })
+    }
+
+    /// Reads into a structure, an array or a slice of them; see [`read_as`](AddressSpace::read_as).
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](AddressSpace#errors).
+    #[cfg(feature = "zerocopy")]
+    pub fn read_into<T: zerocopy::FromBytes + zerocopy::IntoBytes + ?Sized>(
+        &self,
+        address: u64,
+        to: &mut T,
+    ) -> Result<()> {
+        self.read_bytes(address, to.as_mut_bytes())
     }
 
     /// Writes a structure, an array or a slice of them. The guest may see its bytes change in any order.
@@ -238,8 +247,8 @@ impl AddressSpace {
     /// Maps the pages of a range one after the other, as the guest sees them, wherever they are in physical memory: as
     /// one contiguous mapping, outside of the cache.
     ///
-    /// The mapping consists of whole frames: `address` is at the offset `address % FRAME_SIZE`. It keeps showing the same
-    /// frames, whatever the guest does to its page tables.
+    /// The mapping consists of whole frames: `address` is at the offset `address % FRAME_SIZE`. It keeps showing the
+    /// same frames, whatever the guest does to its page tables.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -283,7 +292,8 @@ impl AddressSpace {
     }
 
     /// Calls `f` with `len` bytes, which are in one page.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "costs less if the view stays in registers")]
     fn in_page<R>(
         &self,
         protection: Protection,
@@ -292,7 +302,7 @@ impl AddressSpace {
         mut f: impl FnMut(&View<'_>) -> Result<R>,
     ) -> Result<R> {
         if let Some(known) = self.tlb.find(address)
-            && let Some(done) = self.cache.with_mapped(protection, known & ADDRESS, len, &mut f)
+            && let Some(done) = self.cache.with_mapped(protection, known & ADDRESS, len, |view| f(view))
         {
             return done;
         }

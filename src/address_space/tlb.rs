@@ -8,11 +8,12 @@ use std::sync::{OnceLock, PoisonError};
 
 use super::sync::{AtomicU64, Mutex, MutexGuard, Ordering, fence};
 
-/// Entries in a chunk: the translations of a contiguous range of pages.
-const CHUNK: usize = if cfg!(loom) { 2 } else { 512 };
+/// Entries in a chunk: the translations of a contiguous range of pages. A chunk is small, because a page of memory that
+/// is used for the first time costs as much as many reads.
+const CHUNK: usize = if cfg!(loom) { 2 } else { 64 };
 /// Chunks of small pages (of 4 KiB, for 128 MiB) and of large ones (of 2 MiB, for 2 GiB).
-const SMALL: usize = if cfg!(loom) { 1 } else { 64 };
-const LARGE: usize = if cfg!(loom) { 1 } else { 2 };
+const SMALL: usize = if cfg!(loom) { 1 } else { 512 };
+const LARGE: usize = if cfg!(loom) { 1 } else { 16 };
 
 const SMALL_BITS: u32 = 12;
 const LARGE_BITS: u32 = 21;
@@ -34,7 +35,7 @@ pub(super) struct Tlb {
 #[derive(Debug)]
 struct Pages<const BITS: u32, const CHUNKS: usize> {
     /// Allocated when the first entry is stored, and not freed before this is dropped.
-    chunks: [Chunk; CHUNKS],
+    chunks: Box<[Chunk; CHUNKS]>,
 }
 
 type Chunk = OnceLock<Box<[Entry; CHUNK]>>;
@@ -92,7 +93,7 @@ impl Tlb {
 
 impl<const BITS: u32, const CHUNKS: usize> Pages<BITS, CHUNKS> {
     fn new() -> Self {
-        Pages { chunks: std::array::from_fn(|_| OnceLock::new()) }
+        Pages { chunks: Box::new(std::array::from_fn(|_| OnceLock::new())) }
     }
 
     /// Returns the chunk of a page, and the index in it.
@@ -205,7 +206,7 @@ mod tests {
         let tlb = Tlb::new();
         // Two of the ranges do not begin at a multiple of their size.
         for start in [0, 0xFFFF_8880_0123_4000, 0x7F12_3450_0000] {
-            let pages = || (start..).step_by(4096).take((SMALL - 3) * CHUNK);
+            let pages = || (start..).step_by(4096).take((SMALL - 1) * CHUNK);
             pages().for_each(|address| tlb.insert(tlb.time(), address, KIB_4, address));
             assert!(pages().all(|address| tlb.find(address) == Some(address)), "{start:#x}");
         }
@@ -215,7 +216,7 @@ mod tests {
     fn reader_never_sees_the_translation_of_another_page() {
         let tlb = Tlb::new();
         // Both have the same place.
-        let pages = [0, 64 * 64 * (512 << SMALL_BITS)];
+        let pages = [0, ((SMALL * SMALL * CHUNK) as u64) << SMALL_BITS];
         assert!(std::ptr::eq(tlb.small.place(0).0, tlb.small.place(pages[1] >> 12).0));
         std::thread::scope(|scope| {
             scope.spawn(|| {

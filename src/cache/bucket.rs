@@ -71,6 +71,16 @@ impl Bucket {
         })
     }
 
+    /// Returns `len` bytes at an offset as [`view`](Bucket::view) does, if they are inside and the bucket has no hole.
+    #[inline]
+    pub(super) fn view_if_whole(&self, protection: Protection, offset: usize, len: usize) -> Option<View<'_>> {
+        let view = self.mapping.view().if_whole(protection, offset, len)?;
+        Some(match protection {
+            Protection::ReadOnly => view.read_only(),
+            Protection::ReadWrite => view.tracked(&self.dirty),
+        })
+    }
+
     #[cfg(feature = "vm-memory")]
     pub(crate) fn mapping(&self) -> &ForeignMapping {
         &self.mapping

@@ -143,13 +143,15 @@ impl Default for CacheConfig {
 
 impl CacheConfig {
     /// Returns sizes for a program that reads small things all over a guest's memory, such as an
-    /// [`AddressSpace`](crate::AddressSpace): small buckets, and a budget of 512 MiB.
+    /// [`AddressSpace`](crate::AddressSpace): many small buckets.
     ///
-    /// What a bucket should hold depends on the host, because mapping frames costs something for each call and
-    /// something for each frame. In a PV dom0 a call costs as much as 12 frames, so a bucket of 8 frames (32 KiB) is
-    /// nearly as cheap to map as a single frame, and still less than a third of the cost of each frame's mapping is
-    /// that of the call when all memory is read. In any other dom0 each frame costs a hypercall of its own, so frames
-    /// that may not be needed are not mapped: a bucket has 2 frames.
+    /// Their size depends on the host, because mapping costs something for each call and something for each frame. In a
+    /// PV dom0 a call costs as much as 12 frames. A bucket has 8 frames (32 KiB) there: that is not even twice as
+    /// expensive as a single frame, and a program that reads everything pays for a call only once in 8 frames. In any
+    /// other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a bucket
+    /// has 2 frames (8 KiB).
+    ///
+    /// The budget is 16384 buckets (512 or 128 MiB), a quarter of the mappings that a process can have.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -166,7 +168,8 @@ impl CacheConfig {
     #[must_use]
     pub fn for_small_reads(memory: &ForeignMemory) -> CacheConfig {
         let frames = if memory.host_kind() == HostKind::Pv { 8 } else { 2 };
-        CacheConfig { bucket_size: frames * FRAME_SIZE, budget: 512 << 20 }
+        let bucket_size = frames * FRAME_SIZE;
+        CacheConfig { bucket_size, budget: 16384 * bucket_size }
     }
 }
 
@@ -282,8 +285,8 @@ impl MapCache {
         pinned.ok_or(Error::Empty)
     }
 
-    /// Calls `f` with `len` bytes at a guest-physical address, if they are mapped as requested and lie in one bucket. It
-    /// costs less than a guard.
+    /// Calls `f` with `len` bytes at a guest-physical address, if they are mapped as requested and lie in one bucket
+    /// without holes. It costs less than a guard.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "as for `get`")]
     pub(crate) fn with_mapped<R>(
@@ -299,7 +302,7 @@ impl MapCache {
         }
         let request = Request::new(protection, &piece);
         let pin = self.buckets.find(piece.bucket, |bucket| bucket.has(piece.bucket, request))?;
-        let view = pin.bucket().view(protection, piece.offset, len).ok()?;
+        let view = pin.bucket().view_if_whole(protection, piece.offset, len)?;
         Some(f(&view))
     }
 

@@ -85,6 +85,8 @@ impl Guest {
 
     /// Copies bytes out of the guest, starting at a guest-physical address.
     ///
+    /// This maps the memory anew for each call. For many small reads, use a [`MapCache`](crate::MapCache).
+    ///
     /// The guest may write at the same time: each byte is one that was there at some moment of the call. For an
     /// example, see [`Guest`].
     ///
@@ -102,7 +104,8 @@ impl Guest {
         })
     }
 
-    /// Copies bytes into the guest, starting at a guest-physical address.
+    /// Copies bytes into the guest, starting at a guest-physical address. Like [`read`](Guest::read), this maps the
+    /// memory anew for each call.
     ///
     /// # Errors
     ///

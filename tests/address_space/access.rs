@@ -193,6 +193,29 @@ fn memory_that_does_not_exist_is_an_error_with_its_physical_address() {
 }
 
 #[test]
+fn frames_next_to_a_hole_are_accessible() {
+    on_each_host(|host| {
+        let tables = Tables::four_levels(host);
+        tables.number_frames();
+        tables.guest.balloon_out(tables.gfns[4]);
+        tables.map(0x1000, 4);
+        tables.map(0x2000, 5);
+        let memory = host.open();
+        let space = tables.open(&memory);
+        for word in 7..9_u64 {
+            assert!(space.read::<u64>(0x1000).is_err());
+            space.write(0x2008, word).unwrap();
+            assert_eq!(space.read::<u64>(0x2008).unwrap(), word);
+            assert_eq!(tables.read(5, 8, 8), word.to_ne_bytes());
+        }
+        // The same through a page of 2 MiB.
+        tables.set(0x40_0000, 2, LARGE | ALL);
+        assert_eq!(space.read::<u64>(0x40_6000).unwrap(), 6);
+        assert!(space.read::<u64>(0x40_4000).is_err());
+    });
+}
+
+#[test]
 fn range_past_the_last_address_is_an_error() {
     on_each_host(|host| {
         let tables = Tables::four_levels(host);
@@ -258,6 +281,9 @@ fn structures_are_read_and_written_across_pages() {
             let written = Descriptor { address: 1 << 40, len: 2 << 20, flags: 3, next: 4 };
             space.write_as(address + offset, &written).unwrap();
             assert_eq!(space.read_as::<Descriptor>(address + offset).unwrap(), written);
+            let mut words = vec![0_u64; 2];
+            space.read_into(address + offset, &mut words[..]).unwrap();
+            assert_eq!(words, [1 << 40, 0x0004_0003_0020_0000]);
         }
         assert!(space.read_as::<[u64; 0x1000]>(address).is_err());
     });

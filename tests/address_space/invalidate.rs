@@ -91,7 +91,7 @@ fn stale_translation_to_a_frame_that_is_gone_is_an_error() {
         let space = tables.open(&memory);
         assert_eq!(space.read::<u64>(0x1000).unwrap(), 3);
 
-        tables.guest.balloon_out(tables.guest.gfns()[3]);
+        tables.guest.balloon_out(tables.gfns[3]);
         assert_eq!(space.read::<u64>(0x1000).unwrap(), 3, "it is still mapped");
         space.cache().invalidate_all();
         let error = space.read::<u64>(0x1000).unwrap_err();

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 
-use xenmap::{AddressSpace, Error, ForeignMemory, GuestKind, PageTables, PagingMode, Result};
+use xenmap::{AddressSpace, Error, ForeignMemory, Gfn, GuestKind, PageTables, PagingMode, Result};
 
 use crate::common::{FRAME, Guest, Host};
 
@@ -24,13 +24,16 @@ const FRAMES: usize = 64;
 /// A guest with page tables of 4 levels, or of another number.
 pub struct Tables {
     pub guest: Guest,
+    /// Its frames, including those that it gives back later.
+    pub gfns: Vec<Gfn>,
     mode: PagingMode,
     next: Cell<u64>,
 }
 
 impl Tables {
     pub fn new(host: &Host, mode: PagingMode) -> Tables {
-        Tables { guest: host.create(GuestKind::Hvm, FRAMES), mode, next: Cell::new(DATA + 1) }
+        let guest = host.create(GuestKind::Hvm, FRAMES);
+        Tables { gfns: guest.gfns(), guest, mode, next: Cell::new(DATA + 1) }
     }
 
     pub fn four_levels(host: &Host) -> Tables {
@@ -94,8 +97,8 @@ impl Tables {
         }
     }
 
-    fn gfn(&self, frame: u64) -> xenmap::Gfn {
-        self.guest.gfns()[usize::try_from(frame).unwrap()]
+    fn gfn(&self, frame: u64) -> Gfn {
+        self.gfns[usize::try_from(frame).unwrap()]
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use proptest::prelude::*;
 use xenmap::{AccessRights, Error, PageTables, PagingMode, Translation, VirtualExtent};
 
-use PagingMode::{FiveLevels, FourLevels, Pae};
+use PagingMode::{FiveLevels, FourLevels, Pae, TwoLevels};
 
 const FRAME: u64 = 4096;
 const MIB_2: u64 = 1 << 21;
@@ -128,6 +128,39 @@ fn top_entries_of_pae_do_not_limit_rights() {
 }
 
 #[test]
+fn two_levels_have_entries_of_4_bytes() {
+    // Entries 0 to 3 of the top table: a table; a page of 4 MiB above 4 GiB (PSE-36), for the kernel; nothing; another
+    // table, which does not exist. Entries 1 and 2 of the table, and its last one, are pages.
+    let memory = Memory::new(&[
+        (0x1000, 0x2007 | (0x0080_0000 | 0x5 << 13 | 0x83) << 32),
+        (0x1008, 0x0020_0007 << 32),
+        (0x2000, 0x5005 << 32),
+        (0x2008, 0x6005),
+        (0x2FF8, 0x9007 << 32),
+    ]);
+    let tables = x86(TwoLevels);
+    let found: Vec<_> = memory.extents(&tables, ..).map(|e| e.map(|e| (e.address, e.physical, e.len))).collect();
+    let mib_4 = 2 * MIB_2;
+    let expected = [
+        Ok((0x1000, 0x5000, 2 * FRAME)),
+        Ok((mib_4 - FRAME, 0x9000, FRAME)),
+        Ok((mib_4, 0x5_0080_0000, mib_4)),
+        Err(Failure::Unreadable(0x20_0000)),
+    ];
+    assert_eq!(found, expected);
+    for (address, physical, page_size, expected) in [
+        (0x2123, 0x6123, FRAME, rights(false, true, true)),
+        (mib_4 + 0x12_3456, 0x5_0092_3456, mib_4, rights(true, false, true)),
+    ] {
+        let found = memory.translate(&tables, address).unwrap();
+        assert_eq!((found.physical, found.page_size, of(found.rights)), (physical, page_size, expected));
+    }
+    assert_eq!(memory.translate(&tables, 0), Err(Failure::Walk { last: 0xFFF }));
+    assert_eq!(memory.translate(&tables, 2 * mib_4), Err(Failure::Walk { last: 3 * mib_4 - 1 }));
+    assert_eq!(memory.translate(&tables, 1 << 32), Err(Failure::Walk { last: u64::MAX }));
+}
+
+#[test]
 fn arm64_rights_combine_pages_and_tables() {
     const EL0: u64 = 1 << 6;
     const READ_ONLY: u64 = 1 << 7;
@@ -220,6 +253,16 @@ fn arm64_halves_have_their_own_tables() {
 }
 
 #[test]
+fn table_that_is_empty_in_one_format_of_arm64_may_not_be_in_the_other() {
+    // The lower half has pages of 16 KiB, and none of 1 GiB; the upper half has pages of 4 KiB, and of 1 GiB. Both have
+    // the table at 0x8000 on level 3.
+    let memory = Memory::new(&[(0x4000, 0x8003), (0xC000, 0x8003), (0x8000, 0x4000_0001)]);
+    let tcr = 0x10 | 2 << 14 | 0x10 << 16 | 2 << 30;
+    let tables = PageTables::Arm64 { ttbr0: 0x4000, ttbr1: 0xC000, tcr };
+    assert_eq!(memory.all(&tables, ..), [(0xFFFF_0000_0000_0000, 0x4000_0000, GIB_1, GIB_1)]);
+}
+
+#[test]
 fn arm64_tables_of_64_kib_are_read_frame_by_frame() {
     // With pages of 64 KiB and 42 bits of address, there are two levels of 8192 entries each.
     let tables = PageTables::Arm64 { ttbr0: 0x1_0000, ttbr1: 0, tcr: 0x16 | 1 << 14 | 1 << 23 };
@@ -257,7 +300,7 @@ fn tables_that_map_nothing_are_walked_once_a_level() {
     }
     let memory = Memory::new(&entries);
     assert_eq!(memory.all(&x86(FiveLevels), ..), []);
-    assert_eq!(memory.reads.get(), 6, "the top table is walked for each half");
+    assert_eq!(memory.reads.get(), 2 * 5, "once for each half");
 }
 
 #[test]
@@ -323,7 +366,7 @@ proptest! {
     #[test]
     fn extents_are_what_translation_finds(
         memory in any_memory(),
-        mode in prop::sample::select(vec![Pae, FourLevels, FiveLevels]),
+        mode in prop::sample::select(vec![TwoLevels, Pae, FourLevels, FiveLevels]),
         start in prop::sample::select(vec![0, GIB_1 - MIB_2, 0xFFFF_FFFF_FFC0_0000, 0x7FFF_FFC0_0000, 0xC000_0000]),
         pages in 1_u64..1024,
         offset in 0..FRAME,
@@ -338,7 +381,7 @@ proptest! {
     #[test]
     fn any_tables_give_extents_in_ascending_order(
         memory in any_memory(),
-        mode in prop::sample::select(vec![Pae, FourLevels, FiveLevels]),
+        mode in prop::sample::select(vec![TwoLevels, Pae, FourLevels, FiveLevels]),
     ) {
         let extents: Vec<_> = memory.extents(&x86(mode), ..).take(1000).filter_map(Result::ok).collect();
         for pair in extents.windows(2) {

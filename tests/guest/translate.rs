@@ -438,3 +438,19 @@ fn translation_maps_one_frame_per_level() {
     guest.translate(&builder.tables(), address).unwrap();
     assert_eq!(host.hypercalls().mmu_update - before.mmu_update, 4);
 }
+
+#[test]
+fn one_call_maps_each_table_once() {
+    let address = addresses(FourLevels)[0];
+    let mut builder = Builder::new(FourLevels);
+    for page in 0..16 {
+        assert!(builder.map(address + page * KIB_4, (15 - page) * KIB_4, KIB_4));
+    }
+    let host = mock(Dom0::Pv);
+    let guest = guest_with(&Host::Mock(host.clone()), &builder);
+    let memory = host.open().unwrap();
+    let guest = xenmap::Guest::open(&memory, guest.domid()).unwrap();
+    let before = host.hypercalls();
+    guest.read_virtual(&builder.tables(), address, &mut vec![0; 16 * FRAME]).unwrap();
+    assert_eq!(host.hypercalls().mmu_update - before.mmu_update, 4 + 1, "four tables, and all pages at once");
+}

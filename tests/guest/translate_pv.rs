@@ -114,3 +114,28 @@ fn kernels_p2m_can_be_read_at_its_virtual_address() {
     let expected: Vec<u64> = pfns(0..64).into_iter().map(|pfn| domain.mfn(pfn).unwrap().get()).collect();
     assert_eq!(entries, expected);
 }
+
+#[test]
+fn read_costs_at_most_twice_as_much_as_for_an_hvm_guest() {
+    let host = mock(Dom0::Pv);
+    let pv = host.create_domain(GuestKind::Pv, 64);
+    pv.start_kernel(&PvKernel::default());
+    map_at_zero(&pv, PagingMode::FourLevels, &mfns(&pv, &[19]));
+    let hvm = host.create_domain(GuestKind::Hvm, 64);
+    for frame in 4..8 {
+        hvm.write(Gfn::new(frame).unwrap(), 0, &((frame + 1) << 12 | 1).to_ne_bytes());
+    }
+    let memory = host.open().unwrap();
+    let cost = |domain: &MockDomain, tables: &PageTables| {
+        let guest = Guest::open(&memory, domain.domid()).unwrap();
+        let mut word = [0; 8];
+        guest.read_virtual(tables, 0, &mut word).unwrap(); // finds the p2m
+        let before = host.hypercalls();
+        guest.read_virtual(tables, 0, &mut word).unwrap();
+        let after = host.hypercalls();
+        (after.mmu_update - before.mmu_update) + (after.pte_writes - before.pte_writes)
+    };
+    let of_pv = cost(&pv, &Guest::open(&memory, pv.domid()).unwrap().page_tables(0).unwrap());
+    let of_hvm = cost(&hvm, &PageTables::X86 { cr3: 0x4000, mode: PagingMode::FourLevels });
+    assert!(of_pv <= 2 * of_hvm, "{of_pv} hypercalls instead of {of_hvm}");
+}

@@ -16,7 +16,7 @@ build_programs() {
     say "building the programs for dom0"
     if [[ $lane == cost ]]; then
         # Dynamic, because it opens both Debian's libxenforeignmemory and ours.
-        cargo_build bench --no-run --target "$triple" --bench xen_cost --bench ioreq
+        cargo_build bench --no-run --target "$triple" --bench xen_cost --bench ioreq --bench address_space
         while read -r file binary; do
             "${cross}strip" -o "$work/overlay/tests/$file" "$binary"
         done < <(executables benches)

@@ -10,13 +10,11 @@ pub(crate) use extents::inclusive;
 pub use extents::{VirtualExtent, VirtualExtents};
 pub use x86::PagingMode;
 
-const ENTRY_BYTES: u64 = 8;
-
 const NO_SUCH_PAGE: &str = "an entry maps a page of a size that does not exist";
 
 /// The page tables of an address space of a guest, described by the vcpu registers that select them.
 ///
-/// Use [`Guest::page_tables`] for those that a vcpu is using, or fill in the registers:
+/// Use [`Guest::page_tables`](crate::Guest::page_tables) for those that a vcpu is using, or fill in the registers:
 ///
 /// ```
 /// use xenmap::mock::MockHost;

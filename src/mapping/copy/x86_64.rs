@@ -4,6 +4,8 @@ use std::arch::{asm, is_x86_feature_detected};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::types::FRAME_SIZE;
+
 /// Copies between one and two registers' worth of bytes: one register holds the first bytes, the other the last.
 macro_rules! move_ends {
     ($mov:literal, $class:ident, $modifier:literal, $size:literal, $from:ident, $to:ident, $len:ident) => {
@@ -100,7 +102,7 @@ unsafe fn copy_at_first_or_without_avx2(from: *const u8, to: *mut u8, len: usize
         AVX2.store(true, Relaxed);
         // SAFETY: the caller's promise.
         unsafe { copy_by_avx2(from, to, len) }
-    } else if len > 1024 && is_x86_feature_detected!("ermsb") {
+    } else if len > FRAME_SIZE && is_x86_feature_detected!("ermsb") {
         // SAFETY: the caller's promise.
         unsafe { copy_by_string(from, to, len) }
     } else {
@@ -196,7 +198,8 @@ unsafe fn copy_by_sse2(from: *const u8, to: *mut u8, len: usize) {
     move_block(len - BLOCK);
 }
 
-/// Copies by `rep movsb`, which newer processors execute about as fast as AVX2 for more than 1 KiB.
+/// Copies by `rep movsb`, which newer processors execute about as fast as AVX2 for more than 1 KiB. It is used for more
+/// than a frame only, because a simulated processor executes it byte by byte.
 unsafe fn copy_by_string(from: *const u8, to: *mut u8, len: usize) {
     // SAFETY: the caller's promise; the direction flag is clear on entry to any asm block.
     unsafe {
