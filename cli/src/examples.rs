@@ -71,6 +71,11 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap picture --domain web ram.png", "Draw where the guest's RAM is"),
             ("xenmap picture --domain web --since before.elf ram.png", "Mark what has changed since the dump"),
         ],
+        "mount" => &[
+            ("xenmap mount --domain web /mnt", "Mount the RAM of a running guest; Ctrl-C ends it"),
+            ("gdb -core /mnt/ram.elf", "Look at it in a debugger, from another terminal"),
+            ("xenmap mount --dump vmcore /mnt", "Show a dump in other formats, without converting it"),
+        ],
         "completions" => &[
             ("xenmap completions bash >~/.local/share/bash-completion/completions/xenmap", "Install for bash"),
             ("xenmap completions zsh >~/.zfunc/_xenmap", "Install for zsh, if ~/.zfunc is in fpath"),
@@ -90,7 +95,7 @@ pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str
             ("3", "incomplete: some memory could not be read, or --search-limit ended the search for RAM"),
             ("128+N", "dump was interrupted by signal N"),
         ],
-        "map" | "picture" => {
+        "map" | "picture" | "mount" => {
             &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")]
         }
         "read" => &[("0", "success"), ("2", "error, or no byte could be read"), ("3", "some bytes could not be read")],
