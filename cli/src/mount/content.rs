@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use crate::Result;
 use crate::args::Format;
 use crate::bytes::Bytes;
-use crate::dump::copy::Tally;
+use crate::dump::copy::{Tally, copy_part};
 use crate::dump::layout::{FRAME, Layout};
 use crate::dump::sink::Sink;
+use crate::map::Found;
+use crate::progress::Progress;
 use crate::ram::Ram;
+use crate::{Result, dump};
 
 pub(crate) struct Content {
     /// In ascending order, without overlap. What is between them is zero.
@@ -34,15 +36,15 @@ impl Content {
         Content { pieces: vec![Piece { range: 0..len, source: Source::Bytes(bytes) }], len }
     }
 
-    /// Returns the content of a dump of the RAM in these ranges of frames; and why the kernel's note in it may be the
-    /// wrong one.
+    /// Returns the content of a dump of the RAM that was found, given its [`survey`]; and why the kernel's note in it may
+    /// be the wrong one.
     pub(crate) fn of_dump(
         format: Format,
         ram: &Ram,
-        ranges: &[Range<u64>],
+        found: &Found,
         tally: &Tally,
     ) -> Result<(Content, Option<String>)> {
-        let layout = Layout::new(format, ram, ranges, false)?;
+        let layout = Layout::new(format, ram, &found.ranges(), false)?;
         let mut pieces = WithoutRam(Vec::new());
         pieces.bytes(0, &layout.head)?;
         for part in &layout.parts {
@@ -109,15 +111,24 @@ fn index(offset: u64, start: u64) -> Result<usize> {
     Ok(usize::try_from(offset - start)?)
 }
 
-/// Keeps the bytes of a dump, except for the RAM.
-pub(crate) struct WithoutRam(Vec<Piece>);
-
-impl WithoutRam {
-    /// Returns a sink for copying that only counts.
-    pub(crate) fn new() -> WithoutRam {
-        WithoutRam(Vec::new())
+/// Reads all RAM once, as a dump does: to find what cannot be read, and the kernel's note.
+pub(crate) fn survey(ram: &Ram, found: &Found) -> Result<Tally> {
+    let layout = Layout::new(Format::Elf, ram, &found.ranges(), false)?;
+    let progress = Progress::new("looking for the kernel", layout.frames())?;
+    let mut tally = Tally::default();
+    for part in &layout.parts {
+        copy_part(ram, part, layout.has_notes(), &mut WithoutRam(Vec::new()), |copied, _| {
+            tally.add(copied);
+            progress.set(tally.frames());
+            Ok(())
+        })?;
     }
+    tally.add(dump::broken(found));
+    Ok(tally)
 }
+
+/// Keeps the bytes of a dump, except for the RAM.
+struct WithoutRam(Vec<Piece>);
 
 impl Sink for WithoutRam {
     fn begin(&mut self, _: u64) -> std::io::Result<()> {

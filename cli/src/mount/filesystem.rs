@@ -15,15 +15,12 @@ use fuser::{
 };
 use nix::unistd::{getegid, geteuid};
 
-use super::content::Content;
+use super::content::{Content, survey};
 use super::live::LiveRam;
 use crate::args::Format;
-use crate::dump;
-use crate::dump::copy::{Tally, copy_part};
-use crate::dump::layout::Layout;
+use crate::dump::report;
 use crate::map::{Found, Map};
 use crate::printable::write_json;
-use crate::progress::Progress;
 use crate::ram::Ram;
 use crate::{Result, info, say};
 
@@ -33,8 +30,8 @@ const TTL: Duration = Duration::from_secs(1);
 /// The inode of the first file; the others follow.
 const FIRST: u64 = INodeNo::ROOT.0 + 1;
 
-/// A file, by its index in [`Files::NAMES`].
-type Index = usize;
+/// What the kernel gets: an answer or an errno.
+type Answer<T> = std::result::Result<T, Errno>;
 
 pub(crate) struct Files {
     ram: Arc<LiveRam>,
@@ -47,16 +44,17 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    const NAMES: [&'static str; 5] = ["ram", "ram.elf", "ram.lime", "map.json", Files::INFO];
-    const INFO: &'static str = "info.json";
+    const DUMPS: [Format; 3] = [Format::Raw, Format::Elf, Format::Lime];
+    /// The names of the dumps, and of the other files.
+    const NAMES: [&'static str; 5] = ["ram", "ram.elf", "ram.lime", "map.json", "info.json"];
 
     /// Reads all RAM once, to find what cannot be read and the kernel's note.
     pub(crate) fn new(ram: Arc<LiveRam>, found: &Found) -> Result<Files> {
-        let ranges = found.ranges();
-        let tally = survey(&ram.ram, &ranges, dump::broken(found))?;
+        let tally = survey(&ram.ram, found)?;
+        report::lost(&tally).for_each(|line| say(&line));
         let mut contents = Vec::new();
-        for format in [Format::Raw, Format::Elf, Format::Lime] {
-            let (content, doubt) = Content::of_dump(format, &ram.ram, &ranges, &tally)?;
+        for format in Files::DUMPS {
+            let (content, doubt) = Content::of_dump(format, &ram.ram, found, &tally)?;
             doubt.iter().for_each(|doubt| say(doubt));
             contents.push(content);
         }
@@ -67,28 +65,30 @@ impl Files {
         Ok(Files { ram, contents, infos, next_handle, created: SystemTime::now() })
     }
 
-    /// Returns the inodes of files whose content changes with the guest.
-    pub(crate) fn changing() -> impl Iterator<Item = INodeNo> {
-        (FIRST..FIRST + Files::NAMES.len() as u64).map(INodeNo)
+    /// Returns the inodes of the files that have RAM.
+    pub(crate) fn with_ram() -> impl Iterator<Item = INodeNo> {
+        (FIRST..FIRST + Files::DUMPS.len() as u64).map(INodeNo)
     }
 
-    fn info(&self) -> Result<Content> {
+    fn info(&self) -> Answer<Content> {
         let mut text = Vec::new();
-        match &self.ram.ram {
-            Ram::Guest(guest) => info::info(guest, true, &mut text)?,
-            Ram::Dump(image) => info::dump_info(image, true, &mut text)?,
-        }
-        Ok(Content::of_bytes(text))
+        let written = match &self.ram.ram {
+            Ram::Guest(guest) => info::info(guest, true, &mut text),
+            Ram::Dump(image) => info::dump_info(image, true, &mut text),
+        };
+        written.map(|()| Content::of_bytes(text)).map_err(|_| Errno::EIO)
     }
 
     fn infos(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Content>>> {
         self.infos.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attributes(&self, index: Index) -> Result<FileAttr> {
-        let inode = INodeNo(FIRST + index as u64);
+    fn attributes(&self, inode: INodeNo) -> Answer<FileAttr> {
+        if inode == INodeNo::ROOT {
+            return Ok(self.attributes_of(inode, FileType::Directory, 0, 0));
+        }
         let of = |content: &Content| self.attributes_of(inode, FileType::RegularFile, content.len, content.data_len());
-        Ok(match self.contents.get(index) {
+        Ok(match self.contents.get(index_of(inode)?) {
             Some(content) => of(content),
             None => of(&self.info()?),
         })
@@ -97,15 +97,14 @@ impl Files {
     fn attributes_of(&self, ino: INodeNo, kind: FileType, size: u64, data: u64) -> FileAttr {
         const BLOCK: u64 = 512;
         let is_directory = kind == FileType::Directory;
-        let times = self.created;
         FileAttr {
             ino,
             size,
             blocks: data.div_ceil(BLOCK),
-            atime: times,
-            mtime: times,
-            ctime: times,
-            crtime: times,
+            atime: self.created,
+            mtime: self.created,
+            ctime: self.created,
+            crtime: self.created,
             kind,
             perm: if is_directory { 0o500 } else { 0o400 },
             nlink: if is_directory { 2 } else { 1 },
@@ -118,14 +117,8 @@ impl Files {
         }
     }
 
-    fn with_content<T>(
-        &self,
-        inode: INodeNo,
-        handle: FileHandle,
-        f: impl FnOnce(&Content) -> std::result::Result<T, Errno>,
-    ) -> std::result::Result<T, Errno> {
-        let index = index_of(inode)?;
-        if let Some(content) = self.contents.get(index) {
+    fn with_content<T>(&self, inode: INodeNo, handle: FileHandle, f: impl FnOnce(&Content) -> Answer<T>) -> Answer<T> {
+        if let Some(content) = self.contents.get(index_of(inode)?) {
             return f(content);
         }
         let info = self.infos().get(&handle.0).cloned();
@@ -133,13 +126,7 @@ impl Files {
     }
 
     /// Reads bytes into a buffer, and returns which of its bytes they are.
-    fn read_into(
-        &self,
-        buffer: &mut Vec<u8>,
-        content: &Content,
-        offset: u64,
-        size: u32,
-    ) -> std::result::Result<Range<usize>, Errno> {
+    fn read_into(&self, buffer: &mut Vec<u8>, content: &Content, offset: u64, size: u32) -> Answer<Range<usize>> {
         let len = u64::from(size).min(content.len.saturating_sub(offset));
         let len = usize::try_from(len).map_err(|_| Errno::EINVAL)?;
         if buffer.len() < len {
@@ -150,24 +137,8 @@ impl Files {
     }
 }
 
-/// Reads all RAM as a dump does.
-fn survey(ram: &Ram, ranges: &[Range<u64>], broken: Tally) -> Result<Tally> {
-    let layout = Layout::new(Format::Elf, ram, ranges, false)?;
-    let progress = Progress::new("looking for the kernel", layout.frames())?;
-    let mut tally = Tally::default();
-    for part in &layout.parts {
-        copy_part(ram, part, true, &mut super::content::WithoutRam::new(), |copied, _| {
-            tally.add(copied);
-            progress.set(tally.frames());
-            Ok(())
-        })?;
-    }
-    tally.add(broken);
-    Ok(tally)
-}
-
-/// Returns the file of an inode.
-fn index_of(inode: INodeNo) -> std::result::Result<Index, Errno> {
+/// Returns the index of a file in [`Files::NAMES`].
+fn index_of(inode: INodeNo) -> Answer<usize> {
     let index = inode.0.checked_sub(FIRST).and_then(|index| usize::try_from(index).ok());
     index.filter(|index| *index < Files::NAMES.len()).ok_or(Errno::ENOENT)
 }
@@ -180,21 +151,16 @@ impl Filesystem for Files {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let index = Files::NAMES.iter().position(|own| parent == INodeNo::ROOT && name == *own);
-        match index.map(|index| self.attributes(index)) {
-            Some(Ok(attributes)) => reply.entry(&TTL, &attributes, Generation(0)),
-            Some(Err(_)) => reply.error(Errno::EIO),
-            None => reply.error(Errno::ENOENT),
+        let file = (FIRST..).zip(Files::NAMES).find(|(_, own)| parent == INodeNo::ROOT && name == *own);
+        match file.ok_or(Errno::ENOENT).and_then(|(inode, _)| self.attributes(INodeNo(inode))) {
+            Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
+            Err(e) => reply.error(e),
         }
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        if inode == INodeNo::ROOT {
-            return reply.attr(&TTL, &self.attributes_of(inode, FileType::Directory, 0, 0));
-        }
-        match index_of(inode).map(|index| self.attributes(index)) {
-            Ok(Ok(attributes)) => reply.attr(&TTL, &attributes),
-            Ok(Err(_)) => reply.error(Errno::EIO),
+        match self.attributes(inode) {
+            Ok(attributes) => reply.attr(&TTL, &attributes),
             Err(e) => reply.error(e),
         }
     }
@@ -221,7 +187,7 @@ impl Filesystem for Files {
             Ok(index) if index < self.contents.len() => {}
             Ok(_) => match self.info() {
                 Ok(info) => _ = self.infos().insert(handle, Arc::new(info)),
-                Err(_) => return reply.error(Errno::EIO),
+                Err(e) => return reply.error(e),
             },
         }
         // Nothing is read ahead or kept: each read returns what the RAM holds then.

@@ -33,6 +33,8 @@ mod image;
 mod info;
 #[path = "../../src/map.rs"]
 mod map;
+#[path = "../../src/mount/mod.rs"]
+mod mount;
 #[path = "../../src/number.rs"]
 mod number;
 #[path = "../../src/pages.rs"]
@@ -96,6 +98,7 @@ mod cases {
     mod foreign;
     mod hostile;
     mod last_address;
+    mod mount;
     mod names;
     mod number;
     mod packed;
