@@ -55,7 +55,9 @@ impl Files {
         let mut contents = Vec::new();
         for format in Files::DUMPS {
             let (content, doubt) = Content::of_dump(format, &ram.ram, found, &tally)?;
-            doubt.iter().for_each(|doubt| say(doubt));
+            if let Some(doubt) = doubt {
+                say(&doubt);
+            }
             contents.push(content);
         }
         let mut map = Vec::new();

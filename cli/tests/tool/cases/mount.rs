@@ -108,21 +108,17 @@ fn files_of_a_mounted_guest_are_its_dumps() {
 #[test]
 #[ignore = "mounts, which needs root and /dev/fuse: cargo test -p xenmap-cli --test tool -- --include-ignored mount"]
 fn files_of_a_mounted_dump_are_its_conversions() {
-    let folder = folder("mount-dump");
     let pages = [1, 2, 300].into_iter().zip((7..).map(page)).collect();
     let vmcoreinfo = note(b"VMCOREINFO\0", 0, b"OSRELEASE=6.1.0-test\n");
-    fs::write(folder.join("elf"), elf_with_notes(&pages, &vmcoreinfo)).unwrap();
     // Parts of pages, two of them in one page.
     let parts = [(100, pattern(50)), (200, pattern(5000)), (frame(9) + 1, pattern(FRAME_SIZE))];
-    fs::write(folder.join("lime"), lime_of_parts(&parts)).unwrap();
-    for source in ["elf", "lime"] {
-        let mounted = Mounted::new(&folder, &format!("--dump {source}"));
-        DUMPS.iter().for_each(|(_, format)| _ = fs::remove_file(folder.join(format!("out.{format}"))));
-        assert_dumps(&folder, &mounted, &format!("--dump {source}"));
-        let info = run_in(&folder, &format!("info --json --dump {source}")).stdout;
+    for (name, dump) in [("elf", elf_with_notes(&pages, &vmcoreinfo)), ("lime", lime_of_parts(&parts))] {
+        let folder = folder(&format!("mount-dump-{name}"));
+        fs::write(folder.join("dump"), dump).unwrap();
+        let mounted = Mounted::new(&folder, "--dump dump");
+        assert_dumps(&folder, &mounted, "--dump dump");
+        let info = run_in(&folder, "info --json --dump dump").stdout;
         assert_eq!(text(&fs::read(mounted.path("info.json")).unwrap()), text(&info));
-        drop(mounted);
-        fs::remove_dir(folder.join("mount")).unwrap();
     }
 }
 
@@ -157,7 +153,9 @@ fn programs_read_a_mount_at_the_same_time() {
             })
         })
         .collect();
-    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    for reader in readers {
+        reader.join().unwrap();
+    }
 }
 
 #[test]
