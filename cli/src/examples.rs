@@ -72,8 +72,10 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap picture --domain web --since before.elf ram.png", "Mark what has changed since the dump"),
         ],
         "mount" => &[
-            ("xenmap mount --domain web /mnt", "Mount the RAM of a running guest; Ctrl-C ends it"),
-            ("gdb -core /mnt/ram.elf", "Look at it in a debugger, from another terminal"),
+            (
+                "xenmap mount --domain web /mnt",
+                "Mount a running guest, so that `gdb -core=/mnt/ram.elf` can look at it",
+            ),
             ("xenmap mount --dump vmcore /mnt", "Show a dump in other formats, without converting it"),
         ],
         "completions" => &[
