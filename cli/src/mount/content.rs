@@ -91,8 +91,14 @@ impl Content {
 
     /// Returns where the next hole is, from an offset on; the file ends with one.
     pub(crate) fn next_hole(&self, offset: u64) -> Option<u64> {
-        let end_of_data = |end, piece: &Piece| if piece.range.start <= end { piece.range.end } else { end };
-        (offset < self.len).then(|| self.pieces_from(offset).fold(offset, end_of_data))
+        let mut end = offset;
+        for Piece { range, .. } in self.pieces_from(offset) {
+            if range.start > end {
+                break;
+            }
+            end = range.end;
+        }
+        (offset < self.len).then_some(end)
     }
 
     /// Returns how many bytes of data the file has.

@@ -21,16 +21,15 @@ impl LiveRam {
         LiveRam { ram, cache }
     }
 
-    /// Copies bytes from an address on. Those that cannot be read are zeros, as in a dump.
+    /// Copies bytes from an address on. Those that cannot be read are zeros, as in a dump; but a guest that is gone is an
+    /// error.
     pub(crate) fn read(&self, address: u64, to: &mut [u8]) -> Result<()> {
-        if let Some(cache) = &self.cache {
-            match cache.get(Protection::ReadOnly, address, to.len()) {
-                Ok(pinned) => return Ok(pinned.read_bytes(0, to)?),
-                // A guest that is gone has no zeros.
-                Err(e) if !self.is_there() => return Err(e.into()),
-                Err(_) => {}
-            }
+        if let Some(cache) = &self.cache
+            && let Ok(pinned) = cache.get(Protection::ReadOnly, address, to.len())
+        {
+            return Ok(pinned.read_bytes(0, to)?);
         }
+        let mut has_holes = false;
         let wanted = address..address + to.len() as u64;
         for window in self.ram.windows(frames(&wanted), WINDOW) {
             for (addresses, piece) in window?.pieces()? {
@@ -41,11 +40,15 @@ impl LiveRam {
                 let to = &mut to[usize::try_from(part.start - address)?..usize::try_from(part.end - address)?];
                 match piece {
                     Piece::Bytes(bytes) => bytes.read(usize::try_from(part.start - addresses.start)?, to)?,
-                    Piece::Zeros | Piece::Hole(_) => to.fill(0),
+                    Piece::Zeros => to.fill(0),
+                    Piece::Hole(_) => {
+                        to.fill(0);
+                        has_holes = true;
+                    }
                 }
             }
         }
-        Ok(())
+        if has_holes && !self.is_there() { Err("the guest is gone".into()) } else { Ok(()) }
     }
 
     /// Returns whether the guest exists and is not dying; a dump always does.
