@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Checks that volatility3, gdb and drgn read dumps of a simulated guest at the right addresses.
+"""Checks that volatility3, gdb and drgn read dumps of a simulated guest, and its mount, at the right addresses.
 
-readers.py TOOL FOLDER: dumps with the tool (cli/) into FOLDER, which must not exist. tests/readers runs it. The checks
+readers.py TOOL FOLDER: dumps with the tool (cli/) into FOLDER, which must not exist; mounting needs root and /dev/fuse.
+tests/readers runs it. The checks
 are those of the lab (tests/xen/readers.py), and each must fail for a dump that is off by one page.
 """
 
+import contextlib
 import re
 import struct
 import subprocess
@@ -93,6 +95,17 @@ def drgn_finds_the_banners(path):
         readers.drgn_reads(path, place, BANNER.encode())
 
 
+@contextlib.contextmanager
+def mounted(tool, source, directory):
+    directory.mkdir()
+    with subprocess.Popen([tool, "mount", *source, directory], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline().startswith(b"mounted at"), "it could not be mounted"
+            yield directory
+        finally:
+            process.terminate()
+
+
 def main():
     tool, folder = Path(sys.argv[1]).absolute(), Path(sys.argv[2])
     folder.mkdir()
@@ -121,6 +134,12 @@ def main():
             for name, function, arguments in cases:
                 check(f"{kind}_{form}_{name}", function, dump, *arguments)
                 check(f"{kind}_{form}_{name}_or_fails", fails, function, broken, *arguments)
+        with mounted(tool, ["--mock", folder / "ram", "--mock-kind", kind], folder / f"{kind}-mount") as mount:
+            check(f"{kind}_mount_gdb_finds_the_banners", gdb_finds_the_banners, mount / "ram.elf")
+            check(f"{kind}_mount_drgn_finds_the_banners", drgn_finds_the_banners, mount / "ram.elf")
+            for form, file in (("raw", "ram"), ("elf", "ram.elf"), ("lime", "ram.lime")):
+                arguments = (mount / file, form, folder / "cache", BANNER, PLACES)
+                check(f"{kind}_mount_{form}_volatility_finds_the_banners", readers.banner_is_at, *arguments)
         names, _ = readers.xen_sections(folder / f"{kind}.xen")
         print("|", *(name.decode() for name in names))
     sys.exit(not good)

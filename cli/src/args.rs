@@ -242,6 +242,21 @@ pub(crate) enum Command {
         #[arg(long, requires = "since")]
         raw: bool,
     },
+    /// Mount a directory whose files are dumps of a guest's RAM at the moment when they are read
+    ///
+    /// Read-only, and for the user who mounts it. The files are ram, ram.elf, ram.lime (as `dump --format` raw, elf and
+    /// lime writes them), map.json and info.json. Where the RAM is, and the notes in ram.elf, are found out once, before
+    /// mounting; mount again after the guest has got more memory or has booted another kernel. Pages that cannot be read
+    /// are zeros.
+    ///
+    /// The command ends when it is interrupted, when the directory is unmounted, or when the guest is gone.
+    Mount {
+        /// Empty directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        #[command(flatten)]
+        search: SearchArgs,
+    },
     /// Print a shell completion script
     Completions {
         /// Shell to complete for

@@ -76,6 +76,13 @@ pub(crate) fn of(command: &str) -> &'static [(&'static str, &'static str)] {
             ("xenmap picture --domain web ram.png", "Draw where the guest's RAM is"),
             ("xenmap picture --domain web --since before.elf ram.png", "Mark what has changed since the dump"),
         ],
+        "mount" => &[
+            (
+                "xenmap mount --domain web /mnt",
+                "Mount a running guest, so that `gdb -core=/mnt/ram.elf` can look at it",
+            ),
+            ("xenmap mount --dump vmcore /mnt", "Show a dump in other formats, without converting it"),
+        ],
         "completions" => &[
             ("xenmap completions bash >~/.local/share/bash-completion/completions/xenmap", "Install for bash"),
             ("xenmap completions zsh >~/.zfunc/_xenmap", "Install for zsh, if ~/.zfunc is in fpath"),
@@ -100,7 +107,9 @@ pub(crate) fn exit_codes(command: &str) -> &'static [(&'static str, &'static str
             ("2", "error"),
             ("3", "incomplete: --search-limit ended the search for RAM, or a page table could not be read"),
         ],
-        "picture" => &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")],
+        "picture" | "mount" => {
+            &[("0", "success"), ("2", "error"), ("3", "incomplete: --search-limit ended the search for RAM")]
+        }
         "read" => &[("0", "success"), ("2", "error, or no byte could be read"), ("3", "some bytes could not be read")],
         "search" => &[
             ("0", "found"),

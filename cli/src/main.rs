@@ -20,6 +20,7 @@ mod image;
 mod info;
 mod kernel;
 mod map;
+mod mount;
 mod number;
 mod pages;
 mod palette;
@@ -182,6 +183,11 @@ fn run(args: &Args) -> Result<ExitCode> {
         Command::Picture { out, search, since, raw } => {
             let since = since.as_deref().map(|dump| (dump, Making::new(*raw, "--raw")));
             if !picture::picture(&ram()?, out, *search, since, &mut stdout)? {
+                code = INCOMPLETE.into();
+            }
+        }
+        Command::Mount { directory, search } => {
+            if !mount::mount(ram()?, directory, *search, &mut stdout)? {
                 code = INCOMPLETE.into();
             }
         }

@@ -41,8 +41,9 @@ impl From<Range<u64>> for AddressRange {
     }
 }
 
+/// The document of `map --json`.
 #[derive(Serialize)]
-struct Map {
+pub(crate) struct Map {
     domid: Option<u16>,
     extents: Vec<Line>,
     /// The size of all extents of a kind.
@@ -50,24 +51,25 @@ struct Map {
     not_searched: Vec<AddressRange>,
 }
 
+impl Map {
+    pub(crate) fn new(ram: &Ram, found: &Found) -> Map {
+        let (mut extents, mut total_bytes) = (Vec::new(), BTreeMap::new());
+        for Extent { addresses, kind } in &found.extents {
+            let (range, kind) = (AddressRange::from(addresses.clone()), name(*kind));
+            *total_bytes.entry(kind).or_default() += range.bytes;
+            extents.push(Line { range, kind });
+        }
+        Map { domid: ram.domid().map(Domid::get), extents, total_bytes, not_searched: found.not_searched() }
+    }
+}
+
 /// Prints where the RAM is. Returns whether the search for it was complete.
 pub(crate) fn map(ram: &Ram, search: SearchArgs, as_json: bool, out: &mut impl Write) -> Result<bool> {
     let found = scan(ram, search)?;
-    let complete = found.is_complete();
-    let mut map = Map {
-        domid: ram.domid().map(Domid::get),
-        extents: Vec::new(),
-        total_bytes: BTreeMap::new(),
-        not_searched: found.not_searched(),
-    };
-    for Extent { addresses, kind } in found.extents {
-        let (range, kind) = (AddressRange::from(addresses), name(kind));
-        *map.total_bytes.entry(kind).or_default() += range.bytes;
-        map.extents.push(Line { range, kind });
-    }
+    let map = Map::new(ram, &found);
     if as_json {
         write_json(out, &map)?;
-        return Ok(complete);
+        return Ok(found.is_complete());
     }
     let palette = palette();
     let (heading, address) = (palette.heading, palette.address);
@@ -79,7 +81,7 @@ pub(crate) fn map(ram: &Ram, search: SearchArgs, as_json: bool, out: &mut impl W
     for (kind, bytes) in map.total_bytes {
         writeln!(out, "{:>14}  {:14}  {:>14}  {kind}", "total", "", size(bytes))?;
     }
-    Ok(complete)
+    Ok(found.is_complete())
 }
 
 /// Consecutive addresses of one kind, at least one.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 
 use nix::errno::Errno;
@@ -29,6 +29,14 @@ pub(crate) fn survive_size_limits() -> Result<()> {
     Ok(SigSet::from(Signal::SIGXFSZ).thread_block()?)
 }
 
+/// What [`Interrupts::wait`] has waited for.
+pub(crate) enum Event {
+    /// The number of the signal.
+    Signal(i32),
+    Over,
+    TimeUp,
+}
+
 /// Receives the signals that ask a process to end, which are blocked.
 pub(crate) struct Interrupts(SignalFd);
 
@@ -53,19 +61,25 @@ impl Interrupts {
                 let _over = over;
                 work()
             });
-            let events = [self.0.as_fd(), working.as_fd()];
-            let mut events = events.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            while poll(&mut events, PollTimeout::NONE) == Err(Errno::EINTR) {}
-            if events[0].any().unwrap_or(false)
-                && let Some(signal) = self.0.read_signal()?
-            {
+            if let Event::Signal(signal) = self.wait(working.as_fd(), PollTimeout::NONE)? {
                 undo();
                 crate::say("interrupted");
                 // A shell reports the same code for a process that a signal ended.
-                std::process::exit(128 + i32::try_from(signal.ssi_signo)?);
+                std::process::exit(128 + signal);
             }
             Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
+    }
+
+    /// Waits for a signal, for the other end of `work` to be closed, or until the time is up.
+    pub(crate) fn wait(&self, work: BorrowedFd<'_>, timeout: PollTimeout) -> Result<Event> {
+        let mut events = [self.0.as_fd(), work].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        while poll(&mut events, timeout) == Err(Errno::EINTR) {}
+        let [has_signal, is_over] = events.map(|event| event.any().unwrap_or(false));
+        if has_signal && let Some(signal) = self.0.read_signal()? {
+            return Ok(Event::Signal(i32::try_from(signal.ssi_signo)?));
+        }
+        Ok(if is_over { Event::Over } else { Event::TimeUp })
     }
 }
 

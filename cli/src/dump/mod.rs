@@ -8,7 +8,7 @@ pub(crate) mod layout;
 pub(crate) mod output;
 mod parallel;
 pub(crate) mod report;
-mod sink;
+pub(crate) mod sink;
 pub(crate) mod worker;
 mod xen;
 
@@ -126,8 +126,7 @@ impl Dump<'_> {
 
     /// Writes the frames that were found.
     pub(crate) fn write(&self, found: &Found) -> Result<Written> {
-        let broken = found.of_kind(FrameKind::Broken).map(|pfns| Lost { pfns, errno: libc::EHWPOISON });
-        self.write_frames(&found.ranges(), Tally { lost: broken.collect(), ..Tally::default() })
+        self.write_frames(&found.ranges(), broken(found))
     }
 
     /// Writes these frames; `lost` are other frames, which cannot be read.
@@ -236,6 +235,12 @@ impl Dump<'_> {
         }
         Ok(all)
     }
+}
+
+/// Returns the tally of the frames that have turned out to be broken, which are not copied.
+pub(crate) fn broken(found: &Found) -> Tally {
+    let lost = found.of_kind(FrameKind::Broken).map(|pfns| Lost { pfns, errno: libc::EHWPOISON });
+    Tally { lost: lost.collect(), ..Tally::default() }
 }
 
 fn copy_all<'a>(

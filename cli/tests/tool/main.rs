@@ -36,6 +36,8 @@ mod info;
 mod kernel;
 #[path = "../../src/map.rs"]
 mod map;
+#[path = "../../src/mount/mod.rs"]
+mod mount;
 #[path = "../../src/number.rs"]
 mod number;
 #[path = "../../src/pages.rs"]
@@ -100,6 +102,7 @@ mod cases {
     mod foreign;
     mod hostile;
     mod last_address;
+    mod mount;
     mod names;
     mod number;
     mod packed;
