@@ -147,7 +147,7 @@ impl AddressSpace {
     /// Follows a chain of pointers: adds each offset to the address of before, and reads the pointer there. Returns the
     /// last pointer; for no offsets, the address itself.
     ///
-    /// A pointer has 8 bytes; with [`PagingMode::Pae`], 4.
+    /// A pointer has 8 bytes or, with [`PagingMode::Pae`] and [`PagingMode::TwoLevels`], 4.
     ///
     /// ```
     /// # use xenmap::mock::MockHost;
@@ -170,7 +170,7 @@ impl AddressSpace {
     ///
     /// Those of [all methods](AddressSpace#errors).
     pub fn follow(&self, address: u64, offsets: &[u64]) -> Result<u64> {
-        let is_32_bit = matches!(self.tables, PageTables::X86 { mode: PagingMode::Pae, .. });
+        let is_32_bit = matches!(self.tables, PageTables::X86 { mode: PagingMode::Pae | PagingMode::TwoLevels, .. });
         offsets.iter().try_fold(address, |pointer, &offset| {
             let at = pointer.wrapping_add(offset);
             if is_32_bit { self.read::<u32>(at & u64::from(u32::MAX)).map(u64::from) } else { self.read(at) }

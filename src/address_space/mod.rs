@@ -25,7 +25,7 @@ const FRAME: u64 = FRAME_SIZE as u64;
 /// This is for programs that read many small things, such as a kernel's lists of tasks and modules. For a single read,
 /// [`Guest::read_virtual`] keeps nothing mapped.
 ///
-/// Any number of threads can use an address space at once.
+/// Any number of threads can use an address space at once. A forked child must not use it: see [`MapCache`].
 ///
 /// ```
 /// use xenmap::mock::MockHost;

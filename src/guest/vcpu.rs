@@ -54,7 +54,7 @@ impl Guest {
     ///
     /// [`Error::Hypercall`] if there is no such vcpu or it was never started (for an x86 PVH or HVM guest, also if it
     /// is offline), or if this crate does not know the toolstack interface of the running Xen. [`Error::Paging`] if the
-    /// vcpu's paging is off or of an unsupported kind: on x86, 32-bit without PAE; on Arm, 32-bit or big-endian.
+    /// vcpu's paging is off or of an unsupported kind: on Arm, 32-bit or big-endian.
     #[doc(alias = "XEN_DOMCTL_getvcpucontext")]
     #[doc(alias = "XEN_DOMCTL_gethvmcontext_partial")]
     pub fn page_tables(&self, vcpu: u32) -> Result<PageTables> {
@@ -154,7 +154,7 @@ fn page_tables_of(cr0: u64, cr3: u64, cr4: u64, efer: u64) -> std::result::Resul
         (true, false, _) => Ok(PageTables::X86 { cr3, mode: PagingMode::FourLevels }),
         // CR3 is 64 bits wide in 64-bit mode only.
         (false, _, true) => Ok(PageTables::X86 { cr3: cr3 & u64::from(u32::MAX), mode: PagingMode::Pae }),
-        (false, _, false) => Err("it uses 32-bit paging without PAE, which is not supported"),
+        (false, _, false) => Ok(PageTables::X86 { cr3: cr3 & u64::from(u32::MAX), mode: PagingMode::TwoLevels }),
     }
 }
 
@@ -196,12 +196,12 @@ mod tests {
         assert_eq!(tables(CR4_PAE, 0), of(PagingMode::Pae));
         // LA57 has no effect outside of 64-bit mode.
         assert_eq!(tables(CR4_PAE | CR4_LA57, 0), of(PagingMode::Pae));
+        assert_eq!(tables(0, 0), of(PagingMode::TwoLevels));
     }
 
     #[test]
-    fn paging_that_is_off_or_unknown_is_an_error() {
+    fn paging_that_is_off_is_an_error() {
         assert_eq!(page_tables_of(1, 0x1000, CR4_PAE, EFER_LMA), Err("its paging is off"));
-        assert!(page_tables_of(PAGING, 0x1000, 0, 0).unwrap_err().contains("without PAE"));
     }
 
     #[test]

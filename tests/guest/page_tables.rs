@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use proptest::prelude::*;
 use xenmap::{AccessRights, Error, PageTables, PagingMode, Translation, VirtualExtent};
 
-use PagingMode::{FiveLevels, FourLevels, Pae};
+use PagingMode::{FiveLevels, FourLevels, Pae, TwoLevels};
 
 const FRAME: u64 = 4096;
 const MIB_2: u64 = 1 << 21;
@@ -125,6 +125,39 @@ fn top_entries_of_pae_do_not_limit_rights() {
     let found = memory.translate(&x86(Pae), 0x123).unwrap();
     assert_eq!(of(found.rights), rights(true, true, true));
     assert_eq!((found.physical, found.page_size), (MIB_2 + 0x123, MIB_2));
+}
+
+#[test]
+fn two_levels_have_entries_of_4_bytes() {
+    // Entries 0 to 3 of the top table: a table; a page of 4 MiB above 4 GiB (PSE-36), for the kernel; nothing; another
+    // table, which does not exist. Entries 1 and 2 of the table, and its last one, are pages.
+    let memory = Memory::new(&[
+        (0x1000, 0x2007 | (0x0080_0000 | 0x5 << 13 | 0x83) << 32),
+        (0x1008, 0x0020_0007 << 32),
+        (0x2000, 0x5005 << 32),
+        (0x2008, 0x6005),
+        (0x2FF8, 0x9007 << 32),
+    ]);
+    let tables = x86(TwoLevels);
+    let found: Vec<_> = memory.extents(&tables, ..).map(|e| e.map(|e| (e.address, e.physical, e.len))).collect();
+    let mib_4 = 2 * MIB_2;
+    let expected = [
+        Ok((0x1000, 0x5000, 2 * FRAME)),
+        Ok((mib_4 - FRAME, 0x9000, FRAME)),
+        Ok((mib_4, 0x5_0080_0000, mib_4)),
+        Err(Failure::Unreadable(0x20_0000)),
+    ];
+    assert_eq!(found, expected);
+    for (address, physical, page_size, expected) in [
+        (0x2123, 0x6123, FRAME, rights(false, true, true)),
+        (mib_4 + 0x12_3456, 0x5_0092_3456, mib_4, rights(true, false, true)),
+    ] {
+        let found = memory.translate(&tables, address).unwrap();
+        assert_eq!((found.physical, found.page_size, of(found.rights)), (physical, page_size, expected));
+    }
+    assert_eq!(memory.translate(&tables, 0), Err(Failure::Walk { last: 0xFFF }));
+    assert_eq!(memory.translate(&tables, 2 * mib_4), Err(Failure::Walk { last: 3 * mib_4 - 1 }));
+    assert_eq!(memory.translate(&tables, 1 << 32), Err(Failure::Walk { last: u64::MAX }));
 }
 
 #[test]
@@ -333,7 +366,7 @@ proptest! {
     #[test]
     fn extents_are_what_translation_finds(
         memory in any_memory(),
-        mode in prop::sample::select(vec![Pae, FourLevels, FiveLevels]),
+        mode in prop::sample::select(vec![TwoLevels, Pae, FourLevels, FiveLevels]),
         start in prop::sample::select(vec![0, GIB_1 - MIB_2, 0xFFFF_FFFF_FFC0_0000, 0x7FFF_FFC0_0000, 0xC000_0000]),
         pages in 1_u64..1024,
         offset in 0..FRAME,
@@ -348,7 +381,7 @@ proptest! {
     #[test]
     fn any_tables_give_extents_in_ascending_order(
         memory in any_memory(),
-        mode in prop::sample::select(vec![Pae, FourLevels, FiveLevels]),
+        mode in prop::sample::select(vec![TwoLevels, Pae, FourLevels, FiveLevels]),
     ) {
         let extents: Vec<_> = memory.extents(&x86(mode), ..).take(1000).filter_map(Result::ok).collect();
         for pair in extents.windows(2) {

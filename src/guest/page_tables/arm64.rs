@@ -1,7 +1,7 @@
 //! Translation tables of arm64 (Arm's Architecture Reference Manual for A-profile, chapter D8).
 
+use super::NO_SUCH_PAGE;
 use super::walk::{self, Entry, Half, Limits, low_bits};
-use super::{ENTRY_BYTES, NO_SUCH_PAGE};
 use crate::error::{Error, Result};
 
 /// Bits of a descriptor (an entry): whether it is valid, and whether it refers to a table (at level 3, a page) or maps
@@ -21,6 +21,9 @@ const PXN_TABLE: u64 = 1 << 59;
 const UXN_TABLE: u64 = 1 << 60;
 const AP_TABLE_NO_EL0: u64 = 1 << 61;
 const AP_TABLE_READ_ONLY: u64 = 1 << 62;
+
+/// The binary logarithm of an entry's size in bytes.
+const ENTRY_BITS: u32 = 3;
 
 /// Bits of `TCR_EL1`.
 const EPD0: u32 = 7;
@@ -100,10 +103,11 @@ fn find_half([ttbr0, ttbr1, tcr]: [u64; 3], address: u64) -> std::result::Result
     let is_hierarchical = field(if upper { HPD1 } else { HPD0 }, 1) == 0;
     let (first, last) = if upper { (!low_bits(address_bits), u64::MAX) } else { (0, low_bits(address_bits)) };
     let format = Format { page_bits, wide, is_hierarchical, tracks_dirty: field(HD, 1) == 1 };
-    let index_bits = page_bits - ENTRY_BYTES.trailing_zeros();
+    let index_bits = page_bits - ENTRY_BITS;
     let levels = (address_bits - page_bits).div_ceil(index_bits);
     let top = format.top_table(ttbr, address_bits - page_bits - index_bits * (levels - 1));
-    Ok(Half { first, last, top, levels, address_bits, page_bits, format: walk::Format::Arm64(format) })
+    let format = walk::Format::Arm64(format);
+    Ok(Half { first, last, top, levels, address_bits, page_bits, entry_bits: ENTRY_BITS, format })
 }
 
 impl Format {
@@ -115,7 +119,7 @@ impl Format {
 
     /// Returns the address of the top table, which is aligned to the table's size.
     fn top_table(self, ttbr: u64, index_bits: u32) -> u64 {
-        let size = ENTRY_BYTES << index_bits;
+        let size = 1_u64 << (index_bits + ENTRY_BITS);
         if self.wide {
             // The address is a multiple of 64; bits 2 to 5 of the register hold bits 48 to 51 of the address.
             (ttbr & low_bits(48) | (ttbr >> 2 & 0xF) << 48) & !(size.max(64) - 1)

@@ -5,11 +5,12 @@ use std::fmt;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
 
 use super::walk::{Entry, Half, Limits, low_bits};
-use super::{AccessRights, ENTRY_BYTES, PageTables};
+use super::{AccessRights, PageTables};
 
-/// Entries that are read at a time: as many as a frame holds.
+/// The most bytes of a table that are read at a time: those of a frame.
 const CHUNK: u64 = 1 << CHUNK_BITS;
-const CHUNK_BITS: u32 = 9;
+const CHUNK_BITS: u32 = 12;
+const WORD_BITS: u32 = 3;
 
 /// How many tables that map nothing are remembered.
 const MAX_EMPTY: usize = 1 << 20;
@@ -74,9 +75,9 @@ struct Table {
     /// The index of the next entry, and of the last one to walk.
     next: u64,
     last: u64,
-    /// The entries of the frame that has the next one, from this index on.
-    entries: Vec<u64>,
-    entries_from: Option<u64>,
+    /// The words of the frame that has the next entry, and their offset in the table in bytes.
+    words: Vec<u64>,
+    words_from: Option<u64>,
     /// Whether every entry so far, from the first one of the table, maps nothing.
     is_empty: bool,
 }
@@ -89,9 +90,10 @@ impl PageTables {
     /// page that is partly in the range counts as a whole. Each table is read once for each time that it is used, which
     /// makes this much faster than translating page by page.
     ///
-    /// `read_entries` reads consecutive entries of 8 bytes each, in native byte order, given the address of the first:
-    /// a physical one or, for a PV guest, a machine address. They are all in one frame. If it fails, the iterator
-    /// returns the error, and goes on after these entries.
+    /// `read_entries` reads consecutive entries of 8 bytes each (with [`PagingMode::TwoLevels`](super::PagingMode), two of
+    /// 4 bytes each) as integers in little-endian order, given the address of the first: a physical one or, for a PV
+    /// guest, a machine address. They are all in one frame. If it fails, the iterator returns the error, and goes on
+    /// after these entries.
     ///
     /// # Hostile guests
     ///
@@ -105,14 +107,14 @@ impl PageTables {
     ///
     /// // In the top table, at 0x1000, entry 0 refers to the table at 0x2000, whose entries 1 and 2 map pages of 1 GiB.
     /// let mut dump = vec![0_u8; 0x3000];
-    /// dump[0x1000..0x1008].copy_from_slice(&0x2007_u64.to_ne_bytes());
-    /// dump[0x2008..0x2010].copy_from_slice(&0x8000_0081_u64.to_ne_bytes());
-    /// dump[0x2010..0x2018].copy_from_slice(&0xC000_0081_u64.to_ne_bytes());
+    /// dump[0x1000..0x1008].copy_from_slice(&0x2007_u64.to_le_bytes());
+    /// dump[0x2008..0x2010].copy_from_slice(&0x8000_0081_u64.to_le_bytes());
+    /// dump[0x2010..0x2018].copy_from_slice(&0xC000_0081_u64.to_le_bytes());
     /// let read_entries = |at: u64, entries: &mut [u64]| {
     ///     let start = usize::try_from(at).map_err(|_| "not in the dump")?;
     ///     let bytes = dump.get(start..start + 8 * entries.len()).ok_or("not in the dump")?;
     ///     for (entry, bytes) in entries.iter_mut().zip(bytes.chunks_exact(8)) {
-    ///         *entry = u64::from_ne_bytes(bytes.try_into().map_err(|_| "not 8 bytes")?);
+    ///         *entry = u64::from_le_bytes(bytes.try_into().map_err(|_| "not 8 bytes")?);
     ///     }
     ///     Ok::<(), &str>(())
     /// };
@@ -155,17 +157,7 @@ where
         let end = start | low_bits(covered + half.index_bits_of(level));
         let (first, last) = (self.first.max(half.first).max(start), self.last.min(half.last).min(end));
         let (next, last) = ((first - start) >> covered, (last - start) >> covered);
-        Table {
-            address,
-            level,
-            start,
-            limits,
-            next,
-            last,
-            entries: Vec::new(),
-            entries_from: None,
-            is_empty: next == 0,
-        }
+        Table { address, level, start, limits, next, last, words: Vec::new(), words_from: None, is_empty: next == 0 }
     }
 
     /// Takes the next step. Returns the page that was found, if any; `None` at the end.
@@ -226,19 +218,21 @@ impl Table {
         half: &Half,
         read_entries: &mut impl FnMut(u64, &mut [u64]) -> Result<(), E>,
     ) -> Result<u64, E> {
-        let from = self.next - self.next % CHUNK;
-        if self.entries_from != Some(from) {
-            self.entries.resize(1 << half.index_bits_of(self.level).min(CHUNK_BITS), 0);
-            if let Err(error) = read_entries(self.address + from * ENTRY_BYTES, &mut self.entries) {
-                self.next = from + CHUNK;
+        let offset = self.next << half.entry_bits;
+        let from = offset - offset % CHUNK;
+        if self.words_from != Some(from) {
+            let bits = (half.index_bits_of(self.level) + half.entry_bits).min(CHUNK_BITS);
+            self.words.resize(1 << (bits - WORD_BITS), 0);
+            if let Err(error) = read_entries(self.address + from, &mut self.words) {
+                self.next = (from + CHUNK) >> half.entry_bits;
                 self.is_empty = false;
                 return Err(error);
             }
-            self.entries_from = Some(from);
+            self.words_from = Some(from);
         }
-        let entry = self.entries[(self.next % CHUNK) as usize];
+        let word = self.words[(offset % CHUNK / 8) as usize];
         self.next += 1;
-        Ok(entry)
+        Ok(half.entry_in(word, offset))
     }
 }
 

@@ -10,8 +10,6 @@ pub(crate) use extents::inclusive;
 pub use extents::{VirtualExtent, VirtualExtents};
 pub use x86::PagingMode;
 
-const ENTRY_BYTES: u64 = 8;
-
 const NO_SUCH_PAGE: &str = "an entry maps a page of a size that does not exist";
 
 /// The page tables of an address space of a guest, described by the vcpu registers that select them.

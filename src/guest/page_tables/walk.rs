@@ -1,7 +1,7 @@
 //! Walking page tables, of whichever format, from the top down.
 
 use super::x86::PagingMode;
-use super::{AccessRights, ENTRY_BYTES, PageTables, Translation, arm64, x86};
+use super::{AccessRights, PageTables, Translation, arm64, x86};
 use crate::error::Error;
 
 /// A tree of tables, and the virtual addresses that it translates: one half of the address space.
@@ -17,6 +17,8 @@ pub(super) struct Half {
     pub(super) address_bits: u32,
     /// Address bits within a page of the smallest size.
     pub(super) page_bits: u32,
+    /// The binary logarithm of an entry's size in bytes: 2 or 3.
+    pub(super) entry_bits: u32,
     pub(super) format: Format,
 }
 
@@ -64,7 +66,7 @@ impl Limits {
 impl Half {
     /// Address bits that index a table below the top one.
     pub(super) fn index_bits(&self) -> u32 {
-        self.page_bits - ENTRY_BYTES.trailing_zeros()
+        self.page_bits - self.entry_bits
     }
 
     /// Address bits that index a table of a level: the top table may have fewer.
@@ -75,6 +77,11 @@ impl Half {
     /// Returns the bits of the addresses that an entry of a level covers.
     pub(super) fn covered_bits(&self, level: u32) -> u32 {
         self.page_bits + self.index_bits() * (level - 1)
+    }
+
+    /// Returns the entry at an address, given the 8 bytes at the multiple of 8 up to there.
+    pub(super) fn entry_in(&self, word: u64, at: u64) -> u64 {
+        if self.entry_bits == 3 { word } else { word >> (8 * (at & 4)) & u64::from(u32::MAX) }
     }
 
     /// Decodes an entry of a table of a level.
@@ -113,7 +120,8 @@ impl Half {
         loop {
             let covered = self.covered_bits(level);
             let index = translated >> covered & low_bits(self.index_bits());
-            match self.decode(level, read_entry(table + index * ENTRY_BYTES)?) {
+            let at = table + (index << self.entry_bits);
+            match self.decode(level, self.entry_in(read_entry(at & !7)?, at)) {
                 Entry::None(reason) => {
                     return Err(Error::Translation { address, last: address | low_bits(covered), reason }.into());
                 }
@@ -136,20 +144,20 @@ impl Half {
 impl PageTables {
     /// Translates a virtual address by tables that the caller reads, from wherever they are: a dump, for example.
     ///
-    /// `read_entry` returns the 8 bytes of an entry in native byte order, given the entry's address: a physical one
-    /// or, for a PV guest, a machine address. It is called once per level at most. The translation's address is of the
-    /// same kind.
+    /// `read_entry` returns the 8 bytes of an entry (of two, with [`PagingMode::TwoLevels`](super::PagingMode)) as an
+    /// integer in little-endian order, given their address: a physical one or, for a PV guest, a machine address. It is a
+    /// multiple of 8. The translation's address is of the same kind. `read_entry` is called once per level at most.
     ///
     /// ```
     /// use xenmap::{Error, PageTables, PagingMode};
     ///
     /// // In the top table, at 0x1000, entry 0 refers to the table at 0x2000, whose entry 1 maps a page of 1 GiB.
     /// let mut dump = vec![0; 0x3000];
-    /// dump[0x1000..0x1008].copy_from_slice(&0x2007_u64.to_ne_bytes());
-    /// dump[0x2008..0x2010].copy_from_slice(&0x8000_0081_u64.to_ne_bytes());
+    /// dump[0x1000..0x1008].copy_from_slice(&0x2007_u64.to_le_bytes());
+    /// dump[0x2008..0x2010].copy_from_slice(&0x8000_0081_u64.to_le_bytes());
     /// let read_entry = |at: u64| {
     ///     let bytes = usize::try_from(at).ok().and_then(|at| dump.get(at..at + 8));
-    ///     bytes.and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes).ok_or("not in the dump".into())
+    ///     bytes.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes).ok_or("not in the dump".into())
     /// };
     ///
     /// let tables = PageTables::X86 { cr3: 0x1000, mode: PagingMode::FourLevels };

@@ -14,6 +14,11 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000F_FFFF_FFFF_F000;
 /// The same for CR3 with PAE, where the top table has only 4 entries.
 const PAE_ADDRESS: u64 = 0x000F_FFFF_FFFF_FFE0;
+/// The same with two levels, and for a page of 4 MiB, whose upper address bits are elsewhere (PSE-36).
+const LEGACY_ADDRESS: u64 = 0xFFFF_F000;
+const PSE_ADDRESS: u64 = 0xFFC0_0000;
+const PSE_UPPER_SHIFT: u32 = 13;
+const PSE_UPPER_MASK: u64 = 0xFF;
 
 const PAGE_BITS: u32 = 12;
 
@@ -29,6 +34,9 @@ const NOT_PRESENT: [&str; 5] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PagingMode {
+    /// 32-bit virtual addresses, 2 levels, entries of 4 bytes: 32-bit paging without PAE. Pages of 4 MiB are taken to be
+    /// turned on (PSE in CR4).
+    TwoLevels,
     /// 32-bit virtual addresses, 3 levels.
     Pae,
     /// 48-bit virtual addresses, 4 levels.
@@ -40,6 +48,7 @@ pub enum PagingMode {
 impl PagingMode {
     fn levels(self) -> u32 {
         match self {
+            PagingMode::TwoLevels => 2,
             PagingMode::Pae => 3,
             PagingMode::FourLevels => 4,
             PagingMode::FiveLevels => 5,
@@ -48,16 +57,16 @@ impl PagingMode {
 
     fn address_bits(self) -> u32 {
         match self {
-            PagingMode::Pae => 32,
+            PagingMode::TwoLevels | PagingMode::Pae => 32,
             PagingMode::FourLevels => 48,
             PagingMode::FiveLevels => 57,
         }
     }
 
-    /// Returns the highest level whose entries can map pages: of 2 MiB or of 1 GiB.
+    /// Returns the highest level whose entries can map pages: of 4 MiB, of 2 MiB or of 1 GiB.
     fn highest_page(self) -> u32 {
         match self {
-            PagingMode::Pae => 2,
+            PagingMode::TwoLevels | PagingMode::Pae => 2,
             PagingMode::FourLevels | PagingMode::FiveLevels => 3,
         }
     }
@@ -67,7 +76,7 @@ impl PagingMode {
 pub(super) fn half_of(cr3: u64, mode: PagingMode, address: u64) -> Result<Half> {
     let bits = mode.address_bits();
     let invalid = |last, reason| Err(Error::Translation { address, last, reason });
-    let (first, last) = if mode == PagingMode::Pae {
+    let (first, last) = if bits == 32 {
         if address >> bits != 0 {
             return invalid(u64::MAX, "it has more than 32 bits");
         }
@@ -83,9 +92,13 @@ pub(super) fn half_of(cr3: u64, mode: PagingMode, address: u64) -> Result<Half> 
             (!low_last, u64::MAX)
         }
     };
-    let top = cr3 & if mode == PagingMode::Pae { PAE_ADDRESS } else { ADDRESS };
+    let (top, entry_bits) = match mode {
+        PagingMode::TwoLevels => (cr3 & LEGACY_ADDRESS, 2),
+        PagingMode::Pae => (cr3 & PAE_ADDRESS, 3),
+        PagingMode::FourLevels | PagingMode::FiveLevels => (cr3 & ADDRESS, 3),
+    };
     let format = Format::X86(mode);
-    Ok(Half { first, last, top, levels: mode.levels(), address_bits: bits, page_bits: PAGE_BITS, format })
+    Ok(Half { first, last, top, levels: mode.levels(), address_bits: bits, page_bits: PAGE_BITS, entry_bits, format })
 }
 
 /// Decodes an entry of a table of a level.
@@ -108,6 +121,12 @@ pub(super) fn decode(mode: PagingMode, level: u32, entry: u64) -> Entry {
             kernel_executable: executable,
         }
     };
-    let address = entry & ADDRESS;
+    let address = match mode {
+        PagingMode::TwoLevels if is_page && level == 2 => {
+            entry & PSE_ADDRESS | (entry >> PSE_UPPER_SHIFT & PSE_UPPER_MASK) << 32
+        }
+        PagingMode::TwoLevels => entry & LEGACY_ADDRESS,
+        _ => entry & ADDRESS,
+    };
     if is_page { Entry::Page(address, limits) } else { Entry::Table(address, limits) }
 }
