@@ -1,7 +1,7 @@
 //! The cost of reading a guest's virtual memory in small parts.
 //!
-//! On Xen (`tests/xen/run pv --lane cost`) a dom0's clock counts all instructions, and in a PV dom0 the bench fails if a
-//! read costs more than its limit. Elsewhere it measures nanoseconds, on the simulated host.
+//! On Xen (`tests/xen/run pv --lane cost`) a dom0's clock counts all instructions, and in a PV dom0 the bench fails if
+//! a read costs more than its limit. Elsewhere it measures nanoseconds, on the simulated host.
 
 #![expect(clippy::print_stdout, reason = "prints what it has measured")]
 #![expect(clippy::unwrap_used, reason = "a panic fails the bench")]

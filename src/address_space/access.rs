@@ -195,6 +195,20 @@ impl AddressSpace {
         T::read_from_bytes(&bytes).map_err(|_| Error::OutOfBounds { offset: 0, len: size, size })
     }
 
+    /// Reads into a structure, an array or a slice of them; see [`read_as`](AddressSpace::read_as).
+    ///
+    /// # Errors
+    ///
+    /// Those of [all methods](AddressSpace#errors).
+    #[cfg(feature = "zerocopy")]
+    pub fn read_into<T: zerocopy::FromBytes + zerocopy::IntoBytes + ?Sized>(
+        &self,
+        address: u64,
+        to: &mut T,
+    ) -> Result<()> {
+        self.read_bytes(address, to.as_mut_bytes())
+    }
+
     /// Writes a structure, an array or a slice of them. The guest may see its bytes change in any order.
     ///
     /// # Errors
@@ -233,8 +247,8 @@ impl AddressSpace {
     /// Maps the pages of a range one after the other, as the guest sees them, wherever they are in physical memory: as
     /// one contiguous mapping, outside of the cache.
     ///
-    /// The mapping consists of whole frames: `address` is at the offset `address % FRAME_SIZE`. It keeps showing the same
-    /// frames, whatever the guest does to its page tables.
+    /// The mapping consists of whole frames: `address` is at the offset `address % FRAME_SIZE`. It keeps showing the
+    /// same frames, whatever the guest does to its page tables.
     ///
     /// ```
     /// use xenmap::mock::MockHost;

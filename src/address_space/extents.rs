@@ -1,19 +1,24 @@
 //! All that an address space maps.
 
-use std::ops::RangeBounds;
+use std::ops::{RangeBounds, RangeInclusive};
 
 use super::{AddressSpace, FRAME, lock};
 use crate::error::Result;
-use crate::guest::{Translation, VirtualExtent};
+use crate::guest::{PageTables, PagingMode, Translation, VirtualExtent, inclusive};
+
+/// Xen's own part of a 64-bit PV guest's address space (`HYPERVISOR_VIRT_START` and `HYPERVISOR_VIRT_END` of
+/// xen/include/public/arch-x86/xen-x86_64.h).
+const XEN: RangeInclusive<u64> = 0xFFFF_8000_0000_0000..=0xFFFF_87FF_FFFF_FFFF;
 
 impl AddressSpace {
     /// Iterates over all virtual addresses of a range that are mapped, in ascending order; see
     /// [`PageTables::extents_with`](crate::PageTables::extents_with), also for what a hostile guest can do.
     ///
-    /// This reads the tables as they are now, without remembered translations. The guest may change them meanwhile. If a
-    /// table cannot be read, the iterator returns the error, and goes on after it.
+    /// This reads the tables as they are now, without remembered translations. The guest may change them meanwhile. If
+    /// a table cannot be read, the iterator returns the error, and goes on after it.
     ///
-    /// For a PV guest, the physical addresses are pseudo-physical. A page that is not the guest's own is an error.
+    /// For a PV guest, the physical addresses are pseudo-physical. A page that is not the guest's own is an error. What
+    /// Xen has in the tables of a 64-bit guest is left out.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -33,8 +38,21 @@ impl AddressSpace {
     /// # Ok::<(), xenmap::Error>(())
     /// ```
     pub fn extents(&self, addresses: impl RangeBounds<u64>) -> impl Iterator<Item = Result<VirtualExtent>> {
-        let extents = self.tables.extents_with(addresses, |at, entries| self.read_entries(at, entries));
+        let walk = |range| self.tables.extents_with(range, |at, entries| self.read_entries(at, entries));
+        let extents = self.without_xen(inclusive(&addresses)).flat_map(walk);
         Merged { extents: extents.flat_map(|extent| self.physical_parts(extent)), next: None }
+    }
+
+    /// Returns the parts of a range that are a guest's own.
+    fn without_xen(&self, range: Option<RangeInclusive<u64>>) -> impl Iterator<Item = RangeInclusive<u64>> + use<> {
+        let is_64_bit_pv =
+            self.machine.is_some() && matches!(self.tables, PageTables::X86 { mode: PagingMode::FourLevels, .. });
+        range.into_iter().flat_map(move |range| {
+            let (first, last) = range.into_inner();
+            let before = first..=last.min(XEN.start() - 1);
+            let after = first.max(XEN.end() + 1)..=last;
+            if is_64_bit_pv { vec![before, after] } else { vec![first..=last] }
+        })
     }
 
     /// Splits an extent of machine addresses into pages with guest-physical ones.

@@ -25,6 +25,9 @@ const FRAME: u64 = FRAME_SIZE as u64;
 /// This is for programs that read many small things, such as a kernel's lists of tasks and modules. For a single read,
 /// [`Guest::read_virtual`] keeps nothing mapped.
 ///
+/// Access rights are ignored: this also writes where the guest itself could not.
+/// [`translate`](AddressSpace::translate) reports them.
+///
 /// Any number of threads can use an address space at once. A forked child must not use it: see [`MapCache`].
 ///
 /// ```
@@ -68,11 +71,11 @@ const FRAME: u64 = FRAME_SIZE as u64;
 ///
 /// # PV guests
 ///
-/// A PV guest's tables hold machine frames. Their pfns are looked up in Xen's table and in the guest's p2m, and what the
-/// p2m says is remembered like a translation. Physical addresses are pseudo-physical, as everywhere in this crate.
+/// A PV guest's tables hold machine frames. Their pfns are looked up in Xen's table and in the guest's p2m, and what
+/// the p2m says is remembered like a translation. Physical addresses are pseudo-physical, as everywhere in this crate.
 ///
-/// The tables of a 64-bit PV guest also map Xen's own memory, from `0xFFFF_8000_0000_0000` to `0xFFFF_87FF_FFFF_FFFF`. It
-/// is not the guest's, and cannot be read.
+/// The tables of a 64-bit PV guest also map Xen's own memory, from `0xFFFF_8000_0000_0000` to `0xFFFF_87FF_FFFF_FFFF`.
+/// It is not the guest's, and cannot be read.
 ///
 /// # What is remembered
 ///
@@ -80,9 +83,6 @@ const FRAME: u64 = FRAME_SIZE as u64;
 /// They take up to 1 MiB of memory. Other addresses are translated anew, through page tables that stay mapped.
 ///
 /// # Errors
-///
-/// Access rights are ignored: this also writes where the guest itself could not.
-/// [`translate`](AddressSpace::translate) reports them.
 ///
 /// All methods that read or write have the errors of [`translate`](AddressSpace::translate) and of [`MapCache::get`],
 /// for the first address that fails. After an error, the pages before that address have been read or written.
@@ -107,7 +107,7 @@ impl AddressSpace {
     /// Creates an address space over a cache, which others may use, too. Maps nothing yet.
     ///
     /// ```
-    /// use std::sync::{Arc, PoisonError};
+    /// use std::sync::Arc;
     /// use xenmap::{AddressSpace, PageTables};
     ///
     /// /// Returns the address space of a program, given its kernel's.
@@ -144,10 +144,11 @@ impl AddressSpace {
     ///
     /// # Errors
     ///
-    /// [`Error::Translation`](crate::Error::Translation) if the address is not mapped or, in a PV guest, leads to a frame
-    /// that is not the guest's own. [`Error::GuestAddress`](crate::Error::GuestAddress) if a table is not in the guest's
-    /// RAM, with the address of the table's entry (for a PV guest, a machine address). Those of [`MapCache::get`]; for a
-    /// PV guest also those of [`Guest::gfns`], and [`Error::Hypercall`](crate::Error::Hypercall).
+    /// [`Error::Translation`](crate::Error::Translation) if the address is not mapped or, in a PV guest, leads to a
+    /// frame that is not the guest's own. [`Error::GuestAddress`](crate::Error::GuestAddress) if a table is not in the
+    /// guest's RAM, with the address of the table's entry (for a PV guest, a machine address). Those of
+    /// [`MapCache::get`]; for a PV guest also those of [`Guest::gfns`], and
+    /// [`Error::Hypercall`](crate::Error::Hypercall).
     pub fn translate(&self, address: u64) -> Result<Translation> {
         if let Some(known) = self.tlb.find(address) {
             return Ok(decode(known));

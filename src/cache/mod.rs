@@ -148,8 +148,8 @@ impl CacheConfig {
     /// Their size depends on the host, because mapping costs something for each call and something for each frame. In a
     /// PV dom0 a call costs as much as 12 frames. A bucket has 8 frames (32 KiB) there: that is not even twice as
     /// expensive as a single frame, and a program that reads everything pays for a call only once in 8 frames. In any
-    /// other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a bucket has
-    /// 2 frames (8 KiB).
+    /// other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a bucket
+    /// has 2 frames (8 KiB).
     ///
     /// The budget is 16384 buckets (512 or 128 MiB), a quarter of the mappings that a process can have.
     ///

@@ -281,6 +281,9 @@ fn structures_are_read_and_written_across_pages() {
             let written = Descriptor { address: 1 << 40, len: 2 << 20, flags: 3, next: 4 };
             space.write_as(address + offset, &written).unwrap();
             assert_eq!(space.read_as::<Descriptor>(address + offset).unwrap(), written);
+            let mut words = vec![0_u64; 2];
+            space.read_into(address + offset, &mut words[..]).unwrap();
+            assert_eq!(words, [1 << 40, 0x0004_0003_0020_0000]);
         }
         assert!(space.read_as::<[u64; 0x1000]>(address).is_err());
     });

@@ -138,6 +138,33 @@ fn extents_are_contiguous_in_the_guests_own_addresses() {
 }
 
 #[test]
+fn xens_own_part_is_no_extent() {
+    with_each_pv_guest(|host, domain, mode| {
+        if mode == PagingMode::Pae {
+            return;
+        }
+        let xens = host.create_domain(GuestKind::Pv, 1).frames()[0];
+        let tables = mfn(domain, 0);
+        for slot in [256, 271] {
+            domain.write(tables, slot * 8, &((xens.get() << 12) | 0x67).to_ne_bytes());
+        }
+        map_at_zero(domain, mode, &[mfn(domain, 19)]);
+        let next = mfn(domain, 1);
+        domain.write(tables, 272 * 8, &((next.get() << 12) | 0x67).to_ne_bytes());
+        let space = open(host, domain);
+        for (range, expected) in [
+            (0..=u64::MAX, vec![0, 0xFFFF_8800_0000_0000]),
+            (0xFFFF_8000_0000_0000..=0xFFFF_87FF_FFFF_FFFF, vec![]),
+            (0xFFFF_8700_0000_0000..=u64::MAX, vec![0xFFFF_8800_0000_0000]),
+        ] {
+            let found: Vec<u64> = space.extents(range.clone()).map(|extent| extent.unwrap().address).collect();
+            assert_eq!(found, expected, "{range:x?}");
+        }
+        assert!(matches!(space.read::<u8>(0xFFFF_8000_0000_0000), Err(Error::GuestAddress { .. })));
+    });
+}
+
+#[test]
 fn machine_frame_that_moved_is_found_after_invalidation() {
     with_each_pv_guest(|host, domain, mode| {
         map_at_zero(domain, mode, &[mfn(domain, 19)]);

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use crate::buckets::{BUCKET, FRAMES, cache, get, mapped_buckets, refused};
-use crate::common::{FRAME, Host, ReadOnly, ReadWrite, on_each_host};
+use crate::common::{FRAME, Host, ReadOnly, ReadWrite, mock, on_each_host};
+use xenmap::mock::Dom0;
 use xenmap::{Access, CacheConfig, Error, ForeignMemory, Guest, GuestKind, InvalidNumber, MapCache, Pinned};
 
 fn hvm_guest(host: &Host, frames: usize) -> (ForeignMemory, crate::common::Guest) {
@@ -361,4 +362,18 @@ fn cache_of_a_shared_handle_borrows_nothing() {
         let cache = MapCache::new(Guest::open(&memory, guest.domid()).unwrap());
         std::thread::spawn(move || get(&cache, ReadWrite, 3).map(drop).unwrap()).join().unwrap();
     });
+}
+
+#[test]
+fn sizes_for_small_reads_depend_on_what_a_frame_costs() {
+    for (dom0, frames) in [(Dom0::Pv, 8), (Dom0::Pvh, 2), (Dom0::Arm, 2)] {
+        let host = mock(dom0);
+        let domain = host.create_domain(GuestKind::Pvh, 64);
+        let memory = host.open().unwrap();
+        let config = CacheConfig::for_small_reads(&memory);
+        assert_eq!((config.bucket_size, config.budget), (frames * FRAME, 16384 * frames * FRAME));
+        let cache = MapCache::with_config(Guest::open(&memory, domain.domid()).unwrap(), config).unwrap();
+        cache.get(ReadOnly, 0, 8).unwrap();
+        assert_eq!(cache.statistics().mapped_bytes, frames * FRAME);
+    }
 }

@@ -90,17 +90,17 @@ impl PageTables {
     /// page that is partly in the range counts as a whole. Each table is read once for each time that it is used, which
     /// makes this much faster than translating page by page.
     ///
-    /// `read_entries` reads consecutive entries of 8 bytes each (with [`PagingMode::TwoLevels`](super::PagingMode), two of
-    /// 4 bytes each) as integers in little-endian order, given the address of the first: a physical one or, for a PV
+    /// `read_entries` reads consecutive entries of 8 bytes each (with [`PagingMode::TwoLevels`](super::PagingMode), two
+    /// of 4 bytes each) as integers in little-endian order, given the address of the first: a physical one or, for a PV
     /// guest, a machine address. They are all in one frame. If it fails, the iterator returns the error, and goes on
     /// after these entries.
     ///
     /// # Hostile guests
     ///
-    /// Tables may refer to themselves and to each other, so a few frames can map the whole address space as 2^36 extents
-    /// and more. Limit the range, or take a limited number. The time from one extent to the next is limited: a table
-    /// that maps nothing is walked once for each level that it is used on. This remembers up to a million such tables,
-    /// which take 16 MiB; a guest with more can make a step take longer.
+    /// Tables may refer to themselves and to each other, so a few frames can map the whole address space as 2^36
+    /// extents and more. Limit the range, or take a limited number. The time from one extent to the next is limited: a
+    /// table that maps nothing is walked once for each level that it is used on. This remembers up to a million such
+    /// tables, which take 16 MiB; a guest with more can make a step take longer.
     ///
     /// ```
     /// use xenmap::{PageTables, PagingMode};

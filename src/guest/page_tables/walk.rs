@@ -145,8 +145,8 @@ impl PageTables {
     /// Translates a virtual address by tables that the caller reads, from wherever they are: a dump, for example.
     ///
     /// `read_entry` returns the 8 bytes of an entry (of two, with [`PagingMode::TwoLevels`](super::PagingMode)) as an
-    /// integer in little-endian order, given their address: a physical one or, for a PV guest, a machine address. It is a
-    /// multiple of 8. The translation's address is of the same kind. `read_entry` is called once per level at most.
+    /// integer in little-endian order, given their address: a physical one or, for a PV guest, a machine address. It is
+    /// a multiple of 8. The translation's address is of the same kind. `read_entry` is called once per level at most.
     ///
     /// ```
     /// use xenmap::{Error, PageTables, PagingMode};

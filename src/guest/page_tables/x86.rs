@@ -34,8 +34,8 @@ const NOT_PRESENT: [&str; 5] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PagingMode {
-    /// 32-bit virtual addresses, 2 levels, entries of 4 bytes: 32-bit paging without PAE. Pages of 4 MiB are taken to be
-    /// turned on (PSE in CR4).
+    /// 32-bit virtual addresses, 2 levels, entries of 4 bytes: 32-bit paging without PAE. Pages of 4 MiB are taken to
+    /// be turned on (PSE in CR4).
     TwoLevels,
     /// 32-bit virtual addresses, 3 levels.
     Pae,
