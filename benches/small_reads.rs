@@ -57,8 +57,8 @@ fn main() {
         println!("| {} | {cost} | {} | {} |", ours.what, one_shot[index].cost, ours.cost);
         let others = [Some(one_shot[index].clone()), theirs];
         verdict(others.iter().flatten().all(|row| row.sum == ours.sum), &format!("{} reads the same", ours.what));
-        if has_limits {
-            verdict(ours.cost <= ours.limit, &ours.what);
+        if let Some(limit) = ours.limit.filter(|_| has_limits) {
+            verdict(ours.cost <= limit, &ours.what);
         }
     }
     if !all_good {
@@ -165,13 +165,15 @@ struct Row {
     /// Nanoseconds for each; in the lab, instructions.
     cost: u64,
     sum: u64,
-    limit: u64,
+    limit: Option<u64>,
 }
 
 /// The physical addresses of a PV guest are not those of libvmi, which are machine addresses.
 fn measure<R: Reader>(reader: &mut R, plan: &Plan) -> Vec<Row> {
     let mut rows = Vec::new();
-    let mut add = |what: &str, limit, is_cold, read: &dyn Fn(&R) -> (u64, u64)| {
+    let mut add = |what: &str, limit: u64, is_cold, read: &dyn Fn(&R) -> (u64, u64)| {
+        // For each part of a PV guest that is mapped, its p2m is read first, which costs as much again.
+        let limit = Some(limit).filter(|_| !(plan.is_pv && is_cold));
         let mut row = Row { what: what.to_owned(), cost: u64::MAX, sum: 0, limit };
         for _ in 0..ROUNDS {
             if is_cold {
@@ -258,7 +260,7 @@ fn run_libvmi(program: &str, guest: &Guest, plan: &Plan) -> Vec<Row> {
     let lines = String::from_utf8(output.stdout).unwrap();
     let row = |line: &str| {
         let (cost, sum) = line.split_once(' ').unwrap();
-        Row { what: String::new(), cost: cost.parse().unwrap(), sum: sum.parse().unwrap(), limit: u64::MAX }
+        Row { what: String::new(), cost: cost.parse().unwrap(), sum: sum.parse().unwrap(), limit: None }
     };
     lines.lines().map(row).collect()
 }
