@@ -1,6 +1,6 @@
 //! Reading and writing a guest's virtual memory.
 
-use super::{ADDRESS, AddressSpace, FRAME, lock};
+use super::{ADDRESS, AddressSpace, FRAME};
 use crate::cache::Pinned;
 use crate::error::{Error, Result};
 use crate::guest::{PageTables, PagingMode};
@@ -282,7 +282,7 @@ impl AddressSpace {
             let physical = self.translate(at)?.physical;
             gfns.push(match &self.machine {
                 // `Gfn::MAX` fails to map.
-                Some(machine) => lock(machine).gfn_of(self.guest(), Pfn::containing(physical)?)?.unwrap_or(Gfn::MAX),
+                Some(machine) => machine.gfn_of(self.guest(), Pfn::containing(physical)?)?.unwrap_or(Gfn::MAX),
                 None => Gfn::containing(physical)?,
             });
             Ok(())

@@ -8,13 +8,12 @@ mod tlb;
 
 use std::fmt;
 use std::ops::{RangeBounds, RangeInclusive};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::cache::MapCache;
 use crate::error::Result;
 use crate::guest::{AccessRights, Guest, MachineFrames, PageTables, Translation, inclusive};
 use crate::types::{FRAME_SIZE, GuestKind};
-use sync::{Mutex, MutexGuard};
 use tlb::Tlb;
 
 const FRAME: u64 = FRAME_SIZE as u64;
@@ -91,7 +90,7 @@ pub struct AddressSpace {
     cache: Arc<MapCache>,
     tlb: Tlb,
     /// Only for a PV guest.
-    machine: Option<Mutex<MachineFrames>>,
+    machine: Option<MachineFrames>,
 }
 
 impl AddressSpace {
@@ -117,7 +116,7 @@ impl AddressSpace {
     /// ```
     #[must_use]
     pub fn with_cache(cache: Arc<MapCache>, tables: PageTables) -> AddressSpace {
-        let machine = (cache.guest().kind() == GuestKind::Pv).then(|| Mutex::new(MachineFrames::default()));
+        let machine = (cache.guest().kind() == GuestKind::Pv).then(MachineFrames::default);
         AddressSpace { tables, cache, tlb: Tlb::new(), machine }
     }
 
@@ -194,7 +193,7 @@ impl AddressSpace {
     fn forget(&self, addresses: &RangeInclusive<u64>) {
         // First what translations are made from: a walk that used it does not outlast what follows.
         if let Some(machine) = &self.machine {
-            lock(machine).forget();
+            machine.forget();
         }
         self.tlb.invalidate(addresses);
     }
@@ -212,10 +211,6 @@ impl AddressSpace {
         }
         Ok(found)
     }
-}
-
-fn lock(machine: &Mutex<MachineFrames>) -> MutexGuard<'_, MachineFrames> {
-    machine.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Without the translations, of which there may be thousands.
