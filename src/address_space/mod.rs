@@ -191,6 +191,7 @@ impl AddressSpace {
     }
 
     fn forget(&self, addresses: &RangeInclusive<u64>) {
+        let addresses = if self.has_tags() { &without_tags(addresses) } else { addresses };
         // First what translations are made from: a walk that used it does not outlast what follows.
         if let Some(machine) = &self.machine {
             machine.forget();
@@ -204,13 +205,28 @@ impl AddressSpace {
         let time = self.tlb.time();
         let found = self.walk_tables(address)?;
         // A tag in the address would keep `invalidate` from finding it.
-        let is_tagged = matches!(self.tables, PageTables::Arm64 { .. })
-            && (address << 8).cast_signed() >> 8 != address.cast_signed();
-        if !is_tagged {
+        if !self.has_tags() || address == without_tag(address) {
             self.tlb.insert(time, address, found.page_size, encode(found));
         }
         Ok(found)
     }
+
+    /// Returns whether the top byte of an address may be a tag.
+    fn has_tags(&self) -> bool {
+        matches!(self.tables, PageTables::Arm64 { .. })
+    }
+}
+
+/// Returns an address whose top byte repeats bit 55.
+fn without_tag(address: u64) -> u64 {
+    ((address << 8).cast_signed() >> 8).cast_unsigned()
+}
+
+/// Returns a range that has all of these addresses without their tags.
+fn without_tags(addresses: &RangeInclusive<u64>) -> RangeInclusive<u64> {
+    let (first, last) = (without_tag(*addresses.start()), without_tag(*addresses.end()));
+    let has_all = addresses.end() - addresses.start() >= 1 << 56 || first > last;
+    if has_all { 0..=u64::MAX } else { first..=last }
 }
 
 /// Without the translations, of which there may be thousands.
