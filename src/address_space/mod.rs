@@ -159,6 +159,9 @@ impl AddressSpace {
     ///
     /// A call that began before may still use the old ones; every later call uses new ones. Frames stay mapped.
     ///
+    /// If the guest changed a large page, pass all of its addresses: large pages are remembered in parts. On arm64,
+    /// tags in the addresses are ignored.
+    ///
     /// ```
     /// use xenmap::mock::MockHost;
     /// use xenmap::{AddressSpace, Gfn, Guest, GuestKind, PageTables, PagingMode};
