@@ -1,8 +1,8 @@
 //! The cost of small reads of a running Linux guest: by an [`AddressSpace`], by the one-shot methods of [`Guest`], and
 //! by libvmi (`tests/xen/libvmi.c`). All read the same.
 //!
-//! `tests/xen/run pv --lane cost` runs it in a dom0 whose clock counts instructions, and fails if an address space costs
-//! more than its limits. `--lane vmi` adds libvmi.
+//! `tests/xen/run pv --lane cost` runs it in a dom0 whose clock counts instructions, and fails if an address space
+//! costs more than its limits. `--lane vmi` adds libvmi.
 
 #![expect(clippy::print_stdout, reason = "prints what it has measured")]
 #![expect(clippy::unwrap_used, reason = "a panic fails the bench")]

@@ -147,9 +147,9 @@ impl CacheConfig {
     ///
     /// Their size depends on the host, because mapping costs something for each call and something for each frame. In a
     /// PV dom0 a call costs as much as 12 frames. A bucket has 16 frames (64 KiB) there: mapping them costs about twice
-    /// as much as mapping a single frame, and a program that reads everything pays for a call only once in 16 frames. In
-    /// any other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a bucket
-    /// has 2 frames (8 KiB).
+    /// as much as mapping a single frame, and a program that reads everything pays for a call only once in 16 frames.
+    /// In any other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a
+    /// bucket has 2 frames (8 KiB).
     ///
     /// The budget is 16384 buckets (1 GiB or 128 MiB), a quarter of the mappings that a process can have.
     ///

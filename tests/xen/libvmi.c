@@ -1,5 +1,5 @@
-/* Small reads of a running Linux guest by libvmi: what benches/small_reads.rs reads, in the same order. Prints a line for
- * each kind of read: its cost in nanoseconds (in the lab, instructions), and the sum of what was read.
+/* Small reads of a running Linux guest by libvmi: what benches/small_reads.rs reads, in the same order. Prints a line
+ * for each kind of read: its cost in nanoseconds (in the lab, instructions), and the sum of what was read.
  *
  *     libvmi DOMID pv|pvh CR3 TASKS NAME RAM-START RAM-END
  */

@@ -11,7 +11,8 @@ find_libvmi() {
 build_for_libvmi() {
     local overlay=$work/overlay folder=lib/x86_64-linux-gnu library
     mkdir -p "$overlay/$folder"
-    gcc -O2 -Wall -I"$libvmi" "$here/libvmi.c" -o "$overlay/tests/libvmi" "$libvmi_so" || die "libvmi.c does not compile"
+    gcc -O2 -Wall -I"$libvmi" "$here/libvmi.c" -o "$overlay/tests/libvmi" "$libvmi_so" ||
+        die "libvmi.c does not compile"
     LD_LIBRARY_PATH=$(dirname "$libvmi_so") ldd "$overlay/tests/libvmi" | sed -n 's/.* => \([^ ]*\) .*/\1/p' |
         while read -r library; do
             [ -e "$cache/base/$folder/${library##*/}" ] || cp -L "$library" "$overlay/$folder/"
