@@ -1,6 +1,6 @@
 //! Reading and writing a guest's virtual memory.
 
-use super::{ADDRESS, AddressSpace, FRAME, lock};
+use super::{ADDRESS, AddressSpace, FRAME};
 use crate::cache::Pinned;
 use crate::error::{Error, Result};
 use crate::guest::{PageTables, PagingMode};
@@ -131,7 +131,7 @@ impl AddressSpace {
         let mut string = Vec::new();
         let mut part = [0; PART];
         while string.len() < max {
-            let next = address.wrapping_add(string.len() as u64);
+            let next = address.checked_add(string.len() as u64).ok_or(past_the_end(address))?;
             // Not across a page: the string may end before a page that is not mapped.
             let part = &mut part[..PART.min(max - string.len()).min(rest_of_page(next))];
             self.read_bytes(next, part)?;
@@ -282,7 +282,7 @@ impl AddressSpace {
             let physical = self.translate(at)?.physical;
             gfns.push(match &self.machine {
                 // `Gfn::MAX` fails to map.
-                Some(machine) => lock(machine).gfn_of(self.guest(), Pfn::containing(physical)?)?.unwrap_or(Gfn::MAX),
+                Some(machine) => machine.gfn_of(self.guest(), Pfn::containing(physical)?)?.unwrap_or(Gfn::MAX),
                 None => Gfn::containing(physical)?,
             });
             Ok(())
@@ -339,14 +339,16 @@ fn each_page(
 ) -> std::result::Result<(), (usize, Error)> {
     let mut done = 0;
     while done < len {
-        let past_the_end =
-            Error::Translation { address, last: address, reason: "the range reaches past the last address" };
-        let next = address.checked_add(done as u64).ok_or((done, past_the_end))?;
+        let next = address.checked_add(done as u64).ok_or((done, past_the_end(address)))?;
         let part = rest_of_page(next).min(len - done);
         f(next, done, part).map_err(|error| (done, error))?;
         done += part;
     }
     Ok(())
+}
+
+fn past_the_end(address: u64) -> Error {
+    Error::Translation { address, last: address, reason: "the range reaches past the last address" }
 }
 
 /// Returns the number of bytes from an address to the end of its page.

@@ -2,7 +2,7 @@
 
 use std::ops::{RangeBounds, RangeInclusive};
 
-use super::{AddressSpace, FRAME, lock};
+use super::{AddressSpace, FRAME};
 use crate::error::Result;
 use crate::guest::{PageTables, PagingMode, Translation, VirtualExtent, inclusive};
 
@@ -74,7 +74,7 @@ impl AddressSpace {
             }
             let Some(machine) = machine else { return Some(Ok(page)) };
             let VirtualExtent { address, physical, page_size, rights, .. } = page;
-            let found = lock(machine).physical_of(self.guest(), address, Translation { physical, page_size, rights });
+            let found = machine.physical_of(self.guest(), address, Translation { physical, page_size, rights });
             Some(found.map(|found| VirtualExtent { physical: found.physical, len: size, page_size: size, ..page }))
         })
     }

@@ -8,13 +8,12 @@ mod tlb;
 
 use std::fmt;
 use std::ops::{RangeBounds, RangeInclusive};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::cache::MapCache;
 use crate::error::Result;
 use crate::guest::{AccessRights, Guest, MachineFrames, PageTables, Translation, inclusive};
 use crate::types::{FRAME_SIZE, GuestKind};
-use sync::{Mutex, MutexGuard};
 use tlb::Tlb;
 
 const FRAME: u64 = FRAME_SIZE as u64;
@@ -91,7 +90,7 @@ pub struct AddressSpace {
     cache: Arc<MapCache>,
     tlb: Tlb,
     /// Only for a PV guest.
-    machine: Option<Mutex<MachineFrames>>,
+    machine: Option<MachineFrames>,
 }
 
 impl AddressSpace {
@@ -117,7 +116,7 @@ impl AddressSpace {
     /// ```
     #[must_use]
     pub fn with_cache(cache: Arc<MapCache>, tables: PageTables) -> AddressSpace {
-        let machine = (cache.guest().kind() == GuestKind::Pv).then(|| Mutex::new(MachineFrames::default()));
+        let machine = (cache.guest().kind() == GuestKind::Pv).then(MachineFrames::default);
         AddressSpace { tables, cache, tlb: Tlb::new(), machine }
     }
 
@@ -160,6 +159,9 @@ impl AddressSpace {
     ///
     /// A call that began before may still use the old ones; every later call uses new ones. Frames stay mapped.
     ///
+    /// If the guest changed a large page, pass all of its addresses: large pages are remembered in parts. On arm64,
+    /// tags in the addresses are ignored.
+    ///
     /// ```
     /// use xenmap::mock::MockHost;
     /// use xenmap::{AddressSpace, Gfn, Guest, GuestKind, PageTables, PagingMode};
@@ -192,9 +194,10 @@ impl AddressSpace {
     }
 
     fn forget(&self, addresses: &RangeInclusive<u64>) {
+        let addresses = if self.has_tags() { &without_tags(addresses) } else { addresses };
         // First what translations are made from: a walk that used it does not outlast what follows.
         if let Some(machine) = &self.machine {
-            lock(machine).forget();
+            machine.forget();
         }
         self.tlb.invalidate(addresses);
     }
@@ -205,17 +208,28 @@ impl AddressSpace {
         let time = self.tlb.time();
         let found = self.walk_tables(address)?;
         // A tag in the address would keep `invalidate` from finding it.
-        let is_tagged = matches!(self.tables, PageTables::Arm64 { .. })
-            && (address << 8).cast_signed() >> 8 != address.cast_signed();
-        if !is_tagged {
+        if !self.has_tags() || address == without_tag(address) {
             self.tlb.insert(time, address, found.page_size, encode(found));
         }
         Ok(found)
     }
+
+    /// Returns whether the top byte of an address may be a tag.
+    fn has_tags(&self) -> bool {
+        matches!(self.tables, PageTables::Arm64 { .. })
+    }
 }
 
-fn lock(machine: &Mutex<MachineFrames>) -> MutexGuard<'_, MachineFrames> {
-    machine.lock().unwrap_or_else(PoisonError::into_inner)
+/// Returns an address whose top byte repeats bit 55.
+fn without_tag(address: u64) -> u64 {
+    ((address << 8).cast_signed() >> 8).cast_unsigned()
+}
+
+/// Returns a range that has all of these addresses without their tags.
+fn without_tags(addresses: &RangeInclusive<u64>) -> RangeInclusive<u64> {
+    let (first, last) = (without_tag(*addresses.start()), without_tag(*addresses.end()));
+    let has_all = addresses.end() - addresses.start() >= 1 << 56 || first > last;
+    if has_all { 0..=u64::MAX } else { first..=last }
 }
 
 /// Without the translations, of which there may be thousands.

@@ -1,6 +1,6 @@
 //! Walking a guest's page tables through the cache.
 
-use super::{AddressSpace, FRAME, lock};
+use super::{AddressSpace, FRAME};
 use crate::error::{Error, Result};
 use crate::guest::Translation;
 use crate::mapping::Access;
@@ -11,7 +11,7 @@ impl AddressSpace {
     pub(super) fn walk_tables(&self, address: u64) -> Result<Translation> {
         let found = self.tables.translate_with(address, |at| self.read_entry(at))?;
         match &self.machine {
-            Some(machine) => lock(machine).physical_of(self.guest(), address, found),
+            Some(machine) => machine.physical_of(self.guest(), address, found),
             None => Ok(found),
         }
     }
@@ -36,7 +36,7 @@ impl AddressSpace {
     /// Returns the guest-physical address of a table's entry, given the address that is in the tables.
     fn physical_of_table(&self, at: u64) -> Result<u64> {
         let Some(machine) = &self.machine else { return Ok(at) };
-        let pfn = lock(machine).pfn_of(self.guest(), Gfn::containing(at)?)?;
+        let pfn = machine.pfn_of(self.guest(), Gfn::containing(at)?)?;
         let not_own = Error::GuestAddress { domid: self.guest().domid(), address: at, errno: libc::EINVAL };
         Ok(pfn.ok_or(not_own)?.address() + at % FRAME)
     }

@@ -146,12 +146,12 @@ impl CacheConfig {
     /// [`AddressSpace`](crate::AddressSpace): many small buckets.
     ///
     /// Their size depends on the host, because mapping costs something for each call and something for each frame. In a
-    /// PV dom0 a call costs as much as 12 frames. A bucket has 8 frames (32 KiB) there: that is not even twice as
-    /// expensive as a single frame, and a program that reads everything pays for a call only once in 8 frames. In any
-    /// other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a bucket
-    /// has 2 frames (8 KiB).
+    /// PV dom0 a call costs as much as 12 frames. A bucket has 16 frames (64 KiB) there: mapping them costs about twice
+    /// as much as mapping a single frame, and a program that reads everything pays for a call only once in 16 frames.
+    /// In any other dom0 each frame costs a hypercall of its own, so frames that may not be needed are not mapped: a
+    /// bucket has 2 frames (8 KiB).
     ///
-    /// The budget is 16384 buckets (512 or 128 MiB), a quarter of the mappings that a process can have.
+    /// The budget is 16384 buckets (1 GiB or 128 MiB), a quarter of the mappings that a process can have.
     ///
     /// ```
     /// use xenmap::mock::MockHost;
@@ -167,7 +167,7 @@ impl CacheConfig {
     /// ```
     #[must_use]
     pub fn for_small_reads(memory: &ForeignMemory) -> CacheConfig {
-        let frames = if memory.host_kind() == HostKind::Pv { 8 } else { 2 };
+        let frames = if memory.host_kind() == HostKind::Pv { 16 } else { 2 };
         let bucket_size = frames * FRAME_SIZE;
         CacheConfig { bucket_size, budget: 16384 * bucket_size }
     }

@@ -1,7 +1,7 @@
 //! From a PV guest's machine frames to its pfns.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Guest, Translation};
 use crate::error::{Error, Result};
@@ -15,25 +15,35 @@ const FRAME: u64 = FRAME_SIZE as u64;
 const PART: u64 = 512;
 const MAX_PARTS: usize = 64;
 
-/// Looks up frames of a PV guest, and remembers what the guest's p2m says, until it is dropped or told to forget.
+/// Looks up frames of a PV guest, and remembers which of them the guest's p2m has, until it is dropped or told to
+/// forget.
 #[derive(Debug, Default)]
 pub(crate) struct MachineFrames {
     m2p: MachineToPhys,
-    p2m: BTreeMap<u64, Vec<Option<Gfn>>>,
+    /// Not locked while the p2m is read, because the guest may make that take long.
+    p2m: Mutex<Remembered>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    parts: BTreeMap<u64, Vec<Option<Gfn>>>,
+    /// How often all were forgotten.
+    forgotten: u64,
 }
 
 impl MachineFrames {
     /// Returns the pfn of a machine frame; `None` if it has none, or the guest's p2m has another frame there.
-    pub(crate) fn pfn_of(&mut self, guest: &Guest, mfn: Gfn) -> Result<Option<Pfn>> {
+    pub(crate) fn pfn_of(&self, guest: &Guest, mfn: Gfn) -> Result<Option<Pfn>> {
         let Some(pfn) = self.m2p.get(guest.memory(), mfn)?.and_then(|pfn| Pfn::new(pfn).ok()) else {
             return Ok(None);
         };
         // The domain that owns the frame can set its m2p entry to anything.
-        Ok((self.gfn_of(guest, pfn)? == Some(mfn)).then_some(pfn))
+        let own = self.remembered(pfn) == Some(mfn) || self.look_up(guest, pfn)? == Some(mfn);
+        Ok(own.then_some(pfn))
     }
 
     /// Turns the machine address, to which a virtual address leads, into a guest-physical one.
-    pub(crate) fn physical_of(&mut self, guest: &Guest, address: u64, found: Translation) -> Result<Translation> {
+    pub(crate) fn physical_of(&self, guest: &Guest, address: u64, found: Translation) -> Result<Translation> {
         let foreign = Error::Translation {
             address,
             last: address | (FRAME - 1),
@@ -45,25 +55,50 @@ impl MachineFrames {
     }
 
     /// Returns the machine frame of a pfn, by the guest's p2m.
-    pub(crate) fn gfn_of(&mut self, guest: &Guest, pfn: Pfn) -> Result<Option<Gfn>> {
-        let (part, index) = (pfn.get() / PART, (pfn.get() % PART) as usize);
-        if !self.p2m.contains_key(&part) && self.p2m.len() == MAX_PARTS {
-            self.p2m.clear();
+    pub(crate) fn gfn_of(&self, guest: &Guest, pfn: Pfn) -> Result<Option<Gfn>> {
+        match self.remembered(pfn) {
+            Some(gfn) => Ok(Some(gfn)),
+            None => self.look_up(guest, pfn),
         }
-        let gfns = match self.p2m.entry(part) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => {
-                let pfns = NumberRange::try_from(part * PART..part * PART + PART)?;
-                place.insert(guest.gfns(pfns)?)
+    }
+
+    fn remembered(&self, pfn: Pfn) -> Option<Gfn> {
+        let (part, index) = place(pfn);
+        self.p2m().parts.get(&part)?.get(index).copied().flatten()
+    }
+
+    /// Reads a part of the p2m, and remembers it.
+    fn look_up(&self, guest: &Guest, pfn: Pfn) -> Result<Option<Gfn>> {
+        let (part, index) = place(pfn);
+        let forgotten = self.p2m().forgotten;
+        let gfns = guest.gfns(NumberRange::try_from(part * PART..part * PART + PART)?)?;
+        let found = gfns.get(index).copied().flatten();
+        let mut p2m = self.p2m();
+        // Otherwise, what was read may be from before.
+        if p2m.forgotten == forgotten {
+            if p2m.parts.len() == MAX_PARTS {
+                p2m.parts.clear();
             }
-        };
-        Ok(gfns.get(index).copied().flatten())
+            p2m.parts.insert(part, gfns);
+        }
+        Ok(found)
     }
 
     /// Forgets what the guest's p2m said.
-    pub(crate) fn forget(&mut self) {
-        self.p2m.clear();
+    pub(crate) fn forget(&self) {
+        let mut p2m = self.p2m();
+        p2m.parts.clear();
+        p2m.forgotten += 1;
     }
+
+    fn p2m(&self) -> MutexGuard<'_, Remembered> {
+        self.p2m.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns the part that has a pfn, and the pfn's index in it.
+fn place(pfn: Pfn) -> (u64, usize) {
+    (pfn.get() / PART, (pfn.get() % PART) as usize)
 }
 
 impl Guest {

@@ -3,9 +3,8 @@
 #![expect(unsafe_code, reason = "asks Xen where its table is")]
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::mem::offset_of;
-use std::sync::PoisonError;
+use std::mem::{offset_of, take};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::ForeignMemory;
 use super::domctl::u64_at;
@@ -34,24 +33,35 @@ pub(super) struct Extents {
 /// Reads the table, and keeps the frames that it has read mapped. What the entries say is read anew each time.
 #[derive(Debug, Default)]
 pub(crate) struct MachineToPhys {
-    frames: BTreeMap<Gfn, ForeignMapping>,
+    /// Not locked while a frame is mapped or unmapped.
+    frames: Mutex<BTreeMap<Gfn, Arc<ForeignMapping>>>,
 }
 
 impl MachineToPhys {
     /// Returns the table's entry for a machine frame; `None` in a gap of the table or past its end.
-    pub(crate) fn get(&mut self, memory: &ForeignMemory, mfn: Gfn) -> Result<Option<u64>> {
+    pub(crate) fn get(&self, memory: &ForeignMemory, mfn: Gfn) -> Result<Option<u64>> {
         let Some(frame) = memory.machine_to_phys_frame(mfn)? else { return Ok(None) };
-        if !self.frames.contains_key(&frame) && self.frames.len() == MAX_FRAMES {
-            self.frames.clear();
-        }
-        let mapping = match self.frames.entry(frame) {
-            Entry::Occupied(mapped) => mapped.into_mut(),
-            Entry::Vacant(place) => {
-                place.insert(memory.map_foreign_batch(Domid::XEN, Protection::ReadOnly, &[frame])?)
-            }
+        let mapped = self.frames().get(&frame).cloned();
+        let mapping = match mapped {
+            Some(mapping) => mapping,
+            None => self.map(memory, frame)?,
         };
         let entry = (mfn.get() % FRAME_ENTRIES) as usize;
         mapping.view().read(entry * ENTRY_BYTES).map(Some)
+    }
+
+    fn map(&self, memory: &ForeignMemory, frame: Gfn) -> Result<Arc<ForeignMapping>> {
+        let mapping = Arc::new(memory.map_foreign_batch(Domid::XEN, Protection::ReadOnly, &[frame])?);
+        let mut frames = self.frames();
+        let unmapped = if frames.len() == MAX_FRAMES { take(&mut *frames) } else { BTreeMap::new() };
+        let replaced = frames.insert(frame, mapping.clone());
+        drop(frames);
+        drop((unmapped, replaced));
+        Ok(mapping)
+    }
+
+    fn frames(&self) -> MutexGuard<'_, BTreeMap<Gfn, Arc<ForeignMapping>>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -225,6 +225,10 @@ fn range_past_the_last_address_is_an_error() {
         assert_eq!(space.read::<u8>(u64::MAX).unwrap(), 0);
         assert_eq!(untranslated(space.read::<u16>(u64::MAX)).1, "the range reaches past the last address");
         assert_eq!(space.read_some(u64::MAX - 3, &mut [0; 16]).unwrap(), 4);
+        space.write_bytes(u64::MAX - 3, b"last").unwrap();
+        tables.map(0, 4);
+        assert_eq!(untranslated(space.read_c_string(u64::MAX - 3, 16)).1, "the range reaches past the last address");
+        assert_eq!(space.read_c_string(u64::MAX - 3, 4).unwrap(), b"last");
     });
 }
 
@@ -250,10 +254,18 @@ fn arm64_pages_and_tags_are_understood() {
                 assert_eq!(space.read::<u64>(address + 0x3FF8).unwrap(), 0x0707_0707_0707_0707);
             }
         }
-        guest.write(gfns[4], 0xFF8, &[0; 8]);
-        space.invalidate(address..address + 0x4000);
-        for address in [address, address & !(0xFF << 56)] {
-            assert!(space.translate(address + 0x3FF0).is_err(), "{address:#x}");
+        // A tag does not matter for what is invalidated, either.
+        let tagged = address & !(0xFF << 56);
+        for invalidated in
+            [address..=address + 0x3FFF, tagged..=tagged + 0x3FFF, 5..=tagged + 0x3FFF, 1 << 59..=1 << 60]
+        {
+            guest.write(gfns[4], 0xFF8, &(0x8000_u64 | 3 | 1 << 6).to_ne_bytes());
+            assert_eq!(space.translate(address + 0x3FF0).unwrap().physical, 0xBFF0);
+            guest.write(gfns[4], 0xFF8, &[0; 8]);
+            space.invalidate(invalidated.clone());
+            for address in [address, tagged] {
+                assert!(space.translate(address + 0x3FF0).is_err(), "{address:#x} {invalidated:x?}");
+            }
         }
     });
 }

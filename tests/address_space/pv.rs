@@ -179,3 +179,44 @@ fn machine_frame_that_moved_is_found_after_invalidation() {
         assert_eq!(space.read::<u64>(0).unwrap(), 20);
     });
 }
+
+/// Sets an entry of the guest's p2m, as the guest would; to no frame if `gfn` is `None`.
+fn set_p2m(domain: &MockDomain, mode: PagingMode, pfn: u64, gfn: Option<Gfn>) {
+    let size = if mode == PagingMode::Pae { 4 } else { 8 };
+    let entry = |gfn: Option<Gfn>| gfn.map_or([0xFF; 8], |gfn| gfn.get().to_ne_bytes())[..size].to_vec();
+    let first: Vec<u8> = (0..8).flat_map(|number| entry(Some(mfn(domain, number)))).collect();
+    let table = domain.frames().into_iter().find(|gfn| domain.read(*gfn, 0, first.len()) == first).unwrap();
+    domain.write(table, usize::try_from(pfn).unwrap() * size, &entry(gfn));
+}
+
+#[test]
+fn frame_that_the_guest_gets_is_found_as_soon_as_it_is_in_the_p2m() {
+    with_each_pv_guest(|host, domain, mode| {
+        map_at_zero(domain, mode, &[mfn(domain, 19), mfn(domain, 30)]);
+        set_p2m(domain, mode, 30, None);
+        let space = open(host, domain);
+        assert_eq!(space.translate(0).unwrap().physical, 19 * KIB_4);
+        assert!(matches!(space.translate(0x1000), Err(Error::Translation { address: 0x1000, .. })));
+        set_p2m(domain, mode, 30, Some(mfn(domain, 30)));
+        assert_eq!(space.translate(0x1000).unwrap().physical, 30 * KIB_4, "failures are not remembered");
+    });
+}
+
+#[test]
+fn what_the_p2m_said_is_forgotten_with_translations() {
+    with_each_pv_guest(|host, domain, mode| {
+        map_at_zero(domain, mode, &[mfn(domain, 19), mfn(domain, 20)]);
+        let space = open(host, domain);
+        assert_eq!(space.translate(0).unwrap().physical, 19 * KIB_4);
+        set_p2m(domain, mode, 19, None);
+        set_p2m(domain, mode, 20, None);
+        assert_eq!(space.translate(0).unwrap().physical, 19 * KIB_4, "stale");
+        assert_eq!(space.translate(0x1000).unwrap().physical, 20 * KIB_4, "stale");
+        space.invalidate(0..1);
+        for address in [0, 0x1000] {
+            assert_eq!(space.translate(address).is_err(), address == 0, "only one was invalidated");
+        }
+        space.invalidate_all();
+        assert!(space.translate(0x1000).is_err());
+    });
+}

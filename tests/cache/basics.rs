@@ -366,7 +366,7 @@ fn cache_of_a_shared_handle_borrows_nothing() {
 
 #[test]
 fn sizes_for_small_reads_depend_on_what_a_frame_costs() {
-    for (dom0, frames) in [(Dom0::Pv, 8), (Dom0::Pvh, 2), (Dom0::Arm, 2)] {
+    for (dom0, frames) in [(Dom0::Pv, 16), (Dom0::Pvh, 2), (Dom0::Arm, 2)] {
         let host = mock(dom0);
         let domain = host.create_domain(GuestKind::Pvh, 64);
         let memory = host.open().unwrap();

@@ -171,6 +171,7 @@ fn arm64_rights_combine_pages_and_tables() {
     const UXN_TABLE: u64 = 1 << 60;
     const NO_EL0_TABLE: u64 = 1 << 61;
     const READ_ONLY_TABLE: u64 = 1 << 62;
+    const HA: u64 = 1 << 39;
     const HD: u64 = 1 << 40;
     const NOT_HIERARCHICAL: u64 = 1 << 41;
     let cases = [
@@ -190,7 +191,11 @@ fn arm64_rights_combine_pages_and_tables() {
         (NOT_HIERARCHICAL, READ_ONLY_TABLE | NO_EL0_TABLE | UXN_TABLE | PXN_TABLE, EL0, rights(true, true, true)),
         // A page that is writable, but was not written yet.
         (0, 0, READ_ONLY | DBM, rights(false, false, true)),
-        (HD, 0, READ_ONLY | DBM, rights(true, false, true)),
+        (HA | HD, 0, READ_ONLY | DBM, rights(true, false, true)),
+        (HA | HD, 0, READ_ONLY, rights(false, false, true)),
+        (HA | HD, READ_ONLY_TABLE, READ_ONLY | DBM, rights(false, false, true)),
+        // HD has no effect without HA.
+        (HD, 0, READ_ONLY | DBM, rights(false, false, true)),
     ];
     for (tcr, table, page, expected) in cases {
         let entries = [(0x1000, 0x2003), (0x2000, 0x3003 | table), (0x3000, 0x5003 | page)];

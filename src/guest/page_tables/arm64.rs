@@ -34,6 +34,7 @@ const TG1: u32 = 30;
 const IPS: u32 = 32;
 const TBI0: u32 = 37;
 const TBI1: u32 = 38;
+const HA: u32 = 39;
 const HD: u32 = 40;
 const HPD0: u32 = 41;
 const HPD1: u32 = 42;
@@ -102,7 +103,7 @@ fn find_half([ttbr0, ttbr1, tcr]: [u64; 3], address: u64) -> std::result::Result
     }
     let is_hierarchical = field(if upper { HPD1 } else { HPD0 }, 1) == 0;
     let (first, last) = if upper { (!low_bits(address_bits), u64::MAX) } else { (0, low_bits(address_bits)) };
-    let format = Format { page_bits, wide, is_hierarchical, tracks_dirty: field(HD, 1) == 1 };
+    let format = Format { page_bits, wide, is_hierarchical, tracks_dirty: field(HA, 1) & field(HD, 1) == 1 };
     let index_bits = page_bits - ENTRY_BITS;
     let levels = (address_bits - page_bits).div_ceil(index_bits);
     let top = format.top_table(ttbr, address_bits - page_bits - index_bits * (levels - 1));

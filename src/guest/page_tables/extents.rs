@@ -100,7 +100,7 @@ impl PageTables {
     /// Tables may refer to themselves and to each other, so a few frames can map the whole address space as 2^36
     /// extents and more. Limit the range, or take a limited number. The time from one extent to the next is limited: a
     /// table that maps nothing is walked once for each level that it is used on. This remembers up to a million such
-    /// tables, which take 16 MiB; a guest with more can make a step take longer.
+    /// tables, which take about 20 MiB; a guest with more can make a step take longer.
     ///
     /// ```
     /// use xenmap::{PageTables, PagingMode};
