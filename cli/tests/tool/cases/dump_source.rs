@@ -77,6 +77,24 @@ fn read_shows_what_a_dump_lacks() {
 }
 
 #[test]
+fn dump_of_a_dump_is_of_the_same_machine() {
+    let folder = folder("source-machine");
+    // EM_386, EM_X86_64, EM_AARCH64.
+    for (number, name) in [(3, "x86"), (62, "x86_64"), (183, "arm64")] {
+        let mut core = elf(&some_pages());
+        core[18] = number;
+        fs::write(folder.join("core"), core).unwrap();
+        for format in ["elf", "xen"] {
+            let output = run_in(&folder, &format!("dump --dump core new-{name} --format {format} --json"));
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let info = json(&run_in(&folder, &format!("info --dump new-{name} --json")));
+            assert_eq!(info["architecture"], name, "{format}");
+            fs::remove_file(folder.join(format!("new-{name}"))).unwrap();
+        }
+    }
+}
+
+#[test]
 fn search_finds_a_match_across_pages_of_a_dump() {
     let folder = folder_with_dumps("source-search");
     for name in WITH_HOLES.into_iter().chain(["raw"]) {
