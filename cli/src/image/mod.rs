@@ -192,6 +192,14 @@ impl Image {
         extents
     }
 
+    /// Returns how many pages the dump has only a part of.
+    pub(crate) fn partial_pages(&self) -> u64 {
+        let borders = self.extents().into_iter().flat_map(|extent| [extent.start, extent.end]);
+        let mut pages: Vec<u64> = borders.filter(|border| border % FRAME != 0).map(|border| border / FRAME).collect();
+        pages.dedup();
+        pages.len() as u64
+    }
+
     /// Returns the address after the last one that the dump has or may have hidden as zeros.
     pub(crate) fn end(&self) -> u64 {
         let end_of_runs = self.runs.last().map_or(0, |run| run.addresses.end);
