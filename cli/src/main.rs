@@ -111,7 +111,7 @@ fn run(args: &Args) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     match &args.command {
         Command::Domains { json } => domains::domains(&host()?.memory, *json, &mut stdout)?,
-        Command::Info { json } => match source::dump(&args.source)? {
+        Command::Info { json } => match source::dump_without_pages(&args.source)? {
             Some(image) => info::dump_info(&image, *json, &mut stdout)?,
             None => info::info(&host()?.guest()?, *json, &mut stdout)?,
         },

@@ -7,7 +7,7 @@ use xenmap::{
 };
 
 use crate::Result;
-use crate::image::Image;
+use crate::image::{Architecture, Image};
 use crate::registers::Registers;
 use crate::window::{MappedWindows, Window, windows_of_dump};
 
@@ -33,6 +33,15 @@ impl Ram {
         match self {
             Ram::Guest(guest) => guest.kind() == GuestKind::Pv,
             Ram::Dump(image) => image.has_machine_frames(),
+        }
+    }
+
+    /// Returns the architecture that a dump names; otherwise that of this host, which is a guest's and probably a dump's.
+    pub(crate) fn architecture(&self) -> Architecture {
+        let of_host = if cfg!(target_arch = "aarch64") { Architecture::Arm64 } else { Architecture::X86_64 };
+        match self {
+            Ram::Guest(_) => of_host,
+            Ram::Dump(image) => image.machine.architecture.unwrap_or(of_host),
         }
     }
 

@@ -14,16 +14,20 @@ use crate::ram::Ram;
 
 /// Opens the dump or the guest whose RAM a command accesses.
 pub(crate) fn ram(source: &Source) -> Result<Ram> {
-    match dump(source)? {
-        Some(image) => Ok(Ram::Dump(image)),
+    match &source.dump {
+        Some(dump) => Ok(Ram::Dump(Image::open(dump, making(source))?)),
         None => Ok(Ram::Guest(Host::open(source)?.guest_to_touch()?)),
     }
 }
 
-/// Opens the dump, if the command looks at one.
-pub(crate) fn dump(source: &Source) -> Result<Option<Image>> {
-    let open = |dump: &PathBuf| Image::open(dump, Making::new(source.dump_raw, "--dump-raw"));
+/// Opens the dump, if the command looks at one, without the bytes of its RAM.
+pub(crate) fn dump_without_pages(source: &Source) -> Result<Option<Image>> {
+    let open = |dump: &PathBuf| Image::open_without_pages(dump, making(source));
     source.dump.as_ref().map(open).transpose()
+}
+
+fn making(source: &Source) -> Making {
+    Making::new(source.dump_raw, "--dump-raw")
 }
 
 /// The host, and the guest if one was named.

@@ -3,11 +3,13 @@
 //! The kernel may have been moved when it was booted (KASLR). Its VMCOREINFO note has the addresses of some symbols, which
 //! tell how far.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::Result;
 use crate::image::{foreign, open_file};
@@ -16,6 +18,8 @@ use crate::number::number;
 
 /// The largest file that is read.
 const MAX_BYTES: u64 = 1 << 30;
+/// The longest line that is read.
+const MAX_LINE: u64 = 64 << 10;
 
 /// An address on the command line: a number, or a symbol and the distance from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,7 +91,7 @@ impl Symbols {
             "there is no VMCOREINFO note of a Linux kernel, which says where the kernel's symbols are: give addresses",
         )?;
         let known: HashMap<&str, u64> = kernel::symbols(note).collect();
-        let wanted: Vec<&str> = known.keys().copied().chain(given).collect();
+        let wanted: HashSet<&str> = known.keys().copied().chain(given).collect();
         let listed = list(path, &wanted).map_err(|e| format!("cannot use {file} as a list of symbols: {e}"))?;
         let distance = |(name, address): (&&str, &u64)| {
             let symbol = listed.get(*name).filter(|symbol| !symbol.is_ambiguous)?;
@@ -112,27 +116,35 @@ impl Symbols {
 }
 
 /// Returns those of some symbols that a file lists.
-fn list(path: &Path, wanted: &[&str]) -> Result<Listed> {
-    let mut file = BufReader::new(open_file(path)?.take(MAX_BYTES));
+fn list(path: &Path, wanted: &HashSet<&str>) -> Result<Listed> {
+    let file = open_file(path)?;
+    if file.metadata()?.len() > MAX_BYTES {
+        return Err("it is larger than 1 GiB".into());
+    }
+    let mut file = BufReader::new(file.take(MAX_BYTES));
     let head = file.fill_buf()?;
     if let Some(foreign) = foreign::identify(head) {
         return Err(foreign.into());
     }
     let mut listed = Listed::new();
     let mut add = |name: &str, address: u64, is_absolute: bool| {
-        if wanted.contains(&name) {
+        if wanted.contains(name) {
             let symbol = Symbol { address, is_absolute, is_ambiguous: false };
             let first = listed.entry(name.to_owned()).or_insert(symbol);
             first.is_ambiguous |= first.address != address;
         }
     };
     if head.starts_with(b"{") {
-        let isf: Isf = serde_json::from_reader(file).map_err(|e| format!("it is not an ISF: {e}"))?;
-        isf.symbols.iter().for_each(|(name, symbol)| add(name, symbol.address, false));
+        let mut json = serde_json::Deserializer::from_reader(file);
+        let symbols = Isf { add: |name: &str, address: u64| add(name, address, false) };
+        json.deserialize_map(symbols).and_then(|()| json.end()).map_err(|e| format!("it is not an ISF: {e}"))?;
     } else {
-        for line in file.split(b'\n') {
-            let line = line?;
-            let line = std::str::from_utf8(&line).map_err(|_| "it is not a list of symbols")?;
+        let mut bytes = Vec::new();
+        while file.by_ref().take(MAX_LINE).read_until(b'\n', &mut bytes)? > 0 {
+            if bytes.len() as u64 == MAX_LINE {
+                return Err("it is not a list of symbols: it has too long a line".into());
+            }
+            let line = std::str::from_utf8(&bytes).map_err(|_| "it is not a list of symbols")?;
             // Address, type and name; in /proc/kallsyms a module may follow.
             let mut words = line.split_ascii_whitespace();
             let address = words.next().map(|word| u64::from_str_radix(word, 16));
@@ -140,6 +152,7 @@ fn list(path: &Path, wanted: &[&str]) -> Result<Listed> {
                 return Err(format!("it has a line that is not an address, a type and a name: {line:.80}").into());
             };
             add(name, address, kind.eq_ignore_ascii_case("a"));
+            bytes.clear();
         }
     }
     if !listed.is_empty() && listed.values().all(|symbol| symbol.address == 0) {
@@ -148,14 +161,62 @@ fn list(path: &Path, wanted: &[&str]) -> Result<Listed> {
     Ok(listed)
 }
 
-/// An ISF (volatility3's `schemas`), of which only the addresses of symbols are needed.
-#[derive(Deserialize)]
-struct Isf {
-    symbols: HashMap<String, IsfSymbol>,
+/// Reads an ISF (volatility3's `schemas`), of which only the addresses of symbols are needed, and keeps nothing of it:
+/// `add` gets each symbol.
+struct Isf<F> {
+    add: F,
+}
+
+impl<'de, F: FnMut(&str, u64)> Visitor<'de> for Isf<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with symbols")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> std::result::Result<(), M::Error> {
+        let mut has_symbols = false;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == "symbols" {
+                map.next_value_seed(IsfSymbols { add: &mut self.add })?;
+                has_symbols = true;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        if has_symbols { Ok(()) } else { Err(M::Error::missing_field("symbols")) }
+    }
+}
+
+struct IsfSymbols<F> {
+    add: F,
 }
 
 #[derive(Deserialize)]
 struct IsfSymbol {
     #[serde(default)]
     address: u64,
+}
+
+impl<'de, F: FnMut(&str, u64)> DeserializeSeed<'de> for IsfSymbols<F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> std::result::Result<(), D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de, F: FnMut(&str, u64)> Visitor<'de> for IsfSymbols<F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("symbols by name")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(mut self, mut map: M) -> std::result::Result<(), M::Error> {
+        while let Some((name, IsfSymbol { address })) = map.next_entry::<String, _>()? {
+            (self.add)(&name, address);
+        }
+        Ok(())
+    }
 }

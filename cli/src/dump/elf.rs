@@ -14,6 +14,7 @@ use super::copy::Tally;
 use super::layout::{FRAME, Layout, in_a_row};
 use super::report;
 use crate::args::Format;
+use crate::image::Architecture;
 use crate::ram::Ram;
 use crate::registers::Registers;
 use crate::{Result, vmcoreinfo};
@@ -34,10 +35,8 @@ pub(super) const HEADER: u64 = size_of::<elf::FileHeader64<LE>>() as u64;
 pub(super) const SECTION: u64 = size_of::<elf::SectionHeader64<LE>>() as u64;
 const SEGMENT: u64 = size_of::<elf::ProgramHeader64<LE>>() as u64;
 
-/// The machine of the guest.
-const MACHINE: elf::Machine = if cfg!(target_arch = "aarch64") { elf::EM_AARCH64 } else { elf::EM_X86_64 };
-
-pub(super) fn layout(vcpus: Vec<Registers>, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>], is_stream: bool) -> Result<Layout> {
+    let vcpus = ram.registers();
     let count = ranges.len() + 1;
     let sections = u16::from(count >= MANY);
     let sections_end = HEADER + u64::from(sections) * SECTION;
@@ -48,7 +47,7 @@ pub(super) fn layout(vcpus: Vec<Registers>, ranges: &[Range<u64>], is_stream: bo
     let (parts, frames_end) = in_a_row(ranges, frames_start, 0);
     let (late, len) = if is_stream { (frames_end, frames_end + notes_len) } else { (head_end, frames_end) };
 
-    let mut header = file_header(sections, 0)?;
+    let mut header = file_header(ram, sections, 0)?;
     header.e_phoff = U64::new(LE, sections_end);
     header.e_phnum = U16::new(LE, u16::try_from(count.min(MANY))?);
     let mut head = pod::bytes_of(&header).to_vec();
@@ -71,7 +70,12 @@ pub(super) fn layout(vcpus: Vec<Registers>, ranges: &[Range<u64>], is_stream: bo
 }
 
 /// Returns the header of a core with this number of sections, whose headers follow; section `names` has their names.
-pub(super) fn file_header(sections: u16, names: u16) -> Result<elf::FileHeader64<LE>> {
+pub(super) fn file_header(ram: &Ram, sections: u16, names: u16) -> Result<elf::FileHeader64<LE>> {
+    let machine = match ram.architecture() {
+        Architecture::X86 => elf::EM_386,
+        Architecture::X86_64 => elf::EM_X86_64,
+        Architecture::Arm64 => elf::EM_AARCH64,
+    };
     Ok(elf::FileHeader64 {
         e_ident: elf::Ident {
             magic: elf::ELFMAG,
@@ -83,7 +87,7 @@ pub(super) fn file_header(sections: u16, names: u16) -> Result<elf::FileHeader64
             padding: [0; 7],
         },
         e_type: U16::new(LE, elf::ET_CORE),
-        e_machine: U16::new(LE, MACHINE),
+        e_machine: U16::new(LE, machine),
         e_version: U32::new(LE, 1),
         e_entry: U64::new(LE, 0),
         e_phoff: U64::new(LE, 0),

@@ -25,7 +25,7 @@ impl Layout {
         match format {
             Format::Raw => Ok(raw(ranges)),
             Format::Lime => Ok(lime(ranges)),
-            Format::Elf => elf::layout(ram.registers(), ranges, is_stream),
+            Format::Elf => elf::layout(ram, ranges, is_stream),
             Format::Xen => xen::layout(ram, ranges),
         }
     }

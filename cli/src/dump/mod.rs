@@ -25,6 +25,7 @@ use crate::Result;
 use crate::args::{Compression, CopyBy, DumpArgs, Format, Source};
 use crate::chain::chain;
 use crate::map::{self, Found};
+use crate::number::count;
 use crate::printable::write_json;
 use crate::progress::Progress;
 use crate::ram::Ram;
@@ -71,9 +72,7 @@ pub(crate) fn dump(ram: &Ram, args: &DumpArgs, source: &Source, out: &mut impl W
         let summary = report::json(ram, args, &found, written, start.elapsed());
         if to_stdout { write_json(LineWriter::new(io::stderr()), &summary)? } else { write_json(out, &summary)? }
     } else {
-        if let Some(doubt) = &written.doubt {
-            crate::say(doubt);
-        }
+        written.warnings.iter().for_each(|warning| crate::say(warning));
         crate::say(&report::summary(&written, start.elapsed()));
         report::lost(&written.tally).for_each(|line| crate::say(&line));
     }
@@ -142,11 +141,24 @@ impl Dump<'_> {
         }
         tally.add(lost);
         let doubt = layout.write_late(self.ram, &tally, &mut *sink)?;
+        let warnings = doubt.into_iter().chain(self.padded_pages()).collect();
         let bytes = sink.end(layout.len)?;
         if let Some(output) = self.output {
             output.sync()?;
         }
-        Ok(Written { tally, bytes, doubt })
+        Ok(Written { tally, bytes, warnings })
+    }
+
+    /// Returns a warning if the dump that is read has only a part of some pages.
+    fn padded_pages(&self) -> Option<String> {
+        let Ram::Dump(image) = self.ram else { return None };
+        let pages = image.partial_pages();
+        (pages > 0).then(|| {
+            format!(
+                "of {} only a part is in the dump that was read: zeros were written for the rest",
+                count(pages, "page")
+            )
+        })
     }
 
     /// Returns the error for a dump whose length a file system or a limit does not allow.

@@ -18,8 +18,8 @@ use crate::ram::Ram;
 pub(crate) struct Written {
     pub(crate) tally: Tally,
     pub(crate) bytes: u64,
-    /// Why the kernel's note may be the wrong one.
-    pub(crate) doubt: Option<String>,
+    /// Why the dump may not be what it should be, such as the kernel's note of an earlier kernel.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Returns a line that sums up the dump.
@@ -83,7 +83,7 @@ struct LostRange {
 }
 
 pub(crate) fn json(ram: &Ram, args: &DumpArgs, found: &Found, written: Written, time: Duration) -> Summary {
-    let Written { tally, bytes, doubt } = written;
+    let Written { tally, bytes, warnings } = written;
     let lost_range =
         |lost: &Lost| LostRange { range: (lost.pfns.start * FRAME..lost.pfns.end * FRAME).into(), error: reason(lost) };
     let millis = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
@@ -102,7 +102,7 @@ pub(crate) fn json(ram: &Ram, args: &DumpArgs, found: &Found, written: Written, 
         seconds: f64::from(millis) / 1000.0,
         not_searched: found.not_searched(),
         lost: tally.lost.iter().map(lost_range).collect(),
-        warnings: doubt.into_iter().collect(),
+        warnings,
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn layout(ram: &Ram, ranges: &[Range<u64>]) -> Result<Layout> {
         (elf::SHT_PROGBITS, pages_start..pages_end, FRAME),
         (elf::SHT_PROGBITS, pages_end..table_end, entry),
     ];
-    let mut head = pod::bytes_of(&file_header(u16::try_from(sections.len())?, 1)?).to_vec();
+    let mut head = pod::bytes_of(&file_header(ram, u16::try_from(sections.len())?, 1)?).to_vec();
     let mut table_of_names = Vec::new();
     for (name, (kind, range, entry)) in names.iter().zip(sections) {
         let place = u32::try_from(table_of_names.len())?;

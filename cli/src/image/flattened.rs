@@ -33,11 +33,22 @@ pub(super) fn rearrange(file: &Contents) -> Result<File> {
         if offset == END {
             return to.finish();
         }
+        // A hole of the file would be endless pieces without bytes.
+        if [offset, len] == [0, 0] {
+            return Err("it is damaged: there is no piece where one should be".into());
+        }
         if offset.checked_add(len).is_none_or(|end| i64::try_from(end).is_err()) {
             return Err("it is damaged: a piece of it is past the end of any file".into());
         }
         at += PIECE_HEADER;
-        to.write(offset, file.get(at, len).ok_or("it is cut off")?)?;
+        if len > file.len() - at {
+            return Err("it is cut off".into());
+        }
+        // A later piece replaces an earlier one.
+        to.clear(offset..offset + len)?;
+        for data in file.data_in(at..at + len) {
+            to.write(offset + (data.start - at), file.get(data.start, data.end - data.start).unwrap_or_default())?;
+        }
         at += len;
         progress.set(at / FRAME);
     }

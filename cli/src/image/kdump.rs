@@ -42,30 +42,42 @@ struct Header {
 /// Decompresses a dump. Returns a file with its pages, what that has at which address, and what the dump says of the
 /// machine.
 pub(super) fn unpack(file: &Contents) -> Result<(File, Vec<Run>, Machine)> {
-    let Header { block_size, bitmap, descriptors, machine } = Header::read(file)?;
+    let header = Header::read(file)?;
     let mut to = Unpacked::create()?;
-    let frames_each = block_size / FRAME;
-    let progress = Progress::new("decompressing", set_bits(file, bitmap..descriptors).count() as u64 * frames_each)?;
+    let Header { block_size, descriptors, .. } = header;
+    let frames = header.pages(file).count() as u64 * (block_size / FRAME);
+    let progress = Progress::new("decompressing", frames)?;
     let mut runs: Vec<Run> = Vec::new();
     let mut decoder = PageDecoder::new(usize::try_from(block_size)?)?;
     let mut at = descriptors;
-    for number in set_bits(file, bitmap..descriptors) {
-        if number > Gfn::MAX.get() / frames_each {
-            return Err("it has a frame past the last possible one".into());
-        }
-        let address = number * block_size;
+    for address in header.pages(file) {
+        let address = address?;
         let descriptor = file.get(at, DESCRIPTOR).ok_or("it is cut off")?;
         let page = decoder.decode(file, descriptor).map_err(|e| format!("the page at {address:#x}: {e}"))?;
         let run = Run::new(address, block_size, Source::File(to.len))?;
         to.append(page)?;
-        match (runs.last_mut(), run) {
-            (Some(last), Some(run)) if last.is_continued_by(&run) => last.addresses.end = run.addresses.end,
-            (_, run) => runs.extend(run),
-        }
+        add(&mut runs, run);
         at += DESCRIPTOR;
         progress.set(to.len / FRAME);
     }
-    Ok((to.finish()?, runs, machine))
+    Ok((to.finish()?, runs, header.machine))
+}
+
+/// Returns what a dump has at which address, as zeros, and what it says of the machine, without decompressing it.
+pub(super) fn without_pages(file: &Contents) -> Result<(Vec<Run>, Machine)> {
+    let header = Header::read(file)?;
+    let mut runs = Vec::new();
+    for address in header.pages(file) {
+        add(&mut runs, Run::new(address?, header.block_size, Source::Zeros)?);
+    }
+    Ok((runs, header.machine))
+}
+
+fn add(runs: &mut Vec<Run>, run: Option<Run>) {
+    match (runs.last_mut(), run) {
+        (Some(last), Some(run)) if last.is_continued_by(&run) => last.addresses.end = run.addresses.end,
+        (_, run) => runs.extend(run),
+    }
 }
 
 impl Header {
@@ -123,6 +135,17 @@ impl Header {
         }
         Ok(Header { block_size, bitmap, descriptors, machine })
     }
+
+    /// Returns the address of each page that the dump has.
+    fn pages(&self, file: &Contents) -> impl Iterator<Item = Result<u64>> {
+        let (block_size, last) = (self.block_size, Gfn::MAX.get() / (self.block_size / FRAME));
+        set_bits(file, self.bitmap..self.descriptors).map(move |number| {
+            if number > last {
+                return Err("it has a frame past the last possible one".into());
+            }
+            Ok(number * block_size)
+        })
+    }
 }
 
 /// Returns the numbers of the bits that are set in a part of a file. Holes of the file are skipped.
@@ -163,6 +186,11 @@ impl PageDecoder {
             return Err("its descriptor is cut off".into());
         };
         let bytes = file.get(offset, size.into()).ok_or("it is cut off")?;
+        // A page that does not become smaller is stored as it is. Without the check, each descriptor could lead to all of
+        // the file.
+        if bytes.len() > self.page.len() {
+            return Err("it is damaged: it takes more bytes than a page".into());
+        }
         let len = match flags & (ZLIB | LZO | SNAPPY | ZSTD) {
             0 if bytes.len() == self.page.len() => return Ok(bytes),
             0 => bytes.len(),

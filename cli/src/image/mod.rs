@@ -79,6 +79,13 @@ pub(crate) enum Making {
     Raw,
 }
 
+/// Whether the bytes of RAM are needed, which may have to be decompressed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    Needed,
+    NotNeeded,
+}
+
 impl Making {
     /// `option` is the one that reads a dump as raw.
     pub(crate) fn new(is_raw: bool, option: &'static str) -> Making {
@@ -88,10 +95,20 @@ impl Making {
 
 impl Image {
     pub(crate) fn open(path: &Path, making: Making) -> Result<Image> {
-        Image::open_as(path, making).map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
+        Image::open_as(path, making, Pages::Needed)
     }
 
-    fn open_as(path: &Path, making: Making) -> Result<Image> {
+    /// Opens a dump whose bytes of RAM are not needed. They may be wrong.
+    pub(crate) fn open_without_pages(path: &Path, making: Making) -> Result<Image> {
+        Image::open_as(path, making, Pages::NotNeeded)
+    }
+
+    fn open_as(path: &Path, making: Making, pages: Pages) -> Result<Image> {
+        let image = Image::read_file(path, making, pages);
+        image.map_err(|e| format!("cannot use {} as a dump: {e}", path.display()).into())
+    }
+
+    fn read_file(path: &Path, making: Making, pages: Pages) -> Result<Image> {
         let file = open_file(path)?;
         if file.metadata()?.len() == 0 {
             return Err("it is empty".into());
@@ -104,15 +121,15 @@ impl Image {
         match Look::of(&file)? {
             Look::Zstd => {
                 let file = zst::decompress(&file)?;
-                let detected = Image::detect(&file, &format!("decompress it first (zstd -d) and give {option}"));
+                let detected = Image::detect(&file, &format!("decompress it first (zstd -d) and give {option}"), pages);
                 detected.map_err(|e| format!("once decompressed, {e}").into())
             }
-            _ => Image::detect(&file, &format!("give {option}")),
+            _ => Image::detect(&file, &format!("give {option}"), pages),
         }
     }
 
     /// `for_raw` says what to do with a file that is raw, but does not look like it.
-    fn detect(file: &File, for_raw: &str) -> Result<Image> {
+    fn detect(file: &File, for_raw: &str, pages: Pages) -> Result<Image> {
         let look = Look::of(file)?;
         let file = Contents::new(file)?;
         match look {
@@ -120,8 +137,12 @@ impl Image {
                 let file = flattened::rearrange(&file)?;
                 match Look::of(&file)? {
                     Look::Flattened => Err("it is flattened twice".into()),
-                    _ => Image::detect(&file, for_raw).map_err(|e| format!("once rearranged, {e}").into()),
+                    _ => Image::detect(&file, for_raw, pages).map_err(|e| format!("once rearranged, {e}").into()),
                 }
+            }
+            Look::Kdump if pages == Pages::NotNeeded => {
+                let (runs, machine) = kdump::without_pages(&file)?;
+                Image::new("kdump", runs, file, machine)
             }
             Look::Kdump => {
                 let (unpacked, runs, machine) = kdump::unpack(&file)?;
@@ -169,6 +190,14 @@ impl Image {
             }
         }
         extents
+    }
+
+    /// Returns how many pages the dump has only a part of.
+    pub(crate) fn partial_pages(&self) -> u64 {
+        let borders = self.extents().into_iter().flat_map(|extent| [extent.start, extent.end]);
+        let mut pages: Vec<u64> = borders.filter(|border| border % FRAME != 0).map(|border| border / FRAME).collect();
+        pages.dedup();
+        pages.len() as u64
     }
 
     /// Returns the address after the last one that the dump has or may have hidden as zeros.

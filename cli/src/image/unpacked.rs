@@ -2,10 +2,13 @@
 
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use xenmap::FRAME_SIZE;
 
 use super::ZEROS;
@@ -31,7 +34,17 @@ impl Unpacked {
         self.write(self.len, bytes)
     }
 
-    /// Writes bytes from an offset on, and leaves holes for pages of zeros.
+    /// Makes a range zeros.
+    pub(super) fn clear(&mut self, range: Range<u64>) -> Result<()> {
+        let written = range.start..range.end.min(self.len);
+        if !written.is_empty() {
+            punch_hole(&self.file, &written).map_err(|e| cannot_write(&self.folder, &e))?;
+        }
+        self.len = self.len.max(range.end);
+        Ok(())
+    }
+
+    /// Writes bytes over zeros from an offset on, and leaves holes for pages of zeros.
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         write_sparse(&self.file, offset, bytes).map_err(|e| cannot_write(&self.folder, &e))?;
         self.len = self.len.max(offset.saturating_add(bytes.len() as u64));
@@ -48,6 +61,21 @@ impl Unpacked {
 fn temporary_folder() -> PathBuf {
     let chosen = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
     chosen.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
+/// Makes a range of a file zeros. It costs little, however long the range is, unless the file system has no holes.
+fn punch_hole(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let len = range.end - range.start;
+    let [offset, signed_len] = [range.start, len].map(|number| i64::try_from(number).unwrap_or(i64::MAX));
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file, flags, offset, signed_len) {
+        Err(Errno::EOPNOTSUPP) => {
+            let mut file = file;
+            file.seek(SeekFrom::Start(range.start))?;
+            io::copy(&mut io::repeat(0).take(len), &mut file).map(drop)
+        }
+        punched => Ok(punched?),
+    }
 }
 
 /// Writes the pages that are not zero, and leaves holes for the others.

@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Whence, lseek};
 use xenmap::FRAME_SIZE;
 
@@ -28,6 +30,12 @@ pub(crate) fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output 
 /// Runs the tool in a folder; the arguments are split at spaces.
 pub(crate) fn run_in(folder: &Path, args: &str) -> Output {
     tool().current_dir(folder).args(args.split_whitespace()).output().unwrap()
+}
+
+/// Runs the tool in a folder with at most 5 seconds of processor time and 64 MiB of data.
+pub(crate) fn run_limited(folder: &Path, args: &str) -> Output {
+    let limited = format!("ulimit -t 5; ulimit -d 65536; exec \"$0\" {args}");
+    shell(folder, &limited).output().unwrap()
 }
 
 /// Returns a shell script that runs in a folder; the tool is `$0` in it.
@@ -69,11 +77,24 @@ pub(crate) fn json(output: &Output) -> serde_json::Value {
 
 /// Makes an empty folder for one test.
 pub(crate) fn folder(test: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap").join(test);
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap");
+    lock(&all);
+    let path = all.join(test);
     // An earlier run may have left it.
     let _ = fs::remove_dir_all(&path);
     fs::create_dir_all(&path).unwrap();
     path
+}
+
+/// Waits until no other process of these tests uses their folders, and keeps others away until this process ends. Without
+/// it, another process truncates a file that this one has mapped, which ends this one with SIGBUS.
+fn lock(all: &Path) {
+    static LOCK: OnceLock<Flock<File>> = OnceLock::new();
+    LOCK.get_or_init(|| {
+        fs::create_dir_all(all).unwrap();
+        let file = File::create(all.join("lock")).unwrap();
+        Flock::lock(file, FlockArg::LockExclusive).unwrap()
+    });
 }
 
 /// Makes a sparse file `ram` in a folder: some bytes at each of these addresses.

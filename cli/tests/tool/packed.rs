@@ -101,13 +101,18 @@ pub(crate) fn kdump(pages: &Pages, (flag, compress): Method, Kdump { notes, vmco
 
 /// Returns a file as makedumpfile writes it to a pipe: in pieces, of which the second comes first.
 pub(crate) fn flattened(file: &[u8]) -> Vec<u8> {
+    let (first, second) = file.split_at(file.len() / 2);
+    flattened_pieces(&[(first.len() as u64, second), (0, first)])
+}
+
+/// Returns a flattened dump of pieces, each with its offset.
+pub(crate) fn flattened_pieces(pieces: &[(u64, &[u8])]) -> Vec<u8> {
     let mut dump = b"makedumpfile\0\0\0\0".to_vec();
     dump.extend([1_u64, 1].map(u64::to_be_bytes).concat());
     dump.resize(4096, 0);
-    let (first, second) = file.split_at(file.len() / 2);
-    for (offset, piece) in [(first.len() as u64, second), (0, first)] {
-        dump.extend([offset, piece.len() as u64].map(u64::to_be_bytes).concat());
-        dump.extend(piece);
+    for (offset, piece) in pieces {
+        dump.extend([*offset, piece.len() as u64].map(u64::to_be_bytes).concat());
+        dump.extend(*piece);
     }
     dump.extend([0xFF; 16]);
     dump

@@ -77,6 +77,43 @@ fn read_shows_what_a_dump_lacks() {
 }
 
 #[test]
+fn dump_of_parts_of_pages_says_that_zeros_were_added() {
+    let folder = folder("source-padded");
+    // Two parts of page 1, the beginning of page 3, and all of page 4 in two parts.
+    let segments = [(0x1010, 0x10), (0x1100, 0x10), (0x3000, 1), (0x4000, 0x800), (0x4800, 0x800)];
+    let mut offset = 0;
+    let segments = segments.map(|(address, len)| {
+        offset += len;
+        Segment::whole(offset - len, address, len)
+    });
+    fs::write(folder.join("core"), elf_of_segments(&segments, &pattern(0x1021))).unwrap();
+    let warning = "of 2 pages only a part is in the dump that was read: zeros were written for the rest";
+    let output = run_in(&folder, "dump --dump core new");
+    assert!(text(&output.stderr).starts_with(&format!("xenmap: {warning}\n")), "{}", text(&output.stderr));
+    let summary = json(&run_in(&folder, "dump --dump core new2 --format lime --json"));
+    assert_eq!(summary["warnings"], serde_json::json!([warning]));
+    assert_eq!(json(&run_in(&folder, "dump --dump new new3 --json"))["warnings"], serde_json::json!([]));
+}
+
+#[test]
+fn dump_of_a_dump_is_of_the_same_machine() {
+    let folder = folder("source-machine");
+    // EM_386, EM_X86_64, EM_AARCH64.
+    for (number, name) in [(3, "x86"), (62, "x86_64"), (183, "arm64")] {
+        let mut core = elf(&some_pages());
+        core[18] = number;
+        fs::write(folder.join("core"), core).unwrap();
+        for format in ["elf", "xen"] {
+            let output = run_in(&folder, &format!("dump --dump core new-{name} --format {format} --json"));
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let info = json(&run_in(&folder, &format!("info --dump new-{name} --json")));
+            assert_eq!(info["architecture"], name, "{format}");
+            fs::remove_file(folder.join(format!("new-{name}"))).unwrap();
+        }
+    }
+}
+
+#[test]
 fn search_finds_a_match_across_pages_of_a_dump() {
     let folder = folder_with_dumps("source-search");
     for name in WITH_HOLES.into_iter().chain(["raw"]) {

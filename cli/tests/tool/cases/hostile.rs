@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use proptest::prelude::*;
@@ -14,12 +13,6 @@ use crate::dumps::*;
 use crate::harness::*;
 
 const PROGRAM_HEADER: u64 = 56;
-
-/// Runs the tool in a folder with at most 5 seconds of processor time and 64 MiB of data.
-fn run_limited(folder: &Path, args: &str) -> Output {
-    let limited = format!("ulimit -t 5; ulimit -d 65536; exec \"$0\" {args}");
-    Command::new("sh").current_dir(folder).args(["-c", &limited]).arg(tool().get_program()).output().unwrap()
-}
 
 /// Makes a sparse file with these bytes at these offsets.
 fn sparse(path: &Path, len: u64, content: &[(u64, &[u8])]) {

@@ -1,7 +1,8 @@
 //! Dumps in formats that are unpacked before they are read: avml's, kdump-compressed, flattened.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -77,6 +78,51 @@ fn kdump_of_larger_pages_is_read() {
     assert_eq!(refusal(&run_in(&folder, "read --dump dump 0 1")), "cannot read at 0x0: not in the dump");
 }
 
+#[test]
+fn later_piece_of_a_flattened_dump_replaces_an_earlier_one() {
+    let folder = folder("packed-pieces");
+    let core = elf(&[(0, page(1)), (1, page(2)), (2, page(3))].into());
+    let at = core.len() as u64 - 3 * 4096;
+    fs::write(folder.join("flat"), flattened_pieces(&[(0, &core), (at + 4096, &page(0))])).unwrap();
+    let expected = [page(1), page(0), page(3)].concat();
+    assert!(run_in(&folder, "read --dump flat 0 12K --binary").stdout == expected);
+
+    // The same by a hole of the file.
+    let flat = flattened_pieces(&[(0, &core), (at + 4096, &[])]);
+    let end = flat.len() as u64 - 16;
+    let file = fs::File::create(folder.join("flat")).unwrap();
+    file.write_all_at(&flat[..flat.len() - 24], 0).unwrap();
+    let (hole, terabyte) = (end.next_multiple_of(4096), 1_u64 << 40);
+    file.write_all_at(&(hole + terabyte - end).to_be_bytes(), end - 8).unwrap();
+    file.write_all_at(&[0xFF; 16], hole + terabyte).unwrap();
+    let expected = [page(1), page(0), page(0)].concat();
+    assert!(run_in(&folder, "read --dump flat 0 12K --binary").stdout == expected);
+}
+
+#[test]
+fn pieces_that_are_a_hole_of_a_flattened_dump_are_refused_at_once() {
+    let folder = folder("packed-holes");
+    let flat = flattened(b"file");
+    fs::write(folder.join("flat"), &flat[..4096]).unwrap();
+    fs::File::options().write(true).open(folder.join("flat")).unwrap().set_len(1 << 40).unwrap();
+    let line = refusal(&run_in(&folder, "map --dump flat")).to_owned();
+    assert!(line.ends_with("it is damaged: there is no piece where one should be"), "{line}");
+}
+
+#[test]
+fn info_of_a_kdump_does_not_decompress_it() {
+    let folder = folder("packed-info");
+    let mut dump = kdump(&some_pages(), METHODS[1].1, &Kdump::default());
+    fs::write(folder.join("good"), &dump).unwrap();
+    let expected = json(&run_in(&folder, "info --dump good --json"));
+    assert_eq!((&expected["pages"], &expected["highest_frame"]), (&8.into(), &300.into()));
+    // The descriptors lead nowhere.
+    dump[4 * 4096..4 * 4096 + 8 * 24].fill(0xFF);
+    fs::write(folder.join("bad"), &dump).unwrap();
+    assert_eq!(json(&run_in(&folder, "info --dump bad --json")), expected);
+    assert!(refusal(&run_in(&folder, "map --dump bad")).ends_with("it is cut off"));
+}
+
 /// Writes a file and returns why it cannot be used.
 fn why_refused(folder: &Path, file: &[u8]) -> String {
     fs::write(folder.join("file"), file).unwrap();
@@ -97,12 +143,14 @@ fn damaged_packed_dumps_are_refused_with_the_reason() {
         file
     };
     let [none, zlib] = [0, 1].map(|i| kdump(&pages, METHODS[i].1, &Kdump::default()));
+    let too_long = [&zlib[..], &[0; 8192]].concat();
     let avml_len = avml(&pages).len();
     for (file, expected) in [
         (patched(428, &[0, 1, 0, 0], none.clone()), "it is a kdump of a machine that is not 64-bit and little-endian"),
         (patched(4096 + 12, &[1], none.clone()), "it is one of several parts of a dump: join them first"),
         (patched(436, &[0xFF; 4], none.clone()), "it is cut off"),
         (patched(4 * 4096, &[0xFF; 8], none.clone()), "the page at 0x5000: it is cut off"),
+        (patched(4 * 4096 + 9, &[17], too_long), "the page at 0x5000: it is damaged: it takes more bytes than a page"),
         (patched(4 * 4096 + 9, &[8], none.clone()), "the page at 0x5000: it is damaged: it has 2048 bytes"),
         (patched(4 * 4096 + 12, &[3], none.clone()), "the page at 0x5000: it is compressed in an unknown way"),
         (patched(4 * 4096 + 12, &[1], none), "the page at 0x5000: it is damaged: "),
@@ -133,8 +181,7 @@ fn packed_dump_is_not_a_guests_ram() {
 }
 
 /// Opens a file as a dump, which must not take long or panic, and reads all of it.
-fn open(folder: &PathBuf, file: &[u8]) {
-    fs::create_dir_all(folder).unwrap();
+fn open(folder: &Path, file: &[u8]) {
     let path = folder.join("file");
     fs::write(&path, file).unwrap();
     if let Ok(image) = Image::open(&path, Making::new(false, "--raw")) {
@@ -184,7 +231,7 @@ proptest! {
             let at = index.index(file.len());
             file[at] = byte;
         }
-        open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-changed"), &file);
+        open(&folder("packed-changed"), &file);
     }
 
     #[test]
@@ -198,12 +245,12 @@ proptest! {
                 bytes.copy_from_slice(&value.to_le_bytes());
             }
         }
-        open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-headers"), &file);
+        open(&folder("packed-headers"), &file);
     }
 
     #[test]
     fn cut_files_do_not_crash_it(form in 0..HOSTILE_FORMS, end in any::<prop::sample::Index>()) {
         let file = hostile_forms().swap_remove(form);
-        open(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/packed-cut"), &file[..end.index(file.len())]);
+        open(&folder("packed-cut"), &file[..end.index(file.len())]);
     }
 }

@@ -123,6 +123,24 @@ fn symbol_that_cannot_be_found_is_an_error_that_says_why() {
 }
 
 #[test]
+fn large_file_of_symbols_takes_little_memory() {
+    let folder = folder_with_kernel("symbols-large");
+    let read =
+        |file: &str| run_limited(&folder, &format!("read --dump dump --virtual --symbols {file} text+0x10 6 --binary"));
+    // A line that does not end.
+    fs::File::create(folder.join("line")).unwrap().set_len(1 << 30).unwrap();
+    assert!(refusal(&read("line")).ends_with("it is not a list of symbols: it has too long a line"));
+    fs::File::create(folder.join("larger")).unwrap().set_len((1 << 30) + 1).unwrap();
+    assert!(refusal(&read("larger")).ends_with("it is larger than 1 GiB"));
+    let isf = fs::read_to_string(folder.join("isf")).unwrap();
+    let others: Vec<String> = (0..1_000_000).map(|number| format!("\"{number}\":{{}}")).collect();
+    let larger = isf.replacen("\"symbols\":{", &format!("\"symbols\":{{{},", others.join(",")), 1);
+    fs::write(folder.join("larger-isf"), larger).unwrap();
+    let output = read("larger-isf");
+    assert_eq!((text(&output.stdout), text(&output.stderr)), ("canary", ""));
+}
+
+#[test]
 fn address_is_a_number_or_a_symbol() {
     let symbol = |name: &str, distance| Ok(Address::Symbol(name.to_owned(), distance));
     assert_eq!(address("0x1000"), Ok(Address::Number(0x1000)));
@@ -137,8 +155,7 @@ fn address_is_a_number_or_a_symbol() {
 proptest! {
     #[test]
     fn any_file_of_symbols_is_read_or_refused(words in vec("[0-9a-fA-F]{0,20}|[A-Za-z_]{1,8}|[ \n\t{}:,\"]|\\PC", 0..40)) {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("xenmap/symbols-any");
-        fs::create_dir_all(&folder).unwrap();
+        let folder = folder("symbols-any");
         fs::write(folder.join("file"), words.join(" ")).unwrap();
         fs::write(folder.join("core"), elf_with_notes(&[(0, page(0))].into(), &note(b"VMCOREINFO\0", 0, b"SYMBOL(a)=1\n"))).unwrap();
         let ram = Ram::Dump(Image::open(&folder.join("core"), Making::new(false, "")).unwrap());
