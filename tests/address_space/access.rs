@@ -260,7 +260,9 @@ fn arm64_pages_and_tags_are_understood() {
             [address..=address + 0x3FFF, tagged..=tagged + 0x3FFF, 5..=tagged + 0x3FFF, 1 << 59..=1 << 60]
         {
             guest.write(gfns[4], 0xFF8, &(0x8000_u64 | 3 | 1 << 6).to_ne_bytes());
-            assert_eq!(space.translate(address + 0x3FF0).unwrap().physical, 0xBFF0);
+            for address in [address, tagged] {
+                assert_eq!(space.translate(address + 0x3FF0).unwrap().physical, 0xBFF0);
+            }
             guest.write(gfns[4], 0xFF8, &[0; 8]);
             space.invalidate(invalidated.clone());
             for address in [address, tagged] {

@@ -220,3 +220,31 @@ fn what_the_p2m_said_is_forgotten_with_translations() {
         assert!(space.translate(0x1000).is_err());
     });
 }
+
+#[test]
+fn frames_of_a_large_page_are_looked_up_one_by_one() {
+    with_each_pv_guest(|host, domain, mode| {
+        // Xen allows no such entries, but a caller may pass tables that are none.
+        map_at_zero(domain, mode, &[]);
+        let directory = mfn(domain, if mode == PagingMode::Pae { 1 } else { 2 });
+        let large = mfn(domain, 8).address() & !0x1F_FFFF;
+        domain.write(directory, 0, &(large | 0xE7).to_ne_bytes());
+        let space = open(host, domain);
+        let inside: Vec<(u64, u64)> = (8..64)
+            .map(|number| (mfn(domain, number).address().wrapping_sub(large), number * KIB_4))
+            .filter(|(address, _)| *address < 0x20_0000)
+            .collect();
+        assert!(inside.len() > 16);
+        for _ in 0..2 {
+            for (address, physical) in &inside {
+                let found = space.translate(address + 5).unwrap();
+                assert_eq!((found.physical, found.page_size), (physical + 5, KIB_4));
+            }
+        }
+        let extents: Vec<_> = space.extents(0..0x20_0000).flatten().collect();
+        for (address, physical) in inside {
+            let extent = extents.iter().find(|e| (e.address..e.address + e.len).contains(&address)).unwrap();
+            assert_eq!((extent.physical + (address - extent.address), extent.page_size), (physical, KIB_4));
+        }
+    });
+}

@@ -297,6 +297,47 @@ fn table_that_cannot_be_read_is_one_error_and_the_rest_is_found() {
 }
 
 #[test]
+fn attributes_in_the_low_bits_of_a_large_page_are_not_part_of_its_address() {
+    const PAT: u64 = 1 << 12;
+    let memory = Memory::new(&[
+        (0x1000, 0x2000 | ALL),
+        (0x2000, (5 * GIB_1) | PAT | LARGE | ALL),
+        (0x2008, 0x3000 | ALL),
+        (0x3000, (7 * MIB_2) | PAT | LARGE | ALL),
+    ]);
+    let physical = |address| memory.translate(&x86(FourLevels), address).unwrap().physical;
+    assert_eq!([physical(0x123), physical(GIB_1 + 0x123)], [5 * GIB_1 + 0x123, 7 * MIB_2 + 0x123]);
+    // The last page of 4 MiB below 2^40.
+    let memory = Memory::new(&[(0x1000, 0xFFC0_0000 | 0xFF << 13 | PAT | LARGE | ALL)]);
+    assert_eq!(memory.translate(&x86(TwoLevels), 0x123).unwrap().physical, 0xFF_FFC0_0123);
+}
+
+#[test]
+fn table_that_was_walked_in_part_is_walked_again() {
+    // Two entries refer to the same table. Its first entry, before the range, is its only page.
+    let memory = Memory::new(&[
+        (0x1000, 0x2000 | ALL),
+        (0x2000, 0x3000 | ALL),
+        (0x2008, 0x3000 | ALL),
+        (0x3000, (7 * MIB_2) | LARGE | ALL),
+    ]);
+    assert_eq!(memory.all(&x86(FourLevels), MIB_2..), [(GIB_1, 7 * MIB_2, MIB_2, MIB_2)]);
+}
+
+#[test]
+fn table_that_cannot_be_read_is_an_error_wherever_it_is_used() {
+    let memory = Memory::new(&[(0x1000, 0x2000 | ALL), (0x2000, 0x20_0000 | ALL), (0x2008, 0x20_0000 | ALL)]);
+    let found: Vec<_> = memory.extents(&x86(FourLevels), ..).collect();
+    assert_eq!(found, [Err(Failure::Unreadable(0x20_0000)), Err(Failure::Unreadable(0x20_0000))]);
+    // A table of 64 KiB, without its last two frames.
+    let tables = PageTables::Arm64 { ttbr0: 0x1_0000, ttbr1: 0, tcr: 0x16 | 1 << 14 | 1 << 23 };
+    let mut memory = Memory::new(&[]);
+    memory.end = 0x1_E000;
+    let found: Vec<_> = memory.extents(&tables, ..).collect();
+    assert_eq!(found, [Err(Failure::Unreadable(0x1_E000)), Err(Failure::Unreadable(0x1_F000))]);
+}
+
+#[test]
 fn tables_that_map_nothing_are_walked_once_a_level() {
     // Every entry of each table refers to the next table, and the last one is empty: 512^4 ways lead to it.
     let mut entries = Vec::new();
