@@ -29,7 +29,6 @@ mod hexdump;
 #[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/image/mod.rs"]
 mod image;
-#[expect(dead_code, reason = "parts of it are used")]
 #[path = "../../src/info.rs"]
 mod info;
 #[path = "../../src/kernel.rs"]
