@@ -303,8 +303,8 @@ class Guest:
         return f"{len(strings)} strings are where the search found them, in {len(FORMATS)} formats"
 
     def banner_places(self):
-        """Returns where the raw dump has the version, followed by any white space and NUL."""
-        return raw(self.folder / "raw").find(re.escape(self.facts["version"].encode()) + rb"\s*\0")
+        """Returns where the raw dump has the version, followed by any white space and NUL. A hole reads as NULs."""
+        return raw(self.folder / "raw").find(re.escape(self.facts["version"].encode()) + rb"\s*(\0|\Z)")
 
     def volatility_finds_the_banner(self, dump):
         path, cache = self.folder / dump, self.folder.parent / "cache"
